@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder a server loads: read, write, verify, fingerprint."""
+
+from vllm_sauce.bundle.bundle import Bundle, SiteSAE
+from vllm_sauce.bundle.fingerprint import fingerprint_model, weights_sha256
+from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
+
+__all__ = [
+    "Bundle",
+    "ModelFingerprint",
+    "SiteSAE",
+    "TextModel",
+    "VisionModel",
+    "fingerprint_model",
+    "weights_sha256",
+]

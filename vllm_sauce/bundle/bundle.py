@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle: SAEs of one or more sites, a catalogue, and the model they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_sauce.bundle.fingerprint import fingerprint_model
+from vllm_sauce.bundle.reading import (
+    BUNDLE_FILE,
+    check_hash,
+    member,
+    parse_json,
+    read_catalogue,
+    read_json,
+)
+from vllm_sauce.bundle.schema import (
+    BundleFile,
+    ConceptFile,
+    EditFile,
+    ModelFingerprint,
+    SiteFile,
+)
+from vllm_sauce.bundle.tensors import check_header, read_weights
+from vllm_sauce.bundle.writing import replaced_folder
+from vllm_sauce.concepts import Catalogue, Concept
+from vllm_sauce.errors import BundleError, BundleMismatchError, UnsupportedSAEError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vllm_sauce.sae import SAEWeights
+
+# Copied from vllm_sauce.sae, which imports torch; a test keeps them equal.
+_ARCHITECTURES = ("jumprelu", "standard")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteSAE:
+    """One site's SAE."""
+
+    entry: SiteFile
+    """What bundle.json says of it: file, sha256, architecture, sizes, activation."""
+
+    loaded: SAEWeights | None = None
+    """The weights, None if the bundle was loaded without."""
+
+    @property
+    def weights(self) -> SAEWeights:
+        """The weights.
+
+        Raises: BundleError if the bundle was loaded without
+        """
+        if self.loaded is None:
+            raise BundleError("this bundle was loaded with weights=False")
+        return self.loaded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """The unit that is shipped, loaded and versioned."""
+
+    fingerprint: ModelFingerprint
+    """The model the SAEs were trained on."""
+
+    sites: Mapping[str, SiteSAE]
+    """SAEs by site name."""
+
+    catalogue: Catalogue
+    """The concepts."""
+
+    digest: str
+    """SHA-256 of bundle.json's bytes."""
+
+    _raw: bytes = field(repr=False)
+
+    @classmethod
+    def load(cls, path: str | Path, *, weights: bool = True) -> Bundle:
+        """Read and check a bundle; ``weights=False`` checks all but reads no tensor.
+
+        Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
+        """
+        folder = Path(path)
+        raw = read_json(folder)
+        parsed = parse_json(raw, folder / BUNDLE_FILE)
+        catalogue = read_catalogue(parsed, folder / BUNDLE_FILE)
+        sites = {}
+        for name, entry in parsed.sites.items():
+            _check_architecture(name, entry)
+            file = member(folder, entry.file)
+            check_header(file, entry)
+            check_hash(file, entry.sha256)
+            sites[name] = SiteSAE(entry, read_weights(file, entry) if weights else None)
+        digest = hashlib.sha256(raw).hexdigest()
+        return cls(parsed.fingerprint, sites, catalogue, digest, raw)
+
+    @classmethod
+    def build(
+        cls,
+        fingerprint: ModelFingerprint,
+        sites: Mapping[str, SAEWeights],
+        catalogue: Catalogue,
+        activation: Mapping[str, Mapping[str, float | None]] | None = None,
+    ) -> Bundle:
+        """Return a bundle of trained SAEs, checked as if it had been loaded.
+
+        Raises: BundleCorruptError, UnsupportedSAEError
+        """
+        measured = activation or {}
+        entries = {
+            name: _site_entry(name, sae, measured.get(name, {}))
+            for name, sae in sorted(sites.items())
+        }
+        described = BundleFile.model_construct(
+            fingerprint=fingerprint,
+            sites=entries,
+            concepts={item.name: _concept_entry(item) for item in catalogue.values()},
+        )
+        data = described.model_dump(mode="json")
+        raw = (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("ascii")
+        parsed = parse_json(raw, Path(BUNDLE_FILE))
+        return cls(
+            parsed.fingerprint,
+            {name: SiteSAE(parsed.sites[name], sae) for name, sae in sites.items()},
+            read_catalogue(parsed, Path(BUNDLE_FILE)),
+            hashlib.sha256(raw).hexdigest(),
+            raw,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the bundle; a bundle already there is replaced whole or not at all.
+
+        Raises: BundleError, OSError
+        """
+        from safetensors.torch import save_file
+
+        with replaced_folder(Path(path)) as folder:
+            for site in self.sites.values():
+                file = folder / site.entry.file
+                save_file(_contiguous(site.weights), file)
+                check_hash(file, site.entry.sha256)
+            (folder / BUNDLE_FILE).write_bytes(self._raw)
+
+    def check_model(self, model_dir: str | Path, *, weights: bool = True) -> None:
+        """Refuse a model folder the bundle does not belong to.
+
+        ``weights=False`` compares architecture and sizes only.
+
+        Raises: BundleMismatchError, ConfigError
+        """
+        found = fingerprint_model(model_dir, weights=weights)
+        mine = self.fingerprint
+        if not weights:
+            mine = mine.model_copy(update={"weights_sha256": None})
+        differences = mine.differences(found)
+        if differences:
+            raise BundleMismatchError(
+                f"the bundle belongs to another model than {model_dir}: "
+                f"{'; '.join(differences)}; serve the model it was made for"
+            )
+
+
+def _check_architecture(name: str, entry: SiteFile) -> None:
+    if entry.architecture not in _ARCHITECTURES:
+        raise UnsupportedSAEError(
+            f"site {name!r}: SAE architecture must be one of "
+            f"{', '.join(_ARCHITECTURES)}, got {entry.architecture!r}"
+        )
+
+
+def _site_entry(
+    name: str, sae: SAEWeights, activation: Mapping[str, float | None]
+) -> SiteFile:
+    from safetensors.torch import save
+
+    return SiteFile(
+        file=f"sae.{name}.safetensors",
+        sha256=hashlib.sha256(save(_contiguous(sae))).hexdigest(),
+        architecture=sae.architecture,
+        d_model=sae.d_model,
+        d_sae=sae.d_sae,
+        apply_b_dec_to_input=sae.apply_b_dec_to_input,
+        activation=dict(activation),
+    )
+
+
+def _concept_entry(concept: Concept) -> ConceptFile:
+    return ConceptFile.model_construct(
+        domain=concept.domain,
+        edits={
+            site: EditFile(
+                latents=list(edit.latents),
+                gamma=list(edit.gamma),
+                shift=list(edit.shift),
+                gate=list(edit.gate),
+            )
+            for site, edit in concept.edits.items()
+        },
+        provenance=dict(concept.provenance),
+        scores=dict(concept.scores),
+    )
+
+
+def _contiguous(sae: SAEWeights) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in sae.tensors().items()
+    }

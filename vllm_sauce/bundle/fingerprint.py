@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fingerprint of a model folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
+from vllm_sauce.errors import ConfigError
+
+_TEXT = tuple(TextModel.model_fields)
+_VISION = tuple(VisionModel.model_fields)
+
+
+def fingerprint_model(
+    model_dir: str | Path, *, weights: bool = True
+) -> ModelFingerprint:
+    """Return the fingerprint of a model folder; ``weights=False`` skips the hash.
+
+    Raises: ConfigError if there is no readable config.json
+    """
+    folder = Path(model_dir)
+    config = _read_config(folder / "config.json")
+    text = config.get("text_config", config)
+    vision = config.get("vision_config")
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        raise ConfigError(f"{folder / 'config.json'} names no architecture")
+    try:
+        return ModelFingerprint(
+            architecture=architectures[0],
+            text=TextModel(**_pick(text, _TEXT)),
+            vision=VisionModel(**_pick(vision, _VISION)) if vision else None,
+            weights_sha256=weights_sha256(folder) if weights else None,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+
+
+def weights_sha256(model_dir: str | Path) -> str | None:
+    """Return a hash over the folder's safetensors files, None if it has none.
+
+    SHA-256 over one "<sha256 of the file>  <file name>\\n" line a file, by name.
+    """
+    files = sorted(Path(model_dir).glob("*.safetensors"), key=lambda file: file.name)
+    if not files:
+        return None
+    # hashlib lets go of the GIL: shards are hashed side by side.
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = list(pool.map(file_sha256, files))
+    lines = (f"{d}  {f.name}\n" for d, f in zip(digests, files, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"no model here, cannot read {path}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return config
+
+
+def _pick(config: object, names: tuple[str, ...]) -> dict[str, object]:
+    if not isinstance(config, dict):
+        raise ConfigError("text_config and vision_config must be JSON objects")
+    return {name: config.get(name) for name in names}

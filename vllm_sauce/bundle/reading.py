@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading of a bundle folder: nothing is believed before it is checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vllm_sauce.bundle.fingerprint import file_sha256
+from vllm_sauce.bundle.schema import FORMAT, VERSION, BundleFile, ConceptFile
+from vllm_sauce.concepts import (
+    Catalogue,
+    Concept,
+    SiteEdit,
+    check_site,
+    decoder_layer_idx,
+)
+from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigError
+
+BUNDLE_FILE = "bundle.json"
+
+
+def read_json(folder: Path) -> bytes:
+    """Return the bytes of a folder's bundle.json.
+
+    Raises: BundleNotFoundError, BundleCorruptError
+    """
+    return member(folder, BUNDLE_FILE).read_bytes()
+
+
+def member(folder: Path, name: str) -> Path:
+    """Return the path of a bundle's file, which must lie in the folder itself.
+
+    Raises: BundleNotFoundError, BundleCorruptError
+    """
+    path = folder / name
+    if not path.exists():
+        raise BundleNotFoundError(f"no bundle at {folder}: {name} is missing")
+    if path.resolve().parent != folder.resolve() or not path.is_file():
+        raise BundleCorruptError(
+            f"{path} must be a plain file inside the bundle, got a link or a folder; "
+            "copy the bundle with its links resolved"
+        )
+    return path
+
+
+def parse_json(raw: bytes, source: Path) -> BundleFile:
+    """Parse bundle.json strictly.
+
+    Raises: BundleCorruptError
+    """
+    try:
+        data = json.loads(raw, object_pairs_hook=_distinct_keys)
+    except (ValueError, RecursionError) as error:
+        raise BundleCorruptError(f"{source} is not whole JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise BundleCorruptError(f'{source} must have "format": "{FORMAT}"')
+    version = data.get("version")
+    if isinstance(version, bool) or version != VERSION:
+        raise BundleCorruptError(
+            f"{source}: this vllm-sauce reads bundle version {VERSION}, "
+            f"got {version!r}; update vllm-sauce or export the bundle again"
+        )
+    try:
+        return BundleFile.model_validate_json(raw)
+    except ValidationError as error:
+        lines = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)[:5]
+        )
+        raise BundleCorruptError(f"{source}: {lines}") from error
+
+
+def read_catalogue(parsed: BundleFile, source: Path) -> Catalogue:
+    """Return the catalogue of a parsed bundle.json, checked against its sites.
+
+    Raises: BundleCorruptError
+    """
+    try:
+        _check_sites(parsed)
+        concepts = [_concept(name, c) for name, c in parsed.concepts.items()]
+        for concept in concepts:
+            _check_edits(concept, parsed)
+        return Catalogue(concepts)
+    except ConfigError as error:
+        raise BundleCorruptError(f"{source}: {error}") from error
+
+
+def check_hash(path: Path, want: str) -> None:
+    """Check a file's SHA-256.
+
+    Raises: BundleCorruptError
+    """
+    got = file_sha256(path)
+    if got != want:
+        raise BundleCorruptError(
+            f"{path} must have SHA-256 {want}, got {got}; copy the bundle again"
+        )
+
+
+def _distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Of two equal keys a JSON parser keeps the last: a concept would vanish silently.
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return keys
+
+
+def _check_sites(parsed: BundleFile) -> None:
+    files = [site.file for site in parsed.sites.values()]
+    if len(set(files)) != len(files):
+        raise ConfigError("two sites share one file")
+    text = parsed.fingerprint.text
+    for name, site in parsed.sites.items():
+        layer_idx = decoder_layer_idx(check_site(name))
+        if layer_idx is None:
+            continue
+        num_layers = text.num_hidden_layers
+        if num_layers is not None and layer_idx >= num_layers:
+            raise ConfigError(f"site {name!r}: the model has {num_layers} layers")
+        if text.hidden_size not in (None, site.d_model):
+            raise ConfigError(
+                f"site {name!r} has d_model {site.d_model}, "
+                f"the model's hidden_size is {text.hidden_size}"
+            )
+
+
+def _concept(name: str, entry: ConceptFile) -> Concept:
+    try:
+        edits = {
+            site: SiteEdit(
+                latents=tuple(edit.latents),
+                gamma=tuple(edit.gamma),
+                shift=tuple(edit.shift),
+                gate=tuple(edit.gate),
+            )
+            for site, edit in entry.edits.items()
+        }
+    except ConfigError as error:
+        raise ConfigError(f"concept {name!r}: {error}") from error
+    return Concept(
+        name=name,
+        domain=entry.domain,
+        edits=edits,
+        provenance=entry.provenance,
+        scores=entry.scores,
+    )
+
+
+def _check_edits(concept: Concept, parsed: BundleFile) -> None:
+    edits: Mapping[str, SiteEdit] = concept.edits
+    for name, edit in edits.items():
+        site = parsed.sites.get(name)
+        if site is None:
+            raise ConfigError(
+                f"concept {concept.name!r} edits {name!r}, "
+                f"the bundle has {sorted(parsed.sites)}"
+            )
+        if max(edit.latents) >= site.d_sae:
+            raise ConfigError(
+                f"concept {concept.name!r} at {name!r}: latents must be below "
+                f"d_sae={site.d_sae}, got {max(edit.latents)}"
+            )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of ``bundle.json``; docs/bundle-format.md is normative."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+FORMAT = "vllm-sauce-bundle"
+VERSION = 1
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Index = Annotated[int, Field(ge=0)]
+_Size = Annotated[int, Field(ge=1)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextModel(_Strict):
+    """Sizes of the language model as its config.json gives them."""
+
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    vocab_size: int | None = None
+
+
+class VisionModel(_Strict):
+    """Sizes of the vision tower as its config.json gives them."""
+
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    image_size: JsonValue = None
+    patch_size: JsonValue = None
+
+
+class ModelFingerprint(_Strict):
+    """What tells one model from another."""
+
+    architecture: str
+    text: TextModel
+    vision: VisionModel | None = None
+    weights_sha256: _Sha256 | None = None
+
+    def differences(self, other: ModelFingerprint) -> tuple[str, ...]:
+        """Return one line for each field that differs: mine, then the other's."""
+        mine, theirs = _flat(self), _flat(other)
+        return tuple(
+            f"{name}: {mine.get(name)!r}, not {theirs.get(name)!r}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        )
+
+
+class SiteFile(_Strict):
+    """One site's SAE file."""
+
+    file: Annotated[str, Field(pattern=r"^sae\.[A-Za-z0-9.]+\.safetensors$")]
+    sha256: _Sha256
+    architecture: str
+    d_model: _Size
+    d_sae: _Size
+    apply_b_dec_to_input: bool
+    activation: dict[str, _Number | None] = {}
+
+
+class EditFile(_Strict):
+    """One concept's edit at one site, as parallel lists."""
+
+    latents: list[_Index]
+    gamma: list[_Number]
+    shift: list[_Number]
+    gate: list[_Number]
+
+
+class ConceptFile(_Strict):
+    """One concept; its name is the key."""
+
+    domain: str
+    edits: dict[str, EditFile]
+    provenance: dict[str, JsonValue] = {}
+    scores: dict[str, _Number | None] = {}
+
+
+class BundleFile(_Strict):
+    """All of bundle.json."""
+
+    format: Literal["vllm-sauce-bundle"] = FORMAT
+    version: Literal[1] = VERSION
+    fingerprint: ModelFingerprint
+    sites: Annotated[dict[str, SiteFile], Field(min_length=1)]
+    concepts: dict[str, ConceptFile]
+
+
+def _flat(fingerprint: ModelFingerprint) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in fingerprint.model_dump().items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Atomic writing of a bundle folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vllm_sauce.bundle.reading import BUNDLE_FILE
+from vllm_sauce.errors import BundleError
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Give a new folder that takes the target's place when the block ends well.
+
+    If anything fails, the target stays as it was.
+
+    Raises: BundleError if the target holds something that is no bundle
+    """
+    _check_replaceable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
+    try:
+        # mkdtemp makes private folders; a bundle is as readable as its files.
+        fresh.chmod(0o755)
+        yield fresh
+        for path in fresh.iterdir():
+            _sync(path)
+        _sync(fresh)
+        _swap(fresh, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    if not target.exists():
+        fresh.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    kept = old / target.name
+    target.rename(kept)
+    try:
+        fresh.rename(target)
+    except OSError:
+        kept.rename(target)
+        raise
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(old)
+
+
+def _check_replaceable(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise BundleError(f"{target} must be a folder, got a file or a link")
+    if not target.exists():
+        return
+    strange = [
+        path.name
+        for path in target.iterdir()
+        if path.name != BUNDLE_FILE
+        and not (path.name.startswith("sae.") and path.suffix == ".safetensors")
+    ]
+    if strange:
+        raise BundleError(
+            f"{target} holds {sorted(strange)[0]!r}, which is no bundle's file; "
+            "save to another path"
+        )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which latents carry a concept; scores that find them are in ``selection``."""
+
+from vllm_sauce.concepts.catalogue import Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts.site import VISION, check_site, decoder_layer_idx
+
+__all__ = [
+    "VISION",
+    "Catalogue",
+    "Concept",
+    "SiteEdit",
+    "check_site",
+    "decoder_layer_idx",
+]

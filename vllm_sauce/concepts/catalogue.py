@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Concepts and the catalogue that holds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vllm_sauce.concepts.site import check_site
+from vllm_sauce.errors import ConfigError, UnknownConceptError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteEdit:
+    """What a concept does at one site: ``z' = gamma * z + shift`` where z > gate."""
+
+    latents: tuple[int, ...]
+    """Latents of the site's SAE, each at most once."""
+
+    gamma: tuple[float, ...]
+    """Factor on each latent; 1 leaves it, 0 removes it, SAUCE uses -0.5."""
+
+    shift: tuple[float, ...]
+    """Constant added to each latent where it is edited."""
+
+    gate: tuple[float, ...]
+    """Activation a latent must exceed to be edited; at least 0."""
+
+    def __post_init__(self) -> None:
+        if not self.latents:
+            raise ConfigError("an edit needs at least one latent")
+        for name in ("gamma", "shift", "gate"):
+            _check_numbers(name, getattr(self, name), len(self.latents))
+        for latent in self.latents:
+            if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
+                raise ConfigError(f"latents are indices from 0, got {latent!r}")
+        if len(set(self.latents)) != len(self.latents):
+            raise ConfigError("an edit names each latent once, got a duplicate")
+        if min(self.gate) < 0:
+            raise ConfigError(f"gate must be at least 0, got {min(self.gate)}")
+
+    @classmethod
+    def uniform(
+        cls,
+        latents: Iterable[int],
+        gamma: float = -0.5,
+        shift: float = 0.0,
+        gate: float = 0.0,
+    ) -> SiteEdit:
+        """Return the same edit for every latent."""
+        rows = tuple(int(latent) for latent in latents)
+        return cls(
+            latents=rows,
+            gamma=(float(gamma),) * len(rows),
+            shift=(float(shift),) * len(rows),
+            gate=(float(gate),) * len(rows),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concept:
+    """A named set of latents with an edit for each."""
+
+    name: str
+    """Exact, case-sensitive name a request uses."""
+
+    domain: str
+    """Group of like concepts, for example "objects"."""
+
+    edits: Mapping[str, SiteEdit]
+    """Edit at each site, by site name."""
+
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    """How the latents were found: method, images, k, ... (JSON)."""
+
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """How well it works: UAg, UAd, IRA, CRA, ..., shares in 0..1."""
+
+    def __post_init__(self) -> None:
+        for what, text in (("name", self.name), ("domain", self.domain)):
+            if not text or text != text.strip() or not text.isprintable():
+                raise ConfigError(
+                    f"a concept's {what} is printable text without outer blanks, "
+                    f"got {text!r}"
+                )
+        if not self.edits:
+            raise ConfigError(f"concept {self.name!r} edits no site")
+        for site in self.edits:
+            check_site(site)
+
+
+class Catalogue(Mapping[str, Concept]):
+    """The concepts of a bundle by name; iterates in sorted order."""
+
+    def __init__(self, concepts: Iterable[Concept] = ()) -> None:
+        self._concepts: dict[str, Concept] = {}
+        for concept in sorted(concepts, key=lambda item: item.name):
+            if concept.name in self._concepts:
+                raise ConfigError(f"concept {concept.name!r} is in the catalogue twice")
+            self._concepts[concept.name] = concept
+
+    def __getitem__(self, name: str) -> Concept:
+        return self._concepts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._concepts)
+
+    def __len__(self) -> int:
+        return len(self._concepts)
+
+    def __repr__(self) -> str:
+        return f"Catalogue({', '.join(self._concepts)})"
+
+    def concept(self, name: str) -> Concept:
+        """Return the concept of exactly this name.
+
+        Raises: UnknownConceptError
+        """
+        try:
+            return self._concepts[name]
+        except KeyError:
+            raise UnknownConceptError(name, known=self.names()) from None
+
+    def names(self) -> tuple[str, ...]:
+        """Return the concepts' names, sorted."""
+        return tuple(self._concepts)
+
+    def domains(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of each domain's concepts, both sorted."""
+        grouped: dict[str, list[str]] = {}
+        for concept in self._concepts.values():
+            grouped.setdefault(concept.domain, []).append(concept.name)
+        return {domain: tuple(grouped[domain]) for domain in sorted(grouped)}
+
+    def sites(self) -> tuple[str, ...]:
+        """Return the sites that some concept edits, sorted."""
+        return tuple(
+            sorted({site for item in self._concepts.values() for site in item.edits})
+        )
+
+    def latents(self, site: str, names: Iterable[str] | None = None) -> tuple[int, ...]:
+        """Return the distinct latents that concepts (default: all) edit at a site.
+
+        Raises: UnknownConceptError
+        """
+        used: set[int] = set()
+        for name in self._concepts if names is None else names:
+            edit = self.concept(name).edits.get(site)
+            if edit is not None:
+                used.update(edit.latents)
+        return tuple(sorted(used))
+
+
+def _check_numbers(name: str, values: Sequence[float], length: int) -> None:
+    if len(values) != length:
+        raise ConfigError(
+            f"{name} needs one number a latent: {length}, not {len(values)}"
+        )
+    for value in values:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise ConfigError(f"{name} must be finite numbers, got {value!r}")

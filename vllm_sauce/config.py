@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from vllm_sauce.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SauceConfig:
+    """Settings of a server; travels as JSON in vLLM's ``additional_config``."""
+
+    bundle: str
+    """Path of the bundle folder."""
+
+    forget: tuple[str, ...] = ()
+    """Concepts every request forgets, whatever it asks for."""
+
+    max_latents: int = 4096
+    """Most latents one mask may edit at one site."""
+
+    max_concepts: int = 64
+    """Most concepts one mask may hold."""
+
+    def __post_init__(self) -> None:
+        _check_str("bundle", self.bundle)
+        if not isinstance(self.forget, tuple):
+            raise ConfigError(f"forget must be a tuple of names, got {self.forget!r}")
+        for name in self.forget:
+            _check_str("forget", name)
+        _check_positive("max_latents", self.max_latents)
+        _check_positive("max_concepts", self.max_concepts)
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, object]) -> SauceConfig:
+        """Read a config from JSON-like data.
+
+        Raises: ConfigError
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"sauce config must be a mapping, got {data!r}")
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(str(key) for key in data if key not in known)
+        if unknown:
+            raise ConfigError(
+                f"unknown sauce setting {', '.join(unknown)}; known: {', '.join(known)}"
+            )
+        if "bundle" not in data:
+            raise ConfigError("sauce config needs 'bundle', the path of a bundle")
+        values = dict(data)
+        if isinstance(values.get("forget"), list):
+            values["forget"] = tuple(values["forget"])  # type: ignore[arg-type]
+        return cls(**values)  # type: ignore[arg-type]
+
+    def to_mapping(self) -> dict[str, object]:
+        """Return the JSON-able form that ``from_mapping`` reads."""
+        return {**asdict(self), "forget": list(self.forget)}
+
+
+def _check_str(field: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{field} must be non-empty text, got {value!r}")
+
+
+def _check_positive(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{field} must be a positive integer, got {value!r}")

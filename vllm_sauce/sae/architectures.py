@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of SAE that can be served exactly from the mask's latents alone."""
+
+from __future__ import annotations
+
+from vllm_sauce.errors import UnsupportedSAEError
+
+ARCHITECTURES = ("jumprelu", "standard")
+"""Kinds whose latents do not depend on each other's activations."""
+
+
+def check_architecture(name: str) -> str:
+    """Return ``name`` if SAEs of this kind can be served.
+
+    Raises: UnsupportedSAEError
+    """
+    if name not in ARCHITECTURES:
+        raise UnsupportedSAEError(
+            f"SAE architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}; "
+            "BatchTopK and Matryoshka SAEs can be saved as jumprelu"
+        )
+    return name

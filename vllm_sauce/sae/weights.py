@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of one SAE and its exact maths in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.sae import jumprelu, standard
+from vllm_sauce.sae.architectures import check_architecture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SAEWeights:
+    """A sparse autoencoder's parameters, in any float dtype."""
+
+    W_enc: Tensor
+    """Encoder, [d_model, d_sae]."""
+
+    W_dec: Tensor
+    """Decoder, [d_sae, d_model]."""
+
+    b_enc: Tensor
+    """Encoder bias, [d_sae]."""
+
+    b_dec: Tensor
+    """Decoder bias, [d_model]."""
+
+    threshold: Tensor | None = None
+    """JumpReLU threshold, [d_sae]; None for "standard"."""
+
+    architecture: str = "standard"
+    """ "standard" (ReLU) or "jumprelu"."""
+
+    apply_b_dec_to_input: bool = True
+    """Whether ``b_dec`` is subtracted from the input before encoding."""
+
+    def __post_init__(self) -> None:
+        check_architecture(self.architecture)
+        if self.W_enc.ndim != 2:
+            raise UnsupportedSAEError(
+                f"W_enc must be [d_model, d_sae], got {tuple(self.W_enc.shape)}"
+            )
+        if (self.architecture == "jumprelu") != (self.threshold is not None):
+            raise UnsupportedSAEError(
+                'a "jumprelu" SAE needs a threshold, a "standard" one has none'
+            )
+        shapes = {
+            "W_dec": (self.d_sae, self.d_model),
+            "b_enc": (self.d_sae,),
+            "b_dec": (self.d_model,),
+            "threshold": (self.d_sae,),
+        }
+        for name, tensor in self.tensors().items():
+            want = shapes.get(name, tuple(self.W_enc.shape))
+            if tuple(tensor.shape) != want or not tensor.is_floating_point():
+                raise UnsupportedSAEError(
+                    f"{name} must be floating point {want}, "
+                    f"got {tensor.dtype} {tuple(tensor.shape)}"
+                )
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activation."""
+        return self.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.W_enc.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parameters by name, as a checkpoint holds them."""
+        named = {
+            "W_enc": self.W_enc,
+            "W_dec": self.W_dec,
+            "b_enc": self.b_enc,
+            "b_dec": self.b_dec,
+        }
+        if self.threshold is not None:
+            named["threshold"] = self.threshold
+        return named
+
+    def hidden_pre(self, x: Tensor) -> Tensor:
+        """Return the encoder's pre-activations.
+
+        Shapes: x [..., d_model] -> [..., d_sae] float32
+        """
+        sae_in = x.float()
+        if self.apply_b_dec_to_input:
+            sae_in = sae_in - self.b_dec.float()
+        return sae_in @ self.W_enc.float() + self.b_enc.float()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the latents' activations.
+
+        Shapes: x [..., d_model] -> [..., d_sae] float32
+        """
+        hidden_pre = self.hidden_pre(x)
+        if self.threshold is None:
+            return standard.latent_acts(hidden_pre)
+        return jumprelu.latent_acts(hidden_pre, self.threshold.float())
+
+    def decode(self, latent_acts: Tensor) -> Tensor:
+        """Return the activation that latents stand for.
+
+        Shapes: latent_acts [..., d_sae] -> [..., d_model] float32
+        """
+        return latent_acts.float() @ self.W_dec.float() + self.b_dec.float()
+
+    def finite(self) -> bool:
+        """Return whether every parameter is a finite number."""
+        return all(bool(torch.isfinite(t).all()) for t in self.tensors().values())

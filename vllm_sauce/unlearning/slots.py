@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The op's tensors at one site, and which mask lives in which slot."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.concepts import Catalogue, check_site
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.sae import SAEWeights, fold_b_dec
+from vllm_sauce.unlearning.edits import MaskRows, site_rows
+from vllm_sauce.unlearning.mask import Mask
+
+
+class SiteTable:
+    """Slots for masks at one site; addresses of its tensors never change.
+
+    Shapes: mask_latents, mask_scale, mask_shift, mask_gate [num_slots, max_latents];
+        mask_len, edited_tokens [num_slots]; W_enc_rows, W_dec_rows
+        [num_pool, d_model]; b_enc [num_pool]
+    """
+
+    def __init__(
+        self,
+        sae: SAEWeights,
+        catalogue: Catalogue,
+        site: str,
+        num_slots: int,
+        max_latents: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        zero_edits: bool = False,
+    ) -> None:
+        for name, value in (("num_slots", num_slots), ("max_latents", max_latents)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        self.site = check_site(site)
+        self.num_slots = num_slots
+        self.max_latents = max_latents
+        self.zero_edits = zero_edits
+        """Test aid: every edit is nothing, all else alike (isolation control)."""
+        self._catalogue = catalogue
+        self._slot_of_mask: OrderedDict[str, int] = OrderedDict()
+        self._free = list(range(num_slots))
+        self._build_pool(sae, torch.device(device), dtype)
+        self._build_slots(torch.device(device))
+
+    def _build_pool(
+        self, sae: SAEWeights, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        # A site no concept uses keeps one idle row: the op's tensors stay non-empty.
+        self.pool_latents: tuple[int, ...] = self._catalogue.latents(self.site) or (0,)
+        if self.pool_latents[-1] >= sae.d_sae:
+            raise ConfigError(
+                f"latents at {self.site!r} must be below d_sae={sae.d_sae}, "
+                f"got {self.pool_latents[-1]}"
+            )
+        self._row_of_latent = {latent: i for i, latent in enumerate(self.pool_latents)}
+        pool = torch.tensor(self.pool_latents, device=sae.W_enc.device)
+        W_enc = sae.W_enc[:, pool]
+        b_enc = sae.b_enc[pool].float()
+        if sae.apply_b_dec_to_input:
+            b_enc = fold_b_dec(W_enc, b_enc, sae.b_dec)
+        self._threshold = (
+            torch.zeros(len(self.pool_latents))
+            if sae.threshold is None
+            else sae.threshold[pool].float().cpu()
+        )
+        self.W_enc_rows = W_enc.T.to(device=device, dtype=dtype).contiguous()
+        self.W_dec_rows = sae.W_dec[pool].to(device=device, dtype=dtype).contiguous()
+        self.b_enc = b_enc.to(device).contiguous()
+
+    def _build_slots(self, device: torch.device) -> None:
+        shape = (self.num_slots, self.max_latents)
+        self.mask_latents = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.mask_scale, self.mask_shift, self.mask_gate = (
+            torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(3)
+        )
+        self.mask_len = torch.zeros(self.num_slots, dtype=torch.int32, device=device)
+        self.edited_tokens = torch.zeros(
+            self.num_slots, dtype=torch.int64, device=device
+        )
+        self._tokens_before = torch.zeros_like(self.edited_tokens)
+
+    @property
+    def slot_masks(self) -> tuple[str | None, ...]:
+        """The id of the mask in each slot, None where a slot was never used."""
+        masks: list[str | None] = [None] * self.num_slots
+        for mask_id, slot in self._slot_of_mask.items():
+            masks[slot] = mask_id
+        return tuple(masks)
+
+    def op_args(self) -> dict[str, Tensor]:
+        """Return the op's tensors by argument name."""
+        return {
+            name: getattr(self, name)
+            for name in (
+                "mask_latents",
+                "mask_scale",
+                "mask_shift",
+                "mask_gate",
+                "mask_len",
+                "W_enc_rows",
+                "W_dec_rows",
+                "b_enc",
+                "edited_tokens",
+            )
+        }
+
+    def assign(self, masks: Sequence[Mask | None]) -> list[int]:
+        """Make every mask of a step resident and return its slot, -1 for none.
+
+        The least recently used masks leave; none of this step's ever does.
+
+        Raises: ConfigError
+        """
+        wanted = self._distinct(masks)
+        if len(wanted) > self.num_slots:
+            raise ConfigError(
+                f"a step may hold at most {self.num_slots} distinct masks, "
+                f"got {len(wanted)}; raise num_slots"
+            )
+        for mask_id in wanted:
+            if mask_id in self._slot_of_mask:
+                self._slot_of_mask.move_to_end(mask_id)
+        # Residents of this step are now the youngest, so eviction from the old end
+        # cannot reach them: there are at least as many slots as masks.
+        for mask_id, rows in wanted.items():
+            if rows is not None:
+                self._insert(mask_id, rows)
+        return [
+            -1 if mask is None else self._slot_of_mask.get(mask.mask_id, -1)
+            for mask in masks
+        ]
+
+    def clear(self) -> None:
+        """Let every resident mask go; their slots are written afresh when used."""
+        self._slot_of_mask.clear()
+        self._free = list(range(self.num_slots))
+
+    def reset(self) -> None:
+        """Forget every mask and count; the tensors keep their addresses."""
+        self._slot_of_mask.clear()
+        self._free = list(range(self.num_slots))
+        for tensor in (
+            self.mask_latents,
+            self.mask_scale,
+            self.mask_shift,
+            self.mask_gate,
+            self.mask_len,
+            self.edited_tokens,
+            self._tokens_before,
+        ):
+            tensor.zero_()
+
+    def edited_by_mask(self) -> dict[str, int]:
+        """Return tokens processed under each resident mask since it became resident.
+
+        Waits for the device.
+        """
+        counts = (self.edited_tokens - self._tokens_before).tolist()
+        return {mask_id: counts[slot] for mask_id, slot in self._slot_of_mask.items()}
+
+    def _distinct(self, masks: Sequence[Mask | None]) -> dict[str, MaskRows | None]:
+        """Map ids of the step's editing masks to rows, None for residents."""
+        wanted: dict[str, MaskRows | None] = {}
+        for mask in masks:
+            if mask is None or mask.mask_id in wanted:
+                continue
+            if mask.mask_id in self._slot_of_mask:
+                wanted[mask.mask_id] = None
+                continue
+            rows = site_rows(mask, self._catalogue, self.site)
+            if len(rows) > self.max_latents:
+                raise ConfigError(
+                    f"a mask at {self.site!r} may edit {self.max_latents} latents, "
+                    f"got {len(rows)}; raise max_latents"
+                )
+            if rows:
+                wanted[mask.mask_id] = rows
+        return wanted
+
+    def _insert(self, mask_id: str, rows: MaskRows) -> None:
+        if self._free:
+            slot = self._free.pop(0)
+        else:
+            _, slot = self._slot_of_mask.popitem(last=False)
+        self._write(slot, rows)
+        # Registered only after the write: a failed write leaves no mask in a slot.
+        self._slot_of_mask[mask_id] = slot
+
+    def _write(self, slot: int, rows: MaskRows) -> None:
+        pool_rows = torch.tensor([self._row_of_latent[j] for j in rows.latents])
+        gate = torch.tensor(rows.gate, dtype=torch.float32)
+        gate = torch.maximum(gate, self._threshold[pool_rows])
+        factor = 0.0 if self.zero_edits else 1.0
+        count = len(rows)
+        self.mask_latents[slot, :count] = pool_rows.to(self.mask_latents)
+        self.mask_scale[slot, :count] = _column(rows.scale, factor)
+        self.mask_shift[slot, :count] = _column(rows.shift, factor)
+        self.mask_gate[slot, :count] = gate.to(self.mask_gate)
+        self.mask_len[slot] = count
+        # A copy on the device: the count of the mask before stays there unread.
+        self._tokens_before[slot].copy_(self.edited_tokens[slot])
+
+
+def _column(values: tuple[float, ...], factor: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32) * factor
