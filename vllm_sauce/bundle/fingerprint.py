@@ -32,8 +32,10 @@ def fingerprint_model(
     try:
         return ModelFingerprint(
             architecture=architectures[0],
-            text=TextModel(**_pick(text, _TEXT)),
-            vision=VisionModel(**_pick(vision, _VISION)) if vision else None,
+            text=TextModel.model_validate(_pick(text, _TEXT)),
+            vision=VisionModel.model_validate(_pick(vision, _VISION))
+            if vision
+            else None,
             weights_sha256=weights_sha256(folder) if weights else None,
         )
     except ValueError as error:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-FORMAT = "vllm-sauce-bundle"
-VERSION = 1
+FORMAT: Final = "vllm-sauce-bundle"
+VERSION: Final = 1
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Index = Annotated[int, Field(ge=0)]

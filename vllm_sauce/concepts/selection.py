@@ -27,7 +27,7 @@ def share_difference(mu_pos: Tensor, mu_neg: Tensor, delta: float = 1e-8) -> Ten
 
 
 def top_latents(scores: Tensor, k: int) -> tuple[int, ...]:
-    """Return the k latents with the largest scores, best first; ties to the lower index.
+    """Return the k best-scored latents, best first; of equals the lower index.
 
     Shapes: scores [d_sae]
     Raises: ConfigError if k is out of range or a score is not a finite number

@@ -16,7 +16,8 @@ def check_architecture(name: str) -> str:
     """
     if name not in ARCHITECTURES:
         raise UnsupportedSAEError(
-            f"SAE architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}; "
+            f"SAE architecture must be one of {', '.join(ARCHITECTURES)}, "
+            f"got {name!r}; "
             "BatchTopK and Matryoshka SAEs can be saved as jumprelu"
         )
     return name

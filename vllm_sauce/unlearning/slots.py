@@ -138,11 +138,6 @@ class SiteTable:
             for mask in masks
         ]
 
-    def clear(self) -> None:
-        """Let every resident mask go; their slots are written afresh when used."""
-        self._slot_of_mask.clear()
-        self._free = list(range(self.num_slots))
-
     def reset(self) -> None:
         """Forget every mask and count; the tensors keep their addresses."""
         self._slot_of_mask.clear()

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+import pickle
+
+import pytest
+
+import vllm_sauce
+from vllm_sauce.config import SauceConfig
+
+
+def test_forms_of_a_request():
+    assert vllm_sauce.forget("dog", "red") == {
+        "sauce": {"forget": ["dog", "red"], "strength": 1.0}
+    }
+    assert vllm_sauce.forget_body("dog", strength=2) == {
+        "vllm_xargs": {"sauce_forget": ["dog"], "sauce_strength": 2.0}
+    }
+
+
+@pytest.mark.parametrize("names", [(), (["dog", "red"],), (1,)])
+def test_names_are_checked(names):
+    with pytest.raises(vllm_sauce.InvalidRequestError):
+        vllm_sauce.forget(*names)
+
+
+@pytest.mark.parametrize("strength", [-1, 11, True, "1", float("nan")])
+def test_strength_is_checked(strength):
+    with pytest.raises(vllm_sauce.InvalidStrengthError):
+        vllm_sauce.forget_body("dog", strength=strength)
+
+
+def test_request_errors_are_value_errors_and_cross_processes():
+    error = vllm_sauce.UnknownConceptError("Dog", ["dog", "cat"])
+    assert isinstance(error, ValueError)
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) == "unknown concept 'Dog': did you mean 'dog'?"
+
+
+def test_a_huge_name_makes_a_short_message():
+    error = vllm_sauce.UnknownConceptError("d" * 1_000_000, ["dog"])
+    assert len(str(error)) < 300
+
+
+def test_config_round_trip():
+    config = SauceConfig(bundle="b", forget=("dog",), max_latents=7)
+    assert SauceConfig.from_mapping(config.to_mapping()) == config
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        [],
+        {"bundle": ""},
+        {"bundle": 1},
+        {"bundle": "b", "forgot": []},
+        {"bundle": "b", "forget": "dog"},
+        {"bundle": "b", "forget": [1]},
+        {"bundle": "b", "max_latents": 0},
+        {"bundle": "b", "max_latents": True},
+        {"bundle": "b", "max_concepts": 1.5},
+    ],
+)
+def test_bad_configs_are_refused(data):
+    with pytest.raises(vllm_sauce.ConfigError):
+        SauceConfig.from_mapping(data)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+from catalogues import DIGEST, build_catalogue
+
+from vllm_sauce.errors import (
+    ConfigError,
+    InvalidRequestError,
+    TooManyConceptsError,
+    UnknownConceptError,
+)
+from vllm_sauce.unlearning import (
+    ForgetRequest,
+    Mask,
+    check_mandatory,
+    resolve_mask,
+    site_rows,
+)
+
+CATALOGUE = build_catalogue()
+
+
+def resolve(*names, strength=1.0, mandatory=(), digest=DIGEST, **limits):
+    asked = ForgetRequest(forget=names, strength=strength) if names else None
+    limits = {"max_latents": 16, **limits}
+    return resolve_mask(asked, CATALOGUE, mandatory, digest, **limits)
+
+
+def test_masks_are_canonical():
+    assert resolve("dog", "cat") == resolve("cat", "dog", "cat")
+    assert resolve("dog").concepts == (("dog", 1.0),)
+
+
+def test_ids_tell_masks_apart():
+    masks = [
+        resolve("dog"),
+        resolve("cat"),
+        resolve("dog", "cat"),
+        resolve("dog", strength=2.0),
+        resolve("dog", digest="e" * 64),
+    ]
+    assert len({mask.mask_id for mask in masks}) == len(masks)
+
+
+def test_nothing_to_forget_is_no_mask():
+    assert resolve() is None
+    assert resolve("dog", strength=0.0) is None
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 3.0])
+def test_no_request_weakens_a_mandatory_concept(strength):
+    mask = resolve("dog", "cat", strength=strength, mandatory=("dog",))
+    assert dict(mask.concepts)["dog"] == max(1.0, strength)
+    assert ("cat" in mask.names()) == (strength > 0)
+    assert resolve(mandatory=("dog",)).concepts == (("dog", 1.0),)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_unknown_concepts_are_refused_at_any_strength(strength):
+    with pytest.raises(UnknownConceptError, match="did you mean 'dog'"):
+        resolve("dogg", strength=strength)
+
+
+def test_limits_count_the_union_at_each_site():
+    assert resolve("dog", "cat", "red", max_latents=3) is not None
+    with pytest.raises(TooManyConceptsError, match="need 3 at 'vision'"):
+        resolve("dog", "cat", max_latents=2)
+    with pytest.raises(TooManyConceptsError, match="at most 1 concepts"):
+        resolve("dog", mandatory=("cat",), max_concepts=1)
+
+
+def test_mandatory_concepts_are_checked_at_start():
+    check_mandatory(("dog",), CATALOGUE)
+    with pytest.raises(ConfigError, match="did you mean 'dog'"):
+        check_mandatory(("dogs",), CATALOGUE)
+    with pytest.raises(ConfigError, match="at most 2 latents"):
+        check_mandatory(("dog", "cat"), CATALOGUE, max_latents=2)
+
+
+def test_wire_round_trip_and_tampering():
+    mask = resolve("dog", "red", strength=2.5)
+    wire = json.loads(json.dumps(mask.to_wire()))
+    assert Mask.from_wire(wire, DIGEST) == mask
+    wire["concepts"][0][1] = 0.5
+    assert Mask.from_wire(wire) != mask
+    with pytest.raises(InvalidRequestError, match="does not fit"):
+        Mask.from_wire(wire, DIGEST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mask_id": "x"},
+        {"concepts": []},
+        {"concepts": [["dog"]]},
+        {"concepts": [["dog", True]]},
+        {"concepts": [["dog", 0]]},
+        {"concepts": [["dog", 1.0], ["cat", 1.0]]},
+        {"more": 1},
+    ],
+)
+def test_malformed_wire_is_refused(change):
+    with pytest.raises(InvalidRequestError):
+        Mask.from_wire({**resolve("dog").to_wire(), **change})
+
+
+def test_sites_of_a_mask():
+    assert resolve("dog", "red").sites(CATALOGUE) == ("decoder.1", "vision")
+
+
+def test_rows_scale_with_strength():
+    rows = site_rows(resolve("dog", strength=2.0), CATALOGUE, "vision")
+    assert rows.latents == (5, 9)
+    assert rows.scale == (-2.0, -3.0)
+    assert rows.shift == (-2.0, 0.0)
+    assert rows.gate == (0.3, 0.5)
+
+
+def test_shared_latents_take_the_strongest_edit():
+    rows = site_rows(resolve("dog", "cat"), CATALOGUE, "vision")
+    assert rows.latents == (2, 5, 9)
+    assert rows.scale == (-0.5, -2.0, -1.5)
+    assert rows.shift == (0.0, -1.0, 0.0)
+    assert rows.gate == (0.0, 0.3, 0.5)
+    assert len(site_rows(resolve("red"), CATALOGUE, "vision")) == 0
