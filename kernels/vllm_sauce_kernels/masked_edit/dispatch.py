@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The custom op ``vllm_sauce::masked_edit``: Triton on GPUs, PyTorch on CPUs.
+
+``VLLM_SAUCE_KERNEL=triton`` takes the Triton form on CPUs too. It is for tests and
+needs Triton's interpreter (``TRITON_INTERPRET=1``).
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from vllm_sauce_kernels.masked_edit.eager import masked_edit_eager
+
+_SCHEMA = (
+    "(Tensor(a!) hidden_states, Tensor? residual, Tensor slot_of_token, "
+    "Tensor mask_latents, Tensor mask_scale, Tensor mask_shift, Tensor mask_gate, "
+    "Tensor mask_len, Tensor W_enc_rows, Tensor W_dec_rows, Tensor b_enc, "
+    "Tensor(b!) edited_tokens) -> ()"
+)
+
+# define + impl instead of custom_op, whose Python wrapper costs more than an idle op.
+torch.library.define("vllm_sauce::masked_edit", _SCHEMA)
+
+
+def masked_edit(
+    hidden_states: Tensor,
+    residual: Tensor | None,
+    slot_of_token: Tensor,
+    mask_latents: Tensor,
+    mask_scale: Tensor,
+    mask_shift: Tensor,
+    mask_gate: Tensor,
+    mask_len: Tensor,
+    W_enc_rows: Tensor,
+    W_dec_rows: Tensor,
+    b_enc: Tensor,
+    edited_tokens: Tensor,
+) -> None:
+    """Edit ``hidden_states`` in place; opaque to torch.compile.
+
+    Shapes: see the package's docstring.
+    Raises: ValueError where an argument has the wrong shape, dtype or strides
+    """
+    torch.ops.vllm_sauce.masked_edit.default(
+        hidden_states, residual, slot_of_token, mask_latents, mask_scale, mask_shift,
+        mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens,
+    )  # fmt: skip
+
+
+@torch.library.impl("vllm_sauce::masked_edit", "CPU")
+def _on_cpu(*args: Tensor | None) -> None:
+    check_arguments(*args)  # type: ignore[arg-type]
+    if os.environ.get("VLLM_SAUCE_KERNEL") == "triton":
+        masked_edit_triton(*args)  # type: ignore[arg-type]
+    else:
+        masked_edit_eager(*args)  # type: ignore[arg-type]
+
+
+# ROCm devices answer to the CUDA key, too.
+@torch.library.impl("vllm_sauce::masked_edit", "CUDA")
+def _on_gpu(*args: Tensor | None) -> None:
+    masked_edit_triton(*args)  # type: ignore[arg-type]
+
+
+@torch.library.register_fake("vllm_sauce::masked_edit")  # type: ignore[untyped-decorator]
+def _fake(*args: Tensor | None) -> None:
+    # No checks here: comparing symbolic sizes would put guards on the model's graph.
+    return None
+
+
+def masked_edit_triton(
+    hidden_states: Tensor,
+    residual: Tensor | None,
+    slot_of_token: Tensor,
+    mask_latents: Tensor,
+    mask_scale: Tensor,
+    mask_shift: Tensor,
+    mask_gate: Tensor,
+    mask_len: Tensor,
+    W_enc_rows: Tensor,
+    W_dec_rows: Tensor,
+    b_enc: Tensor,
+    edited_tokens: Tensor,
+) -> None:
+    """Edit ``hidden_states`` in place with the Triton form, whatever the device.
+
+    Shapes: see the package's docstring.
+    Raises: ValueError where an argument has the wrong shape, dtype or strides
+    """
+    args = (
+        hidden_states, residual, slot_of_token, mask_latents, mask_scale, mask_shift,
+        mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens,
+    )  # fmt: skip
+    check_arguments(*args)
+    # Machines without a GPU may lack Triton.
+    from vllm_sauce_kernels.masked_edit import kernel
+
+    kernel.launch(*args)
+
+
+def check_arguments(
+    hidden_states: Tensor,
+    residual: Tensor | None,
+    slot_of_token: Tensor,
+    mask_latents: Tensor,
+    mask_scale: Tensor,
+    mask_shift: Tensor,
+    mask_gate: Tensor,
+    mask_len: Tensor,
+    W_enc_rows: Tensor,
+    W_dec_rows: Tensor,
+    b_enc: Tensor,
+    edited_tokens: Tensor,
+) -> None:
+    """Check shapes, dtypes and strides; reads no tensor's values.
+
+    Raises: ValueError
+    """
+    if hidden_states.ndim != 2 or mask_latents.ndim != 2 or W_enc_rows.ndim != 2:
+        raise ValueError(
+            "hidden_states, mask_latents and W_enc_rows must have two dimensions, got "
+            f"{tuple(hidden_states.shape)}, {tuple(mask_latents.shape)}, "
+            f"{tuple(W_enc_rows.shape)}"
+        )
+    num_tokens, d_model = hidden_states.shape
+    num_slots, table = mask_latents.shape[0], mask_latents.shape
+    num_pool = W_enc_rows.shape[0]
+    if slot_of_token.ndim != 1 or slot_of_token.shape[0] < num_tokens:
+        raise ValueError(
+            f"slot_of_token must be [>= num_tokens={num_tokens}], "
+            f"got {tuple(slot_of_token.shape)}"
+        )
+    _check_rows("hidden_states", hidden_states, (num_tokens, d_model))
+    if residual is not None:
+        _check_rows("residual", residual, (num_tokens, d_model))
+    _check_rows("W_enc_rows", W_enc_rows, (num_pool, d_model))
+    _check_rows("W_dec_rows", W_dec_rows, (num_pool, d_model))
+    _check_flat("slot_of_token", slot_of_token, slot_of_token.shape, torch.int32)
+    _check_flat("mask_latents", mask_latents, table, torch.int32)
+    _check_flat("mask_scale", mask_scale, table, torch.float32)
+    _check_flat("mask_shift", mask_shift, table, torch.float32)
+    _check_flat("mask_gate", mask_gate, table, torch.float32)
+    _check_flat("mask_len", mask_len, (num_slots,), torch.int32)
+    _check_flat("b_enc", b_enc, (num_pool,), torch.float32)
+    _check_flat("edited_tokens", edited_tokens, (num_slots,), torch.int64)
+
+
+def _check_rows(name: str, rows: Tensor, shape: tuple[int, int]) -> None:
+    if rows.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)}, got {list(rows.shape)}")
+    if not rows.dtype.is_floating_point:
+        raise ValueError(f"{name} must have a float dtype, got {rows.dtype}")
+    if shape[1] > 1 and rows.stride(1) != 1:
+        raise ValueError(f"{name} must have stride(1) == 1, got {rows.stride()}")
+
+
+def _check_flat(
+    name: str, flat: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    if flat.shape != shape or flat.dtype != dtype or not flat.is_contiguous():
+        raise ValueError(
+            f"{name} must be contiguous {list(shape)} {dtype}, "
+            f"got {list(flat.shape)} {flat.dtype} with strides {flat.stride()}"
+        )
