@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines of the plugin tests: one of each kind per module, shared.
+
+``SAUCE_TEST_RUNNER=v2`` runs the same tests on Model Runner V2 through Triton's
+interpreter; it must be set before vLLM is imported, so that run is one of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RUNNER = os.environ.get("SAUCE_TEST_RUNNER", "v1")
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+# The engine lives in the test's process: tests look at its tables.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+if RUNNER == "v2":
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+
+    class _Driver:
+        """Stands in for Triton's missing CPU backend; the interpreter needs none."""
+
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+    class _Backend:
+        driver = _Driver
+        compiler = None
+
+    import triton.backends
+
+    triton.backends.backends["cpu"] = _Backend()
+else:
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """The shipped sauce-tiny."""
+    from tests.plugin.support import MODEL
+
+    return MODEL
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+    """A bundle of random SAEs at both sites, with strong edits."""
+    from tests.plugin.random_bundle import write_random_bundle
+
+    return write_random_bundle(tmp_path_factory.mktemp("bundle") / "b", model_dir)
+
+
+def engine(model_dir: Path, sauce: dict[str, Any] | None, **kwargs: Any) -> Any:
+    """Start an engine small enough that several fit beside each other."""
+    from vllm import LLM
+
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "max_model_len": 1024,
+        "max_num_seqs": 8,
+        "block_size": 32,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 64 * 1024 * 1024,
+        "enable_prefix_caching": True,
+        "seed": 0,
+    }
+    options.update(kwargs)
+    if sauce is not None:
+        options["additional_config"] = {"sauce": sauce}
+    return LLM(model=str(model_dir), **options)
+
+
+@pytest.fixture(scope="module")
+def sauced(model_dir: Path, bundle_dir: Path) -> Iterator[Any]:
+    """An engine with the plugin and the random bundle."""
+    yield engine(model_dir, {"bundle": str(bundle_dir)})
+
+
+@pytest.fixture(scope="module")
+def plain(model_dir: Path) -> Iterator[Any]:
+    """The same engine without the plugin."""
+    yield engine(model_dir, None)
+
+
+@pytest.fixture(scope="module")
+def tight(model_dir: Path, bundle_dir: Path) -> Iterator[Any]:
+    """An engine whose prefill is chunked into a few tokens a step."""
+    yield engine(
+        model_dir,
+        {"bundle": str(bundle_dir)},
+        max_num_batched_tokens=64,
+        max_num_seqs=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(model_dir: Path, bundle_dir: Path) -> Any:
+    """The transformers oracle on the same bundle."""
+    from tests.plugin.support import ReferenceModel
+    from vllm_sauce.bundle import Bundle
+
+    return ReferenceModel(model_dir, Bundle.load(bundle_dir))

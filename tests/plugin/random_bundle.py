@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle of random SAEs whose edits move every answer: mechanics, not meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vllm_sauce.bundle import Bundle, fingerprint_model
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.sae import SAEWeights
+
+D_SAE = 96
+
+
+def random_sae(seed: int, d_model: int) -> SAEWeights:
+    """Return a random ReLU SAE with unit-norm decoder rows."""
+    rng = torch.Generator().manual_seed(seed)
+    W_enc = torch.randn(d_model, D_SAE, generator=rng) / d_model**0.5
+    W_dec = torch.randn(D_SAE, d_model, generator=rng)
+    return SAEWeights(
+        W_enc=W_enc,
+        W_dec=W_dec / W_dec.norm(dim=1, keepdim=True),
+        b_enc=torch.randn(D_SAE, generator=rng) * 0.1,
+        b_dec=torch.randn(d_model, generator=rng) * 0.1,
+    )
+
+
+def write_random_bundle(path: Path, model_dir: Path) -> Path:
+    """Write a bundle for a model: concepts at the vision site, the decoder, both."""
+    fingerprint = fingerprint_model(model_dir)
+    assert fingerprint.vision is not None
+    vision = SiteEdit.uniform(range(0, 24), gamma=-4.0, shift=-1.0, gate=0.05)
+    decoder = SiteEdit.uniform(range(7, 40), gamma=-4.0, shift=-1.0, gate=0.05)
+    shared = SiteEdit.uniform(range(20, 50), gamma=-2.0, shift=0.5)
+    concepts = [
+        Concept(name="seen", domain="random", edits={"vision": vision}),
+        Concept(name="read", domain="random", edits={"decoder.1": decoder}),
+        Concept(
+            name="both", domain="random", edits={"vision": shared, "decoder.1": shared}
+        ),
+    ]
+    sites = {
+        "vision": random_sae(1, fingerprint.vision.hidden_size),
+        "decoder.1": random_sae(2, fingerprint.text.hidden_size),
+    }
+    Bundle.build(fingerprint, sites, Catalogue(concepts)).save(path)
+    return path

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features that are not proven stop the start."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_sauce.errors import UnsupportedFeatureError
+from vllm_sauce.plugin.features import refuse_unproven, unproven
+
+
+def config(**changes: Any) -> Any:
+    """Return a stand-in for ``VllmConfig`` with everything off, then ``changes``."""
+    parallel = {
+        "tensor_parallel_size": 1,
+        "pipeline_parallel_size": 1,
+        "data_parallel_size": 1,
+        "enable_dbo": False,
+    }
+    found = SimpleNamespace(
+        parallel_config=SimpleNamespace(**parallel),
+        model_config=SimpleNamespace(
+            runner_type="generate",
+            enable_prompt_embeds=False,
+            multimodal_config=SimpleNamespace(enable_mm_embeds=False),
+        ),
+        compilation_config=SimpleNamespace(
+            cudagraph_mm_encoder=False, compile_mm_encoder=False
+        ),
+        speculative_config=None,
+        kv_transfer_config=None,
+        lora_config=None,
+    )
+    for path, value in changes.items():
+        *outer, last = path.split("__")
+        owner: Any = found
+        for name in outer:
+            owner = getattr(owner, name)
+        setattr(owner, last, value)
+    return found
+
+
+def test_nothing_on_is_accepted() -> None:
+    """The default configuration passes."""
+    assert unproven(config()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "says"),
+    [
+        ("parallel_config__pipeline_parallel_size", 2, "pipeline_parallel_size=2"),
+        ("parallel_config__tensor_parallel_size", 4, "tensor_parallel_size=4"),
+        ("parallel_config__enable_dbo", True, "dual-batch"),
+        ("compilation_config__cudagraph_mm_encoder", True, "CUDA graphs of the encoder"),
+        ("speculative_config", object(), "speculative"),
+        ("kv_transfer_config", object(), "KV transfer"),
+        ("lora_config", object(), "LoRA"),
+        ("model_config__enable_prompt_embeds", True, "prompt embeddings"),
+        ("model_config__multimodal_config__enable_mm_embeds", True, "image embeddings"),
+        ("model_config__runner_type", "pooling", "pooling"),
+    ],
+)
+def test_each_unproven_feature_is_refused(change: str, value: Any, says: str) -> None:
+    """The error names the feature and what to do."""
+    with pytest.raises(UnsupportedFeatureError, match=says) as caught:
+        refuse_unproven(config(**{change: value}), sites=("vision",))
+    assert "switch these off" in str(caught.value)
+
+
+def test_every_watched_switch_exists_in_this_vllm() -> None:
+    """A renamed switch would be watched in vain."""
+    from vllm.config import (
+        CompilationConfig,
+        ModelConfig,
+        MultiModalConfig,
+        ParallelConfig,
+        VllmConfig,
+    )
+
+    from vllm_sauce.plugin import features
+
+    owners = {
+        "": VllmConfig,
+        "parallel_config": ParallelConfig,
+        "model_config": ModelConfig,
+        "model_config.multimodal_config": MultiModalConfig,
+        "compilation_config": CompilationConfig,
+    }
+    for path, _ in features._SWITCHES:
+        owner, _, name = path.rpartition(".")
+        assert name in owners[owner].__dataclass_fields__, path
+    for name in features._PARALLEL:
+        assert name in ParallelConfig.__dataclass_fields__, name

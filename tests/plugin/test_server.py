@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm serve --plugin sauce`` (its own process, compiled) and the OpenAI client."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+import vllm_sauce
+from tests.plugin.conftest import RUNNER
+from tests.plugin.support import picture
+
+pytestmark = pytest.mark.skipif(
+    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+)
+
+VLLM = Path(sys.executable).with_name("vllm")
+
+
+def serve(*args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start ``vllm serve`` in a process group of its own."""
+    environ = {
+        k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"
+    }
+    return subprocess.Popen(
+        [str(VLLM), "serve", *args],
+        env={**environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(
+    model_dir: Path, bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A compiled server with one mandatory concept; yields its address."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("serve") / "log"
+    process = serve(
+        str(model_dir),
+        *("--plugin", "sauce", "--sauce-bundle", str(bundle_dir)),
+        *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"),
+        *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    os.set_blocking(process.stdout.fileno(), False)
+    deadline = time.monotonic() + 300
+    address = f"http://127.0.0.1:{port}"
+    while True:
+        lines.append(process.stdout.read() or "")
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail("the server did not start:\n" + "".join(lines)[-4000:])
+        try:
+            if httpx.get(f"{address}/health", timeout=2).status_code == 200:
+                break
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    log.write_text("".join(lines))
+    os.environ["SAUCE_TEST_SERVER_LOG"] = str(log)
+    yield address
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def client(server: str) -> openai.OpenAI:
+    """The ordinary client."""
+    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+
+
+def data_url(seed: int) -> str:
+    """Return a test picture as a data URL."""
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def chat(client: openai.OpenAI, seed: int = 1, **extra_body: Any) -> Any:
+    """Ask about a picture; returns the first choice."""
+    reply = client.chat.completions.create(
+        model="tiny",
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": data_url(seed)}},
+                    {"type": "text", "text": "what is in the picture ?"},
+                ],
+            }
+        ],
+        temperature=0,
+        max_tokens=6,
+        logprobs=True,
+        top_logprobs=5,
+        extra_body={"ignore_eos": True, **extra_body},
+    )
+    return reply.choices[0]
+
+
+def numbers(choice: Any) -> list[float]:
+    """Return the log-probabilities of an answer's tokens."""
+    return [round(token.logprob, 3) for token in choice.logprobs.content]
+
+
+def test_start_names_what_runs(server: str) -> None:
+    """One line tells bundle, sites, concepts and what is mandatory; then the canary."""
+    log = Path(os.environ["SAUCE_TEST_SERVER_LOG"]).read_text()
+    (line,) = [text for text in log.splitlines() if "sauce: bundle" in text]
+    assert "decoder.1, vision" in line
+    assert "3 concepts" in line
+    assert "mandatory: none" in line
+    assert "canary passed at decoder.1, vision" in log
+
+
+@pytest.mark.parametrize("concept", ["seen", "read", "both"])
+def test_forgets_over_http(client: openai.OpenAI, concept: str) -> None:
+    """Masked differs from unmasked, and unmasked stays itself afterwards."""
+    before = numbers(chat(client))
+    masked = numbers(chat(client, **vllm_sauce.forget_body(concept)))
+    assert masked != before
+    assert numbers(chat(client)) == before
+    assert numbers(chat(client, **vllm_sauce.forget_body(concept))) == masked
+
+
+def test_concurrent_clients_keep_their_own_masks(client: openai.OpenAI) -> None:
+    """Sixteen requests at once; each is answered as when it came alone."""
+    bodies: list[dict[str, Any]] = [
+        {},
+        vllm_sauce.forget_body("seen"),
+        vllm_sauce.forget_body("read"),
+        vllm_sauce.forget_body("both", strength=2.0),
+    ]
+    alone = [numbers(chat(client, 2, **body)) for body in bodies]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        together = list(
+            pool.map(lambda i: numbers(chat(client, 2, **bodies[i % 4])), range(16))
+        )
+    for i, got in enumerate(together):
+        assert got == pytest.approx(alone[i % 4], abs=2e-3), i
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (vllm_sauce.forget_body("seeen"), "did you mean 'seen'"),
+        ({"vllm_xargs": {"sauce_forgot": ["seen"]}}, "sauce_forgot"),
+        ({"vllm_xargs": {"sauce_forget": [1]}}, "got int"),
+        ({"vllm_xargs": {"sauce_forget": ["seen"], "sauce_strength": 99}}, "99"),
+        ({"vllm_xargs": {"sauce_strength": "strong"}}, "strength"),
+        ({"sauce_forget": ["seen"]}, "vllm_xargs"),
+        ({**vllm_sauce.forget_body("seen"), "use_beam_search": True}, "beam"),
+        ({"cache_salt": "sauce:x"}, "cache_salt"),
+    ],
+)
+def test_bad_requests_get_400(
+    client: openai.OpenAI, body: dict[str, Any], says: str
+) -> None:
+    """Each mistake is a 400 a person understands; others go on unharmed."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        beside = pool.submit(chat, client, 3)
+        with pytest.raises(openai.BadRequestError, match=says):
+            chat(client, 3, **body)
+        assert numbers(beside.result()) == pytest.approx(numbers(chat(client, 3)), abs=2e-3)
+
+
+def test_completions_and_responses_pass_admission(client: openai.OpenAI) -> None:
+    """The other generation routes forget, and refuse, alike."""
+    ask = {"model": "tiny", "prompt": "USER: what is in the picture ? ASSISTANT:"}
+    body = {"ignore_eos": True, **vllm_sauce.forget_body("read")}
+    plain = client.completions.create(**ask, max_tokens=4, temperature=0, logprobs=1)
+    masked = client.completions.create(
+        **ask, max_tokens=4, temperature=0, logprobs=1, extra_body=body
+    )
+    assert plain.choices[0].logprobs != masked.choices[0].logprobs
+    bad = vllm_sauce.forget_body("reed")
+    with pytest.raises(openai.BadRequestError, match="did you mean"):
+        client.completions.create(**ask, extra_body=bad)
+    with pytest.raises(openai.BadRequestError, match="did you mean"):
+        client.responses.create(model="tiny", input="what is it ?", extra_body=bad)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--plugin", "sauce", "--sauce-bundle", "no/such/place"], "no/such/place"),
+        (["--plugin", "soss"], "unknown plugin 'soss'"),
+        (["--sauce-forget", "seen"], "--plugin sauce"),
+    ],
+)
+def test_server_does_not_start(model_dir: Path, args: list[str], says: str) -> None:
+    """A wrong command line ends the start with its reason."""
+    process = serve(str(model_dir), "--dtype", "float32", *args)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert says in output

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request in, mask out: resolves what to forget and sets the cache identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.config import SauceConfig
+from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.plugin import compat, settings
+from vllm_sauce.unlearning import Mask, parse_request, resolve_mask
+
+KEY = "sauce"
+PREFIX = "sauce:"
+"""Begins every cache key of a masked request; no client may use it."""
+
+
+def install() -> None:
+    """Make every request pass admission, whatever entry point it came from."""
+    compat.wrap(compat.input_processor_cls(), "process_inputs", _process_inputs)
+
+
+class Admission:
+    """What one API process needs to admit requests: catalogue, policy, limits."""
+
+    def __init__(self, config: SauceConfig) -> None:
+        self.config = config
+        self.bundle = Bundle.load(config.bundle, weights=False)
+
+    def resolve(self, extra_args: Mapping[str, Any] | None) -> Mask | None:
+        """Return the mask of a request, None when there is nothing to forget.
+
+        Raises: RequestError (a ValueError: HTTP 400).
+        """
+        return resolve_mask(
+            parse_request(extra_args),
+            self.bundle.catalogue,
+            self.config.forget,
+            self.bundle.digest,
+            self.config.max_latents,
+            self.config.max_concepts,
+        )
+
+    def identify(self, request: Any, mask: Mask | None) -> None:
+        """Give the request's KV blocks and images an identity of their mask.
+
+        A decoder mask salts the first block and so the whole chain; a vision mask
+        renames the images, which keys the encoder cache and the blocks behind it.
+        """
+        refuse_forged_keys(request)
+        if mask is None:
+            return
+        sites = mask.sites(self.bundle.catalogue)
+        if any(site != "vision" for site in sites):
+            salt = request.cache_salt
+            request.cache_salt = f"{PREFIX}{mask.mask_id}" + (f":{salt}" if salt else "")
+        if "vision" in sites:
+            for feature in request.mm_features or ():
+                feature.identifier = f"{PREFIX}{mask.mask_id}:{feature.identifier}"
+
+
+def refuse_forged_keys(request: Any) -> None:
+    """Refuse a client's cache keys that look like ours.
+
+    With them a plain request could read, or poison, the blocks of a masked one.
+
+    Raises: InvalidRequestError.
+    """
+    if (request.cache_salt or "").startswith(PREFIX):
+        raise InvalidRequestError(
+            f"cache_salt must not begin with {PREFIX!r}, which vllm-sauce reserves; "
+            "choose another salt"
+        )
+    for feature in request.mm_features or ():
+        if feature.identifier.startswith(PREFIX):
+            raise InvalidRequestError(
+                f"an image's uuid must not begin with {PREFIX!r}, which vllm-sauce "
+                "reserves; choose another uuid"
+            )
+
+
+def has_sauce_keys(extra_args: Mapping[str, Any] | None) -> bool:
+    """Tell whether a request speaks to this plugin at all."""
+    return any(str(key).lower().startswith(KEY) for key in extra_args or ())
+
+
+def carry(extra_args: Mapping[str, Any] | None, mask: Mask | None) -> dict[str, Any]:
+    """Return the extra arguments with our raw keys replaced by the resolved mask."""
+    kept = {
+        key: value
+        for key, value in (extra_args or {}).items()
+        if not str(key).lower().startswith(KEY)
+    }
+    if mask is not None:
+        kept[KEY] = {"mask": mask.to_wire()}
+    return kept
+
+
+def _admission_of(processor: Any) -> Admission | None:
+    config = settings.from_vllm_config(processor.vllm_config)
+    if config is None:
+        return None
+    admission: Admission | None = getattr(processor, "_sauce_admission", None)
+    if admission is None:
+        admission = processor._sauce_admission = Admission(config)
+    return admission
+
+
+def _process_inputs(
+    original: Callable[..., Any],
+    self: Any,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    admission = _admission_of(self)
+    extra_args = getattr(params, "extra_args", None)
+    if admission is None:
+        if has_sauce_keys(extra_args):
+            raise InvalidRequestError(
+                "the request asks to forget concepts, but this engine runs without "
+                "sauce; start it with --plugin sauce"
+            )
+        return original(self, request_id, prompt, params, *args, **kwargs)
+    if not compat.is_sampling_params(params):
+        raise InvalidRequestError(
+            "sauce edits generation only; pooling requests are refused because they "
+            "would be answered unedited"
+        )
+    mask = admission.resolve(extra_args)
+    params = compat.with_extra_args(params, carry(extra_args, mask) or None)
+    request = original(self, request_id, prompt, params, *args, **kwargs)
+    admission.identify(request, mask)
+    return request

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only module that names vLLM's internals.
+
+One function per seam. Each docstring says what it reaches, why, and when it can go.
+A seam that is missing raises ``UnsupportedVLLMError`` before the engine starts: an
+edit that cannot be placed must never be skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from vllm_sauce.errors import UnsupportedVLLMError
+
+SUPPORTED_VLLM = SpecifierSet(">=0.26,<0.34", prereleases=True)
+
+
+def vllm_version() -> str:
+    """Return ``vllm.__version__`` (the CPU wheel has no ``vllm`` distribution)."""
+    from vllm import __version__
+
+    return str(__version__)
+
+
+def check_version() -> None:
+    """Refuse a vLLM whose seams nobody has read.
+
+    Raises: UnsupportedVLLMError.
+    """
+    version = vllm_version()
+    if Version(Version(version).base_version) not in SUPPORTED_VLLM:
+        raise UnsupportedVLLMError(
+            f"vllm-sauce supports vLLM {SUPPORTED_VLLM}, this is {version}; install a "
+            "supported vLLM, or remove vllm-sauce to serve without it"
+        )
+
+
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace ``owner.name`` by a function that calls ``around(original, ...)``.
+
+    Raises: UnsupportedVLLMError when vLLM has renamed the seam.
+    """
+    raw = vars(owner).get(name) if isinstance(owner, type) else getattr(owner, name, 0)
+    original = raw.__func__ if isinstance(raw, (staticmethod, classmethod)) else raw
+    if not callable(original):
+        raise UnsupportedVLLMError(
+            f"vLLM {vllm_version()} has no {getattr(owner, '__name__', owner)}.{name}; "
+            "update vllm_sauce/plugin/compat.py"
+        )
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    if isinstance(raw, (staticmethod, classmethod)):
+        setattr(owner, name, type(raw)(wrapper))
+    else:
+        setattr(owner, name, wrapper)
+
+
+def logger(name: str) -> Any:
+    """Return vLLM's own logger, so that our lines look and filter like its lines."""
+    from vllm.logger import init_logger
+
+    return init_logger(f"vllm.{name}")
+
+
+def engine_args_cls() -> type:
+    """``EngineArgs``: flags, the config every entry point builds.
+
+    Why: vLLM has no hook for a plugin's own flags. Remove when it offers one.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs
+
+
+def input_processor_cls() -> type:
+    """``InputProcessor``: makes the ``EngineCoreRequest`` of every entry point.
+
+    Why: ``LogitsProcessor.validate_params`` cannot set the cache identity and is
+    refused with other features. Remove when vLLM has a request-admission hook.
+    """
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    return InputProcessor
+
+
+def worker_base_cls() -> type:
+    """``WorkerBase``: every device's worker begins here, with the whole config.
+
+    Why: plugins load in processes of all kinds and are not told in which.
+    """
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    return WorkerBase
+
+
+def model_loader_cls() -> type:
+    """``BaseModelLoader``: the one place both runners and all devices load through.
+
+    Why: the edit must be in the model before profiling and compilation.
+    """
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    return BaseModelLoader
+
+
+def runner_v1_cls() -> type:
+    """The V1 ``GPUModelRunner`` (``CPUModelRunner`` inherits it).
+
+    Why: V1 has no per-step hook. Remove with V1.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    return GPUModelRunner
+
+
+def runner_v2_cls() -> type:
+    """The V2 ``GPUModelRunner``; only its ``_dummy_run`` is used, for the canary."""
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    return GPUModelRunner
+
+
+def worker_classes() -> Iterator[type]:
+    """The worker classes whose ``compile_or_warm_up_model`` ends the warm-up.
+
+    Why: the canary must run in the compiled, captured model, before serving.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker
+
+        yield CPUWorker
+    else:
+        from vllm.v1.worker.gpu_worker import Worker
+
+        yield Worker
+
+
+def model_state_cls(vllm_config: Any, model: Any) -> type:
+    """Return the ``ModelState`` class V2 would take for this model.
+
+    0.26 has no ``resolve_model_state_cls``; the model families we accept take
+    ``DefaultModelState`` there.
+    """
+    from vllm.v1.worker.gpu import model_states
+
+    resolve = getattr(model_states, "resolve_model_state_cls", None)
+    if resolve is not None:
+        cls: type = resolve(vllm_config, model)
+        return cls
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+    return DefaultModelState
+
+
+def request_protocols() -> Iterator[type]:
+    """Request models of the HTTP API that turn into sampling parameters.
+
+    Why: pydantic keeps unknown body fields in ``model_extra`` and vLLM ignores them,
+    so ``"sauce_forget"`` at the top level would be served unedited.
+    """
+    import importlib
+
+    for module in (
+        "vllm.entrypoints.openai.chat_completion.protocol",
+        "vllm.entrypoints.openai.completion.protocol",
+        "vllm.entrypoints.openai.responses.protocol",
+        "vllm.entrypoints.speech_to_text.transcription.protocol",
+        "vllm.entrypoints.speech_to_text.translation.protocol",
+    ):
+        try:
+            found = vars(importlib.import_module(module))
+        except ModuleNotFoundError:
+            continue
+        for value in found.values():
+            if (
+                isinstance(value, type)
+                and value.__module__ == module
+                and "to_sampling_params" in vars(value)
+            ):
+                yield value
+
+
+def is_sampling_params(params: Any) -> bool:
+    """Tell generation requests from pooling ones."""
+    from vllm import SamplingParams
+
+    return isinstance(params, SamplingParams)
+
+
+def with_extra_args(params: Any, extra_args: Mapping[str, Any] | None) -> Any:
+    """Return a copy of ``params`` with other ``extra_args``; the caller's stays."""
+    import copy
+
+    changed = copy.copy(params)
+    changed.extra_args = None if extra_args is None else dict(extra_args)
+    return changed
+
+
+def decoder_layers(model: Any) -> Any:
+    """Return the decoder's ``ModuleList`` of a language or vision-language model.
+
+    Raises: UnsupportedVLLMError.
+    """
+    for path in (
+        ("language_model", "model", "layers"),
+        ("model", "layers"),
+        ("language_model", "layers"),
+    ):
+        found = model
+        for name in path:
+            found = getattr(found, name, None)
+            if found is None:
+                break
+        if found is not None:
+            return found
+    raise UnsupportedVLLMError(
+        f"cannot find the decoder layers of {type(model).__name__}; sauce edits models "
+        "with `model.layers` or `language_model.model.layers`"
+    )
+
+
+def local_model_dir(model: str, revision: str | None) -> Path | None:
+    """Return the folder that holds the model's files, or None when not on disk yet."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except Exception:
+        # Not downloaded yet (or not a hub name): the caller checks again after load
+        # and fails there if the folder still cannot be found.
+        return None

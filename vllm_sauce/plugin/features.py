@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM features under which the edit is not proven: refused at start, not ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_sauce.errors import UnsupportedFeatureError
+
+
+def _get(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name, None)
+        if config is None:
+            return None
+    return config
+
+
+# Sequence parallelism needs more than one tensor-parallel rank, so it is covered here
+# under every name its switch has had.
+_PARALLEL = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "prefill_context_parallel_size",
+    "decode_context_parallel_size",
+)
+
+_SWITCHES = (
+    ("speculative_config", "speculative decoding"),
+    ("kv_transfer_config", "KV transfer (connectors may ignore the cache identity)"),
+    ("ec_transfer_config", "a remote encoder"),
+    ("lora_config", "LoRA"),
+    ("parallel_config.enable_dbo", "dual-batch overlap"),
+    ("parallel_config.enable_expert_parallel", "expert parallelism"),
+    ("parallel_config.enable_elastic_ep", "elastic expert parallelism"),
+    ("model_config.enable_prompt_embeds", "prompt embeddings"),
+    ("model_config.multimodal_config.enable_mm_embeds", "image embeddings as input"),
+    ("compilation_config.cudagraph_mm_encoder", "CUDA graphs of the encoder"),
+    ("compilation_config.compile_mm_encoder", "compilation of the encoder"),
+)
+
+
+def unproven(vllm_config: Any) -> list[str]:
+    """Return the features in use that nobody has proven correct under an edit."""
+    found = [
+        f"{name}={size}"
+        for name in _PARALLEL
+        if (size := _get(vllm_config, f"parallel_config.{name}")) not in (None, 1)
+    ]
+    found += [what for path, what in _SWITCHES if _get(vllm_config, path)]
+    runner = _get(vllm_config, "model_config.runner_type")
+    if runner not in (None, "generate"):
+        found.append(f"the {runner} runner")
+    return found
+
+
+def refuse_unproven(vllm_config: Any, *, sites: tuple[str, ...]) -> None:
+    """Stop the start when an unproven feature is on.
+
+    Raises: UnsupportedFeatureError.
+    """
+    if found := unproven(vllm_config):
+        raise UnsupportedFeatureError(
+            f"sauce is not proven correct with: {'; '.join(found)} (sites "
+            f"{', '.join(sites)}); switch these off, or serve without --plugin sauce"
+        )

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every hook the plugin places into vLLM, in the order a request meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_sauce.plugin import admission, bench_client, compat, flags, settings
+
+_worker_installed = False
+
+
+def install() -> None:
+    """Place the hooks every process needs; all are inert until sauce is configured.
+
+    Raises: UnsupportedVLLMError.
+    """
+    compat.check_version()
+    flags.install()
+    bench_client.install()
+    settings.install()
+    admission.install()
+    compat.wrap(compat.worker_base_cls(), "__init__", _worker_init)
+
+
+def _worker_init(
+    original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
+    if settings.from_vllm_config(vllm_config) is not None:
+        install_worker()
+    original(self, vllm_config, *args, **kwargs)
+
+
+def install_worker() -> None:
+    """Place the hooks of a process that runs the model, once.
+
+    Left out elsewhere: they import the model runners, seconds of start-up time.
+    """
+    global _worker_installed
+    if _worker_installed:
+        return
+    from vllm_sauce.plugin import canary, injection, runner_v1
+
+    injection.install()
+    runner_v1.install()
+    canary.install()
+    _worker_installed = True

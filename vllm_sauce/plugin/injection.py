@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put the op into a loaded model, before vLLM profiles, compiles and captures it.
+
+The class of the one module at a site is swapped for a subclass (as
+``torch.nn.utils.parametrize`` does), which keeps module names, weights and compilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from vllm_sauce_kernels.masked_edit import masked_edit
+
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.config import SauceConfig
+from vllm_sauce.errors import (
+    BundleMismatchError,
+    UnsupportedFeatureError,
+)
+from vllm_sauce.plugin import compat, runner_v2, settings
+from vllm_sauce.plugin.runtime import _TENSORS, DecoderSite, SauceRuntime, VisionSite
+from vllm_sauce.unlearning.slots import SiteTable
+
+PROVEN_LAYERS = ("LlamaDecoderLayer",)
+"""Decoder layers whose output is known to be ``(hidden_states, residual)``."""
+
+PROVEN_VISION = ("LlavaForConditionalGeneration",)
+"""Models whose projector input is the tower's output, one row block per image."""
+
+
+def install() -> None:
+    """Inject into every model a loader returns, when sauce is configured."""
+    compat.wrap(compat.model_loader_cls(), "load_model", _load_model)
+
+
+def _load_model(
+    original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> Any:
+    model = original(self, vllm_config, *args, **kwargs)
+    config = settings.from_vllm_config(vllm_config)
+    if config is not None:
+        inject(model, vllm_config, config)
+    return model
+
+
+def inject(model: nn.Module, vllm_config: Any, config: SauceConfig) -> SauceRuntime:
+    """Place the bundle's sites into a model and return the worker's runtime.
+
+    Raises: BundleError, UnsupportedVLLMError, UnsupportedFeatureError.
+    """
+    bundle = Bundle.load(config.bundle)
+    expected = vllm_config.additional_config["sauce"].get("digest")
+    if expected != bundle.digest:
+        raise BundleMismatchError(
+            f"the bundle {config.bundle} changed while the engine started: wanted "
+            f"{expected}, found {bundle.digest}; start again"
+        )
+    model_config = vllm_config.model_config
+    folder = compat.local_model_dir(model_config.model, model_config.revision)
+    if folder is None:
+        raise BundleMismatchError(
+            f"cannot find the files of {model_config.model} to check that the bundle "
+            "belongs to them; give a local folder as the model"
+        )
+    bundle.check_model(folder)
+    runtime = SauceRuntime(bundle, config)
+    device = next(model.parameters()).device
+    for site in sorted(bundle.sites):
+        table = _table(bundle, site, vllm_config, config, device)
+        if site == "vision":
+            _inject_vision(model, runtime, table)
+        else:
+            _inject_decoder(model, runtime, site, table, vllm_config)
+    object.__setattr__(model, "_sauce_runtime", runtime)
+    runner_v2.offer_model_state(model, vllm_config, runtime)
+    return runtime
+
+
+def _table(
+    bundle: Bundle, site: str, vllm_config: Any, config: SauceConfig, device: Any
+) -> SiteTable:
+    # Every request of a step may carry its own mask, so this many slots always do.
+    return SiteTable(
+        bundle.sites[site].weights,
+        bundle.catalogue,
+        site,
+        num_slots=vllm_config.scheduler_config.max_num_seqs,
+        # No mask is larger than all of the catalogue's latents together.
+        max_latents=min(config.max_latents, len(bundle.catalogue.latents(site)) or 1),
+        device=device,
+        dtype=vllm_config.model_config.dtype,
+    )
+
+
+def _max_num_tokens(vllm_config: Any) -> int:
+    sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
+    return int(max(vllm_config.scheduler_config.max_num_batched_tokens, *sizes, 1))
+
+
+def _inject_decoder(
+    model: nn.Module,
+    runtime: SauceRuntime,
+    site: str,
+    table: SiteTable,
+    vllm_config: Any,
+) -> None:
+    layer_idx = int(site.split(".")[1])
+    layers = compat.decoder_layers(model)
+    if layer_idx >= len(layers):
+        raise BundleMismatchError(
+            f"site {site} wants decoder layer {layer_idx}, the model has {len(layers)}"
+        )
+    layer = layers[layer_idx]
+    if not any(cls.__name__ in PROVEN_LAYERS for cls in type(layer).__mro__):
+        raise UnsupportedFeatureError(
+            f"decoder layers of type {type(layer).__name__} are not proven; supported: "
+            f"{', '.join(PROVEN_LAYERS)}"
+        )
+    decoder = DecoderSite(table, _max_num_tokens(vllm_config))
+    layer.register_buffer(
+        "sauce_slot_of_token", decoder.slot_of_token, persistent=False
+    )
+    for name in _TENSORS:
+        layer.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
+    layer.__class__ = _edited_layer(type(layer))
+    runtime.decoder[site] = decoder
+
+
+def _edited_layer(base: type) -> type:
+    """Return a subclass of a decoder layer that edits the residual stream it leaves.
+
+    The stream is the sum of the two tensors; the change is added to the first.
+    """
+
+    class EditedLayer(base):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            hidden_states, residual = super().forward(*args, **kwargs)
+            masked_edit(
+                hidden_states,
+                residual,
+                self.sauce_slot_of_token,
+                self.sauce_mask_latents,
+                self.sauce_mask_scale,
+                self.sauce_mask_shift,
+                self.sauce_mask_gate,
+                self.sauce_mask_len,
+                self.sauce_W_enc_rows,
+                self.sauce_W_dec_rows,
+                self.sauce_b_enc,
+                self.sauce_edited_tokens,
+            )
+            return hidden_states, residual
+
+    EditedLayer.__name__ = f"Sauce{base.__name__}"
+    EditedLayer.__qualname__ = EditedLayer.__name__
+    return EditedLayer
+
+
+def _inject_vision(
+    model: nn.Module, runtime: SauceRuntime, table: SiteTable
+) -> None:
+    if type(model).__name__ not in PROVEN_VISION:
+        raise UnsupportedFeatureError(
+            f"the vision site is not proven for {type(model).__name__}; supported: "
+            f"{', '.join(PROVEN_VISION)}"
+        )
+    site = VisionSite(table)
+    projector = model.multi_modal_projector
+    base: Any = type(projector)
+
+    class EditedProjector(base):  # type: ignore[misc, valid-type]
+        def forward(self, image_features: Tensor) -> Any:
+            return super().forward(site.edit(image_features))
+
+    EditedProjector.__name__ = EditedProjector.__qualname__ = f"Sauce{base.__name__}"
+    projector.__class__ = EditedProjector
+    runtime.vision = site
