@@ -29,5 +29,9 @@ def test_all_is_sorted_and_is_what_the_module_exports(part):
 def test_every_error_is_exported():
     from vllm_sauce import errors
 
-    classes = {n for n, v in vars(errors).items() if isinstance(v, type) and v.__module__ == errors.__name__}
+    classes = {
+        n
+        for n, v in vars(errors).items()
+        if isinstance(v, type) and v.__module__ == errors.__name__
+    }
     assert classes <= set(vllm_sauce.__all__)

@@ -311,3 +311,21 @@ def test_renamed_shards_are_another_model(model_dir):
 def test_a_folder_without_config_is_no_model(tmp_path):
     with pytest.raises(ConfigError, match="no model here"):
         fingerprint_model(tmp_path)
+
+
+def test_a_bundle_that_could_not_be_loaded_cannot_be_built(model_dir):
+    fingerprint, sites = fingerprint_model(model_dir), {"vision": build_sae()}
+    with pytest.raises(BundleCorruptError, match="l0"):
+        Bundle.build(fingerprint, sites, Catalogue(), {"vision": {"l0": float("nan")}})
+    out_of_range = Concept(
+        name="dog", domain="objects", edits={"vision": SiteEdit.uniform([D_SAE])}
+    )
+    with pytest.raises(BundleCorruptError, match="d_sae"):
+        Bundle.build(fingerprint, sites, Catalogue([out_of_range]))
+
+
+def test_reader_and_maths_know_the_same_architectures():
+    from vllm_sauce.bundle import bundle
+    from vllm_sauce.sae import ARCHITECTURES
+
+    assert bundle._ARCHITECTURES == ARCHITECTURES

@@ -178,14 +178,18 @@ def _site_entry(
 ) -> SiteFile:
     from safetensors.torch import save
 
-    return SiteFile(
+    # Unchecked here: parse_json checks the whole text, as it will when it is read.
+    return SiteFile.model_construct(
         file=f"sae.{name}.safetensors",
         sha256=hashlib.sha256(save(_contiguous(sae))).hexdigest(),
         architecture=sae.architecture,
         d_model=sae.d_model,
         d_sae=sae.d_sae,
         apply_b_dec_to_input=sae.apply_b_dec_to_input,
-        activation=dict(activation),
+        activation={
+            key: None if value is None else float(value)
+            for key, value in activation.items()
+        },
     )
 
 
