@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train sauce-tiny from nothing: pictures, tower, then projector and Llama.
+
+``PYTHONPATH=examples python -m tiny.train_model``; run it again to resume.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from tiny.concepts import TRAIN_STYLES
+from tiny.dataset import CACHE, HELD_OUT_SEED, draw_pictures, training_pictures
+from tiny.export import export
+from tiny.language_training import LanguageTraining, train_language
+from tiny.model import build_model
+from tiny.tower_training import TowerTraining, train_tower
+
+
+def main() -> None:
+    """Run every stage that is not finished yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tower-steps", type=int, default=TowerTraining.steps)
+    parser.add_argument("--language-steps", type=int, default=LanguageTraining.steps)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    pictures = training_pictures(arguments.seed, TRAIN_STYLES)
+    held_out = draw_pictures(HELD_OUT_SEED, 600, TRAIN_STYLES)
+    model = build_model(arguments.seed)
+    tower = TowerTraining(steps=arguments.tower_steps)
+    train_tower(model, pictures, held_out, tower, arguments.cache, arguments.seed)
+    language = LanguageTraining(steps=arguments.language_steps)
+    train_language(model, pictures, language, arguments.cache, arguments.seed)
+    export(model)
+
+
+if __name__ == "__main__":
+    main()
