@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,9 +131,7 @@ CORRUPTIONS = {
     ),
     "path": lambda d: d["sites"]["vision"].update(file="../" + SAE_FILE),
     "pickle": lambda d: d["sites"]["vision"].update(file="sae.vision.pt"),
-    "shared file": lambda d: d["sites"]["vision"].update(
-        file="sae.decoder.1.safetensors"
-    ),
+    "shared file": lambda d: d["sites"].update(vision=d["sites"]["decoder.1"]),
     "text for a number": lambda d: d["sites"]["vision"].update(d_sae="8"),
     "other shape": lambda d: d["sites"]["vision"].update(d_model=D_MODEL + 1),
     "other hash": lambda d: d["sites"]["vision"].update(sha256="0" * 64),
@@ -249,7 +248,7 @@ def test_saving_replaces_a_bundle_and_leaves_no_rest(tmp_path, model_dir, bundle
     assert {path.name for path in tmp_path.iterdir()} == {"model", "bundle"}
 
 
-@pytest.mark.parametrize("step", ["write", "swap"])
+@pytest.mark.parametrize("step", ["write", "flush", "swap"])
 def test_a_failed_save_leaves_the_old_bundle(
     tmp_path, model_dir, bundle_dir, monkeypatch, step
 ):
@@ -260,8 +259,18 @@ def test_a_failed_save_leaves_the_old_bundle(
 
     if step == "write":
         monkeypatch.setattr("safetensors.torch.save_file", no_space)
-    else:
+    elif step == "flush":
         monkeypatch.setattr(writing, "_sync", no_space)
+    else:
+        # Fails when the new folder is to take the place of the old, already moved.
+        rename = Path.rename
+        monkeypatch.setattr(
+            Path,
+            "rename",
+            lambda path, target: (
+                no_space() if ".new-" in path.name else rename(path, target)
+            ),
+        )
     with pytest.raises(OSError, match="space"):
         build_bundle(model_dir, name="cat").save(bundle_dir)
     monkeypatch.undo()
