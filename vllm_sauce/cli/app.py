@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``sauce`` command's subcommands; each has a file of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from vllm_sauce.cli import demo
+
+app = typer.Typer(
+    name="sauce",
+    help="Concept unlearning for vision-language models served by vLLM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+
+
+@app.callback()
+def main() -> None:
+    """Concept unlearning for vision-language models served by vLLM."""

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce demo``: see a small model forget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write the answers as JSON.")
+    ] = None,
+    html_path: Annotated[
+        Path, typer.Option("--html", help="Where the page with the pictures goes.")
+    ] = Path("demo.html"),
+) -> None:
+    """Ask sauce-tiny about pictures with nothing, one and three concepts forgotten."""
+    from rich.console import Console
+
+    from vllm_sauce.errors import SauceError
+    from vllm_sauce.evaluation import demo as logic
+
+    try:
+        folder = logic.find_tiny()
+        answers = logic.ask(folder, logic.read_cases(folder))
+    except SauceError as error:
+        typer.echo(f"sauce demo: {error}", err=True)
+        raise typer.Exit(2) from error
+    Console().print(logic.as_table(answers))
+    html_path.write_text(logic.as_html(folder, answers), encoding="utf-8")
+    if json_path is not None:
+        json_path.write_text(logic.as_json(answers), encoding="utf-8")
+    wrong = [answer for answer in answers if not answer.right]
+    typer.echo(
+        f"{len(answers) - len(wrong)} of {len(answers)} answers as they must be; "
+        f"pictures and answers side by side: {html_path}"
+    )
+    if wrong:
+        raise typer.Exit(1)
