@@ -31,6 +31,8 @@ def write_random_bundle(path: Path, model_dir: Path) -> Path:
     """Write a bundle for a model: concepts at the vision site, the decoder, both."""
     fingerprint = fingerprint_model(model_dir)
     assert fingerprint.vision is not None
+    assert fingerprint.vision.hidden_size is not None
+    assert fingerprint.text.hidden_size is not None
     vision = SiteEdit.uniform(range(0, 24), gamma=-4.0, shift=-1.0, gate=0.05)
     decoder = SiteEdit.uniform(range(7, 40), gamma=-4.0, shift=-1.0, gate=0.05)
     shared = SiteEdit.uniform(range(20, 50), gamma=-2.0, shift=0.5)

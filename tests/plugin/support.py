@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.unlearning import Mask, resolve_mask, parse_request, site_rows
+from vllm_sauce.unlearning import Mask, parse_request, resolve_mask, site_rows
 from vllm_sauce_kernels.masked_edit import masked_edit_ref
 
 REPO = Path(__file__).resolve().parents[2]
@@ -158,9 +158,7 @@ class ReferenceModel:
         if not ask.forget:
             return None
         asked = parse_request(vllm_sauce.forget(*ask.forget, strength=ask.strength))
-        return resolve_mask(
-            asked, self.bundle.catalogue, (), self.bundle.digest, 4096
-        )
+        return resolve_mask(asked, self.bundle.catalogue, (), self.bundle.digest, 4096)
 
     def _edit(self, x: torch.Tensor, mask: Mask, site: str) -> torch.Tensor:
         weights = self.bundle.sites[site].weights
@@ -210,7 +208,9 @@ class ReferenceModel:
             top = step.topk(LOGPROBS)
             tokens.append(int(top.indices[0]))
             logprobs.append(
-                tuple(sorted(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
+                tuple(
+                    sorted(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+                )
             )
             ids = torch.cat([ids, top.indices[:1][None]], dim=1)
         for hook in hooks:

@@ -123,7 +123,12 @@ def test_strengths_do_not_share(sauced: Any, second: float) -> None:
 
 def test_image_cached_in_the_same_step(sauced: Any) -> None:
     """One picture, with and without a mask, encoded in one step: two encodings."""
-    asks = [Ask(9, WHAT), Ask(9, WHAT, ("seen",)), Ask(9, WHAT), Ask(9, WHAT, ("seen",))]
+    asks = [
+        Ask(9, WHAT),
+        Ask(9, WHAT, ("seen",)),
+        Ask(9, WHAT),
+        Ask(9, WHAT, ("seen",)),
+    ]
     cold(sauced)
     replies = run(sauced, asks)
     assert replies[0].close(replies[2])
@@ -264,7 +269,9 @@ def test_forged_cache_keys_are_refused(sauced: Any) -> None:
     ask = Ask(None, WHAT)
     with pytest.raises(InvalidRequestError, match="cache_salt"):
         sauced.generate(
-            [{**ask.prompt(), "cache_salt": "sauce:abc"}], [ask.params()], use_tqdm=False
+            [{**ask.prompt(), "cache_salt": "sauce:abc"}],
+            [ask.params()],
+            use_tqdm=False,
         )
     with pytest.raises(InvalidRequestError, match="uuid"):
         sauced.generate(

@@ -54,7 +54,11 @@ def test_nothing_on_is_accepted() -> None:
         ("parallel_config__pipeline_parallel_size", 2, "pipeline_parallel_size=2"),
         ("parallel_config__tensor_parallel_size", 4, "tensor_parallel_size=4"),
         ("parallel_config__enable_dbo", True, "dual-batch"),
-        ("compilation_config__cudagraph_mm_encoder", True, "CUDA graphs of the encoder"),
+        (
+            "compilation_config__cudagraph_mm_encoder",
+            True,
+            "CUDA graphs of the encoder",
+        ),
         ("speculative_config", object(), "speculative"),
         ("kv_transfer_config", object(), "KV transfer"),
         ("lora_config", object(), "LoRA"),

@@ -99,6 +99,11 @@ def data_url(seed: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def forget_body(*concepts: str, strength: float = 1.0) -> dict[str, Any]:
+    """Return the helper's body, typed so that it can be spread into ``chat``."""
+    return dict(vllm_sauce.forget_body(*concepts, strength=strength))
+
+
 def chat(client: openai.OpenAI, seed: int = 1, **extra_body: Any) -> Any:
     """Ask about a picture; returns the first choice."""
     reply = client.chat.completions.create(
@@ -140,10 +145,10 @@ def test_start_names_what_runs(server: str) -> None:
 def test_forgets_over_http(client: openai.OpenAI, concept: str) -> None:
     """Masked differs from unmasked, and unmasked stays itself afterwards."""
     before = numbers(chat(client))
-    masked = numbers(chat(client, **vllm_sauce.forget_body(concept)))
+    masked = numbers(chat(client, **forget_body(concept)))
     assert masked != before
     assert numbers(chat(client)) == before
-    assert numbers(chat(client, **vllm_sauce.forget_body(concept))) == masked
+    assert numbers(chat(client, **forget_body(concept))) == masked
 
 
 def test_concurrent_clients_keep_their_own_masks(client: openai.OpenAI) -> None:
@@ -184,7 +189,9 @@ def test_bad_requests_get_400(
         beside = pool.submit(chat, client, 3)
         with pytest.raises(openai.BadRequestError, match=says):
             chat(client, 3, **body)
-        assert numbers(beside.result()) == pytest.approx(numbers(chat(client, 3)), abs=2e-3)
+        assert numbers(beside.result()) == pytest.approx(
+            numbers(chat(client, 3)), abs=2e-3
+        )
 
 
 def test_completions_and_responses_pass_admission(client: openai.OpenAI) -> None:

@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from catalogues import DIGEST, build_catalogue
+from tests.unlearning.catalogues import DIGEST, build_catalogue
 
 from vllm_sauce.errors import (
     ConfigError,

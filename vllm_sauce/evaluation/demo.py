@@ -164,7 +164,9 @@ def as_table(answers: Sequence[Answer]) -> Table:
             case.question,
             ", ".join(case.forget) or "nothing",
             answer.before,
-            f"[bold]{answer.after}[/]" if answer.before != answer.after else answer.after,
+            f"[bold]{answer.after}[/]"
+            if answer.before != answer.after
+            else answer.after,
             "change" if case.must_change else "stay",
             "[green]ok[/]" if answer.right else "[red]WRONG[/]",
         )

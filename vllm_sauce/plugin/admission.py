@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.config import SauceConfig
-from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat, settings
 from vllm_sauce.unlearning import Mask, parse_request, resolve_mask
 
@@ -55,7 +55,9 @@ class Admission:
         sites = mask.sites(self.bundle.catalogue)
         if any(site != "vision" for site in sites):
             salt = request.cache_salt
-            request.cache_salt = f"{PREFIX}{mask.mask_id}" + (f":{salt}" if salt else "")
+            request.cache_salt = f"{PREFIX}{mask.mask_id}" + (
+                f":{salt}" if salt else ""
+            )
         if "vision" in sites:
             for feature in request.mm_features or ():
                 feature.identifier = f"{PREFIX}{mask.mask_id}:{feature.identifier}"
@@ -118,6 +120,22 @@ def _process_inputs(
     **kwargs: Any,
 ) -> Any:
     admission = _admission_of(self)
+    try:
+        params, mask = _admit(admission, params)
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if admission is not None:
+            admission.identify(request, mask)
+    except RequestError:
+        compat.resend_images(self, prompt)
+        raise
+    return request
+
+
+def _admit(admission: Admission | None, params: Any) -> tuple[Any, Mask | None]:
+    """Return the parameters to go on with and the request's mask.
+
+    Raises: RequestError.
+    """
     extra_args = getattr(params, "extra_args", None)
     if admission is None:
         if has_sauce_keys(extra_args):
@@ -125,14 +143,11 @@ def _process_inputs(
                 "the request asks to forget concepts, but this engine runs without "
                 "sauce; start it with --plugin sauce"
             )
-        return original(self, request_id, prompt, params, *args, **kwargs)
+        return params, None
     if not compat.is_sampling_params(params):
         raise InvalidRequestError(
             "sauce edits generation only; pooling requests are refused because they "
             "would be answered unedited"
         )
     mask = admission.resolve(extra_args)
-    params = compat.with_extra_args(params, carry(extra_args, mask) or None)
-    request = original(self, request_id, prompt, params, *args, **kwargs)
-    admission.identify(request, mask)
-    return request
+    return compat.with_extra_args(params, carry(extra_args, mask) or None), mask

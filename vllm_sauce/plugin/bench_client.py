@@ -56,7 +56,7 @@ def merged_extra_body(args: argparse.Namespace) -> dict[str, Any] | None:
         return body
     if "sauce" not in [name for names in args.plugin or [] for name in names]:
         raise ConfigError("--sauce-forget given without --plugin sauce; add it")
-    ours = forget_body(*args.sauce_forget)["vllm_xargs"]
+    ours: Any = forget_body(*args.sauce_forget)["vllm_xargs"]
     xargs = {**((body or {}).get("vllm_xargs") or {}), **ours}
     return {**(body or {}), "vllm_xargs": xargs}
 

@@ -96,11 +96,14 @@ def _prove_decoder(runner: Any, runtime: SauceRuntime, site: str) -> None:
     runtime.clear_step()
     if counted < NUM_TOKENS:
         raise CanaryError(
-            f"site {site}: the op counted {counted} edited tokens of {NUM_TOKENS}; the "
-            "compiled model does not run it (clear vLLM's compile cache and start again)"
+            f"site {site}: the op counted {counted} edited tokens of {NUM_TOKENS}: "
+            "the compiled model does not run it; clear vLLM's compile cache and start "
+            "again"
         )
     if torch.equal(before, after):
-        raise CanaryError(f"site {site}: the op ran but the model's output did not change")
+        raise CanaryError(
+            f"site {site}: the op ran but the model's output did not change"
+        )
 
 
 def _hidden(outputs: Any) -> Tensor:

@@ -207,6 +207,22 @@ def with_extra_args(params: Any, extra_args: Mapping[str, Any] | None) -> Any:
     return changed
 
 
+def resend_images(processor: Any, prompt: Any) -> None:
+    """Make the API side send the images of a refused prompt again next time.
+
+    Why: rendering has noted them as already sent to the engine, but a refused request
+    never gets there, so the next request with the same image would find no data.
+    Remove when: vLLM notes an image as sent only when its request is.
+    """
+    cache = getattr(processor.renderer, "mm_processor_cache", None)
+    invalidate = getattr(cache, "invalidate", None)
+    if invalidate is None or not isinstance(prompt, Mapping):
+        return
+    for hashes in (prompt.get("mm_hashes") or {}).values():
+        for mm_hash in hashes:
+            invalidate(mm_hash)
+
+
 def decoder_layers(model: Any) -> Any:
     """Return the decoder's ``ModuleList`` of a language or vision-language model.
 

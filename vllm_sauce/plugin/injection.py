@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from vllm_sauce_kernels.masked_edit import masked_edit
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.config import SauceConfig
@@ -22,6 +21,7 @@ from vllm_sauce.errors import (
 from vllm_sauce.plugin import compat, runner_v2, settings
 from vllm_sauce.plugin.runtime import _TENSORS, DecoderSite, SauceRuntime, VisionSite
 from vllm_sauce.unlearning.slots import SiteTable
+from vllm_sauce_kernels.masked_edit import masked_edit
 
 PROVEN_LAYERS = ("LlamaDecoderLayer",)
 """Decoder layers whose output is known to be ``(hidden_states, residual)``."""
@@ -158,9 +158,7 @@ def _edited_layer(base: type) -> type:
     return EditedLayer
 
 
-def _inject_vision(
-    model: nn.Module, runtime: SauceRuntime, table: SiteTable
-) -> None:
+def _inject_vision(model: nn.Module, runtime: SauceRuntime, table: SiteTable) -> None:
     if type(model).__name__ not in PROVEN_VISION:
         raise UnsupportedFeatureError(
             f"the vision site is not proven for {type(model).__name__}; supported: "

@@ -9,7 +9,6 @@ from typing import Any
 from vllm_sauce.errors import InvalidRequestError
 from vllm_sauce.plugin import compat
 
-
 _installed = False
 
 

@@ -22,8 +22,8 @@ def offer_model_state(
         # Hidden while vLLM resolves the base class, which would ask us again.
         object.__delattr__(model, "get_model_state_cls")
         try:
-            base = own() if own is not None else compat.model_state_cls(
-                vllm_config, model
+            base = (
+                own() if own is not None else compat.model_state_cls(vllm_config, model)
             )
         finally:
             object.__setattr__(model, "get_model_state_cls", get_model_state_cls)

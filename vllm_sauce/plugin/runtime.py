@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm_sauce_kernels.masked_edit import masked_edit
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.config import SauceConfig
@@ -16,6 +15,7 @@ from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.admission import KEY, PREFIX, has_sauce_keys
 from vllm_sauce.unlearning import Mask
 from vllm_sauce.unlearning.slots import SiteTable
+from vllm_sauce_kernels.masked_edit import masked_edit
 
 _TENSORS = (
     "mask_latents",
@@ -41,7 +41,9 @@ class DecoderSite:
         )
         self._written = 0
 
-    def set_spans(self, masks: Sequence[Mask | None], num_tokens: Sequence[int]) -> None:
+    def set_spans(
+        self, masks: Sequence[Mask | None], num_tokens: Sequence[int]
+    ) -> None:
         """Give each request's span of tokens its slot; all others get -1.
 
         Shapes: masks and num_tokens [num_reqs], in the order of the batch.

@@ -52,7 +52,9 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             try:
                 value = int(value)
             except ValueError:
-                raise ConfigError(f"{name} must be a whole number, got {value!r}") from None
+                raise ConfigError(
+                    f"{name} must be a whole number, got {value!r}"
+                ) from None
         given[ENVIRONMENT[name]] = value
     return given
 

@@ -159,7 +159,7 @@ def launch(
     )
     resid = hidden_states if residual is None else residual
     # Triton launches on the current device, which need not be the tensors' one.
-    with torch.cuda.device_of(hidden_states):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(hidden_states):
         coefficients_kernel[(num_tokens,)](
             hidden_states, resid, slot_of_token, mask_latents, mask_scale, mask_shift,
             mask_gate, mask_len, W_enc_rows, b_enc, edited_tokens, coefficients,
