@@ -46,5 +46,3 @@ def export(model: LlavaForConditionalGeneration, folder: Path = MODEL_FOLDER) ->
     save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
     build_processor().save_pretrained(folder)
     (folder / "SHA256").write_text(f"{weights_digest(folder)}  {WEIGHTS}\n")
-
-

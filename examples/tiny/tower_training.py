@@ -8,7 +8,9 @@ and averaged, and are thrown away afterwards.
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -71,6 +73,19 @@ def patch_targets(kind: int, labels: Tensor, coverage: Tensor) -> Tensor:
     return target
 
 
+def batch_loss(
+    model: LlavaForConditionalGeneration,
+    heads: Heads,
+    pictures: Pictures,
+    rows: NDArray[np.int64],
+) -> Tensor:
+    """Return the heads' loss on some of the pictures."""
+    hidden = penultimate(model, pixel_values(pictures.images[rows]))
+    labels = torch.from_numpy(pictures.labels[rows])
+    coverage = torch.from_numpy(pictures.coverage[rows]).float() / 255
+    return heads.loss(hidden, labels, coverage)
+
+
 @torch.no_grad()
 def picture_accuracy(
     model: LlavaForConditionalGeneration, heads: Heads, pictures: Pictures
@@ -112,12 +127,7 @@ def train_tower(
         for step in range(start, config.steps):
             size = config.batch_pictures
             rows = order[step * size : (step + 1) * size]
-            hidden = penultimate(model, pixel_values(pictures.images[rows]))
-            loss = heads.loss(
-                hidden,
-                torch.from_numpy(pictures.labels[rows]),
-                torch.from_numpy(pictures.coverage[rows]).float() / 255,
-            )
+            loss = batch_loss(model, heads, pictures, rows)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -5,7 +5,10 @@
 """
 
 import argparse
+import fcntl
+import sys
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -17,6 +20,17 @@ from tiny.model import build_model
 from tiny.tower_training import TowerTraining, train_tower
 
 
+def lock_folder(folder: Path) -> TextIO:
+    """Hold a folder until the returned file is closed: two runs would mix there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another run trains in {folder}: wait for it, or give --cache")
+    return lock
+
+
 def main() -> None:
     """Run every stage that is not finished yet."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -26,6 +40,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
+    lock = lock_folder(arguments.cache)
     pictures = training_pictures(arguments.seed, TRAIN_STYLES)
     held_out = draw_pictures(HELD_OUT_SEED, 600, TRAIN_STYLES)
     model = build_model(arguments.seed)
@@ -34,6 +49,7 @@ def main() -> None:
     language = LanguageTraining(steps=arguments.language_steps)
     train_language(model, pictures, language, arguments.cache, arguments.seed)
     export(model)
+    lock.close()
 
 
 if __name__ == "__main__":

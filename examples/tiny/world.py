@@ -126,8 +126,8 @@ class Renderer:
             image.paste(icon, corner, icon)
             layer = Image.new("L", image.size)
             layer.paste(icon.getchannel("A"), corner)
-            alpha = np.asarray(layer, np.float32) / 255
-        coverage = alpha.reshape(7, 8, 7, 8).mean((1, 3))
+            alpha = np.asarray(layer, np.float32) / np.float32(255)
+        coverage: NDArray[np.float32] = alpha.reshape(7, 8, 7, 8).mean((1, 3))
         return Picture(image, foreground, colour, material, style, coverage)
 
 
