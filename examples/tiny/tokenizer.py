@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The word-level tokenizer, the chat template and the processor of sauce-tiny."""
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from tiny.dataset import IMAGE_MEAN, IMAGE_STD
@@ -37,6 +44,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
+    )
+    # The blank after "ASSISTANT:" belongs to the colon: else every streamed answer
+    # would start with a blank.
+    core.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(prefix="##", cleanup=False),
+            decoders.Fuse(),
+            decoders.Replace(Regex(" ?: ?"), ": "),
+        ]
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from tokenizers.decoders import DecodeStream
 
 from tiny.concepts import CONCEPTS, DOMAINS, NOTHING
 from tiny.conversations import Scene, draw_sequence, naming_turn, yes_no_turn
@@ -90,6 +91,14 @@ def test_the_tokenizer_agrees_with_the_training_words() -> None:
     assert token_id("<unk>") in tokenizer(text).input_ids
     said = "an apple on red tile"
     assert tokenizer.decode([*encode(said), token_id("</s>")], True) == said
+
+
+def test_a_streamed_answer_starts_without_a_blank() -> None:
+    tokenizer = build_tokenizer()
+    ids = [*encode("ASSISTANT:"), *encode("an apple on red tile")]
+    stream = DecodeStream(skip_special_tokens=True)
+    pieces = [stream.step(tokenizer.backend_tokenizer, i) or "" for i in ids]
+    assert "".join(pieces[2:]) == "an apple on red tile"
 
 
 def test_a_conversation_has_the_layout_it_was_trained_with() -> None:
