@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score a concept's edit on the scoring split; generated answers are generated."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from tiny.concepts import CONCEPTS
+from tiny.exam import Tiny, balanced_pictures, build_exam, pixels_of
+from tiny.questions import mentions
+from vllm_sauce.concepts import Concept
+from vllm_sauce.evaluation.exam import (
+    DESCRIBE,
+    NAME,
+    Answers,
+    concept_scores,
+    sample_rows,
+)
+from vllm_sauce.evaluation.generation import generate_answers
+from vllm_sauce.evaluation.shared_prefix import SharedPrefix
+from vllm_sauce.evaluation.site_edits import EditTensors, build_edits
+from vllm_sauce.sae import SAEWeights
+
+SCORED_PICTURES = 40
+"""Pictures with the concept, and again without it, that a concept is scored on."""
+
+
+class Scorer:
+    """Holds the scoring split; its pictures are used for nothing else."""
+
+    def __init__(
+        self, tiny: Tiny, per_foreground: int, seed: int, style: str = "train"
+    ) -> None:
+        self.tiny, self.seed = tiny, seed
+        pictures = balanced_pictures("scoring", per_foreground, style)
+        self.exam = build_exam(tiny, pictures, seed)
+        self.pixels = pixels_of(pictures)
+        self.runner = SharedPrefix(tiny.model)
+
+    def scores(
+        self,
+        concept: Concept,
+        saes: Mapping[str, SAEWeights],
+        pictures: int = SCORED_PICTURES,
+    ) -> dict[str, float]:
+        """Return UAg, UAd, IRA, CRA, HM and, as ``base_...``, what holds unedited."""
+        index = CONCEPTS.index(concept.name)
+        rows = sample_rows(self.exam, index, pictures, pictures, self.seed)
+        edited = self._measure(index, rows, build_edits(saes, concept.edits))
+        plain = self._measure(index, rows, {})
+        base = {f"base_{name}": value for name, value in plain.items() if name != "HM"}
+        return {**edited, **base}
+
+    def _measure(
+        self, index: int, rows: Tensor, edits: Mapping[str, EditTensors]
+    ) -> dict[str, float]:
+        part = self.exam.rows(rows)
+        logits = self.runner.logits(part.sheet, part.vision, edits)
+        answers = Answers.of(part, logits)
+        right = answers.right.clone()
+        # The exam reads descriptions word by word; here they are written freely.
+        shown = part.present[:, index]
+        for kind in (NAME, DESCRIBE):
+            self._generate(index, rows, shown, kind, edits, right)
+        scores = concept_scores(part, index, Answers(right, answers.said_no))
+        return scores.to_json()
+
+    def _generate(
+        self,
+        index: int,
+        rows: Tensor,
+        shown: Tensor,
+        kind: int,
+        edits: Mapping[str, EditTensors],
+        right: Tensor,
+    ) -> None:
+        """Replace "right" by "mentions the concept" in the generated answers."""
+        exam = self.exam
+        asked = (exam.about[rows] == index) & (exam.kind == kind) & shown[:, None]
+        places = asked.nonzero().tolist()
+        prompts = [self._prompt(int(rows[row]), read) for row, read in places]
+        texts = generate_answers(
+            self.tiny.model,
+            self.tiny.tokenizer,
+            prompts,
+            self.pixels[rows[[row for row, _ in places]]],
+            edits,
+        )
+        for (row, read), text in zip(places, texts, strict=True):
+            right[row, read] = float(mentions(text, CONCEPTS[index]))
+
+    def _prompt(self, row: int, read: int) -> list[int]:
+        """Return the prompt of a question, without any answer."""
+        sheet = self.exam.sheet
+        block = sheet.suffix_ids[row, sheet.read_block[read]].tolist()
+        end = _answer_start(self.tiny, block)
+        return [*sheet.prefix_ids.tolist(), *block[:end]]
+
+
+def _answer_start(tiny: Tiny, block: list[int]) -> int:
+    """Return where the answer begins: after the template's last words."""
+    after = tiny.tokenizer(tiny.after, add_special_tokens=False).input_ids
+    for start in range(len(block) - len(after), -1, -1):
+        if block[start : start + len(after)] == after:
+            return start + len(after)
+    raise ValueError("the block does not hold the end of a prompt")

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sites in a transformers LLaVA: read them, edit them, collect their activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vllm_sauce.concepts import VISION, decoder_layer_idx
+from vllm_sauce.errors import ConfigError
+
+SiteFn = Callable[[Tensor], Tensor]
+"""Takes a site's activations [..., d_model] and returns what replaces them."""
+
+
+def projector(model: Any) -> nn.Module:
+    """Return the module whose input is the vision site."""
+    module: nn.Module = model.model.multi_modal_projector
+    return module
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Return the language model's layers; ``decoder.<i>`` is the output of the i-th."""
+    layers: nn.ModuleList = model.model.language_model.layers
+    return layers
+
+
+@contextmanager
+def site_hook(model: Any, site: str, fn: SiteFn) -> Iterator[None]:
+    """Pass a site's activations through ``fn`` while the context is open.
+
+    Raises: ConfigError if the model has no such site
+    """
+    if site == VISION:
+        handle = projector(model).register_forward_pre_hook(
+            lambda module, args: (fn(args[0]), *args[1:])
+        )
+    else:
+        layer_idx = decoder_layer_idx(site)
+        layers = decoder_layers(model)
+        if layer_idx is None or layer_idx >= len(layers):
+            raise ConfigError(f"the model has {len(layers)} decoder layers, no {site}")
+        handle = layers[layer_idx].register_forward_hook(
+            lambda module, args, out: (
+                (fn(out[0]), *out[1:]) if isinstance(out, tuple) else fn(out)
+            )
+        )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.inference_mode()
+def vision_features(model: Any, pixel_values: Tensor, batch_size: int = 256) -> Tensor:
+    """Return the vision site's activations of many pictures.
+
+    Shapes: pixel_values [num_pictures, 3, H, W] -> [num_pictures, patches, d_model]
+    """
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x.float().clone())
+        return x
+
+    with site_hook(model, VISION, keep):
+        for pixels in pixel_values.split(batch_size):
+            model.get_image_features(pixel_values=pixels)
+    return torch.cat(kept)
