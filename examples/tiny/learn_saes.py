@@ -54,12 +54,12 @@ class LearnConfig:
 
     def training(self, site: str) -> SAETraining:
         """Return how the SAE of a site is trained."""
-        l1 = dict(self.l1_coefficient or {"vision": 0.3, "decoder": 0.2})
+        l1 = dict(self.l1_coefficient or {"vision": 2.5, "decoder": 2.5})
         return SAETraining(
             d_sae=self.d_sae,
             l1_coefficient=l1[site.split(".")[0]],
             training_tokens=self.training_tokens,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             seed=self.seed,
         )
 
@@ -127,7 +127,13 @@ def train_site_sae(tiny: Tiny, site: str, config: LearnConfig, path: Path) -> No
 
 def load_sae(path: Path) -> SAEWeights:
     """Read an SAE of ours."""
-    return SAEWeights(**load_file(path))
+    tensors = load_file(path)
+    return SAEWeights(
+        W_enc=tensors["W_enc"],
+        W_dec=tensors["W_dec"],
+        b_enc=tensors["b_enc"],
+        b_dec=tensors["b_dec"],
+    )
 
 
 def measure_saes(

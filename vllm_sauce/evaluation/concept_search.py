@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibrate one concept: rank latents, try edits on calibration pictures, keep the best.
+"""Calibrate one concept: rank latents, try edits on pictures, keep the best.
 
 Three splits of pictures, none shared: one ranks latents, one picks the setting, and
 a third one (not used here) scores the result.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -184,11 +184,10 @@ class ConceptSearch:
             for site, tried in trials.items()
             for trial in tried[:4]
         ]
-        sites = list(trials)
-        for i, j in [(i, j) for i in range(len(sites)) for j in range(i)]:
+        for one, two in combinations(trials, 2):
             # A weaker edit at each site may be best once both act.
-            for a, b in product(trials[sites[i]][:7:3], trials[sites[j]][:7:3]):
-                pair = {sites[i]: a, sites[j]: b}
+            for a, b in product(trials[one][:7:3], trials[two][:7:3]):
+                pair = {one: a, two: b}
                 edits = self._edits(concept, pair)
                 score = screen.objective(self.saes, edits, self.config.soft)
                 found.append((score, pair))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ def train_sae(activations: Tensor, training: SAETraining) -> SAEWeights:
         return _unscaled(from_sae_lens(folder), scale)
 
 
-def _training_sae(d_model: int, training: SAETraining) -> object:
+def _training_sae(d_model: int, training: SAETraining) -> Any:
     from sae_lens.saes.batchtopk_sae import (
         BatchTopKTrainingSAE,
         BatchTopKTrainingSAEConfig,

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAEs trained on data whose structure is known."""
+
+import pytest
+import torch
+
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.sae import SAEWeights
+from vllm_sauce.training.sae_quality import sae_quality
+from vllm_sauce.training.sae_trainer import (
+    SAETraining,
+    geometric_median,
+    shuffled_batches,
+    train_sae,
+)
+
+
+def sparse_data(num_tokens: int) -> torch.Tensor:
+    """Return sums of few of 24 directions, far from the origin."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(24, 16, generator=generator)
+    active = torch.rand(num_tokens, 24, generator=generator) < 0.08
+    return (active * torch.rand(num_tokens, 24, generator=generator)) @ directions + 5
+
+
+@pytest.mark.parametrize("architecture", ["standard", "batchtopk"])
+def test_an_sae_learns_sparse_data(architecture):
+    pytest.importorskip("sae_lens")
+    data = sparse_data(6000)
+    training = SAETraining(
+        d_sae=64,
+        architecture=architecture,
+        l1_coefficient=0.3,
+        k=4,
+        training_tokens=150_000,
+        batch_tokens=256,
+        learning_rate=2e-3,
+    )
+    sae = train_sae(data[:5000], training)
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
+    assert (sae.threshold is None) == (architecture == "standard")
+    quality = sae_quality(sae, data[5000:])
+    assert quality.explained_variance > 0.8
+    assert quality.l0 < 16
+
+
+def test_an_epoch_shows_every_row_once_and_epochs_differ():
+    data = torch.arange(12.0)[:, None]
+    batches = shuffled_batches(data, 4, seed=1)
+    first = torch.cat([next(batches) for _ in range(3)])
+    second = torch.cat([next(batches) for _ in range(3)])
+    assert (
+        sorted(first[:, 0].tolist()) == sorted(second[:, 0].tolist()) == list(range(12))
+    )
+    assert not torch.equal(first, second)
+    assert torch.equal(first[:4], next(shuffled_batches(data, 4, seed=1)))
+    with pytest.raises(ConfigError):
+        next(shuffled_batches(data, 13, seed=1))
+
+
+def test_geometric_median_ignores_an_outlier():
+    points = torch.tensor([[0.0], [0.1], [-0.1], [0.05], [1000.0]])
+    assert float(geometric_median(points).abs()) < 0.2
+
+
+def test_quality_of_an_sae_known_by_heart():
+    """Latents read x0+, x1+; x1 is decoded, x0 is not; the third is dead."""
+    sae = SAEWeights(
+        W_enc=torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+        W_dec=torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+        b_enc=torch.tensor([0.0, 0.0, -1.0]),
+        b_dec=torch.zeros(2),
+    )
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    quality = sae_quality(sae, x)
+    # squared distance to the mean (0, 0.5): 1.25 + 1.25 + 2.25 + 0.25; error 1 + 1
+    assert quality.explained_variance == pytest.approx(1 - 2 / 5)
+    assert quality.l0 == pytest.approx(2 / 4)
+    assert quality.dead_share == pytest.approx(1 / 3)
