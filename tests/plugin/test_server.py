@@ -30,19 +30,37 @@ pytestmark = pytest.mark.skipif(
 VLLM = Path(sys.executable).with_name("vllm")
 
 
-def serve(*args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start ``vllm serve`` in a process group of its own."""
+def serve(
+    *args: str, log: Path, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start ``vllm serve`` in a process group of its own, its output in a file."""
     environ = {
         k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"
     }
-    return subprocess.Popen(
-        [str(VLLM), "serve", *args],
-        env={**environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [str(VLLM), "serve", *args],
+            cwd=cwd,
+            env={**environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_until_healthy(
+    process: subprocess.Popen[bytes], address: str, log: Path, timeout_s: float = 400
+) -> None:
+    """Return once the server answers; fail with its output when it does not."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail("the server did not start:\n" + log.read_text()[-4000:])
+        try:
+            if httpx.get(f"{address}/health", timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.5)
 
 
 def free_port() -> int:
@@ -64,26 +82,14 @@ def server(
         *("--plugin", "sauce", "--sauce-bundle", str(bundle_dir)),
         *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"),
         *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
+        log=log,
     )
-    assert process.stdout is not None
-    lines: list[str] = []
-    os.set_blocking(process.stdout.fileno(), False)
-    deadline = time.monotonic() + 300
     address = f"http://127.0.0.1:{port}"
-    while True:
-        lines.append(process.stdout.read() or "")
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail("the server did not start:\n" + "".join(lines)[-4000:])
-        try:
-            if httpx.get(f"{address}/health", timeout=2).status_code == 200:
-                break
-        except httpx.HTTPError:
-            time.sleep(0.5)
-    log.write_text("".join(lines))
+    wait_until_healthy(process, address, log)
     os.environ["SAUCE_TEST_SERVER_LOG"] = str(log)
     yield address
     process.terminate()
-    process.wait(timeout=30)
+    process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +224,43 @@ def test_completions_and_responses_pass_admission(client: openai.OpenAI) -> None
         (["--sauce-forget", "seen"], "--plugin sauce"),
     ],
 )
-def test_server_does_not_start(model_dir: Path, args: list[str], says: str) -> None:
+def test_server_does_not_start(
+    model_dir: Path, tmp_path: Path, args: list[str], says: str
+) -> None:
     """A wrong command line ends the start with its reason."""
-    process = serve(str(model_dir), "--dtype", "float32", *args)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert says in output
+    log = tmp_path / "log"
+    process = serve(str(model_dir), "--dtype", "float32", *args, log=log)
+    assert process.wait(timeout=180) != 0
+    assert says in log.read_text()
+
+
+def test_bench_throughput_runs(model_dir: Path, bundle_dir: Path) -> None:
+    """``vllm bench throughput`` takes the same flags and edits every request."""
+    command = [str(VLLM), "bench", "throughput", "--model", str(model_dir)]
+    command += ["--plugin", "sauce", "--sauce-bundle", str(bundle_dir)]
+    command += ["--sauce-forget", "read", "--dtype", "float32", "--enforce-eager"]
+    command += ["--dataset-name", "random", "--random-input-len", "24"]
+    command += ["--random-output-len", "4", "--num-prompts", "6"]
+    command += ["--max-model-len", "256"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "mandatory: read" in done.stdout + done.stderr
+    assert "Throughput:" in done.stdout
+
+
+def test_bench_commands_know_the_flags() -> None:
+    """``latency`` and ``serve`` have them too."""
+    for bench in ("latency", "serve"):
+        done = subprocess.run(
+            [str(VLLM), "bench", bench, "--help=sauce"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert "--sauce-forget" in done.stdout, done.stderr[-2000:]

@@ -86,12 +86,12 @@ def _firing_everywhere(table: SiteTable, slot: int) -> Iterator[None]:
 def _prove_decoder(runner: Any, runtime: SauceRuntime, site: str) -> None:
     decoder = runtime.decoder[site]
     runtime.clear_step()
-    before = _hidden(runner._dummy_run(NUM_TOKENS))
+    before = _hidden(runner)
     mask = _a_mask(runtime, site)
     (slot,) = decoder.table.assign([mask])
     with _firing_everywhere(decoder.table, slot):
         decoder.set_spans([mask], [NUM_TOKENS])
-        after = _hidden(runner._dummy_run(NUM_TOKENS))
+        after = _hidden(runner)
         counted = int(decoder.table.edited_tokens.sum())
     runtime.clear_step()
     if counted < NUM_TOKENS:
@@ -100,15 +100,25 @@ def _prove_decoder(runner: Any, runtime: SauceRuntime, site: str) -> None:
             "the compiled model does not run it; clear vLLM's compile cache and start "
             "again"
         )
-    if torch.equal(before, after):
+    if not _changed(before, after):
         raise CanaryError(
-            f"site {site}: the op ran but the model's output did not change"
+            f"site {site}: the op ran, but the model's output did not change"
         )
 
 
-def _hidden(outputs: Any) -> Tensor:
-    hidden: Tensor = outputs[0]
-    return torch.nan_to_num(hidden.float()).clone()
+def _hidden(runner: Any) -> Tensor:
+    """Return the model's output for a dummy batch that attends to itself.
+
+    Without ``force_attention`` V1 leaves the attention's output uninitialised, and
+    garbage of any size hides the edit.
+    """
+    hidden: Tensor = runner._dummy_run(NUM_TOKENS, force_attention=True)[0]
+    return hidden.float().clone()
+
+
+def _changed(before: Tensor, after: Tensor) -> bool:
+    finite = before.isfinite() & after.isfinite()
+    return bool((before != after)[finite].any())
 
 
 def _prove_vision(model: Any, runtime: SauceRuntime) -> None:
@@ -125,8 +135,9 @@ def _prove_vision(model: Any, runtime: SauceRuntime) -> None:
         after = model.embed_multimodal(pixel_values=pixels)[0].float().clone()
         vision.finish()
         counted = int(vision.table.edited_tokens.sum())
-    if counted == 0 or torch.equal(before, after):
+    changed = _changed(before, after)
+    if counted == 0 or not changed:
         raise CanaryError(
             f"site vision: the op counted {counted} patches and the image embedding "
-            f"{'did not change' if torch.equal(before, after) else 'changed'}"
+            f"{'changed' if changed else 'did not change'}"
         )
