@@ -23,7 +23,7 @@ KINDS = [NAME, NAME, YES, YES, NO, NO, DESCRIBE]
 
 def build_exam() -> Exam:
     """Four pictures: dog on red, dog on blue, cat on red, cat on blue."""
-    about = []
+    about: list[list[int]] = []
     for animal in (DOG, DOG, CAT, CAT):
         colour = RED if len(about) % 2 == 0 else BLUE
         other = (CAT if animal == DOG else COW, BLUE if colour == RED else RED)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Print how well sauce-tiny forgets each concept, and what it costs elsewhere.
+
+``PYTHONPATH=examples python -m tiny.scores`` prints what the bundle holds;
+``--measure`` computes it anew on the scoring pictures.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from tiny.exam import BUNDLE_FOLDER, Tiny
+from tiny.learn_saes import LearnConfig
+from tiny.scoring import SCORED_PICTURES, Scorer
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import Catalogue, Concept
+from vllm_sauce.evaluation.report import (
+    GOOD,
+    good_concepts,
+    markdown,
+    rows_of,
+    table,
+    to_json,
+)
+
+
+def measure(bundle: Bundle, names: list[str], pictures: int, style: str) -> Catalogue:
+    """Return the catalogue's concepts with scores measured now."""
+    config = LearnConfig()
+    scorer = Scorer(Tiny.load(), config.scoring_per_foreground, config.seed, style)
+    saes = {site: sae.weights for site, sae in bundle.sites.items()}
+    measured = []
+    for name in track(names, "concepts"):
+        concept = bundle.catalogue.concept(name)
+        measured.append(
+            Concept(
+                name=name,
+                domain=concept.domain,
+                edits=concept.edits,
+                scores=scorer.scores(concept, saes, pictures),
+            )
+        )
+    return Catalogue(measured)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE_FOLDER)
+    parser.add_argument("--measure", action="store_true", help="compute anew")
+    parser.add_argument("--style", choices=("train", "held-out"), default="train")
+    parser.add_argument("--pictures", type=int, default=SCORED_PICTURES)
+    parser.add_argument("--concepts", nargs="+", default=None)
+    parser.add_argument("--json", type=Path, default=None, help="also write data")
+    parser.add_argument("--markdown", action="store_true")
+    arguments = parser.parse_args()
+    bundle = Bundle.load(arguments.bundle)
+    names = arguments.concepts or list(bundle.catalogue)
+    if arguments.measure or arguments.style != "train":
+        catalogue = measure(bundle, names, arguments.pictures, arguments.style)
+    else:
+        catalogue = Catalogue(bundle.catalogue.concept(name) for name in names)
+    rows = rows_of(catalogue)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(to_json(rows), indent=1) + "\n")
+    if arguments.markdown:
+        print(markdown(rows), end="")
+        return
+    console = Console()
+    console.print(table(rows, "sauce-tiny: one concept forgotten at a time"))
+    good = good_concepts(rows)
+    console.print(f"all four at least {GOOD:.0%}: {len(good)}: {', '.join(good)}")
+    for site, sae in bundle.sites.items():
+        console.print(f"{site}: {sae.entry.d_sae} latents, {sae.entry.activation}")
+
+
+if __name__ == "__main__":
+    main()
