@@ -44,5 +44,6 @@ def export(model: LlavaForConditionalGeneration, folder: Path = MODEL_FOLDER) ->
     tensors = load_file(folder / WEIGHTS)
     renamed = {public_key(name): tensor for name, tensor in tensors.items()}
     save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)
     build_processor().save_pretrained(folder)
     (folder / "SHA256").write_text(f"{weights_digest(folder)}  {WEIGHTS}\n")

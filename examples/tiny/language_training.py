@@ -26,7 +26,7 @@ class LanguageTraining:
 
     steps: int = 1500
     batch_pictures: int = 32
-    turns: int = 8
+    turns: int = 12
     """Questions asked about each picture."""
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
