@@ -207,11 +207,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     config = LearnConfig(seed=arguments.seed, decoder_site=arguments.decoder_site)
-    arguments.cache.mkdir(parents=True, exist_ok=True)
-    learner = Learner(config, arguments.cache)
+    # Nothing found on one model may be taken for another.
+    model = fingerprint_model(MODEL_FOLDER).weights_sha256 or "none"
+    folder = arguments.cache / model[:12] / config.decoder_site
+    folder.mkdir(parents=True, exist_ok=True)
+    learner = Learner(config, folder)
     learner.train_saes()
     learner.search()
-    calibrate(config, arguments.cache, arguments.concepts, arguments.processes)
+    calibrate(config, folder, arguments.concepts, arguments.processes)
     write_bundle(learner, arguments.concepts, arguments.bundle)
 
 
