@@ -100,13 +100,6 @@ def site_activations(runner: SharedPrefix, exam: Exam, layer_idx: int) -> Tensor
     return torch.cat(parts)
 
 
-def _real_tokens(exam: Exam, hidden: Tensor) -> Tensor:
-    """Return the tokens that stand in a prompt, without padding."""
-    prefix = torch.ones(len(exam), len(exam.sheet.prefix_ids), dtype=torch.bool)
-    in_block = exam.sheet.suffix_ids.flatten(1) != 0
-    return hidden[torch.cat([prefix, in_block], dim=1)]
-
-
 def train_site_sae(tiny: Tiny, site: str, config: LearnConfig, path: Path) -> None:
     """Train one site's SAE on training pictures and save it, unless it is there."""
     if path.exists():
@@ -119,7 +112,7 @@ def train_site_sae(tiny: Tiny, site: str, config: LearnConfig, path: Path) -> No
     else:
         exam = build_exam(tiny, labels, config.seed, pixels=pixels)
         hidden = site_activations(SharedPrefix(tiny.model), exam, layer_idx)
-        tokens = _real_tokens(exam, hidden)
+        tokens = hidden[exam.sheet.real_tokens()]
     sae = train_sae(tokens.clone(), config.training(site))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(sae.tensors(), path)
@@ -149,7 +142,7 @@ def measure_saes(
             tokens = exam.vision.flatten(0, 1)
         else:
             hidden = site_activations(runner, exam, layer_idx)
-            tokens = _real_tokens(exam, hidden)
+            tokens = hidden[exam.sheet.real_tokens()]
         figures[site] = sae_quality(sae, tokens).to_json()
     return figures
 

@@ -108,7 +108,10 @@ class Paper:
         for site, edit in tensors.items():
             layer_idx = layers[site]
             x = self.exam.vision if layer_idx is None else self.resid[layer_idx]
-            touched |= edit.fires(x).any(1)
+            fires = edit.fires(x)
+            if layer_idx is not None:
+                fires = fires & self.exam.sheet.real_tokens()
+            touched |= fires.any(1)
         logits = self.plain.clone()
         index = touched.nonzero()[:, 0]
         if not len(index):
@@ -235,13 +238,12 @@ class ConceptSearch:
         """Return the edit that a setting of the grid stands for."""
         k, gamma = int(str(setting["k"])), float(str(setting["gamma"]))
         latents = self.ranking(concept, site, str(setting["ranking"]))[:k]
-        x = self.activations[site]
-        unrelated = (self.selection.about[: len(x)] != concept).all(1)
-        sae = self.saes[site]
         gates = torch.zeros(k)
         if setting["gate"]:
+            x = self._unrelated_tokens(concept, site)
+            sae = self.saes[site]
             bias = sae.b_enc[latents] - sae.b_dec @ sae.W_enc[:, latents]
-            acts = x[unrelated].flatten(0, 1) @ sae.W_enc[:, latents] + bias
+            acts = x @ sae.W_enc[:, latents] + bias
             gates = gate_levels(acts, float(str(setting["gate"])))
         return SiteEdit(
             latents=tuple(latents.tolist()),
@@ -249,3 +251,15 @@ class ConceptSearch:
             shift=(0.0,) * k,
             gate=tuple(gates.tolist()),
         )
+
+    def _unrelated_tokens(self, concept: int, site: str) -> Tensor:
+        """Return activations of pictures neither with a concept nor asked about it.
+
+        Shapes: -> [num_tokens, d_model]
+        """
+        x = self.activations[site]
+        unrelated = (self.selection.about[: len(x)] != concept).all(1)
+        if decoder_layer_idx(site) is None:
+            return x[unrelated].flatten(0, 1)
+        real = self.selection.sheet.real_tokens()[: len(x)]
+        return x[real & unrelated[:, None]]

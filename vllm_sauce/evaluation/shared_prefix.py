@@ -33,6 +33,13 @@ class Sheet:
     """Block each answer is read in. [num_reads] int64"""
     read_at: Tensor
     """Token of the block whose next token is the answer. [num_pictures, num_reads]"""
+    pad_id: int = 0
+    """Token that fills blocks up."""
+
+    def real_tokens(self) -> Tensor:
+        """Return which tokens are no padding. Shape [num_pictures, T] bool"""
+        prefix = torch.ones(len(self), len(self.prefix_ids), dtype=torch.bool)
+        return torch.cat([prefix, self.suffix_ids.flatten(1) != self.pad_id], dim=1)
 
     def rows(self, index: Tensor) -> Sheet:
         """Return the sheet of some of the pictures."""
@@ -41,6 +48,7 @@ class Sheet:
             self.suffix_ids[index],
             self.read_block,
             self.read_at[index],
+            self.pad_id,
         )
 
     def __len__(self) -> int:
