@@ -7,6 +7,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,12 +20,16 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Catalogue, Concept
 from vllm_sauce.evaluation.report import (
     GOOD,
+    Row,
     good_concepts,
     markdown,
     rows_of,
     table,
     to_json,
+    with_results,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def measure(bundle: Bundle, names: list[str], pictures: int, style: str) -> Catalogue:
@@ -46,6 +51,29 @@ def measure(bundle: Bundle, names: list[str], pictures: int, style: str) -> Cata
     return Catalogue(measured)
 
 
+def update_pages(bundle: Bundle, rows: Sequence[Row]) -> None:
+    """Write the figures into README.md and docs/study.md."""
+    good = good_concepts(rows)
+    summary = (
+        f"Mean HM over {rows[-1].note}: **{rows[-1].values[-1]:.3f}**. "
+        f"At least {GOOD:.0%} on all four scores: {len(good)} concepts "
+        f"({', '.join(good)}).\n\n"
+    )
+    saes = "| SAE | latents | L0 | explained variance | dead |\n"
+    saes += "|---|---:|---:|---:|---:|\n"
+    for site, sae in bundle.sites.items():
+        figures = {name: value or 0.0 for name, value in sae.entry.activation.items()}
+        saes += (
+            f"| {site}, ReLU + L1 | {sae.entry.d_sae} | {figures['l0']:.1f} "
+            f"| {figures['explained_variance']:.1%} | {figures['dead_share']:.1%} |\n"
+        )
+    for page, text in (
+        (ROOT / "README.md", summary + markdown(rows, means_only=True)),
+        (ROOT / "docs" / "study.md", summary + saes + "\n" + markdown(rows)),
+    ):
+        page.write_text(with_results(page.read_text(), text))
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -55,7 +83,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=SCORED_PICTURES)
     parser.add_argument("--concepts", nargs="+", default=None)
     parser.add_argument("--json", type=Path, default=None, help="also write data")
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--pages", action="store_true", help="update the documents")
     arguments = parser.parse_args()
     bundle = Bundle.load(arguments.bundle)
     names = arguments.concepts or list(bundle.catalogue)
@@ -66,9 +94,8 @@ def main() -> None:
     rows = rows_of(catalogue)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(to_json(rows), indent=1) + "\n")
-    if arguments.markdown:
-        print(markdown(rows), end="")
-        return
+    if arguments.pages:
+        update_pages(bundle, rows)
     console = Console()
     console.print(table(rows, "sauce-tiny: one concept forgotten at a time"))
     good = good_concepts(rows)

@@ -5,7 +5,14 @@ import pytest
 from rich.console import Console
 
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
-from vllm_sauce.evaluation.report import good_concepts, markdown, rows_of, table
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.report import (
+    good_concepts,
+    markdown,
+    rows_of,
+    table,
+    with_results,
+)
 
 
 def build_concept(name: str, domain: str, *shares: float) -> Concept:
@@ -59,3 +66,12 @@ def test_tables_hold_the_figures():
     console = Console(record=True, width=120)
     console.print(table(rows, "title"))
     assert "60.0" in console.export_text()
+
+
+def test_only_the_results_section_of_a_page_changes():
+    page = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
+    now = with_results(page, "new\n")
+    assert now == "before\n<!-- results -->\nnew\n<!-- /results -->\nafter\n"
+    assert with_results(now, "new") == now
+    with pytest.raises(ConfigError):
+        with_results("no section", "new")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from vllm_sauce.concepts import Catalogue, Concept
+from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.metrics import NAMES, harmonic_mean
 
 COLUMNS = (*NAMES, "HM")
@@ -103,3 +104,17 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, object]]:
         }
         for row in rows
     ]
+
+
+START, END = "<!-- results -->", "<!-- /results -->"
+
+
+def with_results(page: str, results: str) -> str:
+    """Return a Markdown page with its results section replaced.
+
+    Raises: ConfigError if the page has no such section
+    """
+    if page.count(START) != 1 or page.count(END) != 1:
+        raise ConfigError(f"the page needs one section from {START} to {END}")
+    head, rest = page.split(START)
+    return f"{head}{START}\n{results.strip()}\n{END}{rest.split(END)[1]}"
