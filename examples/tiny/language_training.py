@@ -30,7 +30,8 @@ class LanguageTraining:
     """Questions asked about each picture."""
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
-    save_every_steps: int = 50
+    hint_weight: float = 0.5
+    save_every_steps: int = 25
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Batch:
     """What each token sees. Shape [num_sequences, 1, length, length], bool."""
     predicts: Tensor
     """Whether the next token is part of an answer. Shape [num_sequences, length]."""
+    hints: Tensor
+    """What the token itself must reveal, -1 for nothing. Shape as ids."""
 
 
 def collate(sequences: list[Sequence]) -> Batch:
@@ -64,13 +67,14 @@ def collate(sequences: list[Sequence]) -> Batch:
     mask = causal & (same | (turns[:, None, :] == 0))
     predicts = torch.zeros_like(answers)
     predicts[:, :-1] = answers[:, 1:]
-    return Batch(ids, positions, mask[:, None], predicts)
+    hints = padded([s.hints for s in sequences], -1)
+    return Batch(ids, positions, mask[:, None], predicts, hints)
 
 
 def answer_loss(
     model: LlavaForConditionalGeneration, hidden: Tensor, batch: Batch
-) -> Tensor:
-    """Return the mean loss of the answers' tokens.
+) -> tuple[Tensor, Tensor]:
+    """Return the mean losses of the answers' tokens and of the hints.
 
     Shapes: hidden [num_sequences, 49, d_vision]
     """
@@ -87,7 +91,10 @@ def answer_loss(
     ).last_hidden_state
     logits = model.lm_head(output[batch.predicts])
     targets = batch.ids[:, 1:][batch.predicts[:, :-1]]
-    return cross_entropy(logits, targets)
+    loss = cross_entropy(logits, targets)
+    hinted = batch.hints >= 0
+    hint_loss = cross_entropy(model.lm_head(output[hinted]), batch.hints[hinted])
+    return loss, hint_loss
 
 
 def train_language(
@@ -117,9 +124,9 @@ def train_language(
             batch = collate([draw_sequence(rng, s, config.turns) for s in scenes])
             with torch.no_grad():
                 hidden = penultimate(model, pixel_values(pictures.images[rows]))
-            loss = answer_loss(model, hidden, batch)
+            loss, hint_loss = answer_loss(model, hidden, batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss + config.hint_weight * hint_loss).backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
@@ -127,4 +134,4 @@ def train_language(
             done = step + 1
             if done % config.save_every_steps == 0 or done == config.steps:
                 save_progress(folder / "language.pt", parts, done)
-                progress.log(f"language {done}: loss {loss:.3f}")
+                progress.log(f"language {done}: loss {loss:.3f}, hints {hint_loss:.3f}")

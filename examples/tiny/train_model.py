@@ -27,9 +27,7 @@ def lock_folder(folder: Path) -> TextIO:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit(
-            f"another run is training in {folder}; wait for it, or give --cache"
-        )
+        sys.exit(f"another run is training in {folder}; wait for it, or give --cache")
     return lock
 
 

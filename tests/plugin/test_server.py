@@ -30,9 +30,7 @@ pytestmark = pytest.mark.skipif(
 VLLM = Path(sys.executable).with_name("vllm")
 
 
-def serve(
-    *args: str, log: Path, cwd: Path | None = None
-) -> subprocess.Popen[bytes]:
+def serve(*args: str, log: Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
     """Start ``vllm serve`` in a process group of its own, its output in a file."""
     environ = {
         k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"

@@ -2,8 +2,8 @@
 import json
 
 import pytest
-from tests.unlearning.catalogues import DIGEST, build_catalogue
 
+from tests.unlearning.catalogues import DIGEST, build_catalogue
 from vllm_sauce.errors import (
     ConfigError,
     InvalidRequestError,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from tests.unlearning.catalogues import DIGEST, build_catalogue
 
+from tests.unlearning.catalogues import DIGEST, build_catalogue
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.unlearning import Mask, SiteTable, site_rows
