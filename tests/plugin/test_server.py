@@ -179,7 +179,10 @@ def test_concurrent_clients_keep_their_own_masks(client: openai.OpenAI) -> None:
         ({"vllm_xargs": {"sauce_forgot": ["seen"]}}, "sauce_forgot"),
         ({"vllm_xargs": {"sauce_forget": [1]}}, "got int"),
         ({"vllm_xargs": {"sauce_forget": ["seen"], "sauce_strength": 99}}, "99"),
-        ({"vllm_xargs": {"sauce_strength": "strong"}}, "strength"),
+        (
+            {"vllm_xargs": {"sauce_forget": ["seen"], "sauce_strength": "strong"}},
+            "strength",
+        ),
         ({"sauce_forget": ["seen"]}, "vllm_xargs"),
         ({**vllm_sauce.forget_body("seen"), "use_beam_search": True}, "beam"),
         ({"cache_salt": "sauce:x"}, "cache_salt"),

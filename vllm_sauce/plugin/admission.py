@@ -125,9 +125,9 @@ def _process_inputs(
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if admission is not None:
             admission.identify(request, mask)
-    except RequestError:
+    except RequestError as error:
         compat.resend_images(self, prompt)
-        raise
+        raise compat.as_client_error(error) from None
     return request
 
 

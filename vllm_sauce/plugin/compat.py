@@ -207,6 +207,25 @@ def with_extra_args(params: Any, extra_args: Mapping[str, Any] | None) -> Any:
     return changed
 
 
+def as_client_error(error: Exception) -> Exception:
+    """Make vLLM answer 400 for an error of ours; it stays what it was, too.
+
+    Why: the async engine turns what is not a ``VLLMClientError`` into a 500 without its
+    message. vLLM versions without that class answer 400 to any ``ValueError``.
+    """
+    import vllm.exceptions
+
+    client_error = getattr(vllm.exceptions, "VLLMClientError", None)
+    if client_error is not None and not isinstance(error, client_error):
+        error.__class__ = _client_error_cls(type(error), client_error)
+    return error
+
+
+@functools.cache
+def _client_error_cls(cls: type, client_error: type) -> type:
+    return type(cls.__name__, (cls, client_error), {"__module__": cls.__module__})
+
+
 def resend_images(processor: Any, prompt: Any) -> None:
     """Make the API side send the images of a refused prompt again next time.
 
