@@ -25,6 +25,7 @@ def demo(
 
     try:
         folder = logic.find_tiny()
+        typer.echo("Starting vLLM on sauce-tiny; this takes about half a minute ...")
         answers = logic.ask(folder, logic.read_cases(folder))
     except SauceError as error:
         typer.echo(f"sauce demo: {error}", err=True)

@@ -93,6 +93,8 @@ def ask(folder: Path, cases: Sequence[Case]) -> list[Answer]:
     # The demo is one process to the end: no second one to start and stop.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # A newcomer came for the table, not for the engine's hundred lines.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -157,10 +159,13 @@ def as_table(answers: Sequence[Answer]) -> Table:
     table = Table(title="One batch, many masks: what each request may still know")
     for heading in ("picture", "question", "forgets", "before", "after", "must", ""):
         table.add_column(heading)
-    for answer in answers:
+    for i, answer in enumerate(answers):
         case = answer.case
+        first = i == 0 or answers[i - 1].case.picture != case.picture
+        if first and i:
+            table.add_section()
         table.add_row(
-            case.picture,
+            case.picture if first else "",
             case.question,
             ", ".join(case.forget) or "nothing",
             answer.before,
