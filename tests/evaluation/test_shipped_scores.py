@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped table, recomputed in part from the shipped model and bundle."""
+
+import pytest
+
+from tiny.concepts import CONCEPTS, DOMAIN_OF
+from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER, Tiny
+from tiny.learn_saes import LearnConfig, measure_saes
+from tiny.scoring import Scorer
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.evaluation.metrics import NAMES, harmonic_mean
+from vllm_sauce.evaluation.report import good_concepts, rows_of
+
+CHECKED = ("dog", "soccer", "love", "red", "wood")
+"""One of each domain."""
+NEEDED_MEAN_HM = 0.82
+NEEDED_GOOD = 10
+
+pytestmark = pytest.mark.skipif(
+    not BUNDLE_FOLDER.exists(),
+    reason="sauce-tiny's bundle is not made yet",
+)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.load(BUNDLE_FOLDER)
+
+
+def test_the_bundle_belongs_to_the_model_and_holds_every_concept(bundle: Bundle):
+    bundle.check_model(MODEL_FOLDER)
+    assert set(bundle.catalogue) == set(CONCEPTS)
+    for name, concept in bundle.catalogue.items():
+        assert concept.domain == DOMAIN_OF[name]
+        assert {"method", "settings", "seed"} <= set(concept.provenance)
+        shares = [concept.scores[score] or 0.0 for score in NAMES]
+        assert concept.scores["HM"] == pytest.approx(harmonic_mean(shares), abs=2e-3)
+
+
+def test_the_table_reaches_what_is_asked(bundle: Bundle):
+    rows = rows_of(bundle.catalogue)
+    assert rows[-1].values[-1] >= NEEDED_MEAN_HM
+    assert len(good_concepts(rows)) >= NEEDED_GOOD
+
+
+def test_scores_are_what_the_model_does(bundle: Bundle):
+    tiny, config = Tiny.load(), LearnConfig()
+    scorer = Scorer(tiny, config.scoring_per_foreground, config.seed)
+    saes = {site: sae.weights for site, sae in bundle.sites.items()}
+    for name in CHECKED:
+        concept = bundle.catalogue[name]
+        now = scorer.scores(concept, saes)
+        for score in NAMES:
+            # Another machine's rounding may flip an answer or two of forty.
+            assert now[score] == pytest.approx(concept.scores[score], abs=0.06)
+
+
+def test_sae_figures_are_what_the_saes_do(bundle: Bundle):
+    saes = {site: sae.weights for site, sae in bundle.sites.items()}
+    figures = measure_saes(Tiny.load(), saes, LearnConfig().seed)
+    for site, found in figures.items():
+        shipped = bundle.sites[site].entry.activation
+        assert found == pytest.approx(shipped, rel=0.02, abs=0.01)

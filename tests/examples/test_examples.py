@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each example runs as its first lines say, on the shipped model and bundle."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.test_server import free_port, serve, wait_until_healthy
+
+REPO = Path(__file__).resolve().parents[2]
+EXAMPLES = REPO / "examples"
+TINY = EXAMPLES / "tiny"
+
+pytestmark = pytest.mark.skipif(
+    not (TINY / "bundle").exists(),
+    reason="sauce-tiny's bundle is not made yet",
+)
+
+
+def run(*command: str) -> str:
+    """Run an example in a fresh interpreter and return what it prints."""
+    environ = {
+        name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+    }
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=REPO,
+        env={**environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
+def test_examples_stay_short(path: Path) -> None:
+    """Under sixty lines of code: an example shows one thing."""
+    lines = path.read_text().splitlines()
+    code = [line for line in lines if line.strip() and not line.startswith("#")]
+    assert len(code) < 60
+
+
+def test_offline() -> None:
+    """The dog is named, and with dog forgotten it is not."""
+    lines = run("examples/offline.py").splitlines()
+    (before,) = [line for line in lines if line.startswith("before:")]
+    (after,) = [line for line in lines if line.startswith("after:")]
+    assert "dog" in before
+    assert "dog" not in after
+
+
+def test_many_masks() -> None:
+    """Sixteen masks in a batch; most of what is forgotten is not mentioned."""
+    lines = [
+        line for line in run("examples/many_masks.py").splitlines() if " | " in line
+    ]
+    assert len(lines) == 16
+    forgotten = 0
+    for line in lines:
+        _, forgets, answer = line.split(" | ")
+        forgotten += forgets.removeprefix("forgets ") not in answer
+    assert forgotten >= 12
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The README's server on the shipped bundle."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("serve") / "log"
+    process = serve(
+        *("examples/tiny/model", "--plugin", "sauce", "--dtype", "float32"),
+        *(
+            "--sauce-bundle",
+            "examples/tiny/bundle",
+            "--served-model-name",
+            "sauce-tiny",
+        ),
+        *("--port", str(port), "--host", "127.0.0.1", "--enforce-eager"),
+        *("--max-model-len", "512"),
+        cwd=REPO,
+        log=log,
+    )
+    wait_until_healthy(process, f"http://127.0.0.1:{port}", log)
+    yield f"http://127.0.0.1:{port}/v1"
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def test_serve_and_ask(server: str) -> None:
+    """Over HTTP too, the dog is named and then forgotten."""
+    lines = [
+        line
+        for line in run("examples/serve_and_ask.py", server).splitlines()
+        if " -> " in line
+    ]
+    assert "dog" in lines[0].split(" -> ")[1]
+    assert "dog" not in lines[1].split(" -> ")[1]
