@@ -221,9 +221,15 @@ def as_client_error(error: Exception) -> Exception:
     return error
 
 
-@functools.cache
+_client_errors: dict[type, type] = {}
+
+
 def _client_error_cls(cls: type, client_error: type) -> type:
-    return type(cls.__name__, (cls, client_error), {"__module__": cls.__module__})
+    if cls not in _client_errors:
+        _client_errors[cls] = type(
+            cls.__name__, (cls, client_error), {"__module__": cls.__module__}
+        )
+    return _client_errors[cls]
 
 
 def resend_images(processor: Any, prompt: Any) -> None:
