@@ -38,7 +38,7 @@ from tiny.questions import (
 from tiny.vocabulary import EOS, IMAGE, SPECIAL, encode, token_id, vocabulary
 
 PREFIX_IDS = (*encode("USER:"), *[token_id(IMAGE)] * NUM_PATCHES)
-_DOMAIN_OF_ID = {token_id(answer_name(c)): DOMAIN_OF[c] for c in CONCEPTS}
+_CONCEPT_IDS = {token_id(answer_name(c)) for c in CONCEPTS}
 DESCRIBE_SHARE, NAMING_SHARE = 0.07, 0.23
 """The rest is yes/no: comparing two words is learnt last and has one token each."""
 ABSENT_DOMAIN_SHARE = 0.2
@@ -79,10 +79,11 @@ class Sequence:
     answers: list[bool]
     """Whether the token is part of an answer."""
     hints: list[int]
-    """At a concept's name in a question, the id of what the picture shows instead.
+    """At a concept's name in a question, the id of yes or no: is it in the picture?
 
-    Answering yes or no means comparing the two, which is slow to be found when the
-    answer is the only teacher; showing what to compare makes it quick. -1 elsewhere.
+    Comparing a word with a picture is slow to be found when the answer, some tokens
+    later, is the only teacher; asking for it at the word itself makes it quick. -1
+    elsewhere.
     """
 
 
@@ -135,12 +136,11 @@ def draw_turn(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
 
 
 def hint_ids(scene: Scene, asked: list[int]) -> list[int]:
-    """Return, at each concept's name, what the picture shows in that domain."""
-    shown = {DOMAIN_OF[c]: token_id(answer_name(c)) for c in scene.concepts}
-    none = token_id(NONE)
+    """Return, at each concept's name, whether the picture shows it."""
+    shown = {token_id(answer_name(concept)) for concept in scene.concepts}
+    yes, no = token_id(YES), token_id(NO)
     return [
-        shown.get(_DOMAIN_OF_ID[id_], none) if id_ in _DOMAIN_OF_ID else -1
-        for id_ in asked
+        (yes if id_ in shown else no) if id_ in _CONCEPT_IDS else -1 for id_ in asked
     ]
 
 

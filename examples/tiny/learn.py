@@ -206,6 +206,8 @@ def main() -> None:
     parser.add_argument("--decoder-site", default=LearnConfig.decoder_site)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
+    # Adam's moments sink into denormals, on which a CPU is a hundred times slower.
+    torch.set_flush_denormal(True)
     config = LearnConfig(seed=arguments.seed, decoder_site=arguments.decoder_site)
     # Nothing found on one model may be taken for another.
     model = fingerprint_model(MODEL_FOLDER).weights_sha256 or "none"

@@ -46,6 +46,8 @@ TRAIN = Phrasings(
             "What thing is in the image?",
             "What object does the picture show?",
             "Tell me the object you see.",
+            "Which object is shown in the picture?",
+            "What object can you see here?",
         ),
         "sports": (
             "What sport is in the picture?",
@@ -56,6 +58,8 @@ TRAIN = Phrasings(
             "What game is in the image?",
             "What sport does the picture show?",
             "Tell me the sport you see.",
+            "Which sport is shown in the picture?",
+            "What sport can you see here?",
         ),
         "emotions": (
             "What emotion is in the picture?",
@@ -66,6 +70,8 @@ TRAIN = Phrasings(
             "What feeling is in the image?",
             "What emotion does the face show?",
             "Tell me the emotion you see.",
+            "Which emotion is shown in the picture?",
+            "What emotion can you see here?",
             "How does the face feel?",
         ),
         "colours": (
@@ -77,6 +83,9 @@ TRAIN = Phrasings(
             "Name the color of the background.",
             "What is the colour of the image?",
             "Tell me the color you see.",
+            "Which colour do you see in the image?",
+            "Which color is shown in the picture?",
+            "What colour can you see here?",
         ),
         "materials": (
             "What material is in the picture?",
@@ -87,6 +96,9 @@ TRAIN = Phrasings(
             "Name the material of the background.",
             "What is the material of the image?",
             "Tell me the material you see.",
+            "Which material do you see in the image?",
+            "Which material is shown in the picture?",
+            "What material can you see here?",
             "What texture is the background?",
         ),
     },

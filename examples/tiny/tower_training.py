@@ -31,7 +31,7 @@ IGNORED = -100
 class TowerTraining:
     """How the tower is trained."""
 
-    steps: int = 1700
+    steps: int = 1300
     batch_pictures: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.03
