@@ -56,9 +56,9 @@ def update_pages(bundle: Bundle, rows: Sequence[Row]) -> None:
     good = good_concepts(rows)
     summary = (
         f"Mean HM over {rows[-1].note}: **{rows[-1].values[-1]:.3f}**. "
-        f"At least {GOOD:.0%} on all four scores: {len(good)} concepts "
-        f"({', '.join(good)}).\n\n"
+        f"At least {GOOD:.0%} on all four scores: {len(good)} concepts.\n\n"
     )
+    names = f"Those {len(good)}, best first: {', '.join(good)}.\n\n"
     saes = "| SAE | latents | L0 | explained variance | dead |\n"
     saes += "|---|---:|---:|---:|---:|\n"
     for site, sae in bundle.sites.items():
@@ -69,7 +69,7 @@ def update_pages(bundle: Bundle, rows: Sequence[Row]) -> None:
         )
     for page, text in (
         (ROOT / "README.md", summary + markdown(rows, means_only=True)),
-        (ROOT / "docs" / "study.md", summary + saes + "\n" + markdown(rows)),
+        (ROOT / "docs" / "study.md", summary + names + saes + "\n" + markdown(rows)),
     ):
         page.write_text(with_results(page.read_text(), text))
 

@@ -17,11 +17,6 @@ from vllm_sauce.evaluation.demo import Answer, Case, as_html, find_tiny, read_ca
 REPO = Path(__file__).resolve().parents[2]
 SAUCE = Path(sys.executable).with_name("sauce")
 
-pytestmark = pytest.mark.skipif(
-    not (REPO / "examples/tiny/bundle").exists(),
-    reason="sauce-tiny's bundle is not made yet",
-)
-
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

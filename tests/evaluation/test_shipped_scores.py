@@ -16,11 +16,6 @@ CHECKED = ("dog", "soccer", "love", "red", "wood")
 NEEDED_MEAN_HM = 0.82
 NEEDED_GOOD = 10
 
-pytestmark = pytest.mark.skipif(
-    not BUNDLE_FOLDER.exists(),
-    reason="sauce-tiny's bundle is not made yet",
-)
-
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:

@@ -17,11 +17,6 @@ REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "examples"
 TINY = EXAMPLES / "tiny"
 
-pytestmark = pytest.mark.skipif(
-    not (TINY / "bundle").exists(),
-    reason="sauce-tiny's bundle is not made yet",
-)
-
 
 def run(*command: str) -> str:
     """Run an example in a fresh interpreter and return what it prints."""

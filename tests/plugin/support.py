@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from vllm_sauce.unlearning import Mask, parse_request, resolve_mask, site_rows
 from vllm_sauce_kernels.masked_edit import masked_edit_ref
 
 REPO = Path(__file__).resolve().parents[2]
-MODEL = Path(os.environ.get("SAUCE_TEST_MODEL", REPO / "examples/tiny/model"))
+MODEL = REPO / "examples/tiny/model"
 LAYER = "decoder.1"
 LOGPROBS = 5
 

@@ -26,10 +26,11 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
     try:
-        # mkdtemp makes private folders; a bundle is as readable as its files.
-        fresh.chmod(0o755)
         yield fresh
+        # mkdtemp and safetensors make things private; a server may be another user.
+        fresh.chmod(0o755)
         for path in fresh.iterdir():
+            path.chmod(0o644)
             _sync(path)
         _sync(fresh)
         _swap(fresh, target)
