@@ -85,6 +85,11 @@ def bundle_dir(tmp_path, model_dir):
     return tmp_path / "bundle"
 
 
+def test_any_user_may_read_a_saved_bundle(bundle_dir):
+    for path in bundle_dir.iterdir():
+        assert path.stat().st_mode & 0o444 == 0o444
+
+
 def edit_json(folder, change):
     path = folder / "bundle.json"
     data = json.loads(path.read_text())

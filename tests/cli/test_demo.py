@@ -60,7 +60,9 @@ def test_table_and_page(ran: tuple[Path, str]) -> None:
     folder, printed = ran
     assert "before" in printed
     page = (folder / "demo.html").read_text()
-    assert page.count("data:image/png;base64,") == page.count('<div class="case')
+    rows = json.loads((folder / "answers.json").read_text())
+    assert page.count("data:image/png;base64,") == len(rows)
+    assert page.count('<div class="case">') == len(rows)
 
 
 def case(must_change: bool) -> Case:
@@ -70,7 +72,12 @@ def case(must_change: bool) -> Case:
 
 @pytest.mark.parametrize(
     ("before", "after", "must_change", "right"),
-    [("a", "a", True, False), ("a", "b", True, True), ("a", "b", False, False)],
+    [
+        ("a", "a", True, False),
+        ("a", "b", True, True),
+        ("a", "b", False, False),
+        ("a dog", "the dog", True, False),
+    ],
 )
 def test_verdict(before: str, after: str, must_change: bool, right: bool) -> None:
     """An answer is right just if it changed when it had to; the page shows it."""

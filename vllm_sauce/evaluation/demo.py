@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,11 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        """Whether the answer changed just if it had to."""
-        return (self.before != self.after) == self.case.must_change
+        """Whether the answer stayed, or changed and names nothing forgotten."""
+        if not self.case.must_change:
+            return self.before == self.after
+        said = set(re.findall(r"\w+", self.after.lower()))
+        return self.before != self.after and not said & set(self.case.forget)
 
 
 def find_tiny() -> Path:
@@ -154,10 +158,14 @@ def as_json(answers: Sequence[Answer]) -> str:
 
 def as_table(answers: Sequence[Answer]) -> Table:
     """Return the answers as a table for the terminal."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title="One batch, many masks: what each request may still know")
-    for heading in ("picture", "question", "forgets", "before", "after", "must", ""):
+    title = "One batch, many masks: what each request may still know"
+    table = Table(title=title, box=SIMPLE, pad_edge=False)
+    table.add_column("picture")
+    table.add_column("question", min_width=24)
+    for heading in ("forgets", "before", "after", "must"):
         table.add_column(heading)
     for i, answer in enumerate(answers):
         case = answer.case
@@ -172,17 +180,17 @@ def as_table(answers: Sequence[Answer]) -> Table:
             f"[bold]{answer.after}[/]"
             if answer.before != answer.after
             else answer.after,
-            "change" if case.must_change else "stay",
-            "[green]ok[/]" if answer.right else "[red]WRONG[/]",
+            ("change: " if case.must_change else "stay: ")
+            + ("[green]ok[/]" if answer.right else "[red]WRONG[/]"),
         )
     return table
 
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>sauce demo</title>
 <style>
- body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem;
+ body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem;
         color: #1c1e21; padding: 0 1rem }}
- .cases {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr));
+ .cases {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr));
           gap: 1rem }}
  .case {{ border: 1px solid #d8dce1; border-radius: 10px; padding: 1rem;
          display: flex; gap: 1rem }}
