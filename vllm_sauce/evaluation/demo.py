@@ -162,11 +162,13 @@ def as_table(answers: Sequence[Answer]) -> Table:
     from rich.table import Table
 
     title = "One batch, many masks: what each request may still know"
-    table = Table(title=title, box=SIMPLE, pad_edge=False)
+    table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("picture")
-    table.add_column("question", min_width=24)
-    for heading in ("forgets", "before", "after", "must"):
+    table.add_column("question")
+    for heading in ("forgets", "before", "after"):
         table.add_column(heading)
+    # On a narrow terminal the question wraps; the verdict never goes missing.
+    table.add_column("must", no_wrap=True, min_width=len("change WRONG"))
     for i, answer in enumerate(answers):
         case = answer.case
         first = i == 0 or answers[i - 1].case.picture != case.picture
@@ -180,7 +182,7 @@ def as_table(answers: Sequence[Answer]) -> Table:
             f"[bold]{answer.after}[/]"
             if answer.before != answer.after
             else answer.after,
-            ("change: " if case.must_change else "stay: ")
+            ("change " if case.must_change else "stay ")
             + ("[green]ok[/]" if answer.right else "[red]WRONG[/]"),
         )
     return table
