@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,21 @@ pytestmark = pytest.mark.skipif(
 VLLM = Path(sys.executable).with_name("vllm")
 
 
-def serve(*args: str, log: Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+def serve(
+    *args: str,
+    log: Path,
+    cwd: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
     """Start ``vllm serve`` in a process group of its own, its output in a file."""
-    environ = {
+    inherited = {
         k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"
     }
     with log.open("wb") as output:
         return subprocess.Popen(
             [str(VLLM), "serve", *args],
             cwd=cwd,
-            env={**environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            env={**inherited, "VLLM_CPU_KVCACHE_SPACE": "1", **(environ or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
