@@ -23,6 +23,7 @@ from tests.kernels.inputs import (
     small_integers,
 )
 from vllm_sauce_kernels.masked_edit import (
+    eager,
     masked_edit,
     masked_edit_eager,
     masked_edit_ref,
@@ -35,16 +36,17 @@ Op = Callable[..., None]
 SHAPES = [(5, 64, 9, 4, 1), (7, 130, 23, 5, 3), (33, 257, 70, 31, 7), (5, 1, 4, 17, 2)]
 
 
-@pytest.fixture(params=["eager", "triton", "op", "op-triton"])
+@pytest.fixture(params=["eager", "eager-grouped", "triton", "op", "op-triton"])
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """One form of the op at a time."""
     if "triton" in request.param:
         request.getfixturevalue("interpreted")
     if request.param == "op-triton":
         monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
-    return {"eager": masked_edit_eager, "triton": masked_edit_triton}.get(
-        request.param, masked_edit
-    )
+    if request.param == "eager-grouped":
+        monkeypatch.setattr(eager, "GATHERED_ELEMENTS", 0)
+    forms = {"eager": masked_edit_eager, "eager-grouped": masked_edit_eager}
+    return {**forms, "triton": masked_edit_triton}.get(request.param, masked_edit)
 
 
 def edited_rows(args: Args) -> Tensor:

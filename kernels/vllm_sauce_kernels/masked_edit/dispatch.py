@@ -8,6 +8,7 @@ needs Triton's interpreter (``TRITON_INTERPRET=1``).
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ _SCHEMA = (
     "(Tensor(a!) hidden_states, Tensor? residual, Tensor slot_of_token, "
     "Tensor mask_latents, Tensor mask_scale, Tensor mask_shift, Tensor mask_gate, "
     "Tensor mask_len, Tensor W_enc_rows, Tensor W_dec_rows, Tensor b_enc, "
-    "Tensor(b!) edited_tokens) -> ()"
+    "Tensor(b!) edited_tokens, int topk=0, int normalize=0) -> ()"
 )
 
 # define + impl instead of custom_op, whose Python wrapper costs more than an idle op.
@@ -38,6 +39,8 @@ def masked_edit(
     W_dec_rows: Tensor,
     b_enc: Tensor,
     edited_tokens: Tensor,
+    topk: int = 0,
+    normalize: int = 0,
 ) -> None:
     """Edit ``hidden_states`` in place; opaque to torch.compile.
 
@@ -46,27 +49,28 @@ def masked_edit(
     """
     torch.ops.vllm_sauce.masked_edit.default(
         hidden_states, residual, slot_of_token, mask_latents, mask_scale, mask_shift,
-        mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens,
+        mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens, topk,
+        normalize,
     )  # fmt: skip
 
 
 @torch.library.impl("vllm_sauce::masked_edit", "CPU")
-def _on_cpu(*args: Tensor | None) -> None:
-    check_arguments(*args)  # type: ignore[arg-type]
+def _on_cpu(*args: Any) -> None:
+    check_arguments(*args)
     if os.environ.get("VLLM_SAUCE_KERNEL") == "triton":
-        masked_edit_triton(*args)  # type: ignore[arg-type]
+        masked_edit_triton(*args)
     else:
-        masked_edit_eager(*args)  # type: ignore[arg-type]
+        masked_edit_eager(*args)
 
 
 # ROCm devices answer to the CUDA key, too.
 @torch.library.impl("vllm_sauce::masked_edit", "CUDA")
-def _on_gpu(*args: Tensor | None) -> None:
-    masked_edit_triton(*args)  # type: ignore[arg-type]
+def _on_gpu(*args: Any) -> None:
+    masked_edit_triton(*args)
 
 
 @torch.library.register_fake("vllm_sauce::masked_edit")  # type: ignore[untyped-decorator]
-def _fake(*args: Tensor | None) -> None:
+def _fake(*args: Any) -> None:
     # No checks here: comparing symbolic sizes would put guards on the model's graph.
     return None
 
@@ -84,6 +88,8 @@ def masked_edit_triton(
     W_dec_rows: Tensor,
     b_enc: Tensor,
     edited_tokens: Tensor,
+    topk: int = 0,
+    normalize: int = 0,
 ) -> None:
     """Edit ``hidden_states`` in place with the Triton form, whatever the device.
 
@@ -92,7 +98,8 @@ def masked_edit_triton(
     """
     args = (
         hidden_states, residual, slot_of_token, mask_latents, mask_scale, mask_shift,
-        mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens,
+        mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens, topk,
+        normalize,
     )  # fmt: skip
     check_arguments(*args)
     # Machines without a GPU may lack Triton.
@@ -114,6 +121,8 @@ def check_arguments(
     W_dec_rows: Tensor,
     b_enc: Tensor,
     edited_tokens: Tensor,
+    topk: int = 0,
+    normalize: int = 0,
 ) -> None:
     """Check shapes, dtypes and strides; reads no tensor's values.
 
@@ -125,9 +134,12 @@ def check_arguments(
             f"{tuple(hidden_states.shape)}, {tuple(mask_latents.shape)}, "
             f"{tuple(W_enc_rows.shape)}"
         )
+    _check_kind(topk, normalize)
     num_tokens, d_model = hidden_states.shape
     num_slots, table = mask_latents.shape[0], mask_latents.shape
-    num_pool = W_enc_rows.shape[0]
+    # With TopK the encoder holds the whole dictionary, the decoder what is edited.
+    num_rows = W_enc_rows.shape[0]
+    num_pool = min(W_dec_rows.shape[0], num_rows) if topk else num_rows
     if slot_of_token.ndim != 1 or slot_of_token.shape[0] < num_tokens:
         raise ValueError(
             f"slot_of_token must be [>= num_tokens={num_tokens}], "
@@ -136,7 +148,7 @@ def check_arguments(
     _check_rows("hidden_states", hidden_states, (num_tokens, d_model))
     if residual is not None:
         _check_rows("residual", residual, (num_tokens, d_model))
-    _check_rows("W_enc_rows", W_enc_rows, (num_pool, d_model))
+    _check_rows("W_enc_rows", W_enc_rows, (num_rows, d_model))
     _check_rows("W_dec_rows", W_dec_rows, (num_pool, d_model))
     _check_flat("slot_of_token", slot_of_token, slot_of_token.shape, torch.int32)
     _check_flat("mask_latents", mask_latents, table, torch.int32)
@@ -144,8 +156,18 @@ def check_arguments(
     _check_flat("mask_shift", mask_shift, table, torch.float32)
     _check_flat("mask_gate", mask_gate, table, torch.float32)
     _check_flat("mask_len", mask_len, (num_slots,), torch.int32)
-    _check_flat("b_enc", b_enc, (num_pool,), torch.float32)
+    _check_flat("b_enc", b_enc, (num_rows,), torch.float32)
     _check_flat("edited_tokens", edited_tokens, (num_slots,), torch.int64)
+
+
+def _check_kind(topk: int, normalize: int) -> None:
+    if topk < 0:
+        raise ValueError(f"topk must be 0 (off) or a number of latents, got {topk}")
+    if normalize not in (0, 1, 2):
+        raise ValueError(
+            "normalize must be 0 (none), 1 (layer_norm) or 2 (constant_norm_rescale), "
+            f"got {normalize}"
+        )
 
 
 def _check_rows(name: str, rows: Tensor, shape: tuple[int, int]) -> None:

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the edit adds to a decode step on a CPU: sauce-tiny, 16 requests, 16 masks.
+
+``python benchmarks/cpu_decode.py [--rounds 5] [--json FILE]``
+
+Rounds alternate between three batches of the same requests: no mask, all the same
+mask, each its own mask. A step is timed whole; within it, two timers tell what our own
+parts take: the op, and writing the step's slots. Medians over all steps of a kind.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TINY = Path(__file__).resolve().parents[1] / "examples" / "tiny"
+BATCH = 16
+DECODE_STEPS = 120
+KINDS = ("no mask", "one shared mask", "16 masks")
+
+
+class Timer:
+    """Adds up the seconds spent in a function since the last reading."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wrap(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+    def read(self) -> float:
+        """Return the seconds so far and start again."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+def timers() -> tuple[Timer, Timer]:
+    """Put timers around the op's CPU form and the writing of slots."""
+    from vllm_sauce.plugin.runtime import DecoderSite
+    from vllm_sauce_kernels.masked_edit import dispatch
+
+    op, slots = Timer(), Timer()
+    dispatch.masked_edit_eager = op.wrap(dispatch.masked_edit_eager)
+    DecoderSite.set_spans = slots.wrap(DecoderSite.set_spans)  # type: ignore[method-assign]
+    return op, slots
+
+
+def concepts_of(bundle: Any, count: int) -> list[str]:
+    """Return concepts whose edit has a decoder site, so that every step is edited."""
+    names = [
+        name
+        for name, concept in bundle.catalogue.items()
+        if any(site != "vision" for site in concept.edits)
+    ]
+    return names[:count]
+
+
+def masks_of(kind: str, concepts: list[str]) -> list[str | None]:
+    """Return what each request of a batch forgets."""
+    if kind == KINDS[0]:
+        return [None] * BATCH
+    return list(concepts[:1] * BATCH if kind == KINDS[1] else concepts)
+
+
+def run_round(
+    llm: Any, masks: list[str | None], op: Timer, slots: Timer
+) -> list[tuple[float, float, float]]:
+    """Decode a batch; returns seconds of (step, op, slots) for each decode step."""
+    from vllm import SamplingParams
+
+    import vllm_sauce
+
+    engine = llm.llm_engine
+    for i, mask in enumerate(masks):
+        extra = dict(vllm_sauce.forget(mask)) if mask else None
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=DECODE_STEPS + 8,
+            ignore_eos=True,
+            extra_args=extra,
+            detokenize=False,
+        )
+        engine.add_request(
+            f"{time.perf_counter_ns()}-{i}",
+            {"prompt": f"USER: what is in the picture {'?' * (i + 1)} ASSISTANT:"},
+            params,
+        )
+    for _ in range(6):  # prefill, and the first steps after it
+        engine.step()
+    op.read(), slots.read()
+    rows = []
+    for _ in range(DECODE_STEPS - 8):
+        start = time.perf_counter()
+        engine.step()
+        rows.append((time.perf_counter() - start, op.read(), slots.read()))
+    while engine.has_unfinished_requests():
+        engine.step()
+    return rows
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Run the rounds; returns medians in microseconds by kind of batch."""
+    import torch
+    import vllm
+    from vllm import LLM
+
+    from vllm_sauce.bundle import Bundle
+
+    op, slots = timers()
+    llm = LLM(
+        model=str(TINY / "model"),
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=BATCH,
+        disable_log_stats=True,
+        additional_config={"sauce": {"bundle": str(TINY / "bundle")}},
+    )
+    concepts = concepts_of(Bundle.load(TINY / "bundle"), BATCH)
+    found: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
+    for kind in KINDS:  # warm-up
+        run_round(llm, masks_of(kind, concepts), op, slots)
+    for _ in range(rounds):
+        for kind in KINDS:
+            found[kind] += run_round(llm, masks_of(kind, concepts), op, slots)
+    medians = {
+        kind: [1e6 * statistics.median(column) for column in zip(*rows, strict=True)]
+        for kind, rows in found.items()
+    }
+    return {
+        "batch": BATCH,
+        "rounds": rounds,
+        "steps": {kind: len(rows) for kind, rows in found.items()},
+        "median_us": {
+            kind: dict(zip(("step", "op", "slots"), values, strict=True))
+            for kind, values in medians.items()
+        },
+        "torch": torch.__version__,
+        "vllm": vllm.__version__,
+        "cpu": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    """Print the table; the last line is the same as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    result = measure(arguments.rounds)
+    print(
+        f"decode step of sauce-tiny, batch {BATCH}, float32, compiled, "
+        f"{result['threads']} threads, torch {result['torch']}, vLLM {result['vllm']}"
+    )
+    print(f"{'batch':<16} {'step us':>9} {'op us':>7} {'slots us':>9} {'ours %':>7}")
+    for kind, us in result["median_us"].items():
+        share = 100 * (us["op"] + us["slots"]) / us["step"]
+        print(
+            f"{kind:<16} {us['step']:>9.0f} {us['op']:>7.1f} {us['slots']:>9.1f} "
+            f"{share:>7.2f}"
+        )
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    import os
+
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    main()
