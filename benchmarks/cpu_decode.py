@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the edit adds to a decode step on a CPU: sauce-tiny, 16 requests, 16 masks.
 
-``python benchmarks/cpu_decode.py [--rounds 5] [--json FILE]``
+``python benchmarks/cpu_decode.py [--rounds 5] [--eager] [--json FILE]``
 
 Rounds alternate between three batches of the same requests: no mask, all the same
 mask, each its own mask. A step is timed whole; within it, two timers tell what our own
 parts take: the op, and writing the step's slots. Medians over all steps of a kind.
+
+In a compiled model only the op's CPU form can be timed; ``--eager`` times the call of
+the custom op whole, PyTorch's dispatcher included, in a model that is not compiled.
 """
 
 import argparse
@@ -48,13 +51,17 @@ class Timer:
         return seconds
 
 
-def timers() -> tuple[Timer, Timer]:
-    """Put timers around the op's CPU form and the writing of slots."""
+def timers(eager: bool) -> tuple[Timer, Timer]:
+    """Put timers around the op, or its CPU form, and the writing of slots."""
+    from vllm_sauce.plugin import injection
     from vllm_sauce.plugin.runtime import DecoderSite
     from vllm_sauce_kernels.masked_edit import dispatch
 
     op, slots = Timer(), Timer()
-    dispatch.masked_edit_eager = op.wrap(dispatch.masked_edit_eager)
+    if eager:
+        injection.masked_edit = op.wrap(injection.masked_edit)
+    else:
+        dispatch.masked_edit_eager = op.wrap(dispatch.masked_edit_eager)
     DecoderSite.set_spans = slots.wrap(DecoderSite.set_spans)  # type: ignore[method-assign]
     return op, slots
 
@@ -112,7 +119,7 @@ def run_round(
     return rows
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int, eager: bool) -> dict[str, Any]:
     """Run the rounds; returns medians in microseconds by kind of batch."""
     import torch
     import vllm
@@ -120,12 +127,13 @@ def measure(rounds: int) -> dict[str, Any]:
 
     from vllm_sauce.bundle import Bundle
 
-    op, slots = timers()
+    op, slots = timers(eager)
     llm = LLM(
         model=str(TINY / "model"),
         dtype="float32",
         max_model_len=256,
         max_num_seqs=BATCH,
+        enforce_eager=eager,
         disable_log_stats=True,
         additional_config={"sauce": {"bundle": str(TINY / "bundle")}},
     )
@@ -143,6 +151,7 @@ def measure(rounds: int) -> dict[str, Any]:
     return {
         "batch": BATCH,
         "rounds": rounds,
+        "model": "eager" if eager else "compiled",
         "steps": {kind: len(rows) for kind, rows in found.items()},
         "median_us": {
             kind: dict(zip(("step", "op", "slots"), values, strict=True))
@@ -159,11 +168,12 @@ def main() -> None:
     """Print the table; the last line is the same as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
-    result = measure(arguments.rounds)
+    result = measure(arguments.rounds, arguments.eager)
     print(
-        f"decode step of sauce-tiny, batch {BATCH}, float32, compiled, "
+        f"decode step of sauce-tiny, batch {BATCH}, float32, {result['model']}, "
         f"{result['threads']} threads, torch {result['torch']}, vLLM {result['vllm']}"
     )
     print(f"{'batch':<16} {'step us':>9} {'op us':>7} {'slots us':>9} {'ours %':>7}")

@@ -28,6 +28,7 @@ from vllm_sauce_kernels.masked_edit import (
     masked_edit_eager,
     masked_edit_ref,
     masked_edit_triton,
+    native,
 )
 
 Op = Callable[..., None]
@@ -36,17 +37,20 @@ Op = Callable[..., None]
 SHAPES = [(5, 64, 9, 4, 1), (7, 130, 23, 5, 3), (33, 257, 70, 31, 7), (5, 1, 4, 17, 2)]
 
 
-@pytest.fixture(params=["eager", "eager-grouped", "triton", "op", "op-triton"])
+@pytest.fixture(params=["native", "gathered", "grouped", "triton", "op", "op-triton"])
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """One form of the op at a time."""
     if "triton" in request.param:
         request.getfixturevalue("interpreted")
     if request.param == "op-triton":
         monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
-    if request.param == "eager-grouped":
+    if request.param in ("gathered", "grouped"):
+        monkeypatch.setattr(native, "MAX_ELEMENTS", 0)
+    if request.param == "grouped":
         monkeypatch.setattr(eager, "GATHERED_ELEMENTS", 0)
-    forms = {"eager": masked_edit_eager, "eager-grouped": masked_edit_eager}
-    return {**forms, "triton": masked_edit_triton}.get(request.param, masked_edit)
+    if request.param.startswith("op"):
+        return masked_edit
+    return masked_edit_triton if request.param == "triton" else masked_edit_eager
 
 
 def edited_rows(args: Args) -> Tensor:
@@ -333,36 +337,45 @@ def test_wrong_arguments_are_refused(
         form(**args)
 
 
+@pytest.mark.parametrize(("normalize", "ranked"), [(0, False), (1, True), (2, False)])
 @pytest.mark.parametrize("stream", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize(
-    "target", [("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)], ids=str
+    "target",
+    [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)],
+    ids=str,
 )
 def test_kernels_compile_ahead_of_time(
-    compiled: Any, target: tuple[str, Any, int], stream: str
+    compiled: Any,
+    target: tuple[str, Any, int],
+    stream: str,
+    normalize: int,
+    ranked: bool,
 ) -> None:
-    """Every dtype of the stream gives a real GPU binary, without a GPU."""
+    """Every variant and dtype of the stream gives a real GPU binary, without a GPU."""
     triton = importlib.import_module("triton")
     GPUTarget = importlib.import_module("triton.backends.compiler").GPUTarget
-    ASTSource = triton.compiler.ASTSource
 
     pointers = {
         "hidden_states_ptr": stream, "residual_ptr": stream,
         "slot_of_token_ptr": "i32", "mask_latents_ptr": "i32", "mask_len_ptr": "i32",
-        "edited_tokens_ptr": "i64",
+        "edited_tokens_ptr": "i64", "ranks_ptr": "i32",
     }  # fmt: skip
-    for kernel in (compiled.coefficients_kernel, compiled.add_change_kernel):
+    constants = {
+        "HAS_RESIDUAL": True, "NORMALIZE": normalize, "KEEP_PRE": ranked,
+        "RANKED": ranked, "BLOCK_LATENTS": compiled.BLOCK_LATENTS,
+        "BLOCK_D": compiled.BLOCK_D, "BLOCK_ROWS": compiled.BLOCK_ROWS,
+        "ROWS_PER_PROGRAM": compiled.ROWS_PER_PROGRAM,
+    }  # fmt: skip
+    kernels = [compiled.coefficients_kernel, compiled.add_change_kernel]
+    for kernel in [*kernels, compiled.rank_kernel] if ranked else kernels:
         signature = {}
         for name in kernel.arg_names:
             is_pointer = name.endswith("_ptr")
             signature[name] = "*" + pointers.get(name, "fp32") if is_pointer else "i32"
             if name.isupper():
                 signature[name] = "constexpr"
-        constants = {
-            "HAS_RESIDUAL": True,
-            "BLOCK_LATENTS": compiled.BLOCK_LATENTS,
-            "BLOCK_D": compiled.BLOCK_D,
-        }
-        constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-        source = ASTSource(kernel, signature, constexprs=constants)
+        mine = {k: v for k, v in constants.items() if k in kernel.arg_names}
+        assert {k for k, v in signature.items() if v == "constexpr"} == set(mine)
+        source = triton.compiler.ASTSource(kernel, signature, constexprs=mine)
         binary = triton.compile(source, target=GPUTarget(*target))
         assert len(binary.asm["cubin" if target[0] == "cuda" else "hsaco"]) > 1000

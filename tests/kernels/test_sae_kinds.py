@@ -19,6 +19,7 @@ from vllm_sauce_kernels.masked_edit import (
     masked_edit_eager,
     masked_edit_ref,
     masked_edit_triton,
+    native,
     rank,
 )
 
@@ -27,15 +28,17 @@ Shape = tuple[int, int, int, int, int]
 
 # num_tokens, d_model, num_pool, max_latents, num_slots
 SHAPES: list[Shape] = [(5, 64, 9, 4, 1), (9, 130, 23, 18, 3), (3, 2, 40, 17, 2)]
-FORMS = ("gathered", "grouped", "triton")
+FORMS = ("native", "gathered", "grouped", "triton")
 
 
 def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
     """Return a form of the op, forced where PyTorch would choose."""
     if name == "triton":
         return masked_edit_triton
-    limit = 0 if name == "grouped" else 1 << 40
-    monkeypatch.setattr(eager, "GATHERED_ELEMENTS", limit)
+    if name != "native":
+        monkeypatch.setattr(native, "MAX_ELEMENTS", 0)
+        limit = 0 if name == "grouped" else 1 << 40
+        monkeypatch.setattr(eager, "GATHERED_ELEMENTS", limit)
     return masked_edit_eager
 
 

@@ -40,6 +40,9 @@ class DecoderSite:
             (max_num_tokens,), -1, dtype=torch.int32, device=device
         )
         self._written = 0
+        self._step: tuple[list[Mask | None], list[int], int] | None = None
+        """Masks, token counts and the table's generation that the buffer was written
+        for, if it holds a step's slots."""
 
     def set_spans(
         self, masks: Sequence[Mask | None], num_tokens: Sequence[int]
@@ -48,6 +51,11 @@ class DecoderSite:
 
         Shapes: masks and num_tokens [num_reqs], in the order of the batch.
         """
+        step = (list(masks), list(num_tokens), self.table.generation)
+        # Decoding repeats itself, and its masks cannot have left their slots since.
+        if step == self._step:
+            return
+        self._step = None
         slots = self.table.assign(masks)
         if self._written == 0 and all(slot < 0 for slot in slots):
             return  # idle: the buffer is all -1 already
@@ -55,13 +63,15 @@ class DecoderSite:
             torch.tensor(slots, dtype=torch.int32), torch.tensor(list(num_tokens))
         )
         total = max(self._written, len(spans))
-        step = torch.full((total,), -1, dtype=torch.int32)
-        step[: len(spans)] = spans
-        self.slot_of_token[:total].copy_(step)
+        padded = torch.full((total,), -1, dtype=torch.int32)
+        padded[: len(spans)] = spans
+        self.slot_of_token[:total].copy_(padded)
         self._written = len(spans) if any(slot >= 0 for slot in slots) else 0
+        self._step = step
 
     def clear(self) -> None:
         """Forget the last step: dummy and profiling runs must see no slot."""
+        self._step = None
         if self._written:
             self.slot_of_token[: self._written].fill_(-1)
             self._written = 0

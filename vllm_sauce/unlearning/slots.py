@@ -44,6 +44,8 @@ class SiteTable:
         self.max_latents = max_latents
         self.zero_edits = zero_edits
         """Test aid: every edit is nothing, all else alike (isolation control)."""
+        self.generation = 0
+        """Grows when every mask leaves: slots handed out before mean nothing then."""
         self._catalogue = catalogue
         self._slot_of_mask: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(num_slots))
@@ -140,6 +142,7 @@ class SiteTable:
 
     def reset(self) -> None:
         """Forget every mask and count; the tensors keep their addresses."""
+        self.generation += 1
         self._slot_of_mask.clear()
         self._free = list(range(self.num_slots))
         for tensor in (

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce_kernels.masked_edit.eager import masked_edit_eager
+from vllm_sauce_kernels.masked_edit.tables import remember
 
 _SCHEMA = (
     "(Tensor(a!) hidden_states, Tensor? residual, Tensor slot_of_token, "
@@ -128,29 +129,53 @@ def check_arguments(
 
     Raises: ValueError
     """
-    if hidden_states.ndim != 2 or mask_latents.ndim != 2 or W_enc_rows.ndim != 2:
-        raise ValueError(
-            "hidden_states, mask_latents and W_enc_rows must have two dimensions, got "
-            f"{tuple(hidden_states.shape)}, {tuple(mask_latents.shape)}, "
-            f"{tuple(W_enc_rows.shape)}"
-        )
+    tables = (
+        mask_latents, mask_scale, mask_shift, mask_gate, mask_len, W_enc_rows,
+        W_dec_rows, b_enc, edited_tokens,
+    )  # fmt: skip
+    ranked = topk > 0
+    remember(tables, ranked, lambda: _check_tables(*tables, ranked=ranked))
     _check_kind(topk, normalize)
-    num_tokens, d_model = hidden_states.shape
+    if hidden_states.ndim != 2:
+        raise ValueError(
+            f"hidden_states must have two dimensions, got {list(hidden_states.shape)}"
+        )
+    shape = (hidden_states.shape[0], W_enc_rows.shape[1])
+    _check_rows("hidden_states", hidden_states, shape)
+    if residual is not None:
+        _check_rows("residual", residual, shape)
+    slots = slot_of_token
+    if slots.ndim != 1 or slots.shape[0] < shape[0]:
+        raise ValueError(
+            f"slot_of_token must be [>= num_tokens={shape[0]}], got {list(slots.shape)}"
+        )
+    _check_flat("slot_of_token", slots, slots.shape, torch.int32)
+
+
+def _check_tables(
+    mask_latents: Tensor,
+    mask_scale: Tensor,
+    mask_shift: Tensor,
+    mask_gate: Tensor,
+    mask_len: Tensor,
+    W_enc_rows: Tensor,
+    W_dec_rows: Tensor,
+    b_enc: Tensor,
+    edited_tokens: Tensor,
+    *,
+    ranked: bool,
+) -> None:
+    if mask_latents.ndim != 2 or W_enc_rows.ndim != 2:
+        raise ValueError(
+            "mask_latents and W_enc_rows must have two dimensions, got "
+            f"{list(mask_latents.shape)}, {list(W_enc_rows.shape)}"
+        )
     num_slots, table = mask_latents.shape[0], mask_latents.shape
     # With TopK the encoder holds the whole dictionary, the decoder what is edited.
-    num_rows = W_enc_rows.shape[0]
-    num_pool = min(W_dec_rows.shape[0], num_rows) if topk else num_rows
-    if slot_of_token.ndim != 1 or slot_of_token.shape[0] < num_tokens:
-        raise ValueError(
-            f"slot_of_token must be [>= num_tokens={num_tokens}], "
-            f"got {tuple(slot_of_token.shape)}"
-        )
-    _check_rows("hidden_states", hidden_states, (num_tokens, d_model))
-    if residual is not None:
-        _check_rows("residual", residual, (num_tokens, d_model))
+    num_rows, d_model = W_enc_rows.shape
+    num_pool = min(W_dec_rows.shape[0], num_rows) if ranked else num_rows
     _check_rows("W_enc_rows", W_enc_rows, (num_rows, d_model))
     _check_rows("W_dec_rows", W_dec_rows, (num_pool, d_model))
-    _check_flat("slot_of_token", slot_of_token, slot_of_token.shape, torch.int32)
     _check_flat("mask_latents", mask_latents, table, torch.int32)
     _check_flat("mask_scale", mask_scale, table, torch.float32)
     _check_flat("mask_shift", mask_shift, table, torch.float32)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The op in PyTorch calls, for CPUs; no Python per token.
+"""The op for CPUs; no Python per token. Three forms, chosen by size and dtype:
 
-Two forms, chosen by the elements that the first would copy:
-
-- *gathered*: every token gets its own copy of its mask's rows and all tokens are done
-  in one batched product. Two dozen PyTorch calls whatever the mix of masks, so it suits
-  decoding, where calls cost more than arithmetic.
+- *native* (``native.py``): one compiled loop over the tokens, for decoding, where the
+  arithmetic costs less than a few PyTorch calls.
+- *gathered*: the same batches where the loop does not apply (TopK, float16, no Numba).
+  Every token gets its own copy of its mask's rows and all are done in one batched
+  product, two dozen PyTorch calls whatever the mix of masks.
 - *grouped*: the tokens of a mask together, one matrix product a mask. Reads a mask's
   rows once, so it suits prefill, where a mask has many tokens.
 """
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vllm_sauce_kernels.masked_edit import native
 from vllm_sauce_kernels.masked_edit.rank import ranking
 from vllm_sauce_kernels.masked_edit.reference import EPS
 
@@ -37,7 +38,7 @@ class Pool(NamedTuple):
 class Tokens(NamedTuple):
     """The tokens whose mask has latents here."""
 
-    index: Tensor
+    rows: Tensor
     """Rows of hidden_states. [n]"""
     slot: Tensor
     """[n]"""
@@ -66,6 +67,15 @@ def masked_edit_eager(
     Shapes: see the package's docstring.
     """
     num_tokens, d_model = hidden_states.shape
+    tables = (mask_latents, mask_scale, mask_shift, mask_gate)
+    largest = num_tokens * mask_latents.shape[1] * d_model
+    small = largest <= native.MAX_ELEMENTS and topk == 0
+    if small and native.takes(hidden_states, residual, W_enc_rows):
+        native.edit_tokens(
+            hidden_states, residual, slot_of_token, tables, mask_len,
+            W_enc_rows, W_dec_rows, b_enc, edited_tokens, normalize,
+        )  # fmt: skip
+        return
     slots = slot_of_token[:num_tokens]
     # Idle is free: one reduction tells that no token has a mask.
     if num_tokens == 0 or int(slots.max()) < 0:
@@ -76,13 +86,12 @@ def masked_edit_eager(
         return
     index = torch.nonzero(lens).flatten()
     tokens = Tokens(index, slots.index_select(0, index), lens.index_select(0, index))
-    tables = (mask_latents, mask_scale, mask_shift, mask_gate)
     pool = Pool(W_enc_rows, W_dec_rows, b_enc, topk, normalize)
     if len(index) * longest * d_model <= GATHERED_ELEMENTS:
         _gathered(hidden_states, residual, tokens, longest, tables, pool)
     else:
         _grouped(hidden_states, residual, tokens, tables, pool)
-    edited_tokens.index_add_(0, tokens.slot, torch.ones_like(tokens.index))
+    edited_tokens.index_add_(0, tokens.slot, torch.ones_like(tokens.rows))
 
 
 def _gathered(
@@ -100,7 +109,7 @@ def _gathered(
     live = torch.arange(longest) < tokens.lens[:, None]
     # What lies beyond mask_len is garbage, also as a row number.
     rows = torch.where(live, latents, latents[:, :1])
-    edited, sae_in, out = _inputs(hidden_states, residual, tokens.index, pool)
+    edited, sae_in, out = _inputs(hidden_states, residual, tokens.rows, pool)
     shape = (*rows.shape, hidden_states.shape[1])
     W_enc = pool.W_enc_rows.index_select(0, rows.flatten()).view(shape).float()
     b_enc = pool.b_enc.index_select(0, rows.flatten()).view(*rows.shape, 1)
@@ -112,7 +121,7 @@ def _gathered(
     W_dec = pool.W_dec_rows.index_select(0, rows.flatten()).view(shape).float()
     # Added in float32 and rounded once, so index_copy_ and not index_add_.
     edited = torch.baddbmm(edited[:, None], coefficient[:, None], W_dec).squeeze(1)
-    hidden_states.index_copy_(0, tokens.index, edited.to(hidden_states.dtype))
+    hidden_states.index_copy_(0, tokens.rows, edited.to(hidden_states.dtype))
 
 
 def _grouped(
@@ -125,7 +134,7 @@ def _grouped(
     """Edit the tokens of one mask after those of another, rows read once a mask."""
     slot, order = tokens.slot.sort(stable=True)
     distinct, counts = torch.unique_consecutive(slot, return_counts=True)
-    groups = tokens.index[order].split(counts.tolist())
+    groups = tokens.rows[order].split(counts.tolist())
     lens = tokens.lens[order[counts.cumsum(0) - 1]].tolist()
     for index, num_latents, group in zip(distinct.tolist(), lens, groups, strict=True):
         # Cut to mask_len before anything is computed: what lies beyond is garbage.
