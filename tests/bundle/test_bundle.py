@@ -186,13 +186,26 @@ def test_broken_json_is_refused(bundle_dir, raw):
         Bundle.load(bundle_dir)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "gated"])
+@pytest.mark.parametrize("architecture", ["temporal", "gated"])
 def test_unsupported_architectures_are_named(bundle_dir, architecture):
     edit_json(
         bundle_dir,
         lambda data: data["sites"]["vision"].update(architecture=architecture),
     )
     with pytest.raises(UnsupportedSAEError, match=architecture):
+        Bundle.load(bundle_dir, weights=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architecture": "topk"}, "topk needs k"),
+        ({"k": 3}, "k is for topk"),
+    ],
+)
+def test_k_belongs_to_topk(bundle_dir, change, says):
+    edit_json(bundle_dir, lambda data: data["sites"]["vision"].update(change))
+    with pytest.raises(UnsupportedSAEError, match=says):
         Bundle.load(bundle_dir, weights=False)
 
 

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -14,8 +17,8 @@ from vllm_sauce.sae import SAEWeights
 D_SAE = 96
 
 
-def random_sae(seed: int, d_model: int) -> SAEWeights:
-    """Return a random ReLU SAE with unit-norm decoder rows."""
+def random_sae(seed: int, d_model: int, **kind: Any) -> SAEWeights:
+    """Return a random SAE (ReLU, unless told) with unit-norm decoder rows."""
     rng = torch.Generator().manual_seed(seed)
     W_enc = torch.randn(d_model, D_SAE, generator=rng) / d_model**0.5
     W_dec = torch.randn(D_SAE, d_model, generator=rng)
@@ -24,10 +27,16 @@ def random_sae(seed: int, d_model: int) -> SAEWeights:
         W_dec=W_dec / W_dec.norm(dim=1, keepdim=True),
         b_enc=torch.randn(D_SAE, generator=rng) * 0.1,
         b_dec=torch.randn(d_model, generator=rng) * 0.1,
+        **kind,
     )
 
 
-def write_random_bundle(path: Path, model_dir: Path) -> Path:
+def write_random_bundle(
+    path: Path,
+    model_dir: Path,
+    vision_kind: Mapping[str, Any] = MappingProxyType({}),
+    decoder_kind: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
     """Write a bundle for a model: concepts at the vision site, the decoder, both."""
     fingerprint = fingerprint_model(model_dir)
     assert fingerprint.vision is not None
@@ -44,8 +53,8 @@ def write_random_bundle(path: Path, model_dir: Path) -> Path:
         ),
     ]
     sites = {
-        "vision": random_sae(1, fingerprint.vision.hidden_size),
-        "decoder.1": random_sae(2, fingerprint.text.hidden_size),
+        "vision": random_sae(1, fingerprint.vision.hidden_size, **vision_kind),
+        "decoder.1": random_sae(2, fingerprint.text.hidden_size, **decoder_kind),
     }
     Bundle.build(fingerprint, sites, Catalogue(concepts)).save(path)
     return path

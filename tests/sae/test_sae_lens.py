@@ -50,7 +50,8 @@ def test_reads_what_sae_lens_saves(tmp_path, architecture, apply_b_dec):
     "option",
     [
         {"architecture": "topk"},
-        {"normalize_activations": "layer_norm"},
+        {"architecture": "temporal"},
+        {"normalize_activations": "expected_average_only_in"},
         {"rescale_acts_by_decoder_norm": True},
         {"apply_b_dec_to_input": "yes"},
     ],

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vllm_sauce.sae import SAEWeights
 
 # Copied from vllm_sauce.sae, which imports torch; a test keeps them equal.
-_ARCHITECTURES = ("jumprelu", "standard")
+_ARCHITECTURES = ("jumprelu", "standard", "topk")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,6 +171,12 @@ def _check_architecture(name: str, entry: SiteFile) -> None:
             f"site {name!r}: SAE architecture must be one of "
             f"{', '.join(_ARCHITECTURES)}, got {entry.architecture!r}"
         )
+    if entry.architecture == "topk" and entry.k is None:
+        raise UnsupportedSAEError(f"site {name!r}: an SAE of kind topk needs k")
+    if entry.architecture != "topk" and entry.k is not None:
+        raise UnsupportedSAEError(
+            f"site {name!r}: k is for topk SAEs, got it for {entry.architecture!r}"
+        )
 
 
 def _site_entry(
@@ -186,6 +192,8 @@ def _site_entry(
         d_model=sae.d_model,
         d_sae=sae.d_sae,
         apply_b_dec_to_input=sae.apply_b_dec_to_input,
+        k=sae.k,
+        normalize_activations=sae.normalize_activations,
         activation={
             key: None if value is None else float(value)
             for key, value in activation.items()

@@ -64,6 +64,10 @@ class SiteFile(_Strict):
     d_model: _Size
     d_sae: _Size
     apply_b_dec_to_input: bool
+    k: _Size | None = None
+    normalize_activations: Literal["none", "layer_norm", "constant_norm_rescale"] = (
+        "none"
+    )
     activation: dict[str, _Number | None] = {}
 
 

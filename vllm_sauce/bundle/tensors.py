@@ -75,6 +75,8 @@ def read_weights(path: Path, site: SiteFile) -> SAEWeights:
         **tensors,
         architecture=site.architecture,
         apply_b_dec_to_input=site.apply_b_dec_to_input,
+        k=site.k,
+        normalize_activations=site.normalize_activations,
     )
     if not sae.finite():
         raise BundleCorruptError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.concepts import SiteEdit
+from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae import SAEWeights, fold_b_dec
 
 
@@ -35,6 +36,11 @@ class EditTensors:
         cls, sae: SAEWeights, edit: SiteEdit, strength: float = 1.0
     ) -> EditTensors:
         """Return the tensors of an edit at a strength."""
+        if sae.k is not None or sae.normalize_activations != "none":
+            raise UnsupportedSAEError(
+                "batched edits know no TopK and no normalised inputs yet; use "
+                "vllm_sauce.sae.reconstruct or the served op"
+            )
         rows = torch.tensor(edit.latents)
         b_enc = sae.b_enc.float()
         if sae.apply_b_dec_to_input:

@@ -77,22 +77,29 @@ def _firing_everywhere(table: SiteTable, slot: int) -> Iterator[None]:
     table.mask_scale[slot].zero_()
     table.mask_shift[slot].fill_(1.0)
     table.edited_tokens.zero_()
+    b_enc = table.b_enc.clone()
+    if table.topk:
+        # Above all others, so that they rank wherever TopK looks.
+        rows = table.mask_latents[slot, : int(table.mask_len[slot])].long()
+        table.b_enc[rows] = 1e30
     try:
         yield
     finally:
+        table.b_enc.copy_(b_enc)
         table.reset()
 
 
 def _prove_decoder(runner: Any, runtime: SauceRuntime, site: str) -> None:
     decoder = runtime.decoder[site]
     runtime.clear_step()
-    before = _hidden(runner)
     mask = _a_mask(runtime, site)
-    (slot,) = decoder.table.assign([mask])
-    with _firing_everywhere(decoder.table, slot):
-        decoder.set_spans([mask], [NUM_TOKENS])
-        after = _hidden(runner)
-        counted = int(decoder.table.edited_tokens.sum())
+    with compat.dummy_embeddings(runner, NUM_TOKENS):
+        before = _hidden(runner)
+        (slot,) = decoder.table.assign([mask])
+        with _firing_everywhere(decoder.table, slot):
+            decoder.set_spans([mask], [NUM_TOKENS])
+            after = _hidden(runner)
+            counted = int(decoder.table.edited_tokens.sum())
     runtime.clear_step()
     if counted < NUM_TOKENS:
         raise CanaryError(

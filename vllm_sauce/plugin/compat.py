@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,27 @@ def local_model_dir(model: str, revision: str | None) -> Path | None:
         # Not downloaded yet (or not a hub name): the caller checks again after load
         # and fails there if the folder still cannot be found.
         return None
+
+
+@contextmanager
+def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
+    """Let dummy runs of a multimodal model see random embeddings instead of zeros.
+
+    An SAE that normalises its input makes nothing of a zero vector, and so would a
+    canary that looks for an effect.
+    """
+    buffer = getattr(runner, "inputs_embeds", None)  # V1, a CpuGpuBuffer
+    rows: Any = None
+    if buffer is not None:
+        rows = buffer.gpu[:num_tokens]
+    elif getattr(runner, "uses_inputs_embeds", False):  # V2
+        rows = runner.model_state.dummy_inputs_embeds(num_tokens)
+    if rows is None:
+        yield
+        return
+    kept = rows.clone()
+    rows.uniform_(-1.0, 1.0)
+    try:
+        yield
+    finally:
+        rows.copy_(kept)

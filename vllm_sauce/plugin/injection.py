@@ -124,6 +124,7 @@ def _inject_decoder(
     )
     for name in _TENSORS:
         layer.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
+    layer.sauce_topk, layer.sauce_normalize = table.topk, table.normalize
     layer.__class__ = _edited_layer(type(layer))
     runtime.decoder[site] = decoder
 
@@ -150,6 +151,8 @@ def _edited_layer(base: type) -> type:
                 self.sauce_W_dec_rows,
                 self.sauce_b_enc,
                 self.sauce_edited_tokens,
+                self.sauce_topk,
+                self.sauce_normalize,
             )
             return hidden_states, residual
 

@@ -227,7 +227,7 @@ def run_edit(
         hidden_states,
         residual,
         slot_of_token,
-        *(getattr(table, name) for name in _TENSORS),
+        **table.op_args(),
     )
 
 

@@ -3,12 +3,14 @@
 
 from vllm_sauce.sae.architectures import ARCHITECTURES, check_architecture
 from vllm_sauce.sae.folding import fold_b_dec
+from vllm_sauce.sae.normalization import NORMALIZATIONS
 from vllm_sauce.sae.reconstruction import LatentEdits, edit_latents, reconstruct
 from vllm_sauce.sae.sae_lens import from_sae_lens
 from vllm_sauce.sae.weights import SAEWeights
 
 __all__ = [
     "ARCHITECTURES",
+    "NORMALIZATIONS",
     "LatentEdits",
     "SAEWeights",
     "check_architecture",

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of SAE that can be served exactly from the mask's latents alone."""
+"""The kinds of SAE that can be served exactly."""
 
 from __future__ import annotations
 
 from vllm_sauce.errors import UnsupportedSAEError
 
-ARCHITECTURES = ("jumprelu", "standard")
-"""Kinds whose latents do not depend on each other's activations."""
+ARCHITECTURES = ("jumprelu", "standard", "topk")
+"""Those of "topk" depend on each other: serving one needs the whole encoder."""
 
 
 def check_architecture(name: str) -> str:
@@ -18,6 +18,6 @@ def check_architecture(name: str) -> str:
         raise UnsupportedSAEError(
             f"SAE architecture must be one of {', '.join(ARCHITECTURES)}, "
             f"got {name!r}; "
-            "BatchTopK and Matryoshka SAEs can be saved as jumprelu"
+            "gated, BatchTopK and Matryoshka SAEs can be saved as jumprelu"
         )
     return name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folding of constants into the encoder's bias."""
+"""Folding of constants into the weights; what is computed stays the same."""
 
 from __future__ import annotations
 
@@ -12,3 +12,30 @@ def fold_b_dec(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
     Shapes: W_enc [d_model, d_sae], b_enc [d_sae], b_dec [d_model] -> [d_sae] float32
     """
     return b_enc.float() - b_dec.float() @ W_enc.float()
+
+
+def fold_gated(
+    W_enc: Tensor, r_mag: Tensor, b_gate: Tensor, b_mag: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return W_enc, b_enc and threshold of the JumpReLU SAE that a gated one is.
+
+    With pi = x W_enc, a latent is ``relu(pi e^r_mag + b_mag)`` where ``pi > -b_gate``,
+    that is, where ``pi e^r_mag + b_mag > b_mag - b_gate e^r_mag``.
+
+    Shapes: W_enc [d_model, d_sae], the rest [d_sae]
+    Source: Rajamanoharan et al. 2024, arXiv:2404.16014, appendix on weight tying
+    """
+    factor = r_mag.float().exp()
+    threshold = b_mag.float() - b_gate.float() * factor
+    return W_enc.float() * factor, b_mag.float(), threshold
+
+
+def fold_decoder_norm(
+    W_enc: Tensor, b_enc: Tensor, W_dec: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return W_enc, b_enc and W_dec with the decoder rows' norms moved to the encoder.
+
+    Shapes: W_enc [d_model, d_sae], b_enc [d_sae], W_dec [d_sae, d_model]
+    """
+    norm = W_dec.float().norm(dim=1)
+    return W_enc.float() * norm, b_enc.float() * norm, W_dec.float() / norm[:, None]

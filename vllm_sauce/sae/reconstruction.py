@@ -53,5 +53,5 @@ def reconstruct(
     """
     acts = sae.encode(x)
     edited = acts if edits is None else edit_latents(acts, edits)
-    decoded = sae.decode(edited)
-    return decoded if drop_error else decoded + (x.float() - sae.decode(acts))
+    decoded = sae.decode(edited, x)
+    return decoded if drop_error else decoded + (x.float() - sae.decode(acts, x))

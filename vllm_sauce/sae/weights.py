@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae import jumprelu, standard
+from vllm_sauce.sae import jumprelu, standard, topk
 from vllm_sauce.sae.architectures import check_architecture
+from vllm_sauce.sae.normalization import check_normalization, normalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,23 +31,36 @@ class SAEWeights:
     """Decoder bias, [d_model]."""
 
     threshold: Tensor | None = None
-    """JumpReLU threshold, [d_sae]; None for "standard"."""
+    """JumpReLU threshold, [d_sae]; None for other kinds."""
 
     architecture: str = "standard"
-    """ "standard" (ReLU) or "jumprelu"."""
+    """ "standard" (ReLU), "jumprelu" or "topk"."""
+
+    k: int | None = None
+    """Latents that a token keeps; "topk" only."""
+
+    normalize_activations: str = "none"
+    """What is done to each token's input first: "none", "layer_norm" or
+    "constant_norm_rescale"."""
 
     apply_b_dec_to_input: bool = True
     """Whether ``b_dec`` is subtracted from the input before encoding."""
 
     def __post_init__(self) -> None:
         check_architecture(self.architecture)
+        check_normalization(self.normalize_activations)
         if self.W_enc.ndim != 2:
             raise UnsupportedSAEError(
                 f"W_enc must be [d_model, d_sae], got {tuple(self.W_enc.shape)}"
             )
         if (self.architecture == "jumprelu") != (self.threshold is not None):
             raise UnsupportedSAEError(
-                'a "jumprelu" SAE needs a threshold, a "standard" one has none'
+                'a "jumprelu" SAE needs a threshold, no other kind has one'
+            )
+        if (self.architecture == "topk") != (self.k is not None and self.k > 0):
+            raise UnsupportedSAEError(
+                f'a "topk" SAE needs k >= 1, no other kind has one; got k={self.k} '
+                f"for {self.architecture!r}"
             )
         shapes = {
             "W_dec": (self.d_sae, self.d_model),
@@ -89,7 +103,7 @@ class SAEWeights:
 
         Shapes: x [..., d_model] -> [..., d_sae] float32
         """
-        sae_in = x.float()
+        sae_in, _, _ = normalize(x.float(), self.normalize_activations)
         if self.apply_b_dec_to_input:
             sae_in = sae_in - self.b_dec.float()
         return sae_in @ self.W_enc.float() + self.b_enc.float()
@@ -100,16 +114,30 @@ class SAEWeights:
         Shapes: x [..., d_model] -> [..., d_sae] float32
         """
         hidden_pre = self.hidden_pre(x)
+        if self.k is not None:
+            return topk.latent_acts(hidden_pre, self.k)
         if self.threshold is None:
             return standard.latent_acts(hidden_pre)
         return jumprelu.latent_acts(hidden_pre, self.threshold.float())
 
-    def decode(self, latent_acts: Tensor) -> Tensor:
+    def decode(self, latent_acts: Tensor, x: Tensor | None = None) -> Tensor:
         """Return the activation that latents stand for.
 
-        Shapes: latent_acts [..., d_sae] -> [..., d_model] float32
+        ``x`` is what they were encoded from; its normalisation, if any, is undone.
+
+        Shapes: latent_acts [..., d_sae], x [..., d_model] -> [..., d_model] float32
+        Raises: UnsupportedSAEError if the input was normalised and x is not given
         """
-        return latent_acts.float() @ self.W_dec.float() + self.b_dec.float()
+        decoded = latent_acts.float() @ self.W_dec.float() + self.b_dec.float()
+        if self.normalize_activations == "none":
+            return decoded
+        if x is None:
+            raise UnsupportedSAEError(
+                f"this SAE's input is normalised ({self.normalize_activations}); "
+                "give decode the x that was encoded"
+            )
+        _, scale, mean = normalize(x.float(), self.normalize_activations)
+        return decoded * scale + mean
 
     def finite(self) -> bool:
         """Return whether every parameter is a finite number."""

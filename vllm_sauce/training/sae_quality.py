@@ -40,7 +40,7 @@ def sae_quality(sae: SAEWeights, activations: Tensor) -> SAEQuality:
     fired = torch.zeros(sae.d_sae, dtype=torch.bool)
     for x in activations.split(8192):
         latent_acts = sae.encode(x)
-        error += float((x - sae.decode(latent_acts)).pow(2).sum())
+        error += float((x - sae.decode(latent_acts, x)).pow(2).sum())
         total += float((x - mean).pow(2).sum())
         active += float((latent_acts > 0).sum())
         fired |= (latent_acts > 0).any(0)

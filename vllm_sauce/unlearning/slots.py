@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vllm_sauce.concepts import Catalogue, check_site
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.sae import SAEWeights, fold_b_dec
+from vllm_sauce.sae import NORMALIZATIONS, SAEWeights, fold_b_dec
 from vllm_sauce.unlearning.edits import MaskRows, site_rows
 from vllm_sauce.unlearning.mask import Mask
 
@@ -21,7 +22,8 @@ class SiteTable:
 
     Shapes: mask_latents, mask_scale, mask_shift, mask_gate [num_slots, max_latents];
         mask_len, edited_tokens [num_slots]; W_enc_rows, W_dec_rows
-        [num_pool, d_model]; b_enc [num_pool]
+        [num_pool, d_model]; b_enc [num_pool]. A TopK SAE has d_sae rows in W_enc_rows
+        and b_enc.
     """
 
     def __init__(
@@ -63,9 +65,13 @@ class SiteTable:
                 f"got {self.pool_latents[-1]}"
             )
         self._row_of_latent = {latent: i for i, latent in enumerate(self.pool_latents)}
+        self.topk = sae.k or 0
+        self.normalize = NORMALIZATIONS.index(sae.normalize_activations)
         pool = torch.tensor(self.pool_latents, device=sae.W_enc.device)
-        W_enc = sae.W_enc[:, pool]
-        b_enc = sae.b_enc[pool].float()
+        # A rank among all latents needs the whole encoder, the edited ones first.
+        rows = _pool_first(pool, sae.d_sae) if self.topk else pool
+        W_enc = sae.W_enc[:, rows]
+        b_enc = sae.b_enc[rows].float()
         if sae.apply_b_dec_to_input:
             b_enc = fold_b_dec(W_enc, b_enc, sae.b_dec)
         self._threshold = (
@@ -97,8 +103,8 @@ class SiteTable:
             masks[slot] = mask_id
         return tuple(masks)
 
-    def op_args(self) -> dict[str, Tensor]:
-        """Return the op's tensors by argument name."""
+    def op_args(self) -> dict[str, Any]:
+        """Return the op's tensors and numbers by argument name."""
         return {
             name: getattr(self, name)
             for name in (
@@ -111,6 +117,8 @@ class SiteTable:
                 "W_dec_rows",
                 "b_enc",
                 "edited_tokens",
+                "topk",
+                "normalize",
             )
         }
 
@@ -205,6 +213,13 @@ class SiteTable:
         self.mask_len[slot] = count
         # A copy on the device: the count of the mask before stays there unread.
         self._tokens_before[slot].copy_(self.edited_tokens[slot])
+
+
+def _pool_first(pool: Tensor, d_sae: int) -> Tensor:
+    """Return all latents, those of the pool first. Shapes: [num_pool] -> [d_sae]"""
+    rest = torch.ones(d_sae, dtype=torch.bool, device=pool.device)
+    rest[pool] = False
+    return torch.cat([pool, rest.nonzero()[:, 0]])
 
 
 def _column(values: tuple[float, ...], factor: float) -> Tensor:
