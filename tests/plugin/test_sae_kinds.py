@@ -54,7 +54,8 @@ def bundle_folder(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def llm(model_dir: Path, bundle_folder: Path) -> Iterator[Any]:
-    yield engine(model_dir, {"bundle": str(bundle_folder)}, enforce_eager=RUNNER == "v2")
+    sauce = {"bundle": str(bundle_folder)}
+    yield engine(model_dir, sauce, enforce_eager=RUNNER == "v2")
 
 
 def test_each_kind_edits_as_its_own_maths_does(
