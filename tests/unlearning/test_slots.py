@@ -44,6 +44,12 @@ def test_pool_holds_the_catalogues_latents_only():
     torch.testing.assert_close(hidden_pre, sae.hidden_pre(x)[:, pool])
 
 
+def test_pool_bytes_are_those_of_its_rows():
+    # three latents of four floats, twice, and a bias each
+    assert build_table().pool_bytes == 4 * (3 * 4 + 3 * 4 + 3)
+    assert build_table(dtype=torch.bfloat16).pool_bytes == 2 * (12 + 12) + 4 * 3
+
+
 def test_a_slot_holds_its_masks_rows():
     table, both = build_table(), mask("dog", "cat")
     (slot,) = table.assign([both])

@@ -82,7 +82,7 @@ def _table(
     bundle: Bundle, site: str, vllm_config: Any, config: SauceConfig, device: Any
 ) -> SiteTable:
     # Every request of a step may carry its own mask, so this many slots always do.
-    return SiteTable(
+    table = SiteTable(
         bundle.sites[site].weights,
         bundle.catalogue,
         site,
@@ -92,6 +92,16 @@ def _table(
         device=device,
         dtype=vllm_config.model_config.dtype,
     )
+    compat.logger(__name__).info(
+        "sauce: %s keeps %d of %d latents%s on %s, %.1f MiB",
+        site,
+        len(table.pool_latents),
+        bundle.sites[site].entry.d_sae,
+        " and the whole encoder" if table.topk else "",
+        device,
+        table.pool_bytes / 2**20,
+    )
+    return table
 
 
 def _max_num_tokens(vllm_config: Any) -> int:

@@ -96,6 +96,12 @@ class SiteTable:
         self._tokens_before = torch.zeros_like(self.edited_tokens)
 
     @property
+    def pool_bytes(self) -> int:
+        """Memory of the SAE's resident rows."""
+        tensors = (self.W_enc_rows, self.W_dec_rows, self.b_enc)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @property
     def slot_masks(self) -> tuple[str | None, ...]:
         """The id of the mask in each slot, None where a slot was never used."""
         masks: list[str | None] = [None] * self.num_slots

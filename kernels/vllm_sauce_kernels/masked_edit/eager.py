@@ -68,9 +68,10 @@ def masked_edit_eager(
     """
     num_tokens, d_model = hidden_states.shape
     tables = (mask_latents, mask_scale, mask_shift, mask_gate)
-    largest = num_tokens * mask_latents.shape[1] * d_model
-    small = largest <= native.MAX_ELEMENTS and topk == 0
-    if small and native.takes(hidden_states, residual, W_enc_rows):
+    # Slots of masks that have left count, too: a bound that costs no look at the slots.
+    longest = int(mask_len.numpy().max(initial=0))
+    small = num_tokens * longest * d_model <= native.MAX_ELEMENTS
+    if small and not topk and native.takes(hidden_states, residual, W_enc_rows):
         native.edit_tokens(
             hidden_states, residual, slot_of_token, tables, mask_len,
             W_enc_rows, W_dec_rows, b_enc, edited_tokens, normalize,

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plant bugs in a copy of the kernels, one at a time; do the tests catch each?
+
+``python scripts/plant_bugs.py [--table FILE]`` prints what caught each bug and exits
+with 1 if one survived. For each file only the tests of its form run: what a part of the
+tests catches, all of them catch.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+ROOT = Path(__file__).resolve().parents[1]
+OP = Path("kernels/vllm_sauce_kernels/masked_edit")
+COPIED = ("kernels", "tests")
+LINKED = ("vllm_sauce", "examples", "pyproject.toml")
+TESTS_OF = {
+    "native.py": "native",
+    "eager.py": "gathered or grouped",
+    "rank.py": "gathered or grouped",
+    "tables.py": "table",
+    "dispatch.py": "opcheck or compile",
+    "kernel.py": "triton",
+}
+"""File -> pytest's ``-k``."""
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A change of one place in one file."""
+
+    file: str
+    right: str
+    wrong: str
+    what: str
+
+
+BUGS = (
+    Bug("native.py", "if pre > gate[slot, j]", "if pre >= gate[slot, j]", "the gate lets ties through"),
+    Bug("native.py", "        if has_resid:", "        if False:", "the residual is left out"),
+    Bug("native.py", "if slot < 0 or lens[slot] == 0:", "if slot < 0:", "a mask without latents is counted"),
+    Bug("native.py", "for j in range(lens[slot]):\n                row = latents[slot, j]\n                total", "for j in range(latents.shape[1]):\n                row = latents[slot, j]\n                total", "entries beyond mask_len are read"),
+    Bug("native.py", "(raw + np.uint32(0x7FFF) + odd)", "raw", "bfloat16 is cut off, not rounded"),
+    Bug("native.py", "out * (scale", "(scale", "the normalised change is not scaled back"),
+    Bug("eager.py", "fires = live & (hidden_pre > gate)", "fires = hidden_pre > gate", "garbage beyond mask_len fires"),
+    Bug("eager.py", "torch.where(live, latents, latents[:, :1])", "latents.roll(1, 0)", "a token gets its neighbour's rows"),
+    Bug("eager.py", "slot, order = tokens.slot.sort(stable=True)", "slot, order = tokens.slot.sort().values, torch.arange(len(tokens.slot))", "groups hold other masks' tokens"),
+    Bug("eager.py", "centred.std(1, keepdim=True)", "centred.std(1, keepdim=True, correction=0)", "layer norm with the biased deviation"),
+    Bug("eager.py", "hidden_states.index_copy_(0, group,", "hidden_states.index_add_(0, group,", "the edited row is added to the old one"),
+    Bug("rank.py", "before < topk", "before <= topk", "k + 1 latents rank"),
+    Bug("rank.py", "lower = index < row[:, None]", "lower = index > row[:, None]", "ties rank from the end"),
+    Bug("rank.py", "row[at] - start", "row[at]", "ties are wrong from the second tile on"),
+    Bug("tables.py", "if mine is not other or pointer != other.data_ptr():", "if mine is not other:", "a table that moved is read where it was"),
+    Bug("dispatch.py", '"(Tensor(a!) hidden_states', '"(Tensor hidden_states', "the schema hides the mutation"),
+    Bug("kernel.py", "tl.where(hidden_pre > gate", "tl.where(hidden_pre >= gate", "Triton: the gate lets ties through"),
+    Bug("kernel.py", "live = latent < num_latents\n        entry", "live = latent < max_latents\n        entry", "Triton: entries beyond mask_len are read"),
+    Bug("kernel.py", "inside = d < d_model\n        change", "inside = d < d_model - 1\n        change", "Triton: the last column stays as it was"),
+    Bug("kernel.py", "out = tl.sqrt(square / (d_model - 1))", "out = tl.sqrt(square / d_model)", "Triton: layer norm with the biased deviation"),
+    Bug("kernel.py", "tl.where(rank < topk", "tl.where(rank <= topk", "Triton: k + 1 latents rank"),
+    Bug("kernel.py", "& there[None, :]", "& True", "Triton: rows beyond the dictionary rank"),
+    Bug("kernel.py", "lower = row[None, :] < mine[:, None]", "lower = row[None, :] > mine[:, None]", "Triton: ties rank from the end"),
+    Bug("kernel.py", "tl.atomic_add(edited_tokens_ptr + slot, 1)", "tl.atomic_add(edited_tokens_ptr + slot, 2)", "Triton: tokens are counted twice"),
+)  # fmt: skip
+
+
+def workspace(folder: Path) -> None:
+    """Copy what is changed and tested, link the rest."""
+    for name in COPIED:
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=skipped)
+    for name in LINKED:
+        (folder / name).symlink_to(ROOT / name)
+
+
+def caught_by(folder: Path, tests: str) -> str | None:
+    """Return the first of some tests that fails in a workspace, None if all pass."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "pytest", "-q", "-x", "tests/kernels"]
+        + ["-k", tests, "-p", "no:cacheprovider", "--no-header", "--tb=no"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"pytest did not run:\n{done.stdout}\n{done.stderr}")
+    return found[1].removeprefix("tests/kernels/")
+
+
+def plant(bug: Bug) -> str | None:
+    """Return the test that catches a bug, None if none does."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        workspace(folder)
+        file = folder / OP / bug.file
+        source = file.read_text()
+        if bug.right not in source:
+            raise RuntimeError(
+                f"{bug.file} has no {bug.right!r}; bring BUGS up to date"
+            )
+        file.write_text(source.replace(bug.right, bug.wrong))
+        return caught_by(folder, TESTS_OF[bug.file])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=Path, default=None)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        workspace(Path(temporary))
+        if (failed := caught_by(Path(temporary), "test")) is not None:
+            sys.exit(f"the tests fail without a bug: {failed}")
+    lines = ["| file | bug | caught first by |", "|---|---|---|"]
+    survived = 0
+    for bug in track(BUGS, "bugs"):
+        test = plant(bug)
+        survived += test is None
+        name = "**nothing**" if test is None else f"`{test}`".replace("|", "\\|")
+        lines.append(f"| `{bug.file}` | {bug.what} | {name} |")
+        print(lines[-1], flush=True)
+    if arguments.table is not None:
+        arguments.table.write_text("\n".join(lines) + "\n")
+    sys.exit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
