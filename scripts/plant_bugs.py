@@ -61,7 +61,7 @@ BUGS = (
     Bug("tables.py", "if mine is not other or pointer != other.data_ptr():", "if mine is not other:", "a table that moved is read where it was"),
     Bug("dispatch.py", '"(Tensor(a!) hidden_states', '"(Tensor hidden_states', "the schema hides the mutation"),
     Bug("kernel.py", "tl.where(hidden_pre > gate", "tl.where(hidden_pre >= gate", "Triton: the gate lets ties through"),
-    Bug("kernel.py", "live = latent < num_latents\n        entry", "live = latent < max_latents\n        entry", "Triton: entries beyond mask_len are read"),
+    Bug("kernel.py", "live = latent < num_latents", "live = latent < max_latents", "Triton: entries beyond mask_len are read"),
     Bug("kernel.py", "inside = d < d_model\n        change", "inside = d < d_model - 1\n        change", "Triton: the last column stays as it was"),
     Bug("kernel.py", "out = tl.sqrt(square / (d_model - 1))", "out = tl.sqrt(square / d_model)", "Triton: layer norm with the biased deviation"),
     Bug("kernel.py", "tl.where(rank < topk", "tl.where(rank <= topk", "Triton: k + 1 latents rank"),

@@ -6,12 +6,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from vllm_sauce_kernels.masked_edit import masked_edit_ref
+from vllm_sauce_kernels.masked_edit import masked_edit_ref, native
 
 Args = dict[str, Any]
+
+
+def native_or_skip() -> None:
+    """Skip a test of the Numba loop where Numba may not be imported.
+
+    vLLM could not start an engine in this process any more.
+    """
+    if not native.available():
+        pytest.skip("needs VLLM_SAUCE_NUMBA=1, in a run without engines")
 
 
 def make_args(

@@ -19,6 +19,7 @@ from tests.kernels.inputs import (
     expected,
     fill_with_garbage,
     make_args,
+    native_or_skip,
     normals,
     small_integers,
 )
@@ -44,6 +45,8 @@ def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
         request.getfixturevalue("interpreted")
     if request.param == "op-triton":
         monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
+    if request.param == "native":
+        native_or_skip()
     if request.param in ("gathered", "grouped"):
         monkeypatch.setattr(native, "MAX_ELEMENTS", 0)
     if request.param == "grouped":

@@ -6,7 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.inputs import expected, make_args, normals, small_integers
+from tests.kernels.inputs import (
+    expected,
+    make_args,
+    native_or_skip,
+    normals,
+    small_integers,
+)
 from vllm_sauce_kernels.masked_edit import masked_edit, native, tables
 
 
@@ -24,6 +30,7 @@ def test_every_pair_of_dtypes_is_exact(
     for name in ("W_enc_rows", "W_dec_rows"):
         args[name] = args[name].to(pool)
     args["W_dec_rows"] *= 37 / 128
+    native_or_skip()
     assert native.takes(args["hidden_states"], args["residual"], args["W_enc_rows"])
     want = expected(args)
     masked_edit(**args)
@@ -32,6 +39,7 @@ def test_every_pair_of_dtypes_is_exact(
 
 def test_bfloat16_rounds_as_torch_does() -> None:
     """Ties to even, infinities and NaN, through an edit that adds a value exactly."""
+    native_or_skip()
     values = torch.tensor([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 3e38, torch.inf, torch.nan])
     args = make_args((1, 6, 1, 1, 1), small_integers(), residual=False)
     args["hidden_states"] = torch.zeros(1, 6, dtype=torch.bfloat16)

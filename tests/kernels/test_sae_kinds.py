@@ -12,7 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.inputs import Args, expected, make_args, normals, small_integers
+from tests.kernels.inputs import (
+    Args,
+    expected,
+    make_args,
+    native_or_skip,
+    normals,
+    small_integers,
+)
 from vllm_sauce_kernels.masked_edit import (
     eager,
     masked_edit,
@@ -35,7 +42,9 @@ def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
     """Return a form of the op, forced where PyTorch would choose."""
     if name == "triton":
         return masked_edit_triton
-    if name != "native":
+    if name == "native":
+        native_or_skip()
+    else:
         monkeypatch.setattr(native, "MAX_ELEMENTS", 0)
         limit = 0 if name == "grouped" else 1 << 40
         monkeypatch.setattr(eager, "GATHERED_ELEMENTS", limit)

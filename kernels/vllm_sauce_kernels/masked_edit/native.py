@@ -10,6 +10,7 @@ bfloat16. Sums may be reassociated, which lets the compiler use vector registers
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -27,14 +28,14 @@ MAX_ELEMENTS = 1 << 21
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@cache
 def available() -> bool:
-    """Return whether Numba can be imported."""
-    try:
-        import numba  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    """Return whether the loop was asked for, by ``VLLM_SAUCE_NUMBA=1``.
+
+    Not by itself: vLLM 0.32 cannot start an engine on a CPU in a process that has
+    imported Numba (its scan for kernels trips over an object of llvmlite), so a second
+    engine in one process would not start.
+    """
+    return os.environ.get("VLLM_SAUCE_NUMBA") == "1"
 
 
 def takes(hidden_states: Tensor, residual: Tensor | None, pool: Tensor) -> bool:
@@ -86,7 +87,7 @@ def edit_tokens(
 @cache
 def _compiled(bf16_stream: bool, bf16_pool: bool) -> Callable[..., None]:
     """Return the loop for one pair of dtypes; compiled at its first call."""
-    from numba import njit
+    from numba import njit  # type: ignore[import-untyped, unused-ignore]
 
     # Not "fast": infinities and NaN must compare as IEEE says.
     fast = {"reassoc", "contract"}
