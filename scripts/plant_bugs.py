@@ -7,6 +7,7 @@ tests catches, all of them catch.
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -86,6 +87,7 @@ def caught_by(folder: Path, tests: str) -> str | None:
         [sys.executable, "-B", "-m", "pytest", "-q", "-x", "tests/kernels"]
         + ["-k", tests, "-p", "no:cacheprovider", "--no-header", "--tb=no"],
         cwd=folder,
+        env={**os.environ, "VLLM_SAUCE_NUMBA": "1"},
         capture_output=True,
         text=True,
     )

@@ -3,7 +3,7 @@
 
 - *native* (``native.py``): one compiled loop over the tokens, for decoding, where the
   arithmetic costs less than a few PyTorch calls.
-- *gathered*: the same batches where the loop does not apply (TopK, float16, no Numba).
+- *gathered*: the same batches where the loop is off or does not apply (TopK, float16).
   Every token gets its own copy of its mask's rows and all are done in one batched
   product, two dozen PyTorch calls whatever the mix of masks.
 - *grouped*: the tokens of a mask together, one matrix product a mask. Reads a mask's
