@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from vllm_sauce.bundle import Bundle
@@ -49,7 +49,8 @@ class Admission:
         A decoder mask salts the first block and so the whole chain; a vision mask
         renames the images, which keys the encoder cache and the blocks behind it.
         """
-        refuse_forged_keys(request)
+        features = request.mm_features or ()
+        refuse_forged_keys(request.cache_salt, (f.identifier for f in features))
         if mask is None:
             return
         sites = mask.sites(self.bundle.catalogue)
@@ -59,28 +60,27 @@ class Admission:
                 f":{salt}" if salt else ""
             )
         if "vision" in sites:
-            for feature in request.mm_features or ():
+            for feature in features:
                 feature.identifier = f"{PREFIX}{mask.mask_id}:{feature.identifier}"
 
 
-def refuse_forged_keys(request: Any) -> None:
+def refuse_forged_keys(salt: str | None, uuids: Iterable[Any]) -> None:
     """Refuse a client's cache keys that look like ours.
 
     With them a plain request could read, or poison, the blocks of a masked one.
 
     Raises: InvalidRequestError.
     """
-    if (request.cache_salt or "").startswith(PREFIX):
+    if (salt or "").startswith(PREFIX):
         raise InvalidRequestError(
             f"cache_salt must not begin with {PREFIX!r}, which vllm-sauce reserves; "
             "choose another salt"
         )
-    for feature in request.mm_features or ():
-        if feature.identifier.startswith(PREFIX):
-            raise InvalidRequestError(
-                f"an image's uuid must not begin with {PREFIX!r}, which vllm-sauce "
-                "reserves; choose another uuid"
-            )
+    if any(isinstance(uuid, str) and uuid.startswith(PREFIX) for uuid in uuids):
+        raise InvalidRequestError(
+            f"an image's uuid must not begin with {PREFIX!r}, which vllm-sauce "
+            "reserves; choose another uuid"
+        )
 
 
 def has_sauce_keys(extra_args: Mapping[str, Any] | None) -> bool:
@@ -108,6 +108,35 @@ def _admission_of(processor: Any) -> Admission | None:
     if admission is None:
         admission = processor._sauce_admission = Admission(config)
     return admission
+
+
+def check_early(renderer: Any, request: Any, messages: Any) -> None:
+    """Refuse over HTTP what admission would refuse, before the prompt is rendered.
+
+    Admission proper still decides; this only moves its errors ahead of side effects.
+
+    Raises: RequestError.
+    """
+    config = settings.from_vllm_config(renderer.config)
+    if config is None:
+        return
+    admission: Admission | None = getattr(renderer, "_sauce_admission", None)
+    if admission is None:
+        admission = renderer._sauce_admission = Admission(config)
+    try:
+        refuse_forged_keys(getattr(request, "cache_salt", None), _uuids(messages))
+        admission.resolve(getattr(request, "vllm_xargs", None))
+    except RequestError as error:
+        raise compat.as_client_error(error) from None
+
+
+def _uuids(messages: Any) -> Iterator[Any]:
+    """Yield the uuids that a conversation gives its pictures."""
+    for message in messages or ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                yield part.get("uuid")
 
 
 def _process_inputs(

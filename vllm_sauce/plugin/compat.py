@@ -192,6 +192,16 @@ def request_protocols() -> Iterator[type]:
                 yield value
 
 
+def online_renderer_cls() -> type:
+    """What every HTTP route renders prompts with; ``renderer.config`` is VllmConfig.
+
+    Why: a bad request must be refused before its pictures are noted as sent.
+    """
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    return OnlineRenderer
+
+
 def is_sampling_params(params: Any) -> bool:
     """Tell generation requests from pooling ones."""
     from vllm import SamplingParams

@@ -22,10 +22,41 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    renderer = compat.online_renderer_cls()
+    compat.wrap(renderer, "preprocess_chat", _preprocess)
+    compat.wrap(renderer, "preprocess_cmpl", _preprocess)
     for protocol in compat.request_protocols():
         compat.wrap(protocol, "to_sampling_params", _to_sampling_params)
         if "to_beam_search_params" in vars(protocol):
             compat.wrap(protocol, "to_beam_search_params", _to_beam_search_params)
+
+
+async def _preprocess(
+    original: Callable[..., Any],
+    self: Any,
+    request: Any,
+    inputs: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    # Before rendering notes the pictures as sent: a neighbour with the same picture
+    # would rely on data that a refused request never brings.
+    from vllm_sauce.plugin.admission import check_early
+
+    refuse_misplaced(request)
+    if getattr(request, "use_beam_search", False):
+        refuse_beam_search(request)
+    check_early(self.renderer, request, inputs)
+    return await original(self, request, inputs, *args, **kwargs)
+
+
+def refuse_misplaced(request: Any) -> None:
+    """Refuse sauce fields where vLLM ignores them. Raises: InvalidRequestError."""
+    if keys := _misplaced(request):
+        raise InvalidRequestError(
+            f"{', '.join(keys)} stands at the top level of the request, where vLLM "
+            "ignores it; put it into vllm_xargs (see vllm_sauce.forget_body)"
+        )
 
 
 def _misplaced(request: Any) -> list[str]:
@@ -36,21 +67,23 @@ def _misplaced(request: Any) -> list[str]:
 def _to_sampling_params(
     original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    if keys := _misplaced(self):
-        raise InvalidRequestError(
-            f"{', '.join(keys)} stands at the top level of the request, where vLLM "
-            "ignores it; put it into vllm_xargs (see vllm_sauce.forget_body)"
-        )
+    refuse_misplaced(self)
     return original(self, *args, **kwargs)
+
+
+def refuse_beam_search(request: Any) -> None:
+    """Refuse sauce fields that beam search drops. Raises: InvalidRequestError."""
+    xargs = getattr(request, "vllm_xargs", None) or {}
+    asked = [key for key in xargs if key.lower().startswith("sauce")]
+    if keys := sorted([*asked, *_misplaced(request)]):
+        raise InvalidRequestError(
+            f"{', '.join(keys)} with use_beam_search: vLLM's beam search drops "
+            "vllm_xargs, so nothing would be forgotten; ask without beam search"
+        )
 
 
 def _to_beam_search_params(
     original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    asked = [k for k in (self.vllm_xargs or {}) if k.lower().startswith("sauce")]
-    if keys := sorted([*asked, *_misplaced(self)]):
-        raise InvalidRequestError(
-            f"{', '.join(keys)} with use_beam_search: vLLM's beam search drops "
-            "vllm_xargs, so nothing would be forgotten; ask without beam search"
-        )
+    refuse_beam_search(self)
     return original(self, *args, **kwargs)
