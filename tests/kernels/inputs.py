@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,18 +11,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_sauce_kernels.masked_edit import masked_edit_ref, native
+from vllm_sauce_kernels.masked_edit import (
+    dispatch,
+    masked_edit,
+    masked_edit_eager,
+    masked_edit_ref,
+    native,
+)
 
 Args = dict[str, Any]
 
 
-def native_or_skip() -> None:
-    """Skip a test of the Numba loop where Numba may not be imported.
+def native_form(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return the op; its Python form, if called for what C++ takes, fails the test.
 
-    vLLM could not start an engine in this process any more.
+    Skips only where there is no compiler.
     """
-    if not native.available():
-        pytest.skip("needs VLLM_SAUCE_NUMBA=1, in a run without engines")
+    if not native.prepare():
+        if "no C++ compiler" in native.how():
+            pytest.skip(native.how())
+        pytest.fail(native.how())
+
+    def checked(*args: Any) -> None:
+        names = inspect.signature(masked_edit_eager).parameters
+        given = dict(zip(names, args, strict=False))
+        half = torch.float16 in (x.dtype for x in args if isinstance(x, Tensor))
+        assert half or given.get("topk"), "the C++ loop did not take this call"
+        masked_edit_eager(*args)
+
+    monkeypatch.setattr(dispatch, "masked_edit_eager", checked)
+    return masked_edit
 
 
 def make_args(

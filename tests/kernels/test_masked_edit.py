@@ -19,7 +19,7 @@ from tests.kernels.inputs import (
     expected,
     fill_with_garbage,
     make_args,
-    native_or_skip,
+    native_form,
     normals,
     small_integers,
 )
@@ -29,7 +29,6 @@ from vllm_sauce_kernels.masked_edit import (
     masked_edit_eager,
     masked_edit_ref,
     masked_edit_triton,
-    native,
 )
 
 Op = Callable[..., None]
@@ -38,20 +37,19 @@ Op = Callable[..., None]
 SHAPES = [(5, 64, 9, 4, 1), (7, 130, 23, 5, 3), (33, 257, 70, 31, 7), (5, 1, 4, 17, 2)]
 
 
-@pytest.fixture(params=["native", "gathered", "grouped", "triton", "op", "op-triton"])
+@pytest.fixture(
+    params=["native", "gathered", "grouped", "triton", "op-eager", "op-triton"]
+)
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """One form of the op at a time."""
     if "triton" in request.param:
         request.getfixturevalue("interpreted")
-    if request.param == "op-triton":
-        monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
     if request.param == "native":
-        native_or_skip()
-    if request.param in ("gathered", "grouped"):
-        monkeypatch.setattr(native, "MAX_ELEMENTS", 0)
+        return native_form(monkeypatch)
     if request.param == "grouped":
         monkeypatch.setattr(eager, "GATHERED_ELEMENTS", 0)
-    if request.param.startswith("op"):
+    if request.param.startswith("op-"):
+        monkeypatch.setenv("VLLM_SAUCE_KERNEL", request.param.removeprefix("op-"))
         return masked_edit
     return masked_edit_triton if request.param == "triton" else masked_edit_eager
 
@@ -238,8 +236,13 @@ def test_batchmates_do_not_matter(op: Op) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-@pytest.mark.parametrize("form", ["eager", "triton"])
-def test_any_batch(data: st.DataObject, interpreted: object, form: str) -> None:
+@pytest.mark.parametrize("form", ["native", "eager", "triton"])
+def test_any_batch(
+    data: st.DataObject,
+    interpreted: object,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Any shape, slots and masks: reference's bits, untouched rows, exact counters."""
     shape = (
         data.draw(st.integers(0, 6), "num_tokens"),
@@ -266,7 +269,8 @@ def test_any_batch(data: st.DataObject, interpreted: object, form: str) -> None:
         args[name] = small_integers(seed + 1)(num_slots, max_latents)
     fill_with_garbage(args)
     want = expected(args)
-    {"eager": masked_edit_eager, "triton": masked_edit_triton}[form](**args)
+    forms = {"eager": masked_edit_eager, "triton": masked_edit_triton}
+    (forms.get(form) or native_form(monkeypatch))(**args)
     assert torch.equal(args["hidden_states"], want["hidden_states"])
     assert torch.equal(args["edited_tokens"], want["edited_tokens"])
 

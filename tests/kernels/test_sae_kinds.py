@@ -16,7 +16,7 @@ from tests.kernels.inputs import (
     Args,
     expected,
     make_args,
-    native_or_skip,
+    native_form,
     normals,
     small_integers,
 )
@@ -26,7 +26,6 @@ from vllm_sauce_kernels.masked_edit import (
     masked_edit_eager,
     masked_edit_ref,
     masked_edit_triton,
-    native,
     rank,
 )
 
@@ -43,11 +42,9 @@ def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
     if name == "triton":
         return masked_edit_triton
     if name == "native":
-        native_or_skip()
-    else:
-        monkeypatch.setattr(native, "MAX_ELEMENTS", 0)
-        limit = 0 if name == "grouped" else 1 << 40
-        monkeypatch.setattr(eager, "GATHERED_ELEMENTS", limit)
+        return native_form(monkeypatch)
+    limit = 0 if name == "grouped" else 1 << 40
+    monkeypatch.setattr(eager, "GATHERED_ELEMENTS", limit)
     return masked_edit_eager
 
 

@@ -36,6 +36,7 @@ Shapes, the same in every form of the op:
     edited_tokens  [num_slots] int64, += tokens processed with that slot; mutated
     topk           int, 0 or k
     normalize      int, 0, 1 or 2
+    plan           None, or a hint for GPUs; other forms ignore it
 """
 
 from vllm_sauce_kernels.masked_edit.dispatch import (

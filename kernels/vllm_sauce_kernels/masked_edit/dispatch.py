@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The custom op ``vllm_sauce::masked_edit``: Triton on GPUs, PyTorch on CPUs.
+"""The custom op ``vllm_sauce::masked_edit``: Triton on GPUs, C++ or PyTorch on CPUs.
 
 ``VLLM_SAUCE_KERNEL=triton`` takes the Triton form on CPUs too. It is for tests and
 needs Triton's interpreter (``TRITON_INTERPRET=1``).
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from vllm_sauce_kernels.masked_edit.eager import masked_edit_eager
-from vllm_sauce_kernels.masked_edit.tables import remember
 
 _SCHEMA = (
     "(Tensor(a!) hidden_states, Tensor? residual, Tensor slot_of_token, "
     "Tensor mask_latents, Tensor mask_scale, Tensor mask_shift, Tensor mask_gate, "
     "Tensor mask_len, Tensor W_enc_rows, Tensor W_dec_rows, Tensor b_enc, "
-    "Tensor(b!) edited_tokens, int topk=0, int normalize=0) -> ()"
+    "Tensor(b!) edited_tokens, int topk=0, int normalize=0, Tensor? plan=None) -> ()"
 )
 
 # define + impl instead of custom_op, whose Python wrapper costs more than an idle op.
@@ -42,6 +41,7 @@ def masked_edit(
     edited_tokens: Tensor,
     topk: int = 0,
     normalize: int = 0,
+    plan: Tensor | None = None,
 ) -> None:
     """Edit ``hidden_states`` in place; opaque to torch.compile.
 
@@ -51,11 +51,12 @@ def masked_edit(
     torch.ops.vllm_sauce.masked_edit.default(
         hidden_states, residual, slot_of_token, mask_latents, mask_scale, mask_shift,
         mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens, topk,
-        normalize,
+        normalize, plan,
     )  # fmt: skip
 
 
-@torch.library.impl("vllm_sauce::masked_edit", "CPU")
+# Not under "CPU": that key is native.cpp's, which calls this for what it does not take.
+@torch.library.impl("vllm_sauce::masked_edit", "CompositeExplicitAutograd")
 def _on_cpu(*args: Any) -> None:
     check_arguments(*args)
     if os.environ.get("VLLM_SAUCE_KERNEL") == "triton":
@@ -91,6 +92,7 @@ def masked_edit_triton(
     edited_tokens: Tensor,
     topk: int = 0,
     normalize: int = 0,
+    plan: Tensor | None = None,
 ) -> None:
     """Edit ``hidden_states`` in place with the Triton form, whatever the device.
 
@@ -102,7 +104,7 @@ def masked_edit_triton(
         mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens, topk,
         normalize,
     )  # fmt: skip
-    check_arguments(*args)
+    check_arguments(*args, plan)
     # Machines without a GPU may lack Triton.
     from vllm_sauce_kernels.masked_edit import kernel
 
@@ -124,6 +126,7 @@ def check_arguments(
     edited_tokens: Tensor,
     topk: int = 0,
     normalize: int = 0,
+    plan: Tensor | None = None,
 ) -> None:
     """Check shapes, dtypes and strides; reads no tensor's values.
 
@@ -134,7 +137,7 @@ def check_arguments(
         W_dec_rows, b_enc, edited_tokens,
     )  # fmt: skip
     ranked = topk > 0
-    remember(tables, ranked, lambda: _check_tables(*tables, ranked=ranked))
+    _check_tables(*tables, ranked=ranked)
     _check_kind(topk, normalize)
     if hidden_states.ndim != 2:
         raise ValueError(

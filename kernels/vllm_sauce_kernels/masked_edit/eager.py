@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The op for CPUs; no Python per token. Three forms, chosen by size and dtype:
+"""The op for CPUs in PyTorch calls, none of them per token. Two forms, by size:
 
-- *native* (``native.py``): one compiled loop over the tokens, for decoding, where the
-  arithmetic costs less than a few PyTorch calls.
-- *gathered*: the same batches where the loop is off or does not apply (TopK, float16).
-  Every token gets its own copy of its mask's rows and all are done in one batched
-  product, two dozen PyTorch calls whatever the mix of masks.
+- *gathered*: small batches, where ``native.cpp`` is missing or does not apply (TopK,
+  float16). Every token gets its own copy of its mask's rows and all are done in one
+  batched product, two dozen PyTorch calls whatever the mix of masks.
 - *grouped*: the tokens of a mask together, one matrix product a mask. Reads a mask's
   rows once, so it suits prefill, where a mask has many tokens.
 """
@@ -17,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_sauce_kernels.masked_edit import native
 from vllm_sauce_kernels.masked_edit.rank import ranking
 from vllm_sauce_kernels.masked_edit.reference import EPS
 
@@ -61,6 +58,7 @@ def masked_edit_eager(
     edited_tokens: Tensor,
     topk: int = 0,
     normalize: int = 0,
+    plan: Tensor | None = None,
 ) -> None:
     """Edit ``hidden_states`` in place.
 
@@ -68,15 +66,6 @@ def masked_edit_eager(
     """
     num_tokens, d_model = hidden_states.shape
     tables = (mask_latents, mask_scale, mask_shift, mask_gate)
-    # Slots of masks that have left count, too: a bound that costs no look at the slots.
-    longest = int(mask_len.numpy().max(initial=0))
-    small = num_tokens * longest * d_model <= native.MAX_ELEMENTS
-    if small and not topk and native.takes(hidden_states, residual, W_enc_rows):
-        native.edit_tokens(
-            hidden_states, residual, slot_of_token, tables, mask_len,
-            W_enc_rows, W_dec_rows, b_enc, edited_tokens, normalize,
-        )  # fmt: skip
-        return
     slots = slot_of_token[:num_tokens]
     # Idle is free: one reduction tells that no token has a mask.
     if num_tokens == 0 or int(slots.max()) < 0:

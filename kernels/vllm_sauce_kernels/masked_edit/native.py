@@ -1,184 +1,190 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The op for few tokens on a CPU: one compiled loop, for calls cost more than sums.
+"""Builds and loads ``native.cpp``, the op for few tokens on a CPU, once per machine.
 
-A PyTorch call costs about what this whole loop does for a token, so decoding runs here:
-no gathered copies, and no cost for a token without a mask. vLLM brings Numba.
+A PyTorch call costs about what the whole loop does for a token, and a Python frame
+as much, so decoding runs without either. Nothing is built at import; ``prepare`` is
+called where a worker loads a model on a CPU. Without a compiler, or with
+``VLLM_SAUCE_NATIVE=0``, the op stays with its Python form.
 
-float32 and bfloat16 streams and pools; the latter as their bits, since NumPy has no
-bfloat16. Sums may be reassociated, which lets the compiler use vector registers.
+Not ``torch.utils.cpp_extension.load``: its lock file waits for ever for a process that
+was killed while it built.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from vllm_sauce_kernels.masked_edit.reference import EPS
-from vllm_sauce_kernels.masked_edit.tables import remember
+# Defines the op that the library adds a kernel to.
+from vllm_sauce_kernels.masked_edit import dispatch as dispatch
 
-MAX_ELEMENTS = 1 << 21
-"""Most row elements worth one core; beyond it, matrix products on all cores win."""
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = (
+    "-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-fopenmp-simd",
+    "-ffp-contract=fast", "-fvisibility=hidden", "-pipe",
+    f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+)  # fmt: skip
+BUILD_TIMEOUT = 600
+"""Seconds; a compiler that hangs must not keep a server from starting."""
 
-DTYPES = (torch.float32, torch.bfloat16)
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_lock = threading.Lock()
+_tried = False
+_reason: str | None = "native.prepare() has not been called"
+_how = ""
 
 
-def available() -> bool:
-    """Return whether the loop was asked for, by ``VLLM_SAUCE_NUMBA=1``.
+def prepare() -> bool:
+    """Build the C++ kernel unless the cache has it, and load it; once per process.
 
-    Not by itself: vLLM 0.32 cannot start an engine on a CPU in a process that has
-    imported Numba (its scan for kernels trips over an object of llvmlite), so a second
-    engine in one process would not start.
+    Returns: whether the op runs it
     """
-    return os.environ.get("VLLM_SAUCE_NUMBA") == "1"
+    global _tried, _reason
+    with _lock:
+        if not _tried:
+            _tried = True
+            try:
+                _load()
+                _reason = None
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                _reason = " ".join(str(error).split()) or repr(error)
+        return _reason is None
 
 
-def takes(hidden_states: Tensor, residual: Tensor | None, pool: Tensor) -> bool:
-    """Return whether the dtypes are of the kinds that the loop reads."""
-    stream = hidden_states.dtype
-    same = residual is None or residual.dtype == stream
-    return same and stream in DTYPES and pool.dtype in DTYPES and available()
+def reason() -> str | None:
+    """Return in one line why the op runs in Python, None where it does not."""
+    return _reason
 
 
-def bits(tensor: Tensor) -> Any:
-    """Return a tensor as an array, bfloat16 as its 16 bits."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy()
-    return tensor.numpy()
+def how() -> str:
+    """Return in one line where the C++ kernel came from or why it is missing."""
+    return _how if _reason is None else f"not available: {_reason}"
 
 
-def edit_tokens(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    slot_of_token: Tensor,
-    tables: tuple[Tensor, ...],
-    mask_len: Tensor,
-    W_enc_rows: Tensor,
-    W_dec_rows: Tensor,
-    b_enc: Tensor,
-    edited_tokens: Tensor,
-    normalize: int,
-) -> None:
-    """Edit ``hidden_states`` in place.
+def _load() -> None:
+    """Register the kernel. Raises: RuntimeError, OSError, SubprocessError"""
+    global _how
+    if os.environ.get("VLLM_SAUCE_NATIVE") == "0":
+        raise RuntimeError("switched off by VLLM_SAUCE_NATIVE=0")
+    compiler = find_compiler()
+    library = cache_folder() / f"masked_edit-{_key(compiler)}.so"
+    if whole(library):
+        _how = "from the cache"
+    else:
+        start = time.perf_counter()
+        build(compiler, library)
+        _how = f"built in {time.perf_counter() - start:.0f} s"
+        if not whole(library):
+            raise RuntimeError(f"{library} was damaged while it was written")
+    torch.ops.load_library(str(library))
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(
+        "vllm_sauce::masked_edit", "CPU"
+    ):
+        raise RuntimeError(f"{library} registered no kernel")
 
-    Shapes: see the package's docstring.
+
+def find_compiler() -> list[str]:
+    """Return the C++ compiler's command: ``$CXX``, g++ or clang++.
+
+    Raises: RuntimeError
     """
-    static = (*tables, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens)
-    known = remember(static, False, lambda: None)
-    if known.views is None:
-        known.views = [bits(tensor) for tensor in static]
-    hidden = bits(hidden_states)
-    bf16 = torch.bfloat16
-    _compiled(hidden_states.dtype == bf16, W_enc_rows.dtype == bf16)(
-        hidden,
-        hidden if residual is None else bits(residual),
-        residual is not None,
-        slot_of_token.numpy(),
-        *known.views,
-        normalize,
+    asked = os.environ.get("CXX")
+    candidates = [shlex.split(asked)] if asked else [["g++"], ["clang++"]]
+    for command in candidates:
+        if command and shutil.which(command[0]):
+            return command
+    raise RuntimeError(
+        f"no C++ compiler: {asked or 'g++, clang++'} not found; install one or set CXX"
     )
 
 
-@cache
-def _compiled(bf16_stream: bool, bf16_pool: bool) -> Callable[..., None]:
-    """Return the loop for one pair of dtypes; compiled at its first call."""
-    from numba import njit  # type: ignore[import-untyped, unused-ignore]
+def cache_folder() -> Path:
+    """Return where libraries are kept between processes."""
+    if mine := os.environ.get("VLLM_SAUCE_CACHE"):
+        return Path(mine)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "vllm_sauce"
 
-    # Not "fast": infinities and NaN must compare as IEEE says.
-    fast = {"reassoc", "contract"}
 
-    @njit(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
-    def widen(value):  # type: ignore[no-untyped-def]
-        return np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+def build(compiler: list[str], library: Path) -> None:
+    """Compile to a temporary file and move it in place: others may build the same.
 
-    @njit(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
-    def keep(value):  # type: ignore[no-untyped-def]
-        return value
+    Raises: RuntimeError, OSError, SubprocessError
+    """
+    root = Path(torch.__file__).parent
+    library.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".tmp", dir=library.parent)
+    os.close(handle)
+    command = [
+        *compiler, *FLAGS, f"-I{root / 'include'}", str(SOURCE), "-o", name,
+        f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=BUILD_TIMEOUT
+        )
+        if done.returncode:
+            raise RuntimeError(f"{compiler[0]} failed: {_first_error(done.stderr)}")
+        # Behind the library, where a loader does not look.
+        with open(name, "r+b") as file:
+            file.write(hashlib.sha256(file.read()).digest())
+        os.replace(name, library)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
 
-    @njit(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
-    def narrow(value):  # type: ignore[no-untyped-def]
-        if np.isnan(value):
-            return np.uint16(0x7FC0)
-        raw = np.float32(value).view(np.uint32)
-        # To nearest, ties to even.
-        odd = (raw >> np.uint32(16)) & np.uint32(1)
-        return np.uint16((raw + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
-    load = widen if bf16_stream else keep
-    store = narrow if bf16_stream else keep
-    weight = widen if bf16_pool else keep
-    zero, one, eps = np.float32(0), np.float32(1), np.float32(EPS)
+def whole(library: Path) -> bool:
+    """Return whether a file is a library as it was built, its digest at the end.
 
-    @njit(fastmath=fast)  # type: ignore[untyped-decorator, unused-ignore]
-    def norm(x, normalize):  # type: ignore[no-untyped-def]
-        """Normalise x in place; returns the scale of what is decoded."""
-        if normalize == 0:
-            return one
-        mean = zero
-        if normalize == 1:
-            for d in range(x.shape[0]):
-                mean += x[d]
-            mean /= np.float32(x.shape[0])
-        square = zero
-        for d in range(x.shape[0]):
-            x[d] -= mean
-            square += x[d] * x[d]
-        if normalize == 1:
-            out = np.sqrt(square / np.float32(x.shape[0] - 1))
-            divisor = out + eps
-        else:
-            out = np.sqrt(square / np.float32(x.shape[0]))
-            divisor = out
-        for d in range(x.shape[0]):
-            x[d] /= divisor
-        return out
+    Loading a truncated one could end the process with a signal.
+    """
+    try:
+        content = library.read_bytes()
+    except FileNotFoundError:
+        return False
+    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    return hashlib.sha256(body).digest() == digest
 
-    @njit(fastmath=fast, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator, unused-ignore]
-    def loop(  # type: ignore[no-untyped-def]
-        hidden, resid, has_resid, slots, latents, scale, shift, gate, lens,
-        W_enc, W_dec, b_enc, counts, normalize,
-    ):  # fmt: skip
-        num_tokens, d_model = hidden.shape
-        x = np.empty(d_model, np.float32)
-        edited = np.empty(d_model, np.float32)
-        coefficient = np.empty(latents.shape[1], np.float32)
-        for token in range(num_tokens):
-            slot = slots[token]
-            if slot < 0 or lens[slot] == 0:
-                continue
-            counts[slot] += 1
-            for d in range(d_model):
-                edited[d] = load(hidden[token, d])
-                x[d] = edited[d]
-            if has_resid:
-                for d in range(d_model):
-                    x[d] += load(resid[token, d])
-            out = norm(x, normalize)
-            fired = False
-            for j in range(lens[slot]):
-                row = latents[slot, j]
-                total = zero
-                for d in range(d_model):
-                    total += weight(W_enc[row, d]) * x[d]
-                pre = total + b_enc[row]
-                coefficient[j] = zero
-                if pre > gate[slot, j]:
-                    coefficient[j] = out * (scale[slot, j] * pre + shift[slot, j])
-                    fired = True
-            if not fired:
-                continue
-            for j in range(lens[slot]):
-                if coefficient[j] != zero:
-                    row = latents[slot, j]
-                    for d in range(d_model):
-                        edited[d] += coefficient[j] * weight(W_dec[row, d])
-            for d in range(d_model):
-                hidden[token, d] = store(edited[d])
 
-    compiled: Callable[..., None] = loop
-    return compiled
+def _key(compiler: list[str]) -> str:
+    """Name everything the library depends on: homes are shared by many machines."""
+    version = subprocess.run(
+        [*compiler, "--version"], capture_output=True, text=True, timeout=60
+    )
+    parts = (
+        SOURCE.read_text(),
+        *FLAGS,
+        torch.__version__,
+        *compiler,
+        version.stdout,
+        _cpu(),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _cpu() -> str:
+    """Return what ``-march=native`` depends on."""
+    wanted = ("model name", "flags", "Features", "CPU part")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _first_error(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no message"])[0].strip()

@@ -25,6 +25,7 @@ def masked_edit_ref(
     edited_tokens: Tensor,
     topk: int = 0,
     normalize: int = 0,
+    plan: Tensor | None = None,
 ) -> None:
     """Edit ``hidden_states`` in place, a token and a latent at a time.
 
