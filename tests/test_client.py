@@ -57,6 +57,8 @@ def test_config_round_trip():
         {"bundle": "b", "forget": [1]},
         {"bundle": "b", "max_latents": 0},
         {"bundle": "b", "max_latents": True},
+        {"bundle": "b", "pool_dtype": "fp4"},
+        {"bundle": "b", "approximate": "topk"},
         {"bundle": "b", "max_concepts": 1.5},
     ],
 )

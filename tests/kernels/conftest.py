@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 KERNEL = "vllm_sauce_kernels.masked_edit.kernel"
@@ -24,12 +25,32 @@ def import_kernel_afresh(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ``triton.jit`` decides at decoration whether a kernel is interpreted.
     """
     package = importlib.import_module(KERNEL.rpartition(".")[0])
-    monkeypatch.delitem(sys.modules, KERNEL, raising=False)
+    for part in ("", "_parts", "_tiles", "_rank", "_union"):
+        monkeypatch.delitem(sys.modules, KERNEL + part, raising=False)
     module = importlib.import_module(KERNEL)
-    # Taken back in reverse order: the module and the attribute as they were before.
-    monkeypatch.setitem(sys.modules, KERNEL, module)
+    # Taken back in reverse order: the modules and the attribute as they were before.
+    for part in ("", "_parts", "_tiles", "_rank", "_union"):
+        monkeypatch.setitem(sys.modules, KERNEL + part, sys.modules[KERNEL + part])
     monkeypatch.setattr(package, "kernel", module)
     return module
+
+
+def widen_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the interpreter multiply bfloat16 numbers, not their bits as integers."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    tl = interpreter.tl
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def wide(operand: Any) -> Any:
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        bits = operand.data.astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return original(self, wide(a), wide(b), *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
 @pytest.fixture
@@ -41,12 +62,25 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     def interpreted_sum(block: Any, axis: int) -> Any:
         return tl.reduce(block, axis, tl.standard._sum_combine)
 
+    def interpreted_max(block: Any, axis: int) -> Any:
+        return tl.reduce(block, axis, tl.standard._elementwise_max)
+
+    def interpreted_zeros(shape: Any, dtype: Any) -> Any:
+        return tl.full(shape, 0, dtype)
+
+    def interpreted_cdiv(a: Any, b: Any) -> Any:
+        return (a + b - 1) // b
+
     if not triton.knobs.runtime.interpret:
-        # tl.sum was decorated at Triton's import, when the knob was off. Wrapping it in
-        # an InterpretedFunction would leave tl.core patched when the kernel returns.
+        # These were decorated at Triton's import, when the knob was off. Wrapping one
+        # in an InterpretedFunction would leave tl.core patched when the kernel returns.
         monkeypatch.setattr(tl, "sum", interpreted_sum)
+        monkeypatch.setattr(tl, "max", interpreted_max)
+        monkeypatch.setattr(tl, "zeros", interpreted_zeros)
+        monkeypatch.setattr(tl, "cdiv", interpreted_cdiv)
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.interpret = True
+        widen_bfloat16_products(monkeypatch)
         yield import_kernel_afresh(monkeypatch)
 
 

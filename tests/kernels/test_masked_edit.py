@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from tests.kernels.inputs import (
     normals,
     small_integers,
 )
+from tests.kernels.plans import planned
 from vllm_sauce_kernels.masked_edit import (
     eager,
     masked_edit,
@@ -37,13 +36,17 @@ Op = Callable[..., None]
 SHAPES = [(5, 64, 9, 4, 1), (7, 130, 23, 5, 3), (33, 257, 70, 31, 7), (5, 1, 4, 17, 2)]
 
 
-@pytest.fixture(
-    params=["native", "gathered", "grouped", "triton", "op-eager", "op-triton"]
-)
+FORMS = ["native", "gathered", "grouped", "triton", "tiles", "union"]
+FORMS += ["op-eager", "op-triton"]
+
+
+@pytest.fixture(params=FORMS)
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """One form of the op at a time."""
-    if "triton" in request.param:
+    if request.param in ("triton", "tiles", "union", "op-triton"):
         request.getfixturevalue("interpreted")
+    if request.param in ("tiles", "union"):
+        return planned(request.param)
     if request.param == "native":
         return native_form(monkeypatch)
     if request.param == "grouped":
@@ -342,47 +345,3 @@ def test_wrong_arguments_are_refused(
     args[name] = bad
     with pytest.raises(ValueError, match=says):
         form(**args)
-
-
-@pytest.mark.parametrize(("normalize", "ranked"), [(0, False), (1, True), (2, False)])
-@pytest.mark.parametrize("stream", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize(
-    "target",
-    [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)],
-    ids=str,
-)
-def test_kernels_compile_ahead_of_time(
-    compiled: Any,
-    target: tuple[str, Any, int],
-    stream: str,
-    normalize: int,
-    ranked: bool,
-) -> None:
-    """Every variant and dtype of the stream gives a real GPU binary, without a GPU."""
-    triton = importlib.import_module("triton")
-    GPUTarget = importlib.import_module("triton.backends.compiler").GPUTarget
-
-    pointers = {
-        "hidden_states_ptr": stream, "residual_ptr": stream,
-        "slot_of_token_ptr": "i32", "mask_latents_ptr": "i32", "mask_len_ptr": "i32",
-        "edited_tokens_ptr": "i64", "ranks_ptr": "i32",
-    }  # fmt: skip
-    constants = {
-        "HAS_RESIDUAL": True, "NORMALIZE": normalize, "KEEP_PRE": ranked,
-        "RANKED": ranked, "BLOCK_LATENTS": compiled.BLOCK_LATENTS,
-        "BLOCK_D": compiled.BLOCK_D, "BLOCK_ROWS": compiled.BLOCK_ROWS,
-        "ROWS_PER_PROGRAM": compiled.ROWS_PER_PROGRAM,
-    }  # fmt: skip
-    kernels = [compiled.coefficients_kernel, compiled.add_change_kernel]
-    for kernel in [*kernels, compiled.rank_kernel] if ranked else kernels:
-        signature = {}
-        for name in kernel.arg_names:
-            is_pointer = name.endswith("_ptr")
-            signature[name] = "*" + pointers.get(name, "fp32") if is_pointer else "i32"
-            if name.isupper():
-                signature[name] = "constexpr"
-        mine = {k: v for k, v in constants.items() if k in kernel.arg_names}
-        assert {k for k, v in signature.items() if v == "constexpr"} == set(mine)
-        source = triton.compiler.ASTSource(kernel, signature, constexprs=mine)
-        binary = triton.compile(source, target=GPUTarget(*target))
-        assert len(binary.asm["cubin" if target[0] == "cuda" else "hsaco"]) > 1000

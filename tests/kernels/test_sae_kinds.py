@@ -20,6 +20,7 @@ from tests.kernels.inputs import (
     normals,
     small_integers,
 )
+from tests.kernels.plans import planned
 from vllm_sauce_kernels.masked_edit import (
     eager,
     masked_edit,
@@ -34,13 +35,15 @@ Shape = tuple[int, int, int, int, int]
 
 # num_tokens, d_model, num_pool, max_latents, num_slots
 SHAPES: list[Shape] = [(5, 64, 9, 4, 1), (9, 130, 23, 18, 3), (3, 2, 40, 17, 2)]
-FORMS = ("native", "gathered", "grouped", "triton")
+FORMS = ("native", "gathered", "grouped", "triton", "tiles", "union")
 
 
 def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
     """Return a form of the op, forced where PyTorch would choose."""
     if name == "triton":
         return masked_edit_triton
+    if name in ("tiles", "union"):
+        return planned(name)
     if name == "native":
         return native_form(monkeypatch)
     limit = 0 if name == "grouped" else 1 << 40
@@ -51,7 +54,7 @@ def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
 @pytest.fixture(params=FORMS)
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """One form of the op at a time."""
-    if request.param == "triton":
+    if request.param in ("triton", "tiles", "union"):
         request.getfixturevalue("interpreted")
     return form_of(request.param, monkeypatch)
 

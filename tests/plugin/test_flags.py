@@ -28,10 +28,17 @@ def test_flags_become_additional_config() -> None:
     got = parse(
         *("--plugin", "sauce", "--sauce-bundle", "b", "--sauce-forget", "dog"),
         *("--sauce-forget", "red", "--sauce-max-latents", "7"),
+        *("--sauce-pool-dtype", "fp8", "--sauce-approximate", "relu"),
     ).additional_config
     assert got == {
         "kept": 1,
-        "sauce": {"bundle": "b", "forget": ["dog", "red"], "max_latents": 7},
+        "sauce": {
+            "bundle": "b",
+            "forget": ["dog", "red"],
+            "max_latents": 7,
+            "pool_dtype": "fp8",
+            "approximate": "relu",
+        },
     }
 
 
@@ -63,8 +70,14 @@ def test_variables_are_read_and_checked() -> None:
             "VLLM_SAUCE_BUNDLE": "b",
             "VLLM_SAUCE_FORGET": "dog, red",
             "VLLM_SAUCE_MAX_LATENTS": "9",
+            "VLLM_SAUCE_POOL_DTYPE": "fp8",
         }
-    ) == {"bundle": "b", "forget": ["dog", "red"], "max_latents": 9}
+    ) == {
+        "bundle": "b",
+        "forget": ["dog", "red"],
+        "max_latents": 9,
+        "pool_dtype": "fp8",
+    }
     with pytest.raises(ConfigError, match="VLLM_SAUCE_FORGETS"):
         settings.from_environment({"VLLM_SAUCE_FORGETS": "dog"})
     with pytest.raises(ConfigError, match="whole number"):

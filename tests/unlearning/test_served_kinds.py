@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kind of SAE, from SAELens' checkpoint to the op; SAELens is the oracle."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,12 @@ from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae import from_sae_lens, reconstruct
 from vllm_sauce.unlearning import Mask, SiteTable
-from vllm_sauce_kernels.masked_edit import masked_edit_eager, masked_edit_ref
+from vllm_sauce.unlearning.fp8 import FP8, quantize_rows, rounded_rows
+from vllm_sauce_kernels.masked_edit import (
+    masked_edit,
+    masked_edit_eager,
+    masked_edit_ref,
+)
 
 D_MODEL, D_SAE, K = 24, 70, 20
 EDIT = SiteEdit(
@@ -124,3 +131,81 @@ def test_decoding_a_normalised_sae_needs_its_input(tmp_path):
     sae = from_sae_lens(tmp_path)
     with pytest.raises(UnsupportedSAEError, match="give decode the x"):
         sae.decode(torch.zeros(2, D_SAE))
+
+
+def test_relu_in_place_of_ranks_edits_every_positive_latent(tmp_path):
+    """The named approximation: more is edited than TopK would, the encoder is cut."""
+    theirs = lens_sae("topk")
+    theirs.save_model(tmp_path)
+    sae = from_sae_lens(tmp_path)
+    x = 2 * torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(2))
+    as_relu = replace(sae, k=None, architecture="standard")
+    want = reconstruct(as_relu, x, EDIT)
+    assert (want - reconstruct(sae, x, EDIT)).abs().max() > 1
+    table = SiteTable(sae, CATALOGUE, "vision", 1, 21, approximate="relu")
+    assert table.topk == 0 and table.W_enc_rows.shape == (21, D_MODEL)
+    slots = table.assign([Mask.of([("dog", 1.0)], DIGEST)]) * len(x)
+    masked_edit(x, None, torch.tensor(slots, dtype=torch.int32), **table.op_args())
+    torch.testing.assert_close(x, want, rtol=1e-4, atol=1e-3)
+
+
+def test_the_approximation_leaves_other_kinds_alone(tmp_path):
+    lens_sae("jumprelu").save_model(tmp_path)
+    sae = from_sae_lens(tmp_path)
+    exact = SiteTable(sae, CATALOGUE, "vision", 1, 21)
+    table = SiteTable(sae, CATALOGUE, "vision", 1, 21, approximate="relu")
+    assert table.approximate is None
+    for name in ("W_enc_rows", "b_enc"):
+        assert torch.equal(getattr(table, name), getattr(exact, name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("standard", {}),
+        ("jumprelu", {"normalize_activations": "layer_norm"}),
+        ("topk", {}),
+    ],
+    ids=str,
+)
+def test_fp8_rows_act_as_the_rows_they_hold(tmp_path, kind, options):
+    """Every scale ends where it belongs: the edit is that of the dequantised rows."""
+    lens_sae(kind, **options).save_model(tmp_path)
+    sae = from_sae_lens(tmp_path)
+    latents = list(EDIT.latents)
+    rounded = {"W_dec": sae.W_dec.clone(), "W_enc": sae.W_enc.clone()}
+    rounded["W_dec"][latents] = rounded_rows(sae.W_dec[latents])
+    b_enc = sae.b_enc
+    if kind != "topk":  # ranks compare rows, so the encoder stays as it is
+        rounded["W_enc"][:, latents] = rounded_rows(sae.W_enc[:, latents].T).T
+        # b_dec is folded with the exact rows.
+        if sae.apply_b_dec_to_input:
+            b_enc = b_enc + sae.b_dec @ (rounded["W_enc"] - sae.W_enc)
+    held = replace(sae, b_enc=b_enc, **rounded)
+    x = 2 * torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(2)) + 0.3
+    want = reconstruct(held, x, EDIT)
+    table = SiteTable(sae, CATALOGUE, "vision", 1, 21, fp8=True)
+    assert table.W_dec_rows.dtype == FP8
+    assert (table.W_enc_rows.dtype == FP8) == (kind != "topk")
+    slots = table.assign([Mask.of([("dog", 1.0)], DIGEST)]) * len(x)
+    got = x.clone()
+    masked_edit(got, None, torch.tensor(slots, dtype=torch.int32), **table.op_args())
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+    exact = reconstruct(sae, x, EDIT)
+    error = float((got - exact).norm() / (exact - x).norm())
+    # e4m3 keeps 3 bits: a row is off by about 2.5 %.
+    assert 0.002 < error < 0.1
+
+
+def test_fp8_rows_take_a_quarter(tmp_path):
+    lens_sae("standard").save_model(tmp_path)
+    sae = from_sae_lens(tmp_path)
+    whole = SiteTable(sae, CATALOGUE, "vision", 1, 21)
+    table = SiteTable(sae, CATALOGUE, "vision", 1, 21, fp8=True)
+    biases = 4 * 21
+    assert table.pool_bytes - biases == (whole.pool_bytes - biases) / 4
+
+
+def test_rows_of_zeros_survive_fp8():
+    quantized, scale = quantize_rows(torch.zeros(2, 3))
+    assert not quantized.float().any() and torch.equal(scale, torch.ones(2))

@@ -36,19 +36,25 @@ Shapes, the same in every form of the op:
     edited_tokens  [num_slots] int64, += tokens processed with that slot; mutated
     topk           int, 0 or k
     normalize      int, 0, 1 or 2
-    plan           None, or a hint for GPUs; other forms ignore it
+    plan           None, or which tokens go together (plan.py); CPU forms ignore it
 """
 
+from vllm_sauce_kernels.masked_edit.costs import Costs
 from vllm_sauce_kernels.masked_edit.dispatch import (
     check_arguments,
+    kernel_choice,
     masked_edit,
     masked_edit_triton,
 )
 from vllm_sauce_kernels.masked_edit.eager import masked_edit_eager
+from vllm_sauce_kernels.masked_edit.plan import Planner
 from vllm_sauce_kernels.masked_edit.reference import masked_edit_ref
 
 __all__ = [
+    "Costs",
+    "Planner",
     "check_arguments",
+    "kernel_choice",
     "masked_edit",
     "masked_edit_eager",
     "masked_edit_ref",

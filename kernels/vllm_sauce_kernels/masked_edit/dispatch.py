@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce_kernels.masked_edit.eager import masked_edit_eager
+from vllm_sauce_kernels.masked_edit.plan import plan_size
 
 _SCHEMA = (
     "(Tensor(a!) hidden_states, Tensor? residual, Tensor slot_of_token, "
@@ -24,6 +25,11 @@ _SCHEMA = (
 
 # define + impl instead of custom_op, whose Python wrapper costs more than an idle op.
 torch.library.define("vllm_sauce::masked_edit", _SCHEMA)
+
+
+def kernel_choice() -> str | None:
+    """Return the form that ``VLLM_SAUCE_KERNEL`` asks for, None for the device's."""
+    return os.environ.get("VLLM_SAUCE_KERNEL")
 
 
 def masked_edit(
@@ -59,7 +65,7 @@ def masked_edit(
 @torch.library.impl("vllm_sauce::masked_edit", "CompositeExplicitAutograd")
 def _on_cpu(*args: Any) -> None:
     check_arguments(*args)
-    if os.environ.get("VLLM_SAUCE_KERNEL") == "triton":
+    if kernel_choice() == "triton":
         masked_edit_triton(*args)
     else:
         masked_edit_eager(*args)
@@ -102,9 +108,9 @@ def masked_edit_triton(
     args = (
         hidden_states, residual, slot_of_token, mask_latents, mask_scale, mask_shift,
         mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens, topk,
-        normalize,
+        normalize, plan,
     )  # fmt: skip
-    check_arguments(*args, plan)
+    check_arguments(*args)
     # Machines without a GPU may lack Triton.
     from vllm_sauce_kernels.masked_edit import kernel
 
@@ -153,6 +159,9 @@ def check_arguments(
             f"slot_of_token must be [>= num_tokens={shape[0]}], got {list(slots.shape)}"
         )
     _check_flat("slot_of_token", slots, slots.shape, torch.int32)
+    if plan is not None:
+        size = plan_size(len(slots), len(mask_len), len(W_dec_rows))
+        _check_flat("plan", plan, (size,), torch.int32)
 
 
 def _check_tables(

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel that is launched compiles for every GPU, and fits it; without a GPU.
+
+The launches themselves are recorded, so what is compiled is what would run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.kernels.inputs import make_args, normals
+from tests.kernels.plans import plan_of
+
+TARGETS = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)]
+SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10}
+"""Shared memory that a program may use, in bytes (CUDA C Programming Guide, CDNA 3)."""
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass
+class Recorder:
+    """Stands for a kernel and keeps what it is launched with."""
+
+    kernel: Any
+    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = field(
+        default_factory=list
+    )
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args, **kwargs: self.launches.append((self.kernel, args, kwargs))
+
+
+def record(module: Any, monkeypatch: pytest.MonkeyPatch, target: Any) -> list[Any]:
+    """Make a module's launches for a target be recorded, and return where."""
+    monkeypatch.setattr(torch.version, "hip", "6" if target[0] == "hip" else None)
+    launches: list[Any] = []
+    for name, value in vars(module).items():
+        if name.endswith("_kernel"):
+            monkeypatch.setattr(module, name, Recorder(value, launches))
+    return launches
+
+
+def build(launch: tuple[Any, tuple[Any, ...], dict[str, Any]], target: Any) -> Any:
+    """Compile a launch as Triton would, specialised for its numbers and pointers."""
+    triton = importlib.import_module("triton")
+    GPUTarget = importlib.import_module("triton.backends.compiler").GPUTarget
+    kernel, args, kwargs = launch
+    given = dict(zip(kernel.arg_names, args, strict=False))
+    given |= {k: v for k, v in kwargs.items() if k not in OPTIONS}
+    assert set(given) == set(kernel.arg_names)
+    signature, constants, attributes = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        value = given[name]
+        if name.isupper() or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        is_tensor = isinstance(value, torch.Tensor)
+        signature[name] = TYPES[value.dtype] if is_tensor else "i32"
+        if is_tensor or value % 16 == 0:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    options = {k: v for k, v in kwargs.items() if k in OPTIONS}
+    return triton.compile(source, target=GPUTarget(*target), options=options)
+
+
+def spills(binary: Any, target: tuple[str, Any, int], folder: Path) -> int:
+    """Return the registers that a binary spills, as its compiler says."""
+    if target[0] == "hip":
+        # Scalar registers spill into vector registers' lanes, not into memory.
+        found = re.findall(r"vgpr_spill_count: +(\d+)", binary.asm["amdgcn"])
+        assert len(found) == 1
+        return int(found[0])
+    ptxas = importlib.import_module("triton.backends.nvidia.compiler").get_ptxas
+    ptx = folder / "kernel.ptx"
+    ptx.write_text(binary.asm["ptx"])
+    suffix = "a" if target[1] >= 90 else ""
+    done = subprocess.run(
+        [ptxas(target[1]).path, "-v", f"--gpu-name=sm_{target[1]}{suffix}", str(ptx)]
+        + ["-o", str(folder / "kernel.cubin")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = re.findall(r"(\d+) bytes spill stores", done.stderr)
+    assert len(found) == 1, done.stderr
+    return int(found[0])
+
+
+def launches_of(
+    module: Any,
+    launches: list[Any],
+    stream: torch.dtype,
+    pool: torch.dtype,
+    num_tokens: int,
+    **kind: int,
+) -> list[Any]:
+    """Return what a batch of a production shape launches."""
+    launches.clear()
+    args = make_args((num_tokens, 4096, 64, 48, 4), normals())
+    for name in ("hidden_states", "residual"):
+        args[name] = args[name].to(stream)
+    for name in ("W_enc_rows", "W_dec_rows"):
+        args[name] = args[name].to(pool)
+    args |= kind
+    plan = plan_of(args, "tiles")
+    module.launch(**args, plan=plan)
+    module.launch(**args)
+    return list(launches)
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+FP8 = torch.float8_e4m3fn
+KINDS: list[dict[str, int]] = [{}, {"normalize": 1}, {"topk": 8}]
+
+
+@pytest.mark.parametrize("num_tokens", [16, 2048])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_every_launch_fits_every_gpu(
+    compiled: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    target: tuple[str, Any, int],
+    kind: dict[str, int],
+    num_tokens: int,
+) -> None:
+    """bfloat16, decoding and prefill: a binary, its shared memory, and no spills."""
+    launches = record(compiled, monkeypatch, target)
+    seen = launches_of(compiled, launches, BF16, BF16, num_tokens, **kind)
+    # Two launches with a plan and two without; the union's three; the ranks' one.
+    assert len(seen) == (6 if "topk" in kind else 7)
+    for launch in seen:
+        binary = build(launch, target)
+        name = launch[0].fn.__name__
+        assert len(binary.asm["cubin" if target[0] == "cuda" else "hsaco"]) > 1000
+        assert binary.metadata.shared <= SHARED[target[1]], name
+        assert spills(binary, target, tmp_path) == 0, name
+
+
+@pytest.mark.parametrize("num_tokens", [16, 2048])
+@pytest.mark.parametrize(("stream", "pool"), [(FP16, FP16), (FP32, FP32), (BF16, FP8)])
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_other_dtypes_compile(
+    compiled: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    target: tuple[str, Any, int],
+    stream: torch.dtype,
+    pool: torch.dtype,
+    num_tokens: int,
+) -> None:
+    """float16, float32 and fp8 pools; fp8 where the GPU has e4m3fn."""
+    if pool == FP8 and target[1] in (80, "gfx942"):
+        pytest.skip("this GPU has no e4m3fn; SiteTable refuses it there")
+    launches = record(compiled, monkeypatch, target)
+    for launch in launches_of(compiled, launches, stream, pool, num_tokens)[:2]:
+        binary = build(launch, target)
+        assert binary.metadata.shared <= SHARED[target[1]], launch[0].fn.__name__
