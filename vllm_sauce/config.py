@@ -25,6 +25,12 @@ class SauceConfig:
     max_concepts: int = 64
     """Most concepts one mask may hold."""
 
+    pool_dtype: str = "auto"
+    """Resident rows: ``auto`` is the model's dtype, ``fp8`` e4m3 with a scale a row."""
+
+    approximate: str | None = None
+    """``relu`` lets a TopK SAE's masked latents count wherever they are positive."""
+
     def __post_init__(self) -> None:
         _check_str("bundle", self.bundle)
         if not isinstance(self.forget, tuple):
@@ -33,6 +39,8 @@ class SauceConfig:
             _check_str("forget", name)
         _check_positive("max_latents", self.max_latents)
         _check_positive("max_concepts", self.max_concepts)
+        _check_choice("pool_dtype", self.pool_dtype, ("auto", "fp8"))
+        _check_choice("approximate", self.approximate, (None, "relu"))
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, object]) -> SauceConfig:
@@ -63,6 +71,12 @@ class SauceConfig:
 def _check_str(field: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{field} must be non-empty text, got {value!r}")
+
+
+def _check_choice(field: str, value: object, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        names = " or ".join(repr(choice) for choice in choices)
+        raise ConfigError(f"{field} must be {names}, got {value!r}")
 
 
 def _check_positive(field: str, value: object) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae import SAEWeights, fold_b_dec
+from vllm_sauce.unlearning.fp8 import rounded_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,14 @@ class EditTensors:
 
     @classmethod
     def build(
-        cls, sae: SAEWeights, edit: SiteEdit, strength: float = 1.0
+        cls,
+        sae: SAEWeights,
+        edit: SiteEdit,
+        strength: float = 1.0,
+        *,
+        fp8: bool = False,
     ) -> EditTensors:
-        """Return the tensors of an edit at a strength."""
+        """Return the tensors of an edit at a strength, rows as fp8 would hold them."""
         if sae.k is not None or sae.normalize_activations != "none":
             raise UnsupportedSAEError(
                 "batched edits know no TopK and no normalised inputs yet; use "
@@ -48,9 +54,10 @@ class EditTensors:
         gate = torch.tensor(edit.gate)
         if sae.threshold is not None:
             gate = torch.maximum(gate, sae.threshold.float()[rows])
+        kept = rounded_rows if fp8 else Tensor.float
         return cls(
-            W_enc=sae.W_enc.float()[:, rows].contiguous(),
-            W_dec=sae.W_dec.float()[rows].contiguous(),
+            W_enc=kept(sae.W_enc[:, rows].T).T.contiguous(),
+            W_dec=kept(sae.W_dec[rows]).contiguous(),
             b_enc=b_enc[rows],
             scale=strength * (torch.tensor(edit.gamma) - 1),
             shift=strength * torch.tensor(edit.shift),
@@ -75,10 +82,14 @@ class EditTensors:
 
 
 def build_edits(
-    saes: Mapping[str, SAEWeights], edits: Mapping[str, SiteEdit], strength: float = 1.0
+    saes: Mapping[str, SAEWeights],
+    edits: Mapping[str, SiteEdit],
+    strength: float = 1.0,
+    *,
+    fp8: bool = False,
 ) -> dict[str, EditTensors]:
     """Return the tensors of a concept's edits by site."""
     return {
-        site: EditTensors.build(saes[site], edit, strength)
+        site: EditTensors.build(saes[site], edit, strength, fp8=fp8)
         for site, edit in edits.items()
     }

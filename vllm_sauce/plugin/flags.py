@@ -70,6 +70,19 @@ def _add_cli_args(original: Callable[..., Any], parser: Any, *a: Any, **k: Any) 
         metavar="N",
         help="Most latents that the concepts of one request may use at a site.",
     )
+    group.add_argument(
+        "--sauce-pool-dtype",
+        default=None,
+        choices=("auto", "fp8"),
+        help="How SAE rows are kept on the device: the model's dtype, or fp8 (e4m3).",
+    )
+    group.add_argument(
+        "--sauce-approximate",
+        default=None,
+        choices=("relu",),
+        help="For TopK SAEs: skip the rank test, which is exact, and edit a latent "
+        "wherever it is positive.",
+    )
     return parser
 
 
@@ -81,6 +94,8 @@ def _from_cli_args(
         "bundle": getattr(args, "sauce_bundle", None),
         "forget": getattr(args, "sauce_forget", None),
         "max_latents": getattr(args, "sauce_max_latents", None),
+        "pool_dtype": getattr(args, "sauce_pool_dtype", None),
+        "approximate": getattr(args, "sauce_approximate", None),
     }
     given = {key: value for key, value in given.items() if value is not None}
     plugins = [name for names in getattr(args, "plugin", None) or [] for name in names]

@@ -91,17 +91,38 @@ def _table(
         max_latents=min(config.max_latents, len(bundle.catalogue.latents(site)) or 1),
         device=device,
         dtype=vllm_config.model_config.dtype,
+        fp8=config.pool_dtype == "fp8",
+        approximate=config.approximate,
     )
     compat.logger(__name__).info(
-        "sauce: %s keeps %d of %d latents%s on %s, %.1f MiB",
+        "sauce: %s keeps %d of %d latents%s in %s on %s, %.1f MiB%s",
         site,
         len(table.pool_latents),
         bundle.sites[site].entry.d_sae,
         " and the whole encoder" if table.topk else "",
+        str(table.W_dec_rows.dtype).removeprefix("torch."),
         device,
         table.pool_bytes / 2**20,
+        "; TopK taken as ReLU, an approximation" if table.approximate else "",
     )
+    _measure(table)
     return table
+
+
+def _measure(table: SiteTable) -> None:
+    """Measure on a GPU what the op's forms cost there, to choose between them."""
+    if table.mask_len.device.type != "cuda" or table.topk:
+        return
+    from vllm_sauce_kernels.masked_edit.measure import measure
+
+    logger = compat.logger(__name__)
+    try:
+        table.costs = measure(table.op_args())
+    except Exception as error:
+        # Speed only: the tiles form is right for every batch.
+        logger.warning("sauce: %s: forms not measured: %s", table.site, error)
+        return
+    logger.info("sauce: %s: measured %s", table.site, table.costs)
 
 
 def _max_num_tokens(vllm_config: Any) -> int:
@@ -132,6 +153,7 @@ def _inject_decoder(
     layer.register_buffer(
         "sauce_slot_of_token", decoder.slot_of_token, persistent=False
     )
+    layer.register_buffer("sauce_plan", decoder.plan, persistent=False)
     for name in _TENSORS:
         layer.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
     layer.sauce_topk, layer.sauce_normalize = table.topk, table.normalize
@@ -163,6 +185,7 @@ def _edited_layer(base: type) -> type:
                 self.sauce_edited_tokens,
                 self.sauce_topk,
                 self.sauce_normalize,
+                self.sauce_plan,
             )
             return hidden_states, residual
 

@@ -15,7 +15,7 @@ from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.admission import KEY, PREFIX, has_sauce_keys
 from vllm_sauce.unlearning import Mask
 from vllm_sauce.unlearning.slots import SiteTable
-from vllm_sauce_kernels.masked_edit import masked_edit
+from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
 
 _TENSORS = (
     "mask_latents",
@@ -39,6 +39,7 @@ class DecoderSite:
         self.slot_of_token = torch.full(
             (max_num_tokens,), -1, dtype=torch.int32, device=device
         )
+        self.planner, self.plan = make_plan(table, self.slot_of_token)
         self._written = 0
         self._step: tuple[list[Mask | None], list[int], int] | None = None
         """Masks, token counts and the table's generation that the buffer was written
@@ -66,6 +67,8 @@ class DecoderSite:
         padded = torch.full((total,), -1, dtype=torch.int32)
         padded[: len(spans)] = spans
         self.slot_of_token[:total].copy_(padded)
+        if self.plan is not None:
+            self.plan.copy_(self.planner.plan(slots, num_tokens))
         self._written = len(spans) if any(slot >= 0 for slot in slots) else 0
         self._step = step
 
@@ -74,6 +77,8 @@ class DecoderSite:
         self._step = None
         if self._written:
             self.slot_of_token[: self._written].fill_(-1)
+            if self.plan is not None:
+                self.plan.zero_()
             self._written = 0
 
 
@@ -120,10 +125,16 @@ class VisionSite:
             self._pending[:num_images],
             self._pending[num_images:],
         )
-        slots = torch.tensor(self.table.assign(masks), dtype=torch.int32)
-        slot_of_token = slots.repeat_interleave(num_patches).to(image_features.device)
+        slots = self.table.assign(masks)
+        slot_of_token = torch.tensor(slots, dtype=torch.int32).repeat_interleave(
+            num_patches
+        )
+        slot_of_token = slot_of_token.to(image_features.device)
+        planner, plan = make_plan(self.table, slot_of_token)
+        if plan is not None:
+            plan.copy_(planner.plan(slots, [num_patches] * num_images))
         edited = image_features.reshape(-1, d_model).clone()
-        run_edit(edited, None, slot_of_token, self.table)
+        run_edit(edited, None, slot_of_token, self.table, plan)
         return edited.view(num_images, num_patches, d_model)
 
 
@@ -221,6 +232,7 @@ def run_edit(
     residual: Tensor | None,
     slot_of_token: Tensor,
     table: SiteTable,
+    plan: Tensor | None = None,
 ) -> None:
     """Call the op with a site's tables; edits ``hidden_states`` in place."""
     masked_edit(
@@ -228,6 +240,28 @@ def run_edit(
         residual,
         slot_of_token,
         **table.op_args(),
+        plan=plan,
+    )
+
+
+def make_plan(table: SiteTable, slot_of_token: Tensor) -> tuple[Planner, Tensor | None]:
+    """Return what plans a site's steps, and the plan's buffer where one is read.
+
+    CPU forms read none.
+    """
+    num_pool = len(table.W_dec_rows)
+    planner = Planner(
+        len(slot_of_token),
+        table.num_slots,
+        num_pool,
+        rows=table.slot_rows,
+        ranked=table.topk > 0,
+        costs=table.costs,
+    )
+    if table.mask_len.device.type == "cpu" and kernel_choice() != "triton":
+        return planner, None
+    return planner, torch.zeros(
+        planner.size, dtype=torch.int32, device=table.mask_len.device
     )
 
 

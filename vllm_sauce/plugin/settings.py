@@ -19,6 +19,8 @@ ENVIRONMENT = {
     "VLLM_SAUCE_BUNDLE": "bundle",
     "VLLM_SAUCE_FORGET": "forget",
     "VLLM_SAUCE_MAX_LATENTS": "max_latents",
+    "VLLM_SAUCE_POOL_DTYPE": "pool_dtype",
+    "VLLM_SAUCE_APPROXIMATE": "approximate",
 }
 """``VLLM_SAUCE_FORGET`` holds names with commas between. A flag wins over these."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,9 @@ from vllm_sauce.concepts import Catalogue, check_site
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import NORMALIZATIONS, SAEWeights, fold_b_dec
 from vllm_sauce.unlearning.edits import MaskRows, site_rows
+from vllm_sauce.unlearning.fp8 import check_device, quantize_rows
 from vllm_sauce.unlearning.mask import Mask
+from vllm_sauce_kernels.masked_edit import Costs
 
 
 class SiteTable:
@@ -36,6 +40,8 @@ class SiteTable:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
+        fp8: bool = False,
+        approximate: str | None = None,
         zero_edits: bool = False,
     ) -> None:
         for name, value in (("num_slots", num_slots), ("max_latents", max_latents)):
@@ -46,12 +52,21 @@ class SiteTable:
         self.max_latents = max_latents
         self.zero_edits = zero_edits
         """Test aid: every edit is nothing, all else alike (isolation control)."""
+        self.costs: Costs | None = None
+        """What the op's forms cost here, if measured; a GPU chooses by it."""
         self.generation = 0
         """Grows when every mask leaves: slots handed out before mean nothing then."""
         self._catalogue = catalogue
         self._slot_of_mask: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(num_slots))
+        self.approximate = approximate if sae.k else None
+        if self.approximate == "relu":
+            # A masked latent counts wherever it is positive, ranked or not.
+            sae = replace(sae, k=None, architecture="standard")
         self._build_pool(sae, torch.device(device), dtype)
+        self._scale_enc = self._scale_dec = torch.ones(len(self.pool_latents))
+        if fp8:
+            self._quantize(sae)
         self._build_slots(torch.device(device))
 
     def _build_pool(
@@ -83,6 +98,20 @@ class SiteTable:
         self.W_dec_rows = sae.W_dec[pool].to(device=device, dtype=dtype).contiguous()
         self.b_enc = b_enc.to(device).contiguous()
 
+    def _quantize(self, sae: SAEWeights) -> None:
+        """Put the rows into fp8; their scales go to bias, gates and changes."""
+        check_device(self.W_enc_rows.device)
+        device = self.W_enc_rows.device
+        pool = torch.tensor(self.pool_latents, device=sae.W_enc.device)
+        rows, scale = quantize_rows(sae.W_dec[pool])
+        self.W_dec_rows, self._scale_dec = rows.to(device), scale.cpu()
+        # Ranks compare pre-activations of different rows, which scales would distort.
+        if not self.topk:
+            rows, scale = quantize_rows(sae.W_enc[:, pool].T)
+            self.W_enc_rows = rows.to(device).contiguous()
+            self._scale_enc = scale.cpu()
+            self.b_enc = self.b_enc / scale.to(device)
+
     def _build_slots(self, device: torch.device) -> None:
         shape = (self.num_slots, self.max_latents)
         self.mask_latents = torch.zeros(shape, dtype=torch.int32, device=device)
@@ -94,6 +123,8 @@ class SiteTable:
             self.num_slots, dtype=torch.int64, device=device
         )
         self._tokens_before = torch.zeros_like(self.edited_tokens)
+        self.slot_rows: list[np.ndarray] = [np.zeros(0, np.int32)] * self.num_slots
+        """The pool's rows of each slot's mask, for planning on the host."""
 
     @property
     def pool_bytes(self) -> int:
@@ -159,6 +190,7 @@ class SiteTable:
         self.generation += 1
         self._slot_of_mask.clear()
         self._free = list(range(self.num_slots))
+        self.slot_rows[:] = [np.zeros(0, np.int32)] * self.num_slots
         for tensor in (
             self.mask_latents,
             self.mask_scale,
@@ -211,12 +243,15 @@ class SiteTable:
         gate = torch.tensor(rows.gate, dtype=torch.float32)
         gate = torch.maximum(gate, self._threshold[pool_rows])
         factor = 0.0 if self.zero_edits else 1.0
+        out = factor * self._scale_dec[pool_rows]
+        enc = self._scale_enc[pool_rows]
         count = len(rows)
         self.mask_latents[slot, :count] = pool_rows.to(self.mask_latents)
-        self.mask_scale[slot, :count] = _column(rows.scale, factor)
-        self.mask_shift[slot, :count] = _column(rows.shift, factor)
-        self.mask_gate[slot, :count] = gate.to(self.mask_gate)
+        self.mask_scale[slot, :count] = _column(rows.scale) * enc * out
+        self.mask_shift[slot, :count] = _column(rows.shift) * out
+        self.mask_gate[slot, :count] = (gate / enc).to(self.mask_gate)
         self.mask_len[slot] = count
+        self.slot_rows[slot] = pool_rows.numpy().astype(np.int32)
         # A copy on the device: the count of the mask before stays there unread.
         self._tokens_before[slot].copy_(self.edited_tokens[slot])
 
@@ -228,5 +263,5 @@ def _pool_first(pool: Tensor, d_sae: int) -> Tensor:
     return torch.cat([pool, rest.nonzero()[:, 0]])
 
 
-def _column(values: tuple[float, ...], factor: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32) * factor
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
