@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from vllm_sauce_kernels.masked_edit import native
+
 KERNEL = "vllm_sauce_kernels.masked_edit.kernel"
 
 
@@ -30,6 +32,12 @@ def import_kernel_afresh(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, KERNEL, module)
     monkeypatch.setattr(package, "kernel", module)
     return module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_kernel() -> None:
+    """The op runs in C++ in all tests of this folder, where there is a compiler."""
+    native.prepare()
 
 
 @pytest.fixture

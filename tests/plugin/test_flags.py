@@ -63,6 +63,8 @@ def test_variables_are_read_and_checked() -> None:
             "VLLM_SAUCE_BUNDLE": "b",
             "VLLM_SAUCE_FORGET": "dog, red",
             "VLLM_SAUCE_MAX_LATENTS": "9",
+            "VLLM_SAUCE_CACHE": "folder",
+            "VLLM_SAUCE_NATIVE": "0",
         }
     ) == {"bundle": "b", "forget": ["dog", "red"], "max_latents": 9}
     with pytest.raises(ConfigError, match="VLLM_SAUCE_FORGETS"):
