@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vllm_sauce_kernels.masked_edit import native
+
 KERNEL = "vllm_sauce_kernels.masked_edit.kernel"
 
 
@@ -51,6 +53,12 @@ def widen_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(self, wide(a), wide(b), *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_kernel() -> None:
+    """The op runs in C++ in all tests of this folder, where there is a compiler."""
+    native.prepare()
 
 
 @pytest.fixture

@@ -83,3 +83,63 @@ def test_float16_takes_another_form(half: str, python_calls: list[int]) -> None:
     masked_edit(**args)
     assert torch.equal(args["hidden_states"], want["hidden_states"])
     assert len(python_calls) == 1
+
+
+def test_nan_never_fires(op: Op) -> None:
+    """NaN in an activation, in a gate or in a silent latent's row stays there."""
+    args = make_args((3, 40, 6, 5, 3), small_integers(2))
+    args["slot_of_token"][:3] = torch.tensor([0, 1, 2])
+    args["mask_len"].fill_(5)
+    args["mask_latents"][:] = torch.arange(5)
+    for name in ("mask_scale", "mask_shift"):
+        args[name].fill_(1.0)
+    args["mask_gate"].fill_(-torch.inf)
+    args["hidden_states"][0, 7] = torch.nan
+    args["mask_gate"][1] = torch.nan
+    args["mask_gate"][2, 3] = torch.inf
+    args["W_dec_rows"][3] = torch.nan
+    want = expected(args)
+    silent = args["hidden_states"][:2].clone()
+    op(**args)
+    torch.testing.assert_close(
+        args["hidden_states"][:2], silent, rtol=0, atol=0, equal_nan=True
+    )
+    assert torch.equal(args["hidden_states"][2], want["hidden_states"][2])
+    assert args["edited_tokens"].tolist() == [6, 6, 6]
+
+
+def test_many_rows_are_left_to_matrix_products(python_calls: list[int]) -> None:
+    """Beyond 2^21 row elements all cores win; idle tokens do not count."""
+    args = make_args((100, 1100, 40, 32, 2), small_integers(4))
+    args["mask_len"].fill_(32)
+    args["mask_scale"].fill_(-1.0), args["mask_shift"].fill_(1.0)
+    args["slot_of_token"][:100] = -1
+    args["slot_of_token"][:59] = 1
+    masked_edit(**args)
+    assert python_calls == []
+    args["slot_of_token"][59] = 1
+    want = expected(args)
+    masked_edit(**args)
+    assert python_calls == [100]
+    torch.testing.assert_close(args["hidden_states"], want["hidden_states"])
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "bad"),
+    [
+        ("mask_latents", (1, 2), 8),
+        ("mask_latents", (1, 2), -1),
+        ("slot_of_token", (4,), 2),
+    ],
+)
+def test_numbers_that_lead_outside_are_errors(
+    name: str, index: tuple[int, ...], bad: int, python_calls: list[int]
+) -> None:
+    """Foreign memory is never read: PyTorch names the index."""
+    args = make_args((5, 32, 8, 4, 2), small_integers(5))
+    args["mask_len"].fill_(4)
+    args["slot_of_token"][:5] = 1
+    args[name][index] = bad
+    with pytest.raises((IndexError, RuntimeError), match="out of (range|bounds)"):
+        masked_edit(**args)
+    assert python_calls == [5]

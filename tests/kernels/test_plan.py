@@ -118,7 +118,7 @@ def test_measuring_times_both_forms_on_the_sites_rows(interpreted: object) -> No
     site = {k: v for k, v in args.items() if k in SITE}
     before = {k: v.clone() for k, v in site.items()}
     times = iter(range(1, 100))
-    calls = []
+    calls: list[Any] = []
 
     def timer(call: Any) -> float:
         if len(calls) < 4:  # the interpreter is slow

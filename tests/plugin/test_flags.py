@@ -71,6 +71,8 @@ def test_variables_are_read_and_checked() -> None:
             "VLLM_SAUCE_FORGET": "dog, red",
             "VLLM_SAUCE_MAX_LATENTS": "9",
             "VLLM_SAUCE_POOL_DTYPE": "fp8",
+            "VLLM_SAUCE_CACHE": "folder",
+            "VLLM_SAUCE_NATIVE": "0",
         }
     ) == {
         "bundle": "b",

@@ -181,7 +181,7 @@ def test_fp8_rows_act_as_the_rows_they_hold(tmp_path, kind, options):
         # b_dec is folded with the exact rows.
         if sae.apply_b_dec_to_input:
             b_enc = b_enc + sae.b_dec @ (rounded["W_enc"] - sae.W_enc)
-    held = replace(sae, b_enc=b_enc, **rounded)
+    held = replace(sae, b_enc=b_enc, W_enc=rounded["W_enc"], W_dec=rounded["W_dec"])
     x = 2 * torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(2)) + 0.3
     want = reconstruct(held, x, EDIT)
     table = SiteTable(sae, CATALOGUE, "vision", 1, 21, fp8=True)

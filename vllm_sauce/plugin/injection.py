@@ -21,7 +21,7 @@ from vllm_sauce.errors import (
 from vllm_sauce.plugin import compat, runner_v2, settings
 from vllm_sauce.plugin.runtime import _TENSORS, DecoderSite, SauceRuntime, VisionSite
 from vllm_sauce.unlearning.slots import SiteTable
-from vllm_sauce_kernels.masked_edit import masked_edit
+from vllm_sauce_kernels.masked_edit import masked_edit, native
 
 PROVEN_LAYERS = ("LlamaDecoderLayer",)
 """Decoder layers whose output is known to be ``(hidden_states, residual)``."""
@@ -73,6 +73,9 @@ def inject(model: nn.Module, vllm_config: Any, config: SauceConfig) -> SauceRunt
             _inject_vision(model, runtime, table)
         else:
             _inject_decoder(model, runtime, site, table, vllm_config)
+    if device.type == "cpu":
+        native.prepare()
+        compat.logger(__name__).info("sauce: C++ loop for decoding %s", native.how())
     object.__setattr__(model, "_sauce_runtime", runtime)
     runner_v2.offer_model_state(model, vllm_config, runtime)
     return runtime

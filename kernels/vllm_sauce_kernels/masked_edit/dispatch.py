@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The custom op ``vllm_sauce::masked_edit``: Triton on GPUs, C++ or PyTorch on CPUs.
 
-``VLLM_SAUCE_KERNEL=triton`` takes the Triton form on CPUs too. It is for tests and
-needs Triton's interpreter (``TRITON_INTERPRET=1``).
+On CPUs ``VLLM_SAUCE_KERNEL=eager`` takes the PyTorch form whatever the batch, and
+``triton`` the Triton form, which needs its interpreter (``TRITON_INTERPRET=1``). Both
+are for tests.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -86,12 +87,42 @@ float norm(float* __restrict x, int64_t d_model, int64_t normalize) {
   return out;
 }
 
+// Four rows at a time: one sum alone would wait for each of its additions.
+constexpr int32_t kBlock = 4;
+
 template <typename P>
-float dot(const P* __restrict row, const float* __restrict x, int64_t d_model) {
-  float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-  for (int64_t d = 0; d < d_model; ++d) total += widen(row[d]) * x[d];
-  return total;
+void dots(
+    const P* const* rows, const float* __restrict x, int64_t d_model, float* totals) {
+  const P *__restrict r0 = rows[0], *__restrict r1 = rows[1];
+  const P *__restrict r2 = rows[2], *__restrict r3 = rows[3];
+  float t0 = 0.0f, t1 = 0.0f, t2 = 0.0f, t3 = 0.0f;
+#pragma omp simd reduction(+ : t0, t1, t2, t3)
+  for (int64_t d = 0; d < d_model; ++d) {
+    t0 += widen(r0[d]) * x[d];
+    t1 += widen(r1[d]) * x[d];
+    t2 += widen(r2[d]) * x[d];
+    t3 += widen(r3[d]) * x[d];
+  }
+  totals[0] = t0, totals[1] = t1, totals[2] = t2, totals[3] = t3;
+}
+
+template <typename P>
+void add_rows(
+    const P* const* rows, const float* by, int64_t d_model, float* __restrict edited) {
+  const P *__restrict r0 = rows[0], *__restrict r1 = rows[1];
+  const P *__restrict r2 = rows[2], *__restrict r3 = rows[3];
+  const float c0 = by[0], c1 = by[1], c2 = by[2], c3 = by[3];
+#pragma omp simd
+  for (int64_t d = 0; d < d_model; ++d)
+    edited[d] += c0 * widen(r0[d]) + c1 * widen(r1[d]) + c2 * widen(r2[d]) +
+        c3 * widen(r3[d]);
+}
+
+template <typename P>
+void add_row(
+    const P* __restrict row, float by, int64_t d_model, float* __restrict edited) {
+#pragma omp simd
+  for (int64_t d = 0; d < d_model; ++d) edited[d] += by * widen(row[d]);
 }
 
 // Starts loading a row: it lies anywhere in the pool, where no hardware looks ahead.
@@ -101,11 +132,37 @@ inline void prefetch(const P* row, int64_t d_model) {
   for (int64_t d = 0; d < d_model; d += line) __builtin_prefetch(row + d);
 }
 
+// Lists the latents that fire on x and what their decoder rows are multiplied with.
+template <typename P>
+int32_t fire(const Call& call, int32_t slot, float out, Scratch& scratch) {
+  const int64_t first = slot * call.max_latents;
+  const int32_t* latents = call.latents + first;
+  const int32_t num_latents = call.lens[slot];
+  int32_t num_fired = 0;
+  for (int32_t start = 0; start < num_latents; start += kBlock) {
+    const int32_t count = std::min(kBlock, num_latents - start);
+    const P* rows[kBlock];
+    float totals[kBlock];
+    // The last block is filled up with a row of its own.
+    for (int32_t k = 0; k < kBlock; ++k)
+      rows[k] = call.W_enc.row<const P>(latents[start + (k < count ? k : 0)]);
+    dots(rows, scratch.x.data(), call.d_model, totals);
+    for (int32_t k = 0; k < count; ++k) {
+      const int64_t at = first + start + k;
+      const int32_t row = call.latents[at];
+      const float pre = totals[k] + call.b_enc[row];
+      if (!(pre > call.gate[at])) continue;
+      prefetch(call.W_dec.row<const P>(row), call.d_model);
+      scratch.fired[num_fired] = row;
+      scratch.coefficients[num_fired++] = out * (call.scale[at] * pre + call.shift[at]);
+    }
+  }
+  return num_fired;
+}
+
 template <typename S, typename P>
 void edit_token(const Call& call, int64_t token, int32_t slot, Scratch& scratch) {
-  const int64_t d_model = call.d_model, first = slot * call.max_latents;
-  const int32_t num_latents = call.lens[slot];
-  const int32_t* latents = call.latents + first;
+  const int64_t d_model = call.d_model;
   S* __restrict hidden = call.hidden.row<S>(token);
   float* __restrict x = scratch.x.data();
   float* __restrict edited = scratch.edited.data();
@@ -118,24 +175,19 @@ void edit_token(const Call& call, int64_t token, int32_t slot, Scratch& scratch)
   }
   const float out = norm(x, d_model, call.normalize);
   // All coefficients before any write.
-  int32_t num_fired = 0;
-  for (int32_t j = 0; j < num_latents; ++j) {
-    const int32_t row = latents[j];
-    const float pre =
-        dot(call.W_enc.row<const P>(row), x, d_model) + call.b_enc[row];
-    if (!(pre > call.gate[first + j])) continue;
-    prefetch(call.W_dec.row<const P>(row), d_model);
-    scratch.fired[num_fired] = row;
-    scratch.coefficients[num_fired++] =
-        out * (call.scale[first + j] * pre + call.shift[first + j]);
-  }
+  const int32_t num_fired = fire<P>(call, slot, out, scratch);
   if (num_fired == 0) return;
-  for (int32_t j = 0; j < num_fired; ++j) {
-    const float coefficient = scratch.coefficients[j];
-    const P* __restrict row = call.W_dec.row<const P>(scratch.fired[j]);
-#pragma omp simd
-    for (int64_t d = 0; d < d_model; ++d) edited[d] += coefficient * widen(row[d]);
+  int32_t j = 0;
+  for (; j + kBlock <= num_fired; j += kBlock) {
+    const P* rows[kBlock];
+    for (int32_t k = 0; k < kBlock; ++k)
+      rows[k] = call.W_dec.row<const P>(scratch.fired[j + k]);
+    add_rows(rows, &scratch.coefficients[j], d_model, edited);
   }
+  for (; j < num_fired; ++j)
+    add_row(
+        call.W_dec.row<const P>(scratch.fired[j]), scratch.coefficients[j], d_model,
+        edited);
 #pragma omp simd
   for (int64_t d = 0; d < d_model; ++d) hidden[d] = narrow<S>(edited[d]);
 }

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ kernel is built once, loaded whole, and never stands in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_sauce_kernels.masked_edit import native
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Runs the op and a compiled graph of it, before and after prepare() from two threads.
+CHILD = """
+import json, os, sys, threading
+import torch
+from tests.kernels.inputs import expected, make_args, small_integers
+from vllm_sauce_kernels.masked_edit import dispatch, masked_edit, native
+
+calls, python_form = [], dispatch.masked_edit_eager
+def counted(*args):
+    calls.append(1)
+    python_form(*args)
+dispatch.masked_edit_eager = counted
+graph = torch.compile(masked_edit, fullgraph=True, backend=sys.argv[1])
+
+def run():
+    calls.clear()
+    for op in (masked_edit, graph):
+        args = make_args((5, 32, 8, 4, 2), small_integers(1))
+        want = expected(args)
+        op(**args)
+        assert torch.equal(args["hidden_states"], want["hidden_states"])
+        assert torch.equal(args["edited_tokens"], want["edited_tokens"])
+    return len(calls)
+
+def broken():
+    args = make_args((5, 32, 8, 4, 2), small_integers(1))
+    args["mask_gate"] = args["mask_gate"].double()
+    try:
+        masked_edit(**args)
+    except ValueError as error:
+        return str(error)
+
+before = run(), os.path.exists(os.environ["VLLM_SAUCE_CACHE"]), broken()
+threads = [threading.Thread(target=native.prepare) for _ in range(2)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+print(json.dumps({
+    "prepared": native.prepare(), "how": native.how(), "reason": native.reason(),
+    "python_calls_before": before[0], "cache_before": before[1],
+    "python_calls": run(), "same_error": before[2] == broken() != None,
+}))
+"""
+
+
+def start(
+    cache: Path, backend: str = "eager", **env: str | Path
+) -> subprocess.Popen[str]:
+    """Start a process that prepares the kernel in a cache folder."""
+    path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    strings = {name: str(value) for name, value in env.items()}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, backend],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path, "VLLM_SAUCE_CACHE": str(cache)} | strings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(child: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return what a process found."""
+    out, err = child.communicate()
+    assert child.returncode == 0, err
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    assert found["same_error"]
+    assert found["python_calls_before"] == 2
+    assert found["python_calls"] == (0 if found["prepared"] else 2)
+    return found
+
+
+@pytest.fixture
+def library() -> Path:
+    """The kernel as this run built it."""
+    if not native.prepare():
+        assert "no C++ compiler" in native.how()
+        pytest.skip(native.how())
+    compiler = native.find_compiler()
+    return native.cache_folder() / f"masked_edit-{native._key(compiler)}.so"
+
+
+class Compiler:
+    """A command that stands for a compiler and copies a library, slowly or not."""
+
+    def __init__(self, folder: Path, library: Path, before: str = "") -> None:
+        self.log = folder / "runs"
+        self.log.touch()
+        self.command = folder / "compiler"
+        self.command.write_text(
+            f"""#!/bin/sh
+[ "$1" = --version ] && exit
+while [ "$1" != -o ]; do shift; done
+echo run >> {shlex.quote(str(self.log))}
+{before}
+cp {shlex.quote(str(library))} "$2"
+"""
+        )
+        self.command.chmod(0o755)
+
+    def runs(self) -> int:
+        """Return how often it was run."""
+        return len(self.log.read_text().split())
+
+
+def test_an_empty_cache_is_filled_by_the_real_compiler(
+    tmp_path: Path, library: Path
+) -> None:
+    """Nothing is built before prepare(); graphs made before it run the new kernel."""
+    cache = tmp_path / "some" / "cache"
+    first = finish(start(cache, backend="inductor"))
+    assert first["prepared"] and first["how"].startswith("built in ")
+    assert not first["cache_before"]
+    assert [file.name for file in cache.iterdir()] == [library.name]
+    second = finish(start(cache))
+    assert second["how"] == "from the cache"
+
+
+def test_a_damaged_library_is_built_again(tmp_path: Path, library: Path) -> None:
+    """Loading half a library ends a process; the second build serves as if new."""
+    compiler, cache = Compiler(tmp_path, library), tmp_path / "cache"
+    finish(start(cache, CXX=compiler.command))
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:20000])
+    found = finish(start(cache, CXX=compiler.command))
+    assert found["prepared"] and found["how"].startswith("built in ")
+    assert compiler.runs() == 2
+    assert native.whole(file)
+
+
+def test_a_library_is_whole_or_not(tmp_path: Path, library: Path) -> None:
+    """Cut off anywhere, or with one bit changed, it is not."""
+    content = library.read_bytes()
+    file = tmp_path / "library.so"
+    assert not native.whole(file)
+    for length in range(0, len(content), 997):
+        file.write_bytes(content[:length])
+        assert not native.whole(file)
+    for at in range(0, len(content), 997):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        file.write_bytes(changed)
+        assert not native.whole(file)
+    file.write_bytes(content)
+    assert native.whole(file)
+
+
+def test_the_name_tells_what_the_library_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another source, flag, compiler, torch or CPU never gets the same file."""
+    other = tmp_path / "other.cpp"
+    other.write_text(native.SOURCE.read_text() + "\n")
+    keys = {native._key(["true"]), native._key(["true"]), native._key(["echo"])}
+    changes: tuple[tuple[object, str, object], ...] = (
+        (native, "SOURCE", other),
+        (native, "FLAGS", (*native.FLAGS, "-O2")),
+        (torch, "__version__", "2.0"),
+        (native, "_cpu", lambda: "another"),
+    )
+    for owner, name, value in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            keys.add(native._key(["true"]))
+    assert len(keys) == 6
+
+
+def test_a_compiler_that_makes_no_library_is_asked_once(tmp_path: Path) -> None:
+    """A file that no loader takes, though whole: the Python form stays."""
+    (tmp_path / "text").write_text("not a library")
+    compiler = Compiler(tmp_path, tmp_path / "text")
+    found = finish(start(tmp_path / "cache", CXX=compiler.command))
+    assert not found["prepared"] and compiler.runs() == 1
+    assert "\n" not in found["reason"] and "masked_edit-" in found["reason"]
+
+
+def test_processes_build_at_the_same_time(tmp_path: Path, library: Path) -> None:
+    """Each builds to a file of its own; the cache ends up with one library."""
+    compiler = Compiler(tmp_path, library, before="sleep 6")
+    cache = tmp_path / "cache"
+    children = [start(cache, CXX=compiler.command) for _ in range(2)]
+    assert all(finish(child)["prepared"] for child in children)
+    assert compiler.runs() == 2
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_killed_build_harms_no_later_one(tmp_path: Path, library: Path) -> None:
+    """No lock is left behind, and half a library is not taken for one."""
+    cut = f'head -c 9000 {shlex.quote(str(library))} > "$2"; sleep 600'
+    compiler = Compiler(tmp_path, library, before=cut)
+    child = start(tmp_path / "cache", CXX=compiler.command)
+    while not compiler.runs():
+        assert child.poll() is None
+        time.sleep(0.1)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    Compiler(tmp_path, library)
+    found = finish(start(tmp_path / "cache", CXX=compiler.command))
+    assert found["prepared"] and found["how"].startswith("built in ")
+
+
+def test_without_a_compiler_the_op_works(tmp_path: Path) -> None:
+    """The Python form runs, in compiled graphs, too."""
+    found = finish(start(tmp_path, CXX="", PATH="/nowhere"))
+    assert not found["prepared"]
+    assert found["reason"] == (
+        "no C++ compiler: g++, clang++ not found; install one or set CXX"
+    )
+    assert found["how"] == f"not available: {found['reason']}"
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """As if nothing had been prepared yet, for attempts that fail before loading."""
+    for name in ("_tried", "_reason", "_how"):
+        monkeypatch.setattr(native, name, getattr(native, name))
+    native._tried = False
+    monkeypatch.setenv("VLLM_SAUCE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "false")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"CXX": "no-such-compiler"}, "no-such-compiler not found"),
+        ({}, "false failed: no message"),
+        ({"VLLM_SAUCE_NATIVE": "0"}, "switched off by VLLM_SAUCE_NATIVE=0"),
+        ({"VLLM_SAUCE_CACHE": "/proc/sauce"}, "/proc/sauce"),
+        ({"VLLM_SAUCE_CACHE": f"{__file__}/cache"}, "Not a directory"),
+    ],
+    ids=["no such compiler", "fails", "off", "read-only", "a file"],
+)
+def test_the_reason_is_one_line(
+    untried: pytest.MonkeyPatch, env: dict[str, str], says: str
+) -> None:
+    for name, value in env.items():
+        untried.setenv(name, value)
+    assert not native.prepare()
+    reason = native.reason()
+    assert reason is not None and says in reason and "\n" not in reason
+
+
+def test_a_full_disk_is_named(untried: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The compiler's own first error is the reason; no file is left."""
+    full = "echo 'In file x:' >&2; echo 'fatal error: disk full' >&2; exit 1"
+    compiler = Compiler(tmp_path, tmp_path, before=full)
+    untried.setenv("CXX", str(compiler.command))
+    assert not native.prepare()
+    reason = native.reason()
+    assert reason is not None
+    assert reason.endswith("compiler failed: fatal error: disk full")
+    assert not list((tmp_path / "cache").iterdir())
