@@ -2,7 +2,8 @@
 """Print how well sauce-tiny forgets each concept, and what it costs elsewhere.
 
 ``PYTHONPATH=examples python -m tiny.scores`` prints what the bundle holds;
-``--measure`` computes it anew on the scoring pictures.
+``--measure`` computes it anew on the scoring pictures; ``--fp8`` does so with rows in
+fp8, as ``--sauce-pool-dtype fp8`` serves them.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from vllm_sauce.evaluation.report import (
 ROOT = Path(__file__).parents[2]
 
 
-def measure(bundle: Bundle, names: list[str], pictures: int, style: str) -> Catalogue:
+def measure(
+    bundle: Bundle, names: list[str], pictures: int, style: str, *, fp8: bool = False
+) -> Catalogue:
     """Return the catalogue's concepts with scores measured now."""
     config = LearnConfig()
     scorer = Scorer(Tiny.load(), config.scoring_per_foreground, config.seed, style)
@@ -45,7 +48,7 @@ def measure(bundle: Bundle, names: list[str], pictures: int, style: str) -> Cata
                 name=name,
                 domain=concept.domain,
                 edits=concept.edits,
-                scores=scorer.scores(concept, saes, pictures),
+                scores=scorer.scores(concept, saes, pictures, fp8=fp8),
             )
         )
     return Catalogue(measured)
@@ -79,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE_FOLDER)
     parser.add_argument("--measure", action="store_true", help="compute anew")
+    parser.add_argument("--fp8", action="store_true", help="rows in fp8; computes anew")
     parser.add_argument("--style", choices=("train", "held-out"), default="train")
     parser.add_argument("--pictures", type=int, default=SCORED_PICTURES)
     parser.add_argument("--concepts", nargs="+", default=None)
@@ -87,8 +91,10 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = Bundle.load(arguments.bundle)
     names = arguments.concepts or list(bundle.catalogue)
-    if arguments.measure or arguments.style != "train":
-        catalogue = measure(bundle, names, arguments.pictures, arguments.style)
+    if arguments.measure or arguments.fp8 or arguments.style != "train":
+        catalogue = measure(
+            bundle, names, arguments.pictures, arguments.style, fp8=arguments.fp8
+        )
     else:
         catalogue = Catalogue(bundle.catalogue.concept(name) for name in names)
     rows = rows_of(catalogue)

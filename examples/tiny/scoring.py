@@ -42,11 +42,17 @@ class Scorer:
         concept: Concept,
         saes: Mapping[str, SAEWeights],
         pictures: int = SCORED_PICTURES,
+        *,
+        fp8: bool = False,
     ) -> dict[str, float]:
-        """Return UAg, UAd, IRA, CRA, HM and, as ``base_...``, what holds unedited."""
+        """Return UAg, UAd, IRA, CRA, HM and, as ``base_...``, what holds unedited.
+
+        ``fp8`` takes the SAEs' rows as a server with that ``pool_dtype`` holds them.
+        """
         index = CONCEPTS.index(concept.name)
         rows = sample_rows(self.exam, index, pictures, pictures, self.seed)
-        edited = self._measure(index, rows, build_edits(saes, concept.edits))
+        edits = build_edits(saes, concept.edits, fp8=fp8)
+        edited = self._measure(index, rows, edits)
         plain = self._measure(index, rows, {})
         base = {f"base_{name}": value for name, value in plain.items() if name != "HM"}
         return {**edited, **base}

@@ -239,7 +239,7 @@ def test_batchmates_do_not_matter(op: Op) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-@pytest.mark.parametrize("form", ["native", "eager", "triton"])
+@pytest.mark.parametrize("form", ["native", "eager", "triton", "tiles", "union"])
 def test_any_batch(
     data: st.DataObject,
     interpreted: object,
@@ -273,6 +273,7 @@ def test_any_batch(
     fill_with_garbage(args)
     want = expected(args)
     forms = {"eager": masked_edit_eager, "triton": masked_edit_triton}
+    forms |= {name: planned(name) for name in ("tiles", "union")}
     (forms.get(form) or native_form(monkeypatch))(**args)
     assert torch.equal(args["hidden_states"], want["hidden_states"])
     assert torch.equal(args["edited_tokens"], want["edited_tokens"])

@@ -55,7 +55,8 @@ def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """One form of the op at a time."""
     if request.param in ("triton", "tiles", "union"):
-        request.getfixturevalue("interpreted")
+        kernel = request.getfixturevalue("interpreted")
+        monkeypatch.setattr(kernel, "ROWS_PER_PROGRAM", 32)  # several tiles
     return form_of(request.param, monkeypatch)
 
 
