@@ -61,8 +61,11 @@ def test_every_pair_of_dtypes_is_exact(
 def test_bfloat16_rounds_as_torch_does(op: Op) -> None:
     """Ties to even, infinities and NaN, through an edit that adds a value exactly."""
     values = torch.tensor([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 3e38, torch.inf, torch.nan])
-    args = make_args((1, 6, 1, 1, 1), small_integers(), residual=False)
-    args["hidden_states"] = torch.zeros(1, 6, dtype=torch.bfloat16)
+    # Rounded like a number, a NaN of all bits would become zero.
+    all_bits = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    values = torch.cat([values, all_bits])
+    args = make_args((1, 7, 1, 1, 1), small_integers(), residual=False)
+    args["hidden_states"] = torch.zeros(1, 7, dtype=torch.bfloat16)
     args["W_enc_rows"].zero_(), args["b_enc"].fill_(1.0), args["mask_gate"].zero_()
     args["mask_scale"].zero_(), args["mask_shift"].fill_(1.0)
     args["W_dec_rows"] = values[None]

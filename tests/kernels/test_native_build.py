@@ -133,6 +133,7 @@ def test_an_empty_cache_is_filled_by_the_real_compiler(
     assert first["prepared"] and first["how"].startswith("built in ")
     assert not first["cache_before"]
     assert [file.name for file in cache.iterdir()] == [library.name]
+    assert next(cache.iterdir()).stat().st_mode & 0o777 == 0o755
     second = finish(start(cache))
     assert second["how"] == "from the cache"
 

@@ -139,6 +139,7 @@ def build(compiler: list[str], library: Path) -> None:
         # Behind the library, where a loader does not look.
         with open(name, "r+b") as file:
             file.write(hashlib.sha256(file.read()).digest())
+        os.chmod(name, 0o755)  # others may share the cache; they may not write to it
         os.replace(name, library)
     finally:
         with contextlib.suppress(OSError):
