@@ -57,6 +57,10 @@ class Case:
         )
 
 
+SMALL, LARGE = Case(12, 7, 72, 3, 24), Case(300, 40, 192, 2, 64)
+"""What is checked: odd sizes against the definition, and full tiles of tokens."""
+
+
 def pool_for(latents: int) -> int:
     """Return a pool that masks can differ in."""
     return max(POOL, 2 * latents)

@@ -11,6 +11,8 @@ import torch
 from benchmarks.kernel_suite.calls import form_launched, planned_calls
 from benchmarks.kernel_suite.cases import (
     FIRES,
+    LARGE,
+    SMALL,
     Args,
     Case,
     Rows,
@@ -92,13 +94,12 @@ def needed_bytes(machine: Machine, case: Case) -> int:
 def check(machine: Machine) -> None:
     """Check every form, on a small batch and one that has large tiles."""
     variants = {"op": torch.ops.vllm_sauce.masked_edit.default}
-    small = Case(12, 7, 72, 3, 24)
-    for case in (small, Case(300, 40, 192, 2, 64)):
+    for case in (SMALL, LARGE):
         rows = random_rows(case.pool, case.d_model, machine.device, machine.dtype)
         chosen: dict[str, Callable[..., object]] = dict(variants)
         if machine.triton:
             chosen = {"triton": masked_edit_triton}
-        check_forms(machine, chosen, case, rows, reference=case is small)
+        check_forms(machine, chosen, case, rows, reference=case is SMALL)
 
 
 def _columns(machine: Machine) -> list[str]:

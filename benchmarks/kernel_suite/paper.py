@@ -13,6 +13,7 @@ from benchmarks.kernel_suite.cases import (
     FIRES,
     LOUD,
     POOL,
+    SMALL,
     Args,
     Case,
     Rows,
@@ -123,7 +124,7 @@ def run(machine: Machine) -> list[Table]:
         for num_tokens in tokens:
             for fire in FIRES:
                 masks = min(num_tokens, MOST_MASKS)
-                case = Case(num_tokens, LATENTS, d_model, masks, fire=fire)
+                case = Case(num_tokens, LATENTS, d_model, masks, POOL, fire)
                 machine.progress(f"(b) d_sae {d_sae} {case}")
                 table.add(*measure_case(machine, case, sae))
     return [table]
@@ -137,7 +138,7 @@ def needed_bytes(machine: Machine, d_sae: int, tokens: int, d_model: int) -> int
 
 def check(machine: Machine) -> None:
     """Check both ways against the definition, in float32, before ours is compared."""
-    case = Case(12, 7, 72, 3, 24)
+    case = SMALL
     exact = Machine(
         machine.device, torch.float32, machine.seconds, True, machine.progress, False
     )

@@ -6,7 +6,14 @@ from __future__ import annotations
 from itertools import product
 
 from benchmarks.kernel_suite.calls import form_launched, planned_calls
-from benchmarks.kernel_suite.cases import FIRES, Case, random_rows, several
+from benchmarks.kernel_suite.cases import (
+    FIRES,
+    LARGE,
+    SMALL,
+    Case,
+    random_rows,
+    several,
+)
 from benchmarks.kernel_suite.machine import Machine, check_forms
 from benchmarks.kernel_suite.report import Table, Value, paragraph
 from benchmarks.kernel_suite.timing import rotating
@@ -49,11 +56,10 @@ def check(machine: Machine) -> None:
     """Check the baseline against the definition, and on a larger batch."""
     from benchmarks.kernel_suite.per_token import per_token
 
-    small = Case(12, 7, 72, 3, 24)
-    for case in (small, Case(300, 40, 192, 2, 64)):
+    for case in (SMALL, LARGE):
         rows = random_rows(case.pool, case.d_model, machine.device, machine.dtype)
         variants = {"baseline": lambda **args: per_token(*args.values())}
-        check_forms(machine, variants, case, rows, reference=case is small)
+        check_forms(machine, variants, case, rows, reference=case is SMALL)
 
 
 def measure_case(machine: Machine, case: Case) -> list[Value]:

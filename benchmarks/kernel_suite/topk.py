@@ -10,6 +10,7 @@ from benchmarks.kernel_suite.calls import our_call
 from benchmarks.kernel_suite.cases import (
     FIRES,
     LOUD,
+    SMALL,
     Args,
     Case,
     Rows,
@@ -94,7 +95,7 @@ def gated(case: Case, args: Args) -> Args:
 
 def check(machine: Machine) -> None:
     """Check torch.topk's way against the definition, and ours, in float32."""
-    case = Case(12, 7, 72, 3, 24)
+    case = SMALL
     exact = Machine(
         machine.device, torch.float32, machine.seconds, True, machine.progress,
         machine.triton,
