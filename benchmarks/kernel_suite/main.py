@@ -19,7 +19,8 @@ from benchmarks.kernel_suite.machine import Machine, device_name
 from benchmarks.kernel_suite.report import Table
 from vllm_sauce_kernels.masked_edit import native
 
-SECONDS = {"cpu": 0.3, "cuda": 0.02}
+SECONDS = {"cpu": 0.3, "cuda": 0.015}
+CPU = torch.device("cpu")
 QUESTIONS: dict[str, Callable[[Machine], list[Table]]] = {
     "a": edit_speed.run,
     "b": paper.run,
@@ -64,6 +65,7 @@ def parse(argv: Sequence[str], description: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="a few cells")
     parser.add_argument("--seconds", type=float, help="to measure a variant for")
+    parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args(argv)
     if arguments.device is None:
@@ -76,14 +78,17 @@ def parse(argv: Sequence[str], description: str | None) -> argparse.Namespace:
 def machine_of(arguments: argparse.Namespace) -> Machine:
     """Return the device to measure, before its rates are known."""
     on_gpu = arguments.device == "cuda"
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     if not on_gpu:
         native.prepare()
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else CPU
     return Machine(
-        torch.device(arguments.device),
+        device,
         torch.bfloat16 if on_gpu else torch.float32,
         arguments.seconds or SECONDS[arguments.device],
         arguments.quick,
@@ -99,11 +104,12 @@ def title_of(machine: Machine, arguments: argparse.Namespace) -> str:
         command += f" --questions {' '.join(arguments.questions)}"
     command += " --quick" if arguments.quick else ""
     command += f" --seconds {arguments.seconds:g}" if arguments.seconds else ""
+    command += f" --threads {arguments.threads}" if arguments.threads else ""
     dtype = str(machine.dtype).removeprefix("torch.")
     today = datetime.date.today().isoformat()
     return (
         f"{device_name(machine.device)}; {dtype}; torch {torch.__version__}, Triton "
-        f"{triton_version()}; {torch.get_num_threads()} CPU threads; {today}; "
+        f"{triton_version()}; threads {torch.get_num_threads()}; {today}; "
         f"`{command}`"
     )
 

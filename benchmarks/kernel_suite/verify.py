@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vllm_sauce_kernels.masked_edit import masked_edit_eager, masked_edit_ref
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Most difference of two results, in parts of what the edit changes.
 
 bfloat16 rounds activations of order 1 by 0.002 each time; what is edited is about 0.1.
