@@ -2,7 +2,7 @@
 """What the edit costs: one table a question.
 
 ``python benchmarks/kernels.py [--device cpu|cuda] [--questions a b c d] [--quick]
-[--seconds S] [--threads N] [--json FILE]``
+[--seconds S] [--minutes M] [--threads N] [--json FILE]``
 
 a  time and GB/s over tokens, latents, d_model and masks
 b  speed-up over the paper's way: encode all, edit, decode all, add the error

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -44,6 +45,8 @@ class Machine:
     progress: Callable[[str], None]
     triton: bool
     """Whether the Triton forms are what is timed."""
+    deadline: float = math.inf
+    """On time.monotonic's clock: question a starts no cell later."""
     costs: dict[str, Costs] = field(default_factory=dict)
     """Measured constants of the cost model, by site."""
     copy_bytes_per_s: float = 0.0

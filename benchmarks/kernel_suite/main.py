@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,6 +67,7 @@ def parse(argv: Sequence[str], description: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="a few cells")
     parser.add_argument("--seconds", type=float, help="to measure a variant for")
+    parser.add_argument("--minutes", type=float, help="after which (a) stops")
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args(argv)
@@ -94,6 +97,7 @@ def machine_of(arguments: argparse.Namespace) -> Machine:
         arguments.quick,
         progress,
         triton=on_gpu,
+        deadline=time.monotonic() + 60 * (arguments.minutes or math.inf),
     )
 
 

@@ -31,7 +31,9 @@ class Table:
         return [row[at] for row in self.rows]
 
     def markdown(self) -> str:
-        """Return heading, note and table."""
+        """Return heading, note and, if it has rows, table."""
+        if not self.rows:
+            return f"## {self.title}\n\n{self.note}"
         numeric = [any(_number(v) for v in self.column(c)) for c in self.columns]
         rule = ["---:" if right else "---" for right in numeric]
         cells = [self.columns, rule, *([text(v) for v in row] for row in self.rows)]

@@ -70,6 +70,8 @@ def _graphs(variants: Mapping[str, Call], seconds: float) -> dict[str, list[floa
     samples: dict[str, list[float]] = {name: [] for name in variants}
     for call in variants.values():
         call()  # compiles the kernels, which a capture may not
+    # Graphs are captured on a stream of their own, which does not wait for this one.
+    torch.cuda.synchronize()
     for _ in range(GRAPH_PASSES):
         for name, call in variants.items():
             found = do_bench_cudagraph(call, rep=1e3 * seconds, return_mode="all")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from benchmarks.kernel_suite.report import Table
 from tests.kernels.conftest import compiled, interpreted
 from tests.kernels.inputs import expected, make_args, small_integers
 from tests.kernels.test_ahead_of_time import SHARED, build, record, spills
-from vllm_sauce_kernels.masked_edit import masked_edit, masked_edit_eager
+from vllm_sauce_kernels.masked_edit import masked_edit, masked_edit_eager, native
 
 __all__ = ["compiled", "interpreted"]
 
@@ -176,6 +177,14 @@ def test_torch_topk_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         topk.check(machine(triton=False))
 
 
+def test_the_limit_of_the_loop_is_native_cpps() -> None:
+    """The benchmark says which form an edit took; it must know."""
+    (shift,) = re.findall(
+        r"kMaxElements = int64_t\{1\} << (\d+);", native.SOURCE.read_text()
+    )
+    assert 1 << int(shift) == edit_speed.NATIVE_ELEMENTS
+
+
 def test_work_is_counted_once() -> None:
     """Two masks that share rows; by hand, in bytes of float32."""
     case = Case(4, 2, 8, 2, pool=3)
@@ -294,6 +303,24 @@ def test_a_gpus_tables(
     assert on_gpu.costs
     for rows in (paper.run(on_gpu), topk.run(on_gpu), per_token_speed.run(on_gpu, 16)):
         assert len(rows[0].rows) == 2
+
+
+def test_what_there_is_no_time_for_is_said() -> None:
+    late = machine(triton=False)
+    late.deadline = 0
+    (table,) = edit_speed.run(late)
+    assert not table.rows
+    assert table.note.endswith("Left out, no time: 20 cells.")
+
+
+def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.kernel_suite.machine.free_bytes", lambda _: 0)
+    monkeypatch.setattr(edit_speed, "QUICK_GRID", ((1,), (4,), (16,), (1,)))
+    small = machine(triton=False)
+    for question in (edit_speed, paper, topk):
+        (table,) = question.run(small)
+        assert not table.rows
+        assert "too little memory" in table.note
 
 
 def test_targets_are_named(
