@@ -4,10 +4,10 @@
 ``python benchmarks/engine.py [--model DIR] [--dummy] [--rounds 3] [--json FILE]``
 
 A round is a process without the plugin and one with it, in turns; in the latter idle
-and masked batches alternate. Only ratios within a round are compared; those to plain lie
-across processes, so they carry a machine's noise from process to process. The masks come
-from a random bundle written for the model: 64 concepts of 32 latents at the decoder's
-middle layer, each request with one of them. Outputs have a fixed length.
+and masked batches alternate. Only ratios within a round are compared; those to plain
+lie across processes, so they carry a machine's noise from process to process. The masks
+come from a random bundle written for the model: 64 concepts of 32 latents at the
+decoder's middle layer, each request with one of them. Outputs have a fixed length.
 ``--dummy`` gives random weights to a folder that has a config and a processor but none.
 """
 

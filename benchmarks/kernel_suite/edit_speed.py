@@ -28,8 +28,8 @@ from benchmarks.kernel_suite.report import Table, Value, paragraph
 from benchmarks.kernel_suite.timing import Seconds, rotating
 from vllm_sauce_kernels.masked_edit import masked_edit_eager, masked_edit_triton, native
 
-NATIVE_ELEMENTS = 1 << 21
-"""native.cpp's kMaxElements: what the C++ loop takes; PyTorch has the rest."""
+NATIVE_ELEMENTS, NATIVE_TOKENS_PER_MASK = 1 << 21, 16
+"""native.cpp's kMaxElements and kTokensPerMask: what the C++ loop takes."""
 
 # Tokens, latents, d_model, masks.
 GPU_GRID = (
@@ -174,7 +174,8 @@ def cpu_times(
     op = torch.ops.vllm_sauce.masked_edit.default
     calls = {"op": rotating(op, positional)}
     elements = case.tokens * case.latents * case.d_model
-    in_cpp = elements <= NATIVE_ELEMENTS and native.reason() is None
+    few = case.tokens < NATIVE_TOKENS_PER_MASK * min(case.masks, case.tokens)
+    in_cpp = (few or elements <= NATIVE_ELEMENTS) and native.reason() is None
     if in_cpp:
         calls["PyTorch"] = rotating(masked_edit_eager, positional)
     found = machine.compare(calls)

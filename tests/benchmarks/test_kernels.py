@@ -183,6 +183,8 @@ def test_the_limit_of_the_loop_is_native_cpps() -> None:
         r"kMaxElements = int64_t\{1\} << (\d+);", native.SOURCE.read_text()
     )
     assert 1 << int(shift) == edit_speed.NATIVE_ELEMENTS
+    (tokens,) = re.findall(r"kTokensPerMask = (\d+);", native.SOURCE.read_text())
+    assert int(tokens) == edit_speed.NATIVE_TOKENS_PER_MASK
 
 
 def test_work_is_counted_once() -> None:

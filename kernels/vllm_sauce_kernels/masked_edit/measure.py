@@ -49,6 +49,8 @@ def graph_seconds(call: Callable[[], None]) -> float:
     from triton.testing import do_bench_cudagraph  # type: ignore[import-untyped, unused-ignore]
 
     call()  # compiles the kernels, which a capture may not
+    # The capture's stream does not wait for the one that filled the tables.
+    torch.cuda.synchronize()
     return float(do_bench_cudagraph(call, rep=5, return_mode="median")) / 1e3
 
 
