@@ -112,12 +112,19 @@ def test_the_definition_of_topk_is_torchs() -> None:
     torch.testing.assert_close(args["hidden_states"][0], want, rtol=1e-4, atol=1e-4)
 
 
-def test_equal_latents_fill_the_last_places_in_the_order_of_their_rows(op: Op) -> None:
-    """All are alike: as torch.topk's contract asks, exactly k of them count."""
+@pytest.mark.parametrize("bias", [1000.0, -1000.0])
+def test_equal_latents_fill_the_last_places_in_the_order_of_their_rows(
+    op: Op, bias: float
+) -> None:
+    """All are alike: as torch.topk's contract asks, exactly k of them count.
+
+    Below zero too, where rows beyond the dictionary, read as zeros, would be larger.
+    """
     args = make_args((1, 8, 7, 7, 1), small_integers())
     args["W_enc_rows"] = args["W_enc_rows"][:1].expand(7, 8).contiguous()
     args["mask_latents"][0] = torch.arange(7)
-    args["b_enc"].fill_(1000.0)
+    args["b_enc"].fill_(bias)
+    args["mask_gate"].fill_(-2000.0)
     args["mask_len"].fill_(7)
     args["mask_scale"].zero_(), args["mask_shift"].fill_(1.0)
     args["W_dec_rows"] = torch.eye(7, 8)
