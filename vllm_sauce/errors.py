@@ -13,6 +13,7 @@ SauceError
 │   ├── BundleCorruptError
 │   ├── BundleMismatchError
 │   └── UnsupportedSAEError
+├── ActivationsError              harvested activations cannot be used or written
 ├── UnsupportedVLLMError          this vLLM version has not the seams we need
 ├── UnsupportedFeatureError       a vLLM feature that would break unlearning
 └── CanaryError                   the edit did not run where it must
@@ -88,6 +89,10 @@ class BundleMismatchError(BundleError):
 
 class UnsupportedSAEError(BundleError):
     """A sparse autoencoder of a kind that cannot be served exactly."""
+
+
+class ActivationsError(SauceError):
+    """A folder of activations that is damaged, foreign, or cannot be written."""
 
 
 class UnsupportedVLLMError(SauceError):
