@@ -23,7 +23,7 @@ from vllm_sauce.plugin.runtime import _TENSORS, DecoderSite, SauceRuntime, Visio
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import masked_edit, native
 
-PROVEN_LAYERS = ("LlamaDecoderLayer",)
+PROVEN_LAYERS = ("LlamaDecoderLayer", "Gemma3DecoderLayer")
 """Decoder layers whose output is known to be ``(hidden_states, residual)``."""
 
 PROVEN_VISION = ("LlavaForConditionalGeneration",)
