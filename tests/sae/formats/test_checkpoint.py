@@ -55,7 +55,7 @@ def write(path):
     if path.suffix == ".safetensors":
         save_file(tensors, path)
     elif path.suffix == ".npz":
-        np.savez(path, **{name: x.numpy() for name, x in tensors.items()})
+        np.savez(path, W_enc=tensors["W_enc"].numpy(), b_enc=tensors["b_enc"].numpy())
     else:
         torch.save(tensors, path)
     return path

@@ -25,6 +25,10 @@ K = 4
 class Dictionary(nn.Module):
     """Parameters under the names and in the shapes of dictionary_learning's classes."""
 
+    encoder: nn.Linear
+    decoder: nn.Linear
+    r_mag: nn.Parameter
+
     def __init__(self, kind):
         super().__init__()
         self.kind = kind

@@ -46,34 +46,19 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
 
     Raises: UnsupportedSAEError
     """
+    _check_options(checkpoint)
     config = checkpoint.config
-    refuse(
-        checkpoint,
-        {
-            # lm_saes serves its TopK SAEs with the threshold too.
-            "act_fn": ("jumprelu", "topk"),
-            "norm_activation": ("dataset-wise", "inference"),
-            "use_decoder_bias": (True,),
-            "use_glu_encoder": (False,),
-            "sparsity_include_decoder_norm": (True, False),
-            "apply_decoder_bias_to_pre_encoder": (False, True),
-        },
-    )
-    if config.get("hook_point_in") != config.get("hook_point_out"):
-        raise UnsupportedSAEError(
-            f"{checkpoint.config_path} describes a transcoder from "
-            f"{config.get('hook_point_in')} to {config.get('hook_point_out')}"
-        )
     threshold = positive(config.get("jump_relu_threshold"), "jump_relu_threshold")
+    names = {
+        "W_enc": "encoder.weight",
+        "W_dec": "decoder.weight",
+        "b_enc": "encoder.bias",
+        "b_dec": "decoder.bias",
+    }
+    tensors = pick(checkpoint, **names)
     scale = _scale(checkpoint)
     sae = assemble(
-        pick(
-            checkpoint,
-            W_enc="encoder.weight",
-            W_dec="decoder.weight",
-            b_enc="encoder.bias",
-            b_dec="decoder.bias",
-        ),
+        tensors,
         stored=True,
         architecture="jumprelu",
         threshold=torch.tensor(threshold * scale),
@@ -89,6 +74,25 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         sae = replace(sae, W_enc=W_enc, W_dec=W_dec, b_dec=b_dec)
         folded.append(f"input scale {scale:.4g} into the weights")
     return ForeignSAE(format="llama_scope", weights=sae, folded=tuple(folded))
+
+
+def _check_options(checkpoint: Checkpoint) -> None:
+    config = checkpoint.config
+    allowed = {
+        # lm_saes serves its TopK SAEs with the threshold too.
+        "act_fn": ("jumprelu", "topk"),
+        "norm_activation": ("dataset-wise", "inference"),
+        "use_decoder_bias": (True,),
+        "use_glu_encoder": (False,),
+        "sparsity_include_decoder_norm": (True, False),
+        "apply_decoder_bias_to_pre_encoder": (False, True),
+    }
+    refuse(checkpoint, allowed)
+    if config.get("hook_point_in") != config.get("hook_point_out"):
+        raise UnsupportedSAEError(
+            f"{checkpoint.config_path} describes a transcoder from "
+            f"{config.get('hook_point_in')} to {config.get('hook_point_out')}"
+        )
 
 
 def _scale(checkpoint: Checkpoint) -> float:
