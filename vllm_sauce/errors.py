@@ -12,6 +12,7 @@ SauceError
 │   ├── BundleNotFoundError
 │   ├── BundleCorruptError
 │   ├── BundleMismatchError
+│   ├── ReconstructionError
 │   └── UnsupportedSAEError
 ├── UnsupportedVLLMError          this vLLM version has not the seams we need
 ├── UnsupportedFeatureError       a vLLM feature that would break unlearning
@@ -84,6 +85,10 @@ class BundleCorruptError(BundleError):
 
 class BundleMismatchError(BundleError):
     """A bundle that belongs to another model."""
+
+
+class ReconstructionError(BundleError):
+    """An SAE that does not reconstruct the model's activations at its site."""
 
 
 class UnsupportedSAEError(BundleError):
