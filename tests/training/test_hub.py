@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A local path is never looked up; of a hub repository only what is needed comes."""
+
+import fnmatch
+
+import huggingface_hub
+import pytest
+
+from vllm_sauce.errors import BundleNotFoundError, ConfigError
+from vllm_sauce.training import hub
+
+GEMMA = [
+    "README.md",
+    "resid_post/layer_9_width_16k/params.safetensors",
+    "resid_post/layer_9_width_16k/config.json",
+    "resid_post/layer_17_width_16k/params.safetensors",
+    "resid_post/layer_17_width_16k/config.json",
+]
+QWEN = ["config.json", *(f"layer{i}.sae.pt" for i in range(24))]
+LLAMA = ["L1R/hyperparams.json", "L1R/checkpoints/final.safetensors", "L1R/lm.json"]
+VLM = ["a/config.json", "a/checkpoints/ae_1.pt", "a/checkpoints/ae_2.pt"]
+ONE = ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "a.ipynb"]
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Let the hub hold the given files; returns what was downloaded."""
+    asked: list[str | None] = []
+
+    def hold(files):
+        def download(name, revision=None, allow_patterns=None, **_):
+            asked[:] = [
+                file
+                for file in files
+                if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
+            ]
+            asked.append(revision)
+            return str(tmp_path)
+
+        monkeypatch.setattr(
+            huggingface_hub, "list_repo_files", lambda name, revision=None: files
+        )
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        return asked
+
+    return hold
+
+
+@pytest.mark.parametrize(
+    ("files", "subfolder", "wanted"),
+    [
+        (GEMMA, "resid_post/layer_9_width_16k", GEMMA[1:3]),
+        (QWEN, "layer7.sae.pt", ["config.json", "layer7.sae.pt"]),
+        (LLAMA, "L1R", LLAMA),
+        (VLM, "a/checkpoints/ae_2.pt", ["a/config.json", "a/checkpoints/ae_2.pt"]),
+        (ONE, None, ONE[:3]),
+    ],
+)
+def test_only_one_sae_is_downloaded(repository, tmp_path, files, subfolder, wanted):
+    asked = repository(files)
+    found = hub.sae_path("owner/name", subfolder, "v1")
+    assert found == (tmp_path / subfolder if subfolder else tmp_path)
+    assert sorted(asked[:-1]) == sorted(wanted)
+    assert asked[-1] == "v1"
+
+
+@pytest.mark.parametrize(
+    ("files", "word"),
+    [
+        (GEMMA, "resid_post/layer_17_width_16k"),
+        (QWEN, "layer0.sae.pt"),
+        (["README.md"], "holds no SAE"),
+    ],
+)
+def test_a_repository_of_many_wants_one_named(repository, files, word):
+    asked = repository(files)
+    with pytest.raises(BundleNotFoundError, match=word):
+        hub.sae_path("owner/name", None, None)
+    assert asked == []
+
+
+def test_a_model_comes_without_other_formats(repository, tmp_path):
+    files = ["config.json", "a.safetensors", "pytorch_model.bin", "original/x.json"]
+    asked = repository(files)
+    assert hub.model_path("owner/model") == tmp_path
+    assert asked[:-1] == files[:2]
+
+
+def test_local_paths_and_what_is_neither(tmp_path):
+    (tmp_path / "sub").mkdir()
+    assert hub.sae_path(str(tmp_path), "sub", None) == tmp_path / "sub"
+    assert hub.sae_path(str(tmp_path), None, None) == tmp_path
+    with pytest.raises(BundleNotFoundError, match="no other"):
+        hub.sae_path(str(tmp_path), "other", None)
+    with pytest.raises(ConfigError, match="inside"):
+        hub.sae_path(str(tmp_path), "../x", None)
+    for name in ("./nothing/here/at/all", "nothing", "/nothing/here"):
+        with pytest.raises(BundleNotFoundError, match="neither a path"):
+            hub.sae_path(name, None, None)
+        with pytest.raises(ConfigError, match="neither a path"):
+            hub.model_path(name)
+
+
+def test_without_a_network_the_cache_is_used_or_the_error_says_so(
+    tmp_path, monkeypatch
+):
+    def no_network(name, revision=None):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", no_network)
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, revision=None, local_files_only=False: str(tmp_path),
+    )
+    assert hub.sae_path("owner/name", None, None) == tmp_path
+
+    def not_cached(name, revision=None, local_files_only=False):
+        raise FileNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
+    with pytest.raises(BundleNotFoundError, match="cannot be reached.*no route"):
+        hub.sae_path("owner/name", None, None)
