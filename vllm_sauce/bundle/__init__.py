@@ -3,6 +3,7 @@
 
 from vllm_sauce.bundle.bundle import Bundle, SiteSAE
 from vllm_sauce.bundle.fingerprint import fingerprint_model, weights_sha256
+from vllm_sauce.bundle.reading import read_concepts
 from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "TextModel",
     "VisionModel",
     "fingerprint_model",
+    "read_concepts",
     "weights_sha256",
 ]
