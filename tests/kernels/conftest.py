@@ -27,14 +27,12 @@ def import_kernel_afresh(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ``triton.jit`` decides at decoration whether a kernel is interpreted.
     """
     package = importlib.import_module(KERNEL.rpartition(".")[0])
+    # Set before the import, so that what is put back is what was there, if anything.
+    monkeypatch.setattr(package, "kernel", None, raising=False)
     for part in ("", "_parts", "_tiles", "_rank", "_union"):
-        monkeypatch.delitem(sys.modules, KERNEL + part, raising=False)
-    module = importlib.import_module(KERNEL)
-    # Taken back in reverse order: the modules and the attribute as they were before.
-    for part in ("", "_parts", "_tiles", "_rank", "_union"):
-        monkeypatch.setitem(sys.modules, KERNEL + part, sys.modules[KERNEL + part])
-    monkeypatch.setattr(package, "kernel", module)
-    return module
+        monkeypatch.setitem(sys.modules, KERNEL + part, ModuleType(KERNEL + part))
+        del sys.modules[KERNEL + part]
+    return importlib.import_module(KERNEL)
 
 
 def widen_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:

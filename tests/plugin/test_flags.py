@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vllm_sauce.errors import BundleNotFoundError, ConfigError
+from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigError
 from vllm_sauce.plugin import bench_client, flags, settings
+
+SHIPPED = Path(__file__).parents[2] / "examples/tiny/bundle"
 
 
 def parse(*argv: str) -> Any:
@@ -116,3 +119,18 @@ def test_the_benchmark_client_asks_to_forget() -> None:
     args.plugin = None
     with pytest.raises(ConfigError, match="--plugin sauce"):
         bench_client.merged_extra_body(args)
+
+
+def test_a_bundle_may_be_named_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit fetched before is found without a network, and read like any bundle."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    kept = tmp_path / "bundles" / "org--name" / commit
+    shutil.copytree(SHIPPED, kept)
+    monkeypatch.setenv("VLLM_SAUCE_CACHE", str(tmp_path))
+    given = {"bundle": f"org/name@{commit}"}
+    assert settings.locate_bundle(given, None) == str(kept)
+    (kept / "bundle.json").write_text("{}")
+    with pytest.raises(BundleCorruptError):
+        settings.locate_bundle(given, None)

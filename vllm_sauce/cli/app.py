@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import demo, import_sae
+from vllm_sauce.cli import bundles, demo, import_sae
 
 app = typer.Typer(
     name="sauce",
@@ -15,6 +15,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("import")(import_sae.import_sae)
+app.command("diff")(bundles.diff)
+app.command("pull")(bundles.pull)
+app.command("push")(bundles.push)
 
 
 @app.callback()

@@ -54,7 +54,8 @@ def _add_cli_args(original: Callable[..., Any], parser: Any, *a: Any, **k: Any) 
         "--sauce-bundle",
         default=None,
         metavar="PATH",
-        help="Bundle of SAEs and concepts. Default: the folder sauce/ in the model's.",
+        help="Bundle of SAEs and concepts: a folder, or org/name@revision on the hub. "
+        "Default: the folder sauce/ in the model's.",
     )
     group.add_argument(
         "--sauce-forget",

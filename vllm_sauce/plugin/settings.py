@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sauce import __version__
-from vllm_sauce.bundle import Bundle
+from vllm_sauce.bundle import Bundle, hub
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleNotFoundError, ConfigError
 from vllm_sauce.plugin import compat, features, protocols
@@ -96,11 +96,15 @@ def requested(engine_args: Any, environ: Mapping[str, str]) -> dict[str, Any] | 
 def locate_bundle(given: dict[str, Any], model_dir: Path | None) -> str:
     """Return the bundle's absolute path: as given, else ``sauce/`` beside the weights.
 
+    A name on the hub is fetched.
+
     Raises: BundleNotFoundError.
     """
     if given.get("bundle") is not None:
         if not isinstance(given["bundle"], (str, os.PathLike)):
             raise ConfigError(f"bundle must be a path, got {given['bundle']!r}")
+        if hub.is_hub_name(str(given["bundle"])):
+            return str(hub.pull(hub.HubName.parse(str(given["bundle"]))).resolve())
         return str(Path(given["bundle"]).expanduser().resolve())
     if model_dir is not None and (model_dir / "sauce").is_dir():
         return str((model_dir / "sauce").resolve())

@@ -49,6 +49,8 @@ def graph_seconds(call: Callable[[], None]) -> float:
     from triton.testing import do_bench_cudagraph  # type: ignore[import-untyped, unused-ignore]
 
     call()  # compiles the kernels, which a capture may not
+    # The capture's stream does not wait for the one that filled the tables.
+    torch.cuda.synchronize()
     return float(do_bench_cudagraph(call, rep=5, return_mode="median")) / 1e3
 
 
@@ -59,8 +61,12 @@ def _batch(
     W_dec: Tensor = op_args["W_dec_rows"]
     device, (num_pool, d_model) = W_dec.device, W_dec.shape
     count = min(MASK_LATENTS, num_pool)
-    gen = torch.Generator().manual_seed(num_tokens)
-    rows = torch.rand(num_masks, num_pool, generator=gen).argsort(1)[:, :count].int()
+    gen = torch.Generator("cpu").manual_seed(num_tokens)
+    rows = (
+        torch.rand(num_masks, num_pool, generator=gen, device="cpu")
+        .argsort(1)[:, :count]
+        .int()
+    )
     planner = Planner(num_tokens, num_masks, num_pool)
     planner.rows[:] = list(rows.numpy())
     slots = [token % num_masks for token in range(num_tokens)]
@@ -68,8 +74,10 @@ def _batch(
     shape = (num_tokens, d_model)
     args = {
         **op_args,
-        "hidden_states": torch.randn(shape, generator=gen).to(device, half),
-        "residual": torch.randn(shape, generator=gen).to(device, half),
+        "hidden_states": torch.randn(shape, generator=gen, device="cpu").to(
+            device, half
+        ),
+        "residual": torch.randn(shape, generator=gen, device="cpu").to(device, half),
         "slot_of_token": torch.tensor(slots, dtype=torch.int32, device=device),
         "mask_latents": rows.to(device),
         "mask_scale": torch.full(rows.shape, -1e-3, device=device),

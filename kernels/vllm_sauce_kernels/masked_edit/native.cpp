@@ -17,8 +17,10 @@
 
 namespace {
 
-// Most row elements worth one core; beyond it, matrix products on all cores win.
+// Most row elements worth one core; beyond it, matrix products on all cores win,
 constexpr int64_t kMaxElements = int64_t{1} << 21;
+// but only where a product has this many tokens: each mask is a product of its own.
+constexpr int64_t kTokensPerMask = 16;
 constexpr float kEps = 1e-5f;  // what SAELens adds to the standard deviation
 
 // The bits of a bfloat16, so that the compiler sees plain integers and vectorises.
@@ -211,25 +213,28 @@ void edit_tokens(const Call& call) {
   }
 }
 
-// Whether the step is small enough, and no number in it leads outside a table.
+// Whether the loop is the fastest form, and no number leads outside a table.
 bool fits(const Call& call) {
-  int64_t rows = 0;
+  static thread_local std::vector<char> seen;
+  seen.assign(call.num_slots, 0);
+  const auto num_rows = static_cast<uint32_t>(call.num_rows);
+  int64_t rows = 0, tokens = 0, masks = 0;
   for (int64_t token = 0; token < call.num_tokens; ++token) {
     const int32_t slot = call.slots[token];
     if (slot < 0) continue;
     if (slot >= call.num_slots) return false;
     const int32_t num_latents = call.lens[slot];
     if (num_latents < 0 || num_latents > call.max_latents) return false;
-    rows += num_latents;
-    if (rows * call.d_model > kMaxElements) return false;
+    rows += num_latents, tokens += 1;
+    if (seen[slot]) continue;
+    seen[slot] = 1, masks += 1;
     const int32_t* latents = call.latents + slot * call.max_latents;
-    const auto num_rows = static_cast<uint32_t>(call.num_rows);
     bool outside = false;
     for (int32_t j = 0; j < num_latents; ++j)
       outside |= static_cast<uint32_t>(latents[j]) >= num_rows;
     if (outside) return false;
   }
-  return true;
+  return rows * call.d_model <= kMaxElements || tokens < kTokensPerMask * masks;
 }
 
 bool strided(const at::Tensor& tensor) {

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce push``, ``sauce pull`` and ``sauce diff``: bundles travel and change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NAME = typer.Argument(help="org/name or org/name@revision on the Hugging Face hub.")
+
+
+@contextmanager
+def _errors(command: str) -> Iterator[None]:
+    """Turn our errors into one line and exit status 2."""
+    from vllm_sauce.errors import SauceError
+
+    try:
+        yield
+    except SauceError as error:
+        typer.echo(f"sauce {command}: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    name: Annotated[str, NAME],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+) -> None:
+    """Check a bundle and upload it."""
+    from vllm_sauce.bundle import hub
+
+    with _errors("push"):
+        typer.echo(hub.push(folder, hub.HubName.parse(name), private=private))
+
+
+def pull(
+    name: Annotated[str, NAME],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new folder. Default: the cache.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Check that the bundle belongs to this model."),
+    ] = None,
+) -> None:
+    """Fetch a bundle, check it, and print its folder."""
+    from vllm_sauce.bundle import Bundle, hub
+
+    with _errors("pull"):
+        folder = hub.pull(hub.HubName.parse(name), out)
+        if model is not None:
+            Bundle.load(folder, weights=False).check_model(model)
+        typer.echo(folder)
+
+
+def diff(
+    old: Annotated[str, typer.Argument(help="A folder, or a name on the hub.")],
+    new: Annotated[str, typer.Argument(help="A folder, or a name on the hub.")],
+) -> None:
+    """Say what changed between two bundles; exit status 1 if anything did."""
+    from vllm_sauce.bundle import Bundle, hub
+    from vllm_sauce.bundle.difference import differences
+
+    with _errors("diff"):
+        bundles = [
+            Bundle.load(
+                hub.pull(hub.HubName.parse(text)) if hub.is_hub_name(text) else text,
+                weights=False,
+            )
+            for text in (old, new)
+        ]
+    lines = differences(*bundles)
+    for line in lines:
+        typer.echo(line)
+    if not lines:
+        typer.echo("no difference")
+    else:
+        raise typer.Exit(1)
