@@ -2,6 +2,9 @@
 """Every layout becomes a bundle that loads and fits the model; failures leave none."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,12 +16,31 @@ from tests.training.test_reconstruction import square
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.errors import (
     BundleCorruptError,
+    BundleError,
     BundleMismatchError,
     BundleNotFoundError,
     ConfigError,
     ReconstructionError,
 )
 from vllm_sauce.training.importing import ImportRequest, import_sae
+
+# Files are opened and half written, then the process is gone.
+STOPPED = """
+import os, resource, signal
+import safetensors.torch
+
+def kill_while_writing():
+    def save(tensors, file):
+        with open(file, "wb") as half:
+            half.write(safetensors.torch.save(tensors)[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+    safetensors.torch.save_file = save
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+{mishap}
+from vllm_sauce.cli import app
+app({command})
+"""
 
 
 @pytest.fixture
@@ -99,7 +121,7 @@ def test_a_wrong_b_dec_convention_is_refused(tmp_path, request_for):
 
 def test_a_wrong_layer_is_refused(tmp_path, request_for):
     folder = LAYOUTS["sparsify"](tmp_path / "foreign", shipped("decoder.1"))
-    hint = "explains 0.7.*At decoder.1 it would be 0.90"
+    hint = "explains 0.7.*At decoder.1 it would be 0.9"
     refused(tmp_path, request_for(folder, "decoder.2"), ReconstructionError, hint)
     request = request_for(folder, "decoder.2", compare=False)
     assert import_sae(request).quality.explained_variance < 0.8
@@ -158,11 +180,58 @@ def test_what_is_there_stays_unless_it_may_go(tmp_path, request_for):
     assert Bundle.load(tmp_path / "bundle").digest != before
 
 
+def test_a_folder_of_something_else_is_never_replaced(tmp_path, request_for):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "thesis.tex").touch()
+    with pytest.raises(BundleError, match="thesis.tex"):
+        request_for("x", "vision", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "mishap", "status", "word"),
+    [
+        # A file may not grow beyond 1 MB: as on a full disk, the write itself fails.
+        (
+            False,
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))",
+            2,
+            "cannot write",
+        ),
+        (True, "kill_while_writing()", -signal.SIGKILL, ""),
+    ],
+)
+def test_what_stops_the_writing_leaves_what_was_there(
+    tmp_path, request_for, there, mishap, status, word
+):
+    folder = LAYOUTS["sae_lens"](tmp_path / "foreign", shipped("vision"))
+    request = request_for(folder, "vision")
+    if there:
+        other = LAYOUTS["sparsify"](tmp_path / "other", shipped("vision"))
+        import_sae(replace(request, source=str(other)))
+    before = (tmp_path / "bundle").exists() and Bundle.load(tmp_path / "bundle").digest
+    command = ["import", str(folder), "--model", str(MODEL), "--site", "vision"]
+    command += ["--out", str(request.out), "--overwrite"]
+    command += ["--activations", str(request.activations)]
+    code = STOPPED.format(mishap=mishap, command=command)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == status, done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    after = (tmp_path / "bundle").exists() and Bundle.load(tmp_path / "bundle").digest
+    assert after == before
+    import_sae(replace(request, overwrite=True))
+    assert Bundle.load(tmp_path / "bundle").digest != before
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         ({"site": "decoder"}, "vision"),
         ({"k": 0}, "--k"),
+        ({"min_explained_variance": float("nan")}, "share from 0 to 1"),
+        ({"min_explained_variance": -3.0}, "share from 0 to 1"),
         ({"pictures": TINY}, "either"),
         ({"activations": None, "texts": TINY}, "no texts"),
     ],

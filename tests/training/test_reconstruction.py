@@ -62,7 +62,7 @@ def test_a_wrong_b_dec_convention_is_refused(site, vision, decoder):
 @pytest.mark.parametrize("site", ["decoder.0", "decoder.2", "decoder.3"])
 def test_a_wrong_layer_is_refused_though_it_explains_much(site, decoder):
     sae = shipped("decoder.1")
-    with pytest.raises(ReconstructionError, match="t decoder.1 it would be 0.90"):
+    with pytest.raises(ReconstructionError, match="t decoder.1 it would be 0.9"):
         check_reconstruction(sae, site, decoder)
     if site == "decoder.2":
         quality = check_reconstruction(sae, site, decoder, compare=False)

@@ -11,11 +11,11 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.training.site_samples import (
     TEXTS,
     drawn_pictures,
-    neighbourhood,
     read_activations,
     read_pictures,
     read_texts,
     sample_activations,
+    sites_compared,
 )
 
 
@@ -62,12 +62,28 @@ def test_defaults_need_nothing_from_the_user():
     assert [p.tobytes() for p in first] == [p.tobytes() for p in again]
 
 
-def test_neighbours_stay_inside_the_model():
-    assert neighbourhood("vision", 4) == ("vision",)
-    assert neighbourhood("decoder.0", 4) == ("decoder.0", "decoder.1", "decoder.2")
-    assert len(neighbourhood("decoder.9", 32)) == 5
+def test_every_layer_of_the_decoder_is_compared():
+    assert sites_compared("vision", 4) == ("vision",)
+    assert sites_compared("decoder.2", 3) == ("decoder.0", "decoder.1", "decoder.2")
     with pytest.raises(ConfigError, match="4 decoder layers"):
-        neighbourhood("decoder.4", 4)
+        sites_compared("decoder.4", 4)
+
+
+def test_long_inputs_are_thinned_alike_at_every_layer():
+    long = ["is there a dog in the picture? " * 20] * 40
+    sampled = sample_activations(MODEL, "decoder.1", long)
+    assert {len(x) for x in sampled.values()} == {40 * 26}
+    model = LlavaForConditionalGeneration.from_pretrained(MODEL)
+    ids = AutoProcessor.from_pretrained(MODEL).tokenizer(long[0], return_tensors="pt")
+    with torch.inference_mode():
+        hidden = model(**ids, output_hidden_states=True).hidden_states[2][0]
+    torch.testing.assert_close(sampled["decoder.1"][0], hidden[1])
+    torch.testing.assert_close(sampled["decoder.1"][25], hidden[-1])
+
+
+def test_inputs_that_the_model_cannot_read():
+    with pytest.raises(ConfigError, match="could not be run.*--activations"):
+        sample_activations(MODEL, "vision", pictures=["no picture"])
 
 
 def test_activations_from_a_file(tmp_path):
@@ -81,7 +97,8 @@ def test_activations_from_a_file(tmp_path):
     assert set(read_activations(path, "decoder.1")) == {"decoder.1", "decoder.2"}
     with pytest.raises(ConfigError, match="one called decoder.3"):
         read_activations(path, "decoder.3")
-    for bad in (torch.tensor([[1.0, float("nan")]] * 3), torch.ones(1, 4)):
+    nan = torch.tensor([[1.0, float("nan")]] * 3)
+    for bad in (nan, torch.ones(1, 4), torch.ones(5), torch.tensor(1.0)):
         save_file({"x": bad}, path)
         with pytest.raises(ConfigError, match="finite"):
             read_activations(path, "vision")

@@ -10,8 +10,12 @@ import typer
 
 
 def import_sae(
-    source: Annotated[str, typer.Argument(help="File, folder or hub name of the SAE.")],
-    model: Annotated[str, typer.Option(help="Folder or hub name of the model.")],
+    source: Annotated[
+        str, typer.Argument(help="File, folder, or org/name[@revision].")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Folder of the model, or org/name[@revision].")
+    ],
     site: Annotated[str, typer.Option(help="decoder.<i> or vision.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
     format_name: Annotated[
@@ -19,9 +23,6 @@ def import_sae(
     ] = None,
     subfolder: Annotated[
         str | None, typer.Option(help="Folder or file inside the source.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub.")
     ] = None,
     concepts: Annotated[
         Path | None, typer.Option(help="JSON file with the catalogue.")

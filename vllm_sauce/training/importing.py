@@ -8,20 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-from vllm_sauce.bundle import Bundle, fingerprint_model, read_concepts
+from vllm_sauce.bundle import (
+    Bundle,
+    check_replaceable,
+    fingerprint_model,
+    read_concepts,
+)
 from vllm_sauce.concepts import VISION, Catalogue, check_site
-from vllm_sauce.errors import ConfigError
+from vllm_sauce.errors import BundleError, ConfigError
 from vllm_sauce.sae.formats import ForeignSAE, LoadOptions, load_foreign
-from vllm_sauce.training import hub
+from vllm_sauce.training import sources
 from vllm_sauce.training.reconstruction import (
     MIN_EXPLAINED_VARIANCE,
-    MOST_TOKENS,
     check_reconstruction,
+    check_width,
 )
 from vllm_sauce.training.sae_quality import SAEQuality
 from vllm_sauce.training.site_samples import (
+    MOST_TOKENS,
     read_activations,
     read_pictures,
     read_texts,
@@ -37,10 +44,10 @@ class ImportRequest:
     """What is imported, for which model, and how it is checked."""
 
     source: str
-    """A file, a folder, or a hub name."""
+    """A file, a folder, or ``org/name[@revision]`` on the hub."""
 
     model: str
-    """The model's folder or hub name."""
+    """The model's folder, or ``org/name[@revision]`` on the hub."""
 
     site: str
     """ "vision" or "decoder.<i>"."""
@@ -53,9 +60,6 @@ class ImportRequest:
 
     subfolder: str | None = None
     """Folder or file inside the source."""
-
-    revision: str | None = None
-    """Branch, tag or commit of a hub source."""
 
     concepts: Path | None = None
     """JSON file with the catalogue; None leaves it empty."""
@@ -87,8 +91,14 @@ class ImportRequest:
             raise ConfigError("the vision site sees no texts; give --pictures alone")
         if self.k is not None and self.k < 1:
             raise ConfigError(f"--k must be at least 1, got {self.k}")
+        if not 0 <= self.min_explained_variance <= 1:
+            raise ConfigError(
+                "--min-explained-variance is a share from 0 to 1, got "
+                f"{self.min_explained_variance}"
+            )
         if self.out.exists() and not self.overwrite:
             raise ConfigError(f"{self.out} is there already; --overwrite replaces it")
+        check_replaceable(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +150,10 @@ def import_sae(
     catalogue = read_concepts(request.concepts) if request.concepts else Catalogue()
     foreign = _foreign(request, report)
     report("finding the model")
-    model_dir = hub.model_path(request.model)
+    model_dir = sources.model_path(request.model)
     fingerprint = fingerprint_model(model_dir)
+    if request.site != VISION:
+        check_width(foreign.weights, request.site, fingerprint.text.hidden_size)
     report("sampling activations")
     activations = _activations(request, model_dir)
     report("measuring the reconstruction")
@@ -159,7 +171,7 @@ def import_sae(
         catalogue,
         {request.site: quality.to_json()},
     )
-    bundle.save(request.out)
+    _save(bundle, request.out)
     return ImportedSAE(
         foreign=foreign,
         quality=quality,
@@ -168,9 +180,18 @@ def import_sae(
     )
 
 
+def _save(bundle: Bundle, out: Path) -> None:
+    try:
+        bundle.save(out)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(
+            f"cannot write {out}: {error}; nothing is there that was not there before"
+        ) from error
+
+
 def _foreign(request: ImportRequest, report: Callable[[str], None]) -> ForeignSAE:
     report("finding the SAE")
-    path = hub.sae_path(request.source, request.subfolder, request.revision)
+    path = sources.sae_path(request.source, request.subfolder)
     report("reading the SAE")
     options = LoadOptions(
         k=request.k, dict_class=request.dict_class, name=request.source

@@ -14,6 +14,7 @@ from vllm_sauce.errors import BundleMismatchError, ReconstructionError
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.sae.folding import fold_input_scale
 from vllm_sauce.training.sae_quality import SAEQuality, sae_quality
+from vllm_sauce.training.site_samples import MOST_TOKENS
 
 MIN_EXPLAINED_VARIANCE: Final = 0.3
 """What an SAE must explain. Public SAEs explain 0.6 - 0.95 of what they were trained
@@ -24,8 +25,8 @@ CLEARLY_BETTER: Final = 0.9
 """Another reading convicts the one asked for if it leaves less than this share of what
 that one leaves unexplained, and at least 0.01 less."""
 
-MOST_TOKENS: Final = 1024
-"""Rows that are measured, spread over the sample."""
+FEW_TOKENS: Final = 256
+"""Rows that readings are compared on: there is one a layer, and SAEs are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +54,23 @@ def check_reconstruction(
 ) -> SAEQuality:
     """Measure an SAE at its site; refuse it if it explains too little.
 
-    ``activations`` has the site's and may have neighbouring layers'. With ``compare``
+    ``activations`` has the site's and may have other layers'. With ``compare``
     the SAE is also refused if another reading of it explains clearly more.
 
     Shapes: activations [num_tokens, d_model] each
     Raises: BundleMismatchError, ReconstructionError
     """
-    samples = {name: _sample(x) for name, x in activations.items()}
-    _check_width(sae, site, samples[site])
-    quality = sae_quality(sae, samples[site])
+    check_width(sae, site, activations[site].shape[1])
+    quality = sae_quality(sae, _spread(activations[site], MOST_TOKENS))
     measured = quality.explained_variance
     enough = measured >= min_explained_variance
     if enough and not compare:
         return quality
-    others = _measured(readings(sae, site, samples))
+    few = {name: _spread(x, FEW_TOKENS) for name, x in activations.items()}
+    as_asked = sae_quality(sae, few[site])
+    others = _measured(readings(sae, site, few))
     outdone = any(
-        reading.decisive and _clearly_better(other, quality)
+        reading.decisive and _clearly_better(other, as_asked)
         for other, reading in others
     )
     if enough and not outdone:
@@ -161,14 +163,18 @@ def _words(site: str, quality: SAEQuality, wanted: float, better: list[str]) -> 
     )
 
 
-def _check_width(sae: SAEWeights, site: str, x: Tensor) -> None:
-    if x.shape[1] != sae.d_model:
+def check_width(sae: SAEWeights, site: str, width: int | None) -> None:
+    """Refuse an SAE for activations of another width; None is not known.
+
+    Raises: BundleMismatchError
+    """
+    if width not in (None, sae.d_model):
         raise BundleMismatchError(
             f"the SAE is for activations of width {sae.d_model}, the model's at {site} "
-            f"have {x.shape[1]}: another site or another model"
+            f"have {width}: another site or another model"
         )
 
 
-def _sample(x: Tensor) -> Tensor:
-    rows = torch.linspace(0, len(x) - 1, min(len(x), MOST_TOKENS)).long()
+def _spread(x: Tensor, count: int) -> Tensor:
+    rows = torch.linspace(0, len(x) - 1, min(len(x), count)).long()
     return x[rows].float()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few activations of the actual model at a site and at its neighbours."""
+"""A few activations of the actual model at a site and at its other layers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vllm_sauce.concepts import VISION, check_site, decoder_layer_idx
-from vllm_sauce.errors import ConfigError
+from vllm_sauce.errors import ConfigError, SauceError
 from vllm_sauce.training.activations import decoder_layers, site_hook
 
-NEIGHBOURS: Final = 2
-"""Layers on either side that are looked at: off by one, and by the embedding."""
+TOWER_NEIGHBOURS: Final = 2
+"""Layers of the tower on either side that are looked at; each costs a run of it."""
+
+MOST_TOKENS: Final = 1024
+"""Activations kept, spread evenly over the inputs: all layers' must fit in memory."""
 
 MOST_PICTURES: Final = 16
 MOST_TEXTS: Final = 64
@@ -44,7 +47,7 @@ def sample_activations(
     texts: Sequence[str] | None = None,
     pictures: Sequence[Any] | None = None,
 ) -> dict[str, Tensor]:
-    """Run a model over a few inputs; returns activations by site, neighbours too.
+    """Run a model over a few inputs; returns activations by site, other layers too.
 
     A decoder site sees the texts, each with a picture if there are any; the vision
     site sees the pictures. The first token of every input is left out: its activation
@@ -54,19 +57,42 @@ def sample_activations(
     Raises: ConfigError
     """
     model, processor = _load(model_dir)
-    sites = neighbourhood(site, len(decoder_layers(model)))
+    try:
+        return _sampled(model, processor, site, texts, pictures)
+    except SauceError:
+        raise
+    except Exception as error:
+        # Processors and models of all kinds run here; each fails in its own way.
+        raise ConfigError(
+            f"the model at {model_dir} could not be run on the inputs: "
+            f"{type(error).__name__}: {error}; give its activations with --activations"
+        ) from error
+
+
+def _sampled(
+    model: Any,
+    processor: Any,
+    site: str,
+    texts: Sequence[str] | None,
+    pictures: Sequence[Any] | None,
+) -> dict[str, Tensor]:
+    sites = sites_compared(site, len(decoder_layers(model)))
     kept: dict[str, list[Tensor]] = {name: [] for name in sites}
     first = 0 if site == VISION else 1
+    inputs = pictures or (drawn_pictures() if site == VISION else texts or TEXTS)
+    most = -(-MOST_TOKENS // len(inputs))
 
     def keep(name: str, x: Tensor) -> Tensor:
-        kept[name].append(x[:, first:].detach().float().flatten(0, -2).cpu())
+        rows = torch.linspace(first, x.shape[1] - 1, min(x.shape[1] - first, most))
+        some = x[:, rows.long().to(x.device)]
+        kept[name].append(some.detach().float().flatten(0, -2).cpu())
         return x
 
     with ExitStack() as hooks, torch.inference_mode():
         for name in sites:
             hooks.enter_context(site_hook(model, name, partial(keep, name)))
         if site == VISION:
-            shown = _shown(model, processor, pictures or drawn_pictures())
+            shown = _shown(model, processor, inputs)
             model.get_image_features(**shown)
             for layer in _tower_neighbours(model):
                 model.get_image_features(**shown, vision_feature_layer=layer)
@@ -76,8 +102,8 @@ def sample_activations(
     return {name: _whole(torch.cat(parts), name) for name, parts in kept.items()}
 
 
-def neighbourhood(site: str, num_layers: int) -> tuple[str, ...]:
-    """Return a site and the decoder sites near it.
+def sites_compared(site: str, num_layers: int) -> tuple[str, ...]:
+    """Return the sites that are read in one run: of a decoder site, every layer.
 
     Raises: ConfigError if the model has no such layer
     """
@@ -86,11 +112,7 @@ def neighbourhood(site: str, num_layers: int) -> tuple[str, ...]:
         return (site,)
     if layer_idx >= num_layers:
         raise ConfigError(f"the model has {num_layers} decoder layers, no {site}")
-    low, high = (
-        max(0, layer_idx - NEIGHBOURS),
-        min(num_layers, layer_idx + NEIGHBOURS + 1),
-    )
-    return tuple(f"decoder.{i}" for i in range(low, high))
+    return tuple(f"decoder.{i}" for i in range(num_layers))
 
 
 def read_activations(path: Path, site: str) -> dict[str, Tensor]:
@@ -112,7 +134,10 @@ def read_activations(path: Path, site: str) -> dict[str, Tensor]:
             f"{path} must hold one tensor, or one called {site}; "
             f"got {', '.join(sorted(tensors)) or 'none'}"
         )
-    return {name: _whole(x.flatten(0, -2).float(), name) for name, x in tensors.items()}
+    return {
+        name: _whole(x.float().flatten(0, -2) if x.ndim > 2 else x.float(), name)
+        for name, x in tensors.items()
+    }
 
 
 def read_texts(path: Path) -> list[str]:
@@ -179,7 +204,8 @@ def _load(model_dir: Path) -> tuple[Any, Any]:
             model_dir, dtype="auto", local_files_only=True
         )
         processor = AutoProcessor.from_pretrained(model_dir, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Which errors transformers raises, changes from release to release.
         raise ConfigError(
             f"transformers cannot load the model at {model_dir}: {error}; "
             "give its activations with --activations"
@@ -202,7 +228,7 @@ def _tower_neighbours(model: Any) -> list[int]:
         return []
     num_layers = model.config.vision_config.num_hidden_layers
     end = 0 if layer < 0 else num_layers + 1
-    near = range(layer - NEIGHBOURS, layer + NEIGHBOURS + 1)
+    near = range(layer - TOWER_NEIGHBOURS, layer + TOWER_NEIGHBOURS + 1)
     return [i for i in near if i != layer and end - num_layers - 1 <= i < end]
 
 

@@ -42,8 +42,8 @@ def test_k_comes_from_the_user_or_a_folder_s_name_or_not_at_all(tmp_path):
     with pytest.raises(UnsupportedSAEError, match="--k"):
         load_foreign(write(tmp_path))
     assert load_foreign(write(tmp_path), options=LoadOptions(k=3)).weights.k == 3
-    (tmp_path / "W32K-L0_50").mkdir()
-    assert load_foreign(write(tmp_path / "W32K-L0_50")).weights.k == 50
+    (tmp_path / "W32K-L0_5").mkdir()
+    assert load_foreign(write(tmp_path / "W32K-L0_5")).weights.k == 5
 
 
 def test_a_folder_of_layers_wants_one_named(tmp_path):

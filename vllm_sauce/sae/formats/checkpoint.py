@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +124,8 @@ def weights_file(path: Path) -> Path:
         raise BundleNotFoundError(f"{path} holds no file that can be an SAE")
     more = f", ... ({len(inner)} in all)" if len(inner) > 8 else ""
     raise UnsupportedSAEError(
-        f"{path} holds several files; name one of {', '.join(inner[:8])}{more}"
+        f"{path} holds several SAEs; name one by its path, or with --subfolder: "
+        f"{', '.join(inner[:8])}{more}"
     )
 
 
@@ -164,7 +164,8 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # zipfile, zlib and numpy raise anything on noise, MemoryError on big promises.
         raise BundleCorruptError(
             f"{path} is no whole npz file of numbers: {error}"
         ) from error

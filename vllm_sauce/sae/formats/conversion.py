@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from vllm_sauce.errors import BundleCorruptError, UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.weights import SAEWeights
+
+_KEPT: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ def assemble(
                 f"{name} must have one dimension, got {list(tensors[name].shape)}"
             )
     d_sae, d_model = len(tensors["b_enc"]), len(tensors["b_dec"])
+    if k is not None and k > d_sae:
+        raise UnsupportedSAEError(f"k must be in 1..d_sae={d_sae}, got {k}")
     if threshold is not None and threshold.numel() == 1:
         threshold = threshold.reshape(1).expand(d_sae)
     return SAEWeights(
@@ -143,12 +148,17 @@ def positive(value: object, source: str) -> float:
 
 
 def check_numbers(checkpoint: Checkpoint) -> None:
-    """Refuse NaN and infinities before anything is computed with them.
+    """Refuse what has no numbers, NaN and infinities before anything is computed.
 
-    Raises: BundleCorruptError
+    Raises: BundleCorruptError, UnsupportedSAEError
     """
     for name, tensor in checkpoint.tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if lack := _lack(tensor):
+            raise UnsupportedSAEError(
+                f"{checkpoint.path}: {name} must be a dense tensor whose every number "
+                f"is in the file, got {lack}"
+            )
+        if tensor.is_floating_point() and not bool(_as_kept(tensor).isfinite().all()):
             raise BundleCorruptError(
                 f"{checkpoint.path}: {name} must hold finite numbers, got NaN or "
                 "infinity"
@@ -172,7 +182,41 @@ def refuse(checkpoint: Checkpoint, options: Mapping[str, tuple[object, ...]]) ->
             )
 
 
+def plain(weights: SAEWeights) -> SAEWeights:
+    """Return the same SAE in types that a bundle holds."""
+    threshold = weights.threshold
+    return replace(
+        weights,
+        W_enc=_plain(weights.W_enc),
+        W_dec=_plain(weights.W_dec),
+        b_enc=_plain(weights.b_enc),
+        b_dec=_plain(weights.b_dec),
+        threshold=None if threshold is None else _plain(threshold),
+    )
+
+
 def _plain(tensor: Tensor) -> Tensor:
-    # Bundles hold F32, F16 and BF16 only; a view of a bigger storage would drag it in.
-    kept = tensor.float() if tensor.dtype == torch.float64 else tensor
+    # A view of a bigger storage would drag it in.
+    kept = _as_kept(tensor)
     return kept.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _as_kept(tensor: Tensor) -> Tensor:
+    # Bundles hold F32, F16 and BF16; torch computes next to nothing in 8 bits.
+    other = tensor.is_floating_point() and tensor.dtype not in _KEPT
+    return tensor.float() if other else tensor
+
+
+def _lack(tensor: Tensor) -> str | None:
+    """Return what keeps a tensor from being plain numbers, None if it is."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "a nested one" if tensor.is_nested else f"{tensor.layout}"
+    if tensor.is_quantized or tensor.is_meta:
+        return "a quantised one" if tensor.is_quantized else "one without numbers"
+    if not tensor.numel():
+        return f"the empty {list(tensor.shape)}"
+    # A pickle of a few bytes can hold a view of one number that claims terabytes.
+    kept = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if kept < tensor.numel():
+        return f"{kept} numbers for the shape {list(tensor.shape)}"
+    return None

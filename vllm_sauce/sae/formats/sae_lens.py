@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
-from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions
+from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions, plain
 from vllm_sauce.sae.sae_lens import CONFIG_FILE, WEIGHTS_FILE, from_sae_lens
 
 LAYOUT = f"{CONFIG_FILE} with architecture, {WEIGHTS_FILE} with W_enc, W_dec"
@@ -39,6 +39,6 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         folded.append("decoder norms into the encoder")
     return ForeignSAE(
         format="sae_lens",
-        weights=from_sae_lens(checkpoint.path.parent),
+        weights=plain(from_sae_lens(checkpoint.path.parent)),
         folded=tuple(folded),
     )

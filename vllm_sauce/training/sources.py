@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from vllm_sauce.bundle.hub import HubName, is_hub_name
 from vllm_sauce.errors import BundleNotFoundError, ConfigError, SauceError
 
-# owner/name, as the hub spells it; anything else was meant as a path.
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-
-def sae_path(source: str, subfolder: str | None, revision: str | None) -> Path:
-    """Return where an SAE's files are, downloaded if the source is a hub name.
+def sae_path(source: str, subfolder: str | None = None) -> Path:
+    """Return where an SAE's files are, downloaded if it is ``org/name[@revision]``.
 
     ``subfolder`` may name a file. Without it the repository must hold one SAE: whole
     repositories of SAEs are hundreds of gigabytes.
@@ -30,12 +27,17 @@ def sae_path(source: str, subfolder: str | None, revision: str | None) -> Path:
     def wanted(files: list[str]) -> list[str]:
         return _files_of_one_sae(source, files, _inside(subfolder or ""))
 
-    root = _download(source, revision, wanted, BundleNotFoundError)
-    return root / _inside(subfolder) if subfolder else root
+    root = _download(source, wanted, BundleNotFoundError)
+    found = root / _inside(subfolder or "")
+    if not found.exists():
+        raise BundleNotFoundError(
+            f"the hub cannot be reached, and its cache lacks {subfolder} of {source}"
+        )
+    return found
 
 
 def model_path(model: str) -> Path:
-    """Return a model's folder, downloaded if it is a hub name.
+    """Return a model's folder, downloaded if it is ``org/name[@revision]``.
 
     Raises: ConfigError
     """
@@ -46,7 +48,7 @@ def model_path(model: str) -> Path:
         endings = (".safetensors", ".json", ".jinja", ".model", ".txt")
         return [name for name in files if "/" not in name and name.endswith(endings)]
 
-    return _download(model, None, wanted, ConfigError)
+    return _download(model, wanted, ConfigError)
 
 
 def _inside(subfolder: str) -> str:
@@ -81,47 +83,44 @@ def _files_of_one_sae(source: str, files: list[str], subfolder: str) -> list[str
 
 
 def _download(
-    name: str,
-    revision: str | None,
+    source: str,
     wanted: Callable[[list[str]], list[str]],
     missing: type[SauceError],
 ) -> Path:
-    if not _NAME.fullmatch(name):
-        raise missing(f"{name} is neither a path that exists nor a hub name")
+    if not is_hub_name(source):
+        raise missing(f"{source} is neither a path that exists nor a hub name")
+    name = HubName.parse(source)
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        files = huggingface_hub.list_repo_files(name, revision=revision)
-        patterns = wanted(files)
+        files = huggingface_hub.list_repo_files(name.repo, revision=name.revision)
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=patterns
+                name.repo, revision=name.revision, allow_patterns=wanted(files)
             )
         )
     except SauceError:
         raise
     except (HfHubHTTPError, HFValidationError) as error:
-        raise missing(f"the hub has no {name} for us: {error}") from error
+        raise missing(f"the hub has no {source} for us: {error}") from error
     except Exception as error:
         # Which errors a missing network raises, changes from release to release.
-        return _cached(name, revision, missing, error)
+        return _cached(name, missing, error)
 
 
-def _cached(
-    name: str, revision: str | None, missing: type[SauceError], error: Exception
-) -> Path:
+def _cached(name: HubName, missing: type[SauceError], error: Exception) -> Path:
     import huggingface_hub
 
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, local_files_only=True
+                name.repo, revision=name.revision, local_files_only=True
             )
         )
     except Exception:
         raise missing(
-            f"{name} is no local path, is not in the hub's cache, and the hub cannot "
-            f"be reached ({type(error).__name__}: {error}); download it where there "
-            "is a network and give its folder"
+            f"{name.repo} is no local path, is not in the hub's cache, and the hub "
+            f"cannot be reached ({type(error).__name__}: {error}); download it where "
+            "there is a network and give its folder"
         ) from error

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from vllm_sauce.errors import BundleNotFoundError, ConfigError
-from vllm_sauce.training import hub
+from vllm_sauce.training import sources
 
 GEMMA = [
     "README.md",
@@ -35,6 +35,9 @@ def repository(tmp_path, monkeypatch):
                 if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
             ]
             asked.append(revision)
+            for file in asked[:-1]:
+                (tmp_path / str(file)).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / str(file)).touch()
             return str(tmp_path)
 
         monkeypatch.setattr(
@@ -58,7 +61,7 @@ def repository(tmp_path, monkeypatch):
 )
 def test_only_one_sae_is_downloaded(repository, tmp_path, files, subfolder, wanted):
     asked = repository(files)
-    found = hub.sae_path("owner/name", subfolder, "v1")
+    found = sources.sae_path("owner/name@v1", subfolder)
     assert found == (tmp_path / subfolder if subfolder else tmp_path)
     assert sorted(asked[:-1]) == sorted(wanted)
     assert asked[-1] == "v1"
@@ -75,30 +78,30 @@ def test_only_one_sae_is_downloaded(repository, tmp_path, files, subfolder, want
 def test_a_repository_of_many_wants_one_named(repository, files, word):
     asked = repository(files)
     with pytest.raises(BundleNotFoundError, match=word):
-        hub.sae_path("owner/name", None, None)
+        sources.sae_path("owner/name")
     assert asked == []
 
 
 def test_a_model_comes_without_other_formats(repository, tmp_path):
     files = ["config.json", "a.safetensors", "pytorch_model.bin", "original/x.json"]
     asked = repository(files)
-    assert hub.model_path("owner/model") == tmp_path
+    assert sources.model_path("owner/model") == tmp_path
     assert asked[:-1] == files[:2]
 
 
 def test_local_paths_and_what_is_neither(tmp_path):
     (tmp_path / "sub").mkdir()
-    assert hub.sae_path(str(tmp_path), "sub", None) == tmp_path / "sub"
-    assert hub.sae_path(str(tmp_path), None, None) == tmp_path
+    assert sources.sae_path(str(tmp_path), "sub") == tmp_path / "sub"
+    assert sources.sae_path(str(tmp_path)) == tmp_path
     with pytest.raises(BundleNotFoundError, match="no other"):
-        hub.sae_path(str(tmp_path), "other", None)
+        sources.sae_path(str(tmp_path), "other")
     with pytest.raises(ConfigError, match="inside"):
-        hub.sae_path(str(tmp_path), "../x", None)
+        sources.sae_path(str(tmp_path), "../x")
     for name in ("./nothing/here/at/all", "nothing", "/nothing/here"):
         with pytest.raises(BundleNotFoundError, match="neither a path"):
-            hub.sae_path(name, None, None)
+            sources.sae_path(name)
         with pytest.raises(ConfigError, match="neither a path"):
-            hub.model_path(name)
+            sources.model_path(name)
 
 
 def test_without_a_network_the_cache_is_used_or_the_error_says_so(
@@ -113,11 +116,14 @@ def test_without_a_network_the_cache_is_used_or_the_error_says_so(
         "snapshot_download",
         lambda name, revision=None, local_files_only=False: str(tmp_path),
     )
-    assert hub.sae_path("owner/name", None, None) == tmp_path
+    assert sources.sae_path("owner/name") == tmp_path
+
+    with pytest.raises(BundleNotFoundError, match="cache lacks layer_9"):
+        sources.sae_path("owner/name", "layer_9")
 
     def not_cached(name, revision=None, local_files_only=False):
         raise FileNotFoundError("not there")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
     with pytest.raises(BundleNotFoundError, match="cannot be reached.*no route"):
-        hub.sae_path("owner/name", None, None)
+        sources.sae_path("owner/name")
