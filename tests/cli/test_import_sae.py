@@ -2,16 +2,30 @@
 """``sauce import`` end to end: the model is run, the bundle loads, refusals say why."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from tests.bundle.stand_in_hub import serving
 from tests.training.layouts import LAYOUTS, MODEL, PICTURES, QUESTIONS, shipped
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.cli import app
 from vllm_sauce.cli.import_sae import import_sae
 from vllm_sauce.training.reconstruction import MIN_EXPLAINED_VARIANCE
+from vllm_sauce.training.site_samples import read_pictures, sample_activations
+
+SAUCE = Path(sys.executable).with_name("sauce")
+
+
+@pytest.fixture(scope="module")
+def vision():
+    """The vision site's activations on 16 pictures, by site."""
+    return sample_activations(MODEL, "vision", None, read_pictures(PICTURES))
 
 
 def run(*arguments):
@@ -89,3 +103,37 @@ def test_a_pickle_with_code_does_not_run(tmp_path, inputs):
 
 def test_the_command_shows_the_floor_that_is_documented():
     assert MIN_EXPLAINED_VARIANCE in (import_sae.__defaults__ or ())
+
+
+def test_one_layer_of_a_repository_on_the_hub(tmp_path, vision):
+    """The real client: it reads its address at import, so each run is a process."""
+    folder = LAYOUTS["gemma_scope"](tmp_path / "foreign", shipped("vision"))
+    params = (folder / "params.npz").read_bytes()
+    activations = tmp_path / "activations.safetensors"
+    save_file({"vision": vision["vision"]}, activations)
+
+    def sauce(source, out, **env):
+        command = [SAUCE, "import", source, "--subfolder", "resid_post/layer_1"]
+        command += ["--model", MODEL, "--site", "vision", "--out", tmp_path / out]
+        command += ["--activations", activations]
+        home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            list(map(str, command)),
+            env={**os.environ, **home, **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, " ".join(done.stderr.split())
+
+    with serving() as hub:
+        other = {"resid_post/layer_2/params.npz": b"another layer"}
+        hub.commit("org/scope", {"resid_post/layer_1/params.npz": params, **other})
+        commit = list(hub.repos["org/scope"])[-1]
+        status, errors = sauce("org/scope", "b1", HF_ENDPOINT=hub.address)
+        assert status == 0, errors
+    assert len(list((tmp_path / "hf").rglob("params.npz"))) == 1
+    status, errors = sauce(f"org/scope@{commit}", "b2", HF_HUB_OFFLINE="1")
+    assert status == 0, errors
+    first, again = (Bundle.load(tmp_path / name).digest for name in ("b1", "b2"))
+    assert first == again

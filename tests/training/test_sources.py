@@ -82,6 +82,12 @@ def test_a_repository_of_many_wants_one_named(repository, files, word):
     assert asked == []
 
 
+def test_a_folder_that_is_not_there_is_told_with_those_that_are(repository):
+    repository(GEMMA)
+    with pytest.raises(BundleNotFoundError, match="in layer_3; .*layer_17_width_16k"):
+        sources.sae_path("owner/name", "layer_3")
+
+
 def test_a_model_comes_without_other_formats(repository, tmp_path):
     files = ["config.json", "a.safetensors", "pytorch_model.bin", "original/x.json"]
     asked = repository(files)
@@ -127,3 +133,16 @@ def test_without_a_network_the_cache_is_used_or_the_error_says_so(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
     with pytest.raises(BundleNotFoundError, match="cannot be reached.*no route"):
         sources.sae_path("owner/name")
+
+
+def test_a_model_whose_download_stopped_is_refused(tmp_path, repository):
+    """Its fingerprint would be another model's."""
+    files = ["config.json", "a.safetensors"]
+    repository(files)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}')
+    with pytest.raises(ConfigError, match=r"lacks b.safetensors of owner/model"):
+        sources.model_path("owner/model")
+    index.write_text("[]")
+    with pytest.raises(ConfigError, match="no list of the model's files"):
+        sources.model_path("owner/model")

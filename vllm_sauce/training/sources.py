@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from vllm_sauce.bundle.hub import HubName, is_hub_name
@@ -48,7 +49,25 @@ def model_path(model: str) -> Path:
         endings = (".safetensors", ".json", ".jinja", ".model", ".txt")
         return [name for name in files if "/" not in name and name.endswith(endings)]
 
-    return _download(model, wanted, ConfigError)
+    root = _download(model, wanted, ConfigError)
+    if lacking := _missing_shards(root):
+        raise ConfigError(
+            f"the hub's cache lacks {_some(lacking)} of {model}; download it whole"
+        )
+    return root
+
+
+def _missing_shards(folder: Path) -> set[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return set()
+    try:
+        names = set(
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{index} is no list of the model's files") from error
+    return {name for name in names if not (folder / str(name)).is_file()}
 
 
 def _inside(subfolder: str) -> str:
@@ -71,15 +90,26 @@ def _files_of_one_sae(source: str, files: list[str], subfolder: str) -> list[str
     weights = [name for name in inner if name.endswith(WEIGHTS)]
     folders = {str(PurePosixPath(name).parent) for name in weights}
     if not weights:
-        raise BundleNotFoundError(f"{source} holds no SAE in {subfolder or 'its root'}")
+        others = {
+            str(PurePosixPath(name).parent) for name in files if name.endswith(WEIGHTS)
+        }
+        raise BundleNotFoundError(
+            f"{source} holds no SAE{f' in {subfolder}' if subfolder else ''}; "
+            f"there are files of weights in {_some(others) or 'none of its folders'}"
+        )
     # Two: some lay statistics beside the weights.
     if len(folders) > 1 or len(weights) > 2:
         names = sorted(folders) if len(folders) > 1 else sorted(weights)
         raise BundleNotFoundError(
             f"{source} holds {len(names)} SAEs; name one with --subfolder: "
-            f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+            f"{_some(names)}"
         )
     return [name for name in inner if name.endswith((*WEIGHTS, ".json"))]
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:8]) + (", ..." if len(ordered) > 8 else "")
 
 
 def _download(
@@ -118,7 +148,12 @@ def _cached(name: HubName, missing: type[SauceError], error: Exception) -> Path:
                 name.repo, revision=name.revision, local_files_only=True
             )
         )
-    except Exception:
+    except Exception as incomplete:
+        # Clients from 1.0 on miss the files that we never wanted; what we do want is
+        # looked for by the caller.
+        partial = getattr(incomplete, "snapshot_path", None)
+        if partial is not None:
+            return Path(partial)
         raise missing(
             f"{name.repo} is no local path, is not in the hub's cache, and the hub "
             f"cannot be reached ({type(error).__name__}: {error}); download it where "
