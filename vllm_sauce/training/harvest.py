@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.concepts import VISION, check_site
@@ -27,6 +27,9 @@ from vllm_sauce.training.shards import (
     read_index,
     write_whole,
 )
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FAILURES_FILE = "failures.jsonl"
 DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -99,6 +102,21 @@ class HarvestReport:
     """Key of each sample that could not be taken, and why."""
     tokens: dict[str, int]
     """Rows by site."""
+
+    def as_table(self, folder: Path, num_repeated: int = 0) -> Table:
+        """Return the report for a terminal."""
+        from rich.table import Table
+
+        table = Table(show_header=False)
+        table.add_row("folder", str(folder))
+        table.add_row("samples", str(self.num_samples))
+        table.add_row("left out as equal", str(num_repeated))
+        table.add_row("failed", str(len(self.failed)))
+        for site, count in sorted(self.tokens.items()):
+            table.add_row(f"activations at {site}", str(count))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        table.add_row("on disk", f"{size / 2**20:.1f} MiB")
+        return table
 
 
 Progress = Callable[[int, int], None]
