@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose each concept's edit: hundreds of candidates at the same time in one engine.
+
+Every candidate is a mask of a temporary bundle; all concepts' searches go on in step, so
+that their trials fill the engine's batches together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vllm_sauce.concepts import SiteEdit
+from vllm_sauce.concepts.calibration import Setting
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.candidate_engine import CandidateEngine, Probe, Reading
+from vllm_sauce.evaluation.edit_choices import EditChoices
+from vllm_sauce.evaluation.lockstep import Round, coordinate_rounds, in_step
+from vllm_sauce.evaluation.questionnaire import (
+    Item,
+    Kind,
+    Outcome,
+    Questionnaire,
+    outcome,
+    small_part,
+)
+
+Grid = Mapping[str, Sequence[Hashable]]
+Note = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationConfig:
+    """What is tried, on how many examples, and what counts as best."""
+
+    k: tuple[int, ...] = (2, 4, 8, 16, 32)
+    actions: tuple[str, ...] = (
+        *("scale 0", "scale -0.5", "scale -1", "scale -2", "scale -4", "scale -8"),
+        *("clamp 0.5", "clamp 1"),
+    )
+    """ "scale G": gamma. "clamp C": to -C times the largest activation seen with the
+    concept."""
+    gates: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Times the largest activation seen without the concept."""
+    retain_floor: float = 0.02
+    """What IRA and CRA may lose each."""
+    positives: int = 24
+    negatives: int = 24
+    """Examples with and without the concept at most."""
+    screen: float = 0.25
+    """Share of the questions that the search itself asks."""
+    finalists: int = 6
+    """Settings that are asked all questions."""
+    soft: float = 0.5
+    """Weight of probabilities in what the search maximises; the rest is right/wrong."""
+    passes: int = 2
+    answer_tokens: int = 8
+    """Tokens of a written answer."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.retain_floor <= 1:
+            raise ConfigError(f"retain_floor is a share, got {self.retain_floor}")
+        if not 0 < self.screen <= 1 or not 0 <= self.soft <= 1:
+            raise ConfigError("screen lies in (0, 1], soft in [0, 1]")
+        if min(self.positives, self.negatives, self.finalists, self.passes) < 1:
+            raise ConfigError("positives, negatives, finalists, passes: at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting that was tried."""
+
+    setting: Setting
+    scores: Outcome
+    share: float
+    """Share of the questions that were asked."""
+    objective: float
+    """What the search maximised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """The edit of one concept, and everything that was tried for it."""
+
+    name: str
+    edits: Mapping[str, SiteEdit]
+    setting: Setting
+    scores: Outcome
+    """On all questions of the calibration split."""
+    base: Outcome
+    """Of the unedited model on the same questions."""
+    within_floor: bool
+    """Whether IRA and CRA lose no more than they may."""
+    trials: tuple[Trial, ...] = field(repr=False)
+    scored: Outcome | None = None
+    """On the scoring split, which chose nothing."""
+    scored_base: Outcome | None = None
+
+
+class Examiner:
+    """Asks one engine; what the unedited model answers is asked once."""
+
+    def __init__(
+        self,
+        engine: CandidateEngine,
+        choices: Mapping[str, EditChoices],
+        questionnaire: Questionnaire,
+        config: CalibrationConfig,
+    ) -> None:
+        self.engine, self.choices, self.config = engine, choices, config
+        self.items: dict[str, list[Item]] = {}
+        self.plain: dict[str, list[Reading]] = {}
+        self._tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
+        probes, owners = [], []
+        for name in choices:
+            items = questionnaire.items(name, config.positives, config.negatives)
+            self.items[name] = items
+            probes += [self._probe(item, None, 1.0) for item in items]
+            owners += [name] * len(items)
+        for name, reading in zip(owners, engine.evaluate(probes), strict=True):
+            self.plain.setdefault(name, []).append(reading)
+
+    def base(self, name: str) -> Outcome:
+        """Return the unedited model's scores."""
+        items, plain = self.items[name], self.plain[name]
+        return outcome(items, self._rights(items, plain, plain, 0.0))
+
+    def trials(
+        self,
+        wanted: Mapping[str, Sequence[Setting]],
+        share: float,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, dict[Setting, Trial]]:
+        """Try settings of many concepts at the same time."""
+        probes, places = [], []
+        for name, settings in wanted.items():
+            chosen = small_part(self.items[name], share)
+            for setting in settings:
+                candidate, strength = self.choices[name].candidate(dict(setting))
+                places.append((name, setting, chosen))
+                probes += [
+                    self._probe(self.items[name][i], candidate, strength)
+                    for i in chosen
+                ]
+        readings = iter(self.engine.evaluate(probes, progress))
+        found: dict[str, dict[Setting, Trial]] = {name: {} for name in wanted}
+        for name, setting, chosen in places:
+            mine = [next(readings) for _ in chosen]
+            found[name][setting] = self._trial(name, setting, chosen, mine, share)
+        return found
+
+    def _trial(
+        self,
+        name: str,
+        setting: Setting,
+        chosen: Sequence[int],
+        readings: Sequence[Reading],
+        share: float,
+    ) -> Trial:
+        items = [self.items[name][i] for i in chosen]
+        plain = [self.plain[name][i] for i in chosen]
+        scores, soft = (
+            outcome(items, self._rights(items, readings, plain, weight))
+            for weight in (0.0, self.config.soft)
+        )
+        base = outcome(items, self._rights(items, plain, plain, self.config.soft))
+        over = max(0.0, soft.loss(base) - self.config.retain_floor)
+        return Trial(setting, scores, share, soft.HM - 2.0 * over)
+
+    def _probe(self, item: Item, candidate: str | None, strength: float) -> Probe:
+        if item.words not in self._tokens:
+            self._tokens[item.words] = (
+                self.engine.answer_tokens(item.words) if item.words else ()
+            )
+        short = item.kind in (Kind.YES, Kind.NO)
+        return Probe(
+            prompt=item.prompt,
+            picture=item.picture,
+            candidate=candidate,
+            strength=strength,
+            tokens=self._tokens[item.words],
+            max_tokens=2 if short else self.config.answer_tokens,
+        )
+
+    def _rights(
+        self,
+        items: Sequence[Item],
+        readings: Sequence[Reading],
+        plain: Sequence[Reading],
+        soft: float,
+    ) -> list[float]:
+        """Return how right each answer is; ``soft`` mixes in probabilities."""
+        found = []
+        for item, reading, before in zip(items, readings, plain, strict=True):
+            right = float(item.right(reading.text, before.text))
+            tokens = self._tokens[item.words]
+            if soft and tokens:
+                right = (1 - soft) * right + soft * reading.probability(tokens)
+            found.append(right)
+        return found
+
+
+def calibrate(
+    examiner: Examiner, note: Note = lambda what, done, total: None
+) -> dict[str, Calibrated]:
+    """Search every concept's edit and return the best found.
+
+    Best is what forgets most among what keeps IRA and CRA within the floor; where
+    nothing does, the best harmonic mean.
+    """
+    config = examiner.config
+    searches: dict[str, Round] = {
+        name: coordinate_rounds(choice.grid, choice.starts, config.passes)
+        for name, choice in examiner.choices.items()
+    }
+    tried: dict[str, dict[Setting, Trial]] = {name: {} for name in searches}
+    step, number = in_step(searches), 0
+    try:
+        wanted = next(step)
+        while True:
+            number += 1
+            found = examiner.trials(
+                wanted,
+                config.screen,
+                lambda done, total, n=number: note(f"round {n}", done, total),
+            )
+            for name, trials in found.items():
+                tried[name] |= trials
+            wanted = step.send(
+                {
+                    name: {s: t.objective for s, t in trials.items()}
+                    for name, trials in found.items()
+                }
+            )
+    except StopIteration:
+        pass
+    best = {
+        name: sorted(trials.values(), key=lambda t: -t.objective)[: config.finalists]
+        for name, trials in tried.items()
+    }
+    finals = examiner.trials(
+        {name: [t.setting for t in trials] for name, trials in best.items()},
+        1.0,
+        lambda done, total: note("finals", done, total),
+    )
+    return {
+        name: _choose(examiner, name, list(trials.values()), tried[name])
+        for name, trials in finals.items()
+    }
+
+
+def _choose(
+    examiner: Examiner,
+    name: str,
+    finals: Sequence[Trial],
+    tried: Mapping[Setting, Trial],
+) -> Calibrated:
+    base, floor = examiner.base(name), examiner.config.retain_floor
+    # Shares of few questions: what is lost by rounding alone is not lost.
+    kept = [t for t in finals if t.scores.loss(base) <= floor + 1e-9]
+    best = (
+        max(kept, key=lambda t: (t.scores.forgetting, t.objective))
+        if kept
+        else max(finals, key=lambda t: (t.scores.HM, t.objective))
+    )
+    return Calibrated(
+        name=name,
+        edits=examiner.choices[name].edits(dict(best.setting)),
+        setting=best.setting,
+        scores=best.scores,
+        base=base,
+        within_floor=bool(kept),
+        trials=(*finals, *tried.values()),
+    )
+
+
+def frontier(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials on all questions that no other beats in both respects.
+
+    Forgetting (of UAg and UAd) against keeping (of IRA and CRA), least forgetting
+    first.
+    """
+    whole = [trial for trial in trials if trial.share == 1.0]
+    points = {id(t): (t.scores.forgetting, keeping(t.scores)) for t in whole}
+
+    def beaten(trial: Trial) -> bool:
+        x, y = points[id(trial)]
+        return any(
+            other[0] >= x and other[1] >= y and other != (x, y)
+            for other in points.values()
+        )
+
+    kept = [trial for trial in whole if not beaten(trial)]
+    return sorted(kept, key=lambda trial: points[id(trial)])
+
+
+def keeping(scores: Outcome) -> float:
+    """Return the smaller of IRA and CRA."""
+    return min(s for s in (scores.IRA, scores.CRA) if s is not None)
