@@ -101,7 +101,7 @@ def test_the_chosen_latents_stand_for_the_concept(harvested, tmp_path, score):
     for name, concept in found.concepts.items():
         latents = [entry.latent for entry in concept.latents]
         assert 0 < len(latents) <= 8 and len(set(latents)) == len(latents)
-        values = [entry.scores[score] for entry in concept.latents]
+        values = [entry.scores[score] or 0.0 for entry in concept.latents]
         assert values == sorted(values, reverse=True)
         assert all(entry.firing_rate[0] > 0 for entry in concept.latents)
         edit = shipped.concept(name).edits.get("vision")
@@ -124,8 +124,7 @@ def test_mistakes_are_one_line_and_status_2(harvested, tmp_path):
         (("--score", "best"), "score is one of share"),
         (("--role", "picture"), "roles are some of image, text, generated"),
         (("--k", 0), "k must be at least 1"),
-        (("--engine-args", "{"), "engine arguments are JSON"),
-        (("--engine-args", "[]"), "a JSON object"),
+        (("--engine-arg", "dtype"), "wanted KEY=VALUE for the engine"),
         (("--split", "test"), "a split is one of"),
         (("--out", tmp_path / "no/such.json"), "cannot write"),
         (("--site", "decoder.1"), "holds vision, not"),

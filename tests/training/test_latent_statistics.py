@@ -108,7 +108,7 @@ def test_statistics_are_those_of_all_rows_at_once(
     concepts = tuple(file.concepts.values())
     groups = sample_groups(store.samples(), concepts, split, site)
     found = concept_statistics(sae, store, groups)
-    first = {}
+    first: dict[object, int] = {}
     for number, sample in enumerate(samples):
         first.setdefault(sample.to_json()["picture"], number)
     for column, (concept, present) in enumerate(
@@ -145,7 +145,7 @@ def test_a_harvest_of_something_else_is_refused(tmp_path, file, sae):
     half = [s for s in file.samples() if s.key.startswith("b/")]
     store = ActivationStore.open(harvest(tmp_path / "h", half, rows_of), "decoder.1")
     concepts = tuple(file.concepts.values())
-    with pytest.raises(ActivationsError, match="none of the .* samples without 'b'"):
+    with pytest.raises(ActivationsError, match="none of the .* samples with 'a'"):
         sample_groups(store.samples(), concepts, None, "decoder.1")
     wide = torch.eye(D + 1)
     other = SAEWeights(

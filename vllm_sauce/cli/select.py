@@ -40,14 +40,13 @@ def select(
         str | None,
         typer.Option("--model", help="For causal; default: the harvested one."),
     ] = None,
-    engine_args: Annotated[
-        str | None,
-        typer.Option("--engine-args", help="For causal: vllm.LLM's, as JSON."),
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="For causal: KEY=VALUE for vllm.LLM; may be given again."),
     ] = None,
 ) -> None:
     """Rank every concept's latents by one score and keep the best with all scores."""
-    from rich.progress import Progress
-
+    from vllm_sauce.cli.options import engine_arguments, progress_bar
     from vllm_sauce.errors import SauceError
     from vllm_sauce.evaluation import select as logic
 
@@ -62,14 +61,10 @@ def select(
             split=split,
             roles=tuple(role or logic.ROLE_NAMES),
             model=model,
-            engine_args=logic.parse_engine_args(engine_args),
+            engine_args=engine_arguments(engine_arg or ()),
         )
-        with Progress(transient=True) as bar:
-            task = bar.add_task("latents")
-            selection = logic.select(
-                request,
-                lambda done, total: bar.update(task, completed=done, total=total),
-            )
+        with progress_bar("latents") as progress:
+            selection = logic.select(request, progress)
         selection.write(out)
     except SauceError as error:
         typer.echo(f"sauce select: {error}", err=True)

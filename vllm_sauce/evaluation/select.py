@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,22 +148,6 @@ def read_sae(path: Path, site: str, harvested: ModelFingerprint) -> SAEWeights:
             f"{path} has SAEs at {', '.join(sorted(bundle.sites))}, not {site!r}"
         )
     return bundle.sites[site].weights
-
-
-def parse_engine_args(text: str | None) -> dict[str, Any]:
-    """Return arguments of ``vllm.LLM`` given as JSON.
-
-    Raises: ConfigError
-    """
-    try:
-        found = json.loads(text or "{}")
-    except ValueError as error:
-        raise ConfigError(
-            f"engine arguments are JSON, got {text!r}: {error}"
-        ) from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"engine arguments are a JSON object, got {text!r}")
-    return found
 
 
 def _causal(
