@@ -71,9 +71,9 @@ def count_latents(sae: SAEWeights, exam: Exam) -> LatentStatistics:
 class Naming:
     """The naming questions of an exam alone: what causal scores are read from."""
 
-    def __init__(self, runner: SharedPrefix, sae: SAEWeights, exam: Exam) -> None:
-        self.runner, self.sae, self.exam = runner, sae, exam
-        self.tokens = concept_tokens(Tiny.load())
+    def __init__(self, tiny: Tiny, sae: SAEWeights, exam: Exam) -> None:
+        self.runner, self.sae, self.exam = SharedPrefix(tiny.model), sae, exam
+        self.tokens = concept_tokens(tiny)
 
     def scores(
         self, concept: int, latents: tuple[int, ...], sizes: Comparison
@@ -214,7 +214,7 @@ def compare(sizes: Comparison) -> list[Row]:
         (counted.group(2 * c), counted.group(2 * c + 1)) for c in range(len(CONCEPTS))
     ]
     rows = [Row("(no edit)", measure(runner, sae, scoring, {}, sizes), 0, 0)]
-    ways = rankings(Naming(runner, sae, selection), sae, sizes)
+    ways = rankings(Naming(tiny, sae, selection), sae, sizes)
     for name, (score, gated) in track(ways.items(), "scores"):
         started = time.perf_counter()
         edits = {}

@@ -131,7 +131,7 @@ def test_every_candidate_answers_as_transformers_does(engine):
         ]
         assert len(close) >= 3 and all(close)
         firsts.add(round(reading.logprobs[50], 5))
-    assert len(firsts) > len(names)  # the edits did something
+    assert len(firsts) >= 6  # two pictures, unedited and under both wide edits
 
 
 def test_a_plain_probe_is_the_same_in_any_company(engine):

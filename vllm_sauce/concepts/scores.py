@@ -15,6 +15,9 @@ from vllm_sauce.errors import ConfigError
 
 NEVER = float("-inf")
 
+Score = Callable[[GroupStatistics, GroupStatistics], Tensor]
+"""Takes what was counted with and without a concept; returns [d_sae]."""
+
 
 def share(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
     """Return SAUCE's S(i), the difference of shares of the mean activation.
@@ -104,7 +107,7 @@ def rate(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
     return pos.firing_rate - neg.firing_rate
 
 
-SCORES: Mapping[str, Callable[[GroupStatistics, GroupStatistics], Tensor]] = {
+SCORES: Mapping[str, Score] = {
     "share": share,
     "saeuron": saeuron,
     "crisp": crisp,
