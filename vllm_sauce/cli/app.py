@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, demo, harvest, import_sae, select
+from vllm_sauce.cli import bundles, calibrate, demo, harvest, import_sae, select
 
 app = typer.Typer(
     name="sauce",
@@ -13,6 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("calibrate")(calibrate.calibrate)
 app.command("demo")(demo.demo)
 app.command("harvest")(harvest.harvest)
 app.command("import")(import_sae.import_sae)

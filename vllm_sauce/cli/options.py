@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from vllm_sauce.errors import ConfigError
@@ -31,9 +32,45 @@ def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
+def site_paths(given: Sequence[str]) -> dict[str, Path]:
+    """Parse SITE=PATH pairs.
+
+    Raises: ConfigError
+    """
+    paths: dict[str, Path] = {}
+    for pair in given:
+        site, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"wanted SITE=FOLDER, got {pair!r}")
+        if site in paths:
+            raise ConfigError(f"{site} is given twice")
+        paths[site] = Path(path)
+    return paths
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on stderr; the block is given what it calls with (done, total)."""
+    with _bars() as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on stderr for each (what, done, total) that the block tells of."""
+    with _bars() as bar:
+        tasks: dict[str, Any] = {}
+
+        def note(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield note
+
+
+def _bars() -> Any:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -51,6 +88,4 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose each concept's edit: hundreds of candidates at the same time in one engine.
 
-Every candidate is a mask of a temporary bundle; all concepts' searches go on in step, so
-that their trials fill the engine's batches together.
+Every candidate is a mask of a temporary bundle; all concepts' searches go on in step,
+so that their trials fill the engine's batches together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_sauce.concepts import SiteEdit
@@ -25,7 +26,6 @@ from vllm_sauce.evaluation.questionnaire import (
     small_part,
 )
 
-Grid = Mapping[str, Sequence[Hashable]]
 Note = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
@@ -197,7 +197,8 @@ class Examiner:
             right = float(item.right(reading.text, before.text))
             tokens = self._tokens[item.words]
             if soft and tokens:
-                right = (1 - soft) * right + soft * reading.probability(tokens)
+                likely = sum(math.exp(reading.logprobs[token]) for token in tokens)
+                right = (1 - soft) * right + soft * min(likely, 1.0)
             found.append(right)
         return found
 
@@ -215,27 +216,7 @@ def calibrate(
         name: coordinate_rounds(choice.grid, choice.starts, config.passes)
         for name, choice in examiner.choices.items()
     }
-    tried: dict[str, dict[Setting, Trial]] = {name: {} for name in searches}
-    step, number = in_step(searches), 0
-    try:
-        wanted = next(step)
-        while True:
-            number += 1
-            found = examiner.trials(
-                wanted,
-                config.screen,
-                lambda done, total, n=number: note(f"round {n}", done, total),
-            )
-            for name, trials in found.items():
-                tried[name] |= trials
-            wanted = step.send(
-                {
-                    name: {s: t.objective for s, t in trials.items()}
-                    for name, trials in found.items()
-                }
-            )
-    except StopIteration:
-        pass
+    tried = _search(examiner, searches, note)
     best = {
         name: sorted(trials.values(), key=lambda t: -t.objective)[: config.finalists]
         for name, trials in tried.items()
@@ -249,6 +230,32 @@ def calibrate(
         name: _choose(examiner, name, list(trials.values()), tried[name])
         for name, trials in finals.items()
     }
+
+
+def _search(
+    examiner: Examiner, searches: Mapping[str, Round], note: Note
+) -> dict[str, dict[Setting, Trial]]:
+    """Run all searches to their end; return everything that was tried."""
+    tried: dict[str, dict[Setting, Trial]] = {name: {} for name in searches}
+    step, number = in_step(searches), 0
+
+    def progress(done: int, total: int) -> None:
+        note(f"round {number}", done, total)
+
+    try:
+        wanted = next(step)
+        while True:
+            number += 1
+            found = examiner.trials(wanted, examiner.config.screen, progress)
+            for name, trials in found.items():
+                tried[name] |= trials
+            objectives = {
+                name: {setting: trial.objective for setting, trial in trials.items()}
+                for name, trials in found.items()
+            }
+            wanted = step.send(objectives)
+    except StopIteration:
+        return tried
 
 
 def _choose(

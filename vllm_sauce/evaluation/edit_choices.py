@@ -85,17 +85,23 @@ class EditChoices:
             "action": self.actions,
         }
         middle = {name: values[len(values) // 2] for name, values in grid.items()}
-        starts = tuple({**middle, "sites": one, "ranking": grid["ranking"][0]}
-                       for one in together)
+        starts = tuple(
+            {**middle, "sites": one, "ranking": grid["ranking"][0]} for one in together
+        )
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "starts", starts)
 
     def _rankings(self, sites: Sequence[str]) -> tuple[str, ...]:
         """Return the ways to rank that choose a latent at each site."""
-        names = {"file": None, **dict.fromkeys(
-            name for site in sites for latent in self.latents[site].latents
-            for name in latent.scores
-        )}
+        names = {
+            "file": None,
+            **dict.fromkeys(
+                name
+                for site in sites
+                for latent in self.latents[site].latents
+                for name in latent.scores
+            ),
+        }
         kept = ["file"]
         kept += [
             name

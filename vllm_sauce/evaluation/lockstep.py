@@ -48,15 +48,15 @@ def coordinate_rounds(
             scores.update((yield new))
 
     yield from ask(starts)
-    best = dict(max(starts, key=lambda start: scores[setting_of(start, grid)]))
+    best: Point = max(starts, key=lambda start: scores[setting_of(start, grid)])
     for _ in range(passes):
         before = dict(best)
         for name, values in grid.items():
             order = [best[name], *(value for value in values if value != best[name])]
-            points = [{**best, name: value} for value in order]
+            points: list[Point] = [{**best, name: value} for value in order]
             yield from ask(points)
             best = max(points, key=lambda point: scores[setting_of(point, grid)])
-        if best == before:
+        if dict(best) == before:
             break
     return scores
 

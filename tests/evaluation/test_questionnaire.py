@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked about a concept, and what the answers make."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from vllm_sauce.evaluation.questionnaire import (
+    Kind,
+    Outcome,
+    Part,
+    Questionnaire,
+    first_word,
+    mentions,
+    outcome,
+    small_part,
+)
+from vllm_sauce.training.concept_examples import ConceptFile
+
+ANIMALS, COLOURS = ("dog", "cat", "pig"), ("red", "blue")
+
+
+def write(folder, yaml, rows):
+    for number, _ in enumerate(rows):
+        Image.new("RGB", (8, 8), (number, 7, 7)).save(folder / f"{number}.png")
+    lines = [
+        json.dumps({"file": f"{number}.png", "concepts": row})
+        for number, row in enumerate(rows)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    (folder / "concepts.yaml").write_text(yaml)
+    return ConceptFile.read(folder / "concepts.yaml")
+
+
+def shown(asked):
+    """Return which picture an item or an example has."""
+    assert asked.picture is not None
+    return asked.picture.name
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Every animal in every colour, four times; some pictures with a colour alone."""
+    rows = [[a, c] for a in ANIMALS for c in COLOURS for _ in range(6)]
+    rows += [[c] for c in COLOURS for _ in range(6)]
+    names = "\n".join(
+        f"  {n}: {{domain: {d}}}"
+        for d, some in (("animals", ANIMALS), ("colours", COLOURS))
+        for n in some
+    )
+    return write(
+        tmp_path,
+        "version: 1\nminimum: 1\n"
+        "pictures: {jsonl: rows.jsonl, image: file, concepts: concepts}\n"
+        "questions:\n"
+        '  animals: {name: "Which animal?", exists: "Is there {a concept}?"}\n'
+        '  colours: {name: "Which colour?", exists: "Is it {concept}?"}\n'
+        f"concepts:\n{names}\n",
+        rows,
+    )
+
+
+def test_every_question_is_about_what_its_part_says(file):
+    items = Questionnaire(file, "selection").items("dog", 4, 8)
+    shows = {shown(e): set(e.concepts) for e in file.examples}
+    assert {item.part for item in items} == set(Part)
+    for item in items:
+        there = shows[shown(item)]
+        assert ("dog" in there) == (item.part in (Part.UAG, Part.UAD, Part.CRA_SHOWN))
+        if item.part is Part.UAD:
+            assert (item.prompt, item.words) == ("Is there a dog?", ("no",))
+        elif item.kind is Kind.NAME and item.part is not Part.UAG:
+            assert item.words[0] in there - {"dog"}
+            domain = ANIMALS if item.part is Part.IRA else COLOURS
+            assert item.words[0] in domain
+        elif item.kind in (Kind.YES, Kind.NO):
+            asked = next(n for n in (*ANIMALS, *COLOURS) if n in item.prompt)
+            assert (asked in there) == (item.kind is Kind.YES)
+            assert asked != "dog"
+
+
+def test_the_split_and_the_numbers_are_kept_to(file):
+    questionnaire = Questionnaire(file, "scoring")
+    items = questionnaire.items("dog", 2, 3)
+    mine = {shown(e) for e in file.examples if e.split == "scoring"}
+    assert {shown(item) for item in items} <= mine
+    assert len({shown(item) for item in items if item.part is Part.UAD}) == 2
+    assert items == Questionnaire(file, "scoring").items("dog", 2, 3)
+
+
+def test_who_knows_everything_forgets_nothing(file):
+    items = Questionnaire(file, "selection").items("dog", 4, 8)
+    right = [0.0 if item.part is Part.UAD else 1.0 for item in items]
+    scores = outcome(items, right)
+    assert (scores.UAg, scores.UAd, scores.IRA, scores.CRA) == (0.0, 0.0, 1.0, 1.0)
+    nothing = outcome(items, [1 - r for r in right])
+    assert (nothing.UAg, nothing.UAd, nothing.IRA, nothing.CRA) == (1.0, 1.0, 0.0, 0.0)
+    assert scores.HM == nothing.HM == 0.0
+    assert nothing.loss(scores) == 1.0
+
+
+def test_yes_and_no_weigh_the_same(file):
+    """Always "yes" is half of the yes/no accuracy, however many of each there are."""
+    items = Questionnaire(file, "selection").items("dog", 4, 8)
+    says_yes = [float(item.kind is Kind.YES) for item in items]
+    scores = outcome(items, says_yes)
+    assert round(scores.IRA or 0.0, 9) == 0.25
+
+
+def test_without_other_labels_answers_are_kept(tmp_path):
+    file = write(
+        tmp_path,
+        "version: 1\nminimum: 1\n"
+        "pictures: {jsonl: rows.jsonl, image: file, concepts: concepts}\n"
+        "concepts:\n  dog: {domain: animals}\n",
+        [["dog"]] * 6 + [[]] * 6,
+    )
+    items = Questionnaire(file, "selection").items("dog", 3, 3)
+    kept = [item for item in items if item.kind is Kind.KEEP]
+    assert {item.part for item in kept} == {Part.CRA_OTHER}
+    assert kept[0].right(" A tree. ", "a tree.")
+    assert not kept[0].right("a house", "a tree.")
+    assert outcome(items, [1.0] * len(items)).IRA is None
+
+
+def test_a_part_has_some_of_everything(file):
+    items = Questionnaire(file, "selection").items("dog", 4, 8)
+    before: set[int] = set()
+    for share in (0.01, 0.3, 0.6, 1.0):
+        chosen = small_part(items, share)
+        assert {(i.part, i.kind) for i in items} == {
+            (items[n].part, items[n].kind) for n in chosen
+        }
+        assert before <= set(chosen)
+        before = set(chosen)
+    assert chosen == list(range(len(items)))
+
+
+def test_words_in_answers():
+    assert mentions("Two Dogs play.", ["dog"])
+    assert mentions("a hot dog", ["hot dog"])
+    assert not mentions("a dogma", ["dog"])
+    assert not mentions("", ["dog"])
+    assert first_word(" No, there is none") == "no"
+    assert first_word("...") == ""
+
+
+def test_scores_that_cannot_be_asked_do_not_count():
+    scores = Outcome(UAg=0.8, UAd=None, IRA=None, CRA=0.8)
+    assert round(scores.HM, 9) == 0.8
+    assert scores.forgetting == 0.8
+    assert scores.to_json()["IRA"] is None

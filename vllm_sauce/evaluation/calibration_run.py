@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce calibrate``: from selected latents to a bundle, resumable.
+
+What was tried for each concept stays in ``<out>.calibration``: a file a concept,
+written when the concept is done, so a killed run goes on with the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm_sauce.bundle import Bundle, fingerprint_model
+from vllm_sauce.bundle.fingerprint import file_sha256
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, check_site
+from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.evaluation.calibrate import (
+    Calibrated,
+    CalibrationConfig,
+    Examiner,
+    Note,
+    Trial,
+    calibrate,
+    frontier,
+    keeping,
+)
+from vllm_sauce.evaluation.candidate_engine import CandidateEngine
+from vllm_sauce.evaluation.edit_choices import EditChoices
+from vllm_sauce.evaluation.questionnaire import Outcome, Questionnaire
+from vllm_sauce.evaluation.select import read_sae
+from vllm_sauce.evaluation.selection_file import SelectionFile
+from vllm_sauce.sae import SAEWeights
+from vllm_sauce.training.concept_examples import ConceptFile
+from vllm_sauce.training.shards import write_whole
+
+RUN_FILE = "run.json"
+SEARCH_SPLIT, SCORE_SPLIT = "calibration", "scoring"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateRequest:
+    """What is calibrated, from what, and where it goes."""
+
+    model: str
+    saes: Mapping[str, Path]
+    """By site: a bundle's folder, or one that SAELens saved."""
+    selections: tuple[Path, ...]
+    """What ``sauce select`` wrote, one a site."""
+    concepts: Path
+    out: Path
+    """The bundle that is written."""
+    names: tuple[str, ...] = ()
+    """Concepts to calibrate; none means all of the file."""
+    config: CalibrationConfig = field(default_factory=CalibrationConfig)
+    concepts_per_engine: int = 20
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for site in self.saes:
+            check_site(site)
+        if not self.saes or len(self.selections) != len(self.saes):
+            raise ConfigError("give one SAE and one selection for each site")
+        if self.concepts_per_engine < 1:
+            raise ConfigError("concepts_per_engine must be at least 1")
+        if self.out.exists() and not self.overwrite:
+            raise ConfigError(f"{self.out} is there already; --overwrite replaces it")
+
+    @property
+    def folder(self) -> Path:
+        """Where everything that was tried is kept."""
+        return self.out.with_name(f"{self.out.name}.calibration")
+
+
+class _Run:
+    """The inputs, read and checked."""
+
+    def __init__(self, request: CalibrateRequest) -> None:
+        self.request = request
+        self.fingerprint = fingerprint_model(request.model)
+        found = [SelectionFile.read(path) for path in request.selections]
+        self.selections = {one.site: one for one in found}
+        if set(self.selections) != set(request.saes):
+            raise ConfigError(
+                f"the selections are for {', '.join(sorted(self.selections))}, the "
+                f"SAEs for {', '.join(sorted(request.saes))}"
+            )
+        for one in found:
+            if differences := one.fingerprint.differences(self.fingerprint):
+                raise BundleMismatchError(
+                    f"the selection for {one.site} was made on another model: "
+                    f"{'; '.join(differences)}"
+                )
+        self.saes: dict[str, SAEWeights] = {
+            site: read_sae(path, site, self.fingerprint)
+            for site, path in request.saes.items()
+        }
+        self.file = ConceptFile.read(request.concepts)
+        self.names = request.names or tuple(self.file.concepts)
+        for name in self.names:
+            if name not in self.file.concepts:
+                raise ConfigError(f"{request.concepts} has no concept {name!r}")
+
+    def choices(self, name: str) -> EditChoices:
+        """Return what a concept may choose from."""
+        config = self.request.config
+        latents = {
+            site: one.concepts[name]
+            for site, one in self.selections.items()
+            if name in one.concepts
+        }
+        return EditChoices(name, latents, config.k, config.gates, config.actions)
+
+    def identity(self) -> str:
+        """Return what must be the same for a run to go on, as one hash."""
+        request = self.request
+        told = {
+            "config": asdict(request.config),
+            "model": self.fingerprint.model_dump(mode="json"),
+            "concepts": file_sha256(request.concepts),
+            "examples": [example.digest for example in self.file.examples],
+            "selections": sorted(map(file_sha256, request.selections)),
+            "saes": {site: sae_digest(sae) for site, sae in self.saes.items()},
+        }
+        text = json.dumps(told, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def calibrate_bundle(
+    request: CalibrateRequest,
+    note: Note = lambda what, done, total: None,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Bundle:
+    """Calibrate all concepts that are not yet, and write the bundle.
+
+    ``note`` is told of the work inside a group of concepts, ``report`` of the groups.
+
+    Raises: SauceError of the kind that says what is wrong
+    """
+    run = _Run(request)
+    _begin(run)
+    left = [name for name in run.names if not _path(run, name).exists()]
+    done = len(run.names) - len(left)
+    size = request.concepts_per_engine
+    for start in range(0, len(left), size):
+        report("concepts", done + start, len(run.names))
+        _calibrate_group(run, left[start : start + size], note)
+    report("concepts", len(run.names), len(run.names))
+    results = {name: json.loads(_path(run, name).read_text()) for name in run.names}
+    used = {site for entry in results.values() for site in entry["edits"]}
+    bundle = Bundle.build(
+        run.fingerprint,
+        {site: sae for site, sae in run.saes.items() if site in used},
+        Catalogue(_concept(run, name, entry) for name, entry in results.items()),
+    )
+    bundle.save(request.out)
+    return bundle
+
+
+def _begin(run: _Run) -> None:
+    """Make the folder, or check that it is this run's."""
+    folder, identity = run.request.folder, run.identity()
+    path = folder / RUN_FILE
+    if path.exists():
+        if json.loads(path.read_text()).get("identity") != identity:
+            raise ConfigError(
+                f"{folder} holds another calibration (other model, SAEs, latents, "
+                "examples or settings); remove it or give another --out"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"identity": identity, "config": asdict(run.request.config)}
+    write_whole(path, (json.dumps(told, indent=1) + "\n").encode())
+
+
+def _calibrate_group(run: _Run, names: list[str], note: Note) -> None:
+    request = run.request
+    choices = {name: run.choices(name) for name in names}
+    candidates: dict[str, dict[str, SiteEdit]] = {}
+    for choice in choices.values():
+        candidates |= choice.candidates()
+    with CandidateEngine(
+        request.model, run.saes, candidates, engine_args=request.engine_args
+    ) as engine:
+        asked = Questionnaire(run.file, SEARCH_SPLIT, request.config.seed)
+        found = calibrate(Examiner(engine, choices, asked, request.config), note)
+        scoring = Questionnaire(run.file, SCORE_SPLIT, request.config.seed)
+        judge = Examiner(engine, choices, scoring, request.config)
+        settings = {name: [one.setting] for name, one in found.items()}
+        scored = judge.trials(settings, 1.0)
+        for name, one in found.items():
+            trial = scored[name][one.setting]
+            _write_concept(run, one, trial.scores, judge.base(name))
+
+
+def _write_concept(run: _Run, one: Calibrated, scores: Outcome, base: Outcome) -> None:
+    entry = {
+        "concept": one.name,
+        "edits": {site: asdict(edit) for site, edit in one.edits.items()},
+        "setting": _named(one.setting),
+        "within_floor": one.within_floor,
+        "calibration": {"edited": one.scores.to_json(), "base": one.base.to_json()},
+        "scoring": {"edited": scores.to_json(), "base": base.to_json()},
+        "frontier": [_trial_json(trial) for trial in frontier(one.trials)],
+        "trials": [_trial_json(trial) for trial in one.trials],
+    }
+    write_whole(_path(run, one.name), (json.dumps(entry, indent=1) + "\n").encode())
+
+
+def _trial_json(trial: Trial) -> dict[str, object]:
+    return {
+        "setting": _named(trial.setting),
+        "share": trial.share,
+        "objective": round(trial.objective, 4),
+        "scores": trial.scores.to_json(),
+        "forgetting": round(trial.scores.forgetting, 4),
+        "keeping": round(keeping(trial.scores), 4),
+    }
+
+
+def _named(setting: tuple[tuple[str, object], ...]) -> dict[str, object]:
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in setting}
+
+
+def _path(run: _Run, name: str) -> Path:
+    # Names may hold anything printable; files may not.
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return run.request.folder / f"concept-{digest}.json"
+
+
+def _concept(run: _Run, name: str, entry: Mapping[str, Any]) -> Concept:
+    edits = {
+        site: SiteEdit(**{key: tuple(values) for key, values in edit.items()})
+        for site, edit in entry["edits"].items()
+    }
+    scoring = entry["scoring"]
+    base = {f"base_{n}": s for n, s in scoring["base"].items() if n != "HM"}
+    return Concept(
+        name=name,
+        domain=run.file.concepts[name].domain,
+        edits=edits,
+        provenance={
+            "method": "sauce calibrate",
+            "setting": entry["setting"],
+            "within_floor": entry["within_floor"],
+            "retain_floor": run.request.config.retain_floor,
+            "tried": len(entry["trials"]),
+            "calibration": entry["calibration"]["edited"],
+        },
+        scores={**scoring["edited"], **base},
+    )
+
+
+def sae_digest(sae: SAEWeights) -> str:
+    """Return a hash of an SAE's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.tensors().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
