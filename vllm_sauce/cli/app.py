@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, demo
+from vllm_sauce.cli import bundles, demo, train
 
 app = typer.Typer(
     name="sauce",
@@ -17,6 +17,7 @@ app.command("demo")(demo.demo)
 app.command("diff")(bundles.diff)
 app.command("pull")(bundles.pull)
 app.command("push")(bundles.push)
+app.command("train")(train.train)
 
 
 @app.callback()
