@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def write_harvest(
     """Write rows as samples of one length; a token's role goes round the three."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = activations.split(sample_rows)
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"key": f"s{n}", "prompt": f"prompt {n}", "picture": None, "concepts": []}
         for n in range(len(parts))
     ]
