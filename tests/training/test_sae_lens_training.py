@@ -168,3 +168,20 @@ def test_a_device_that_is_not_here_is_named():
         TrainingRun(
             settings("standard", device="cuda:77"), ActivationStatistics.of(data)
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("architecture", ALL)
+def test_a_gpu_learns_what_a_cpu_learns(architecture):
+    data, _ = sparse_data(6000)
+    figures = {
+        device: sae_quality(
+            train_sae(data[:5000], settings(architecture, device=device)), data[5000:]
+        )
+        for device in ("cpu", "cuda")
+    }
+    assert figures["cuda"].explained_variance == pytest.approx(
+        figures["cpu"].explained_variance, abs=0.03
+    )
+    assert figures["cuda"].l0 == pytest.approx(figures["cpu"].l0, rel=0.1)

@@ -152,16 +152,15 @@ class ActivationReader:
             order = self._order(np.random.default_rng([self.seed, epoch]))
             before = np.cumsum(self._blocks.count[order]) - self._blocks.count[order]
             window = before // self.window_rows
-            for number in range(int(window[-1]) + 1):
-                yield [self.seed, epoch, number], order[window == number]
+            for number, blocks in enumerate(_runs(window)):
+                yield [self.seed, epoch, number], order[blocks]
             epoch += 1
 
     def _order(self, rng: np.random.Generator) -> Integers:
         """Return the blocks in random order, those of each shard evenly spread."""
         place = np.empty(len(self._blocks.shard))
-        for shard in np.unique(self._blocks.shard):
-            mine = self._blocks.shard == shard
-            ranks = rng.permutation(int(mine.sum()))
+        for mine in _runs(self._blocks.shard):
+            ranks = rng.permutation(len(mine))
             place[mine] = (ranks + rng.random(len(ranks))) / len(ranks)
         return np.argsort(place, kind="stable")
 
@@ -191,6 +190,11 @@ class ActivationReader:
                 "finite; the model overflowed there: harvest in bfloat16 or float32"
             )
         return rows
+
+
+def _runs(values: Integers) -> list[Integers]:
+    """Return the places of each run of equal values."""
+    return np.split(np.arange(len(values)), np.flatnonzero(np.diff(values)) + 1)
 
 
 def _row_bytes(store: ActivationStore) -> int:
