@@ -50,8 +50,10 @@ def shown_progress(label: str, total_steps: int, console: Console) -> Iterator[R
 def figures_table(title: str, rows: list[dict[str, Any]]) -> Table:
     """Return trained SAEs' figures, one a row."""
     table = Table(title=title)
-    for name in ("site", "architecture", *_COLUMNS.values(), "loss recovered", "KL"):
-        table.add_column(name, justify="left" if table.row_count else "right")
+    for name in ("site", "architecture"):
+        table.add_column(name)
+    for name in (*_COLUMNS.values(), "loss recovered", "KL"):
+        table.add_column(name, justify="right")
     for row in rows:
         fidelity = row.get("fidelity") or {}
         numbers = [row[name] for name in _COLUMNS]
