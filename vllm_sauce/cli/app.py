@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, demo, harvest, import_sae
+from vllm_sauce.cli import bundles, demo, harvest, import_sae, train
 
 app = typer.Typer(
     name="sauce",
@@ -19,6 +19,7 @@ app.command("import")(import_sae.import_sae)
 app.command("diff")(bundles.diff)
 app.command("pull")(bundles.pull)
 app.command("push")(bundles.push)
+app.command("train")(train.train)
 
 
 @app.callback()
