@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, demo, harvest, import_sae, train
+from vllm_sauce.cli import bundles, demo, harvest, import_sae, select, train
 
 app = typer.Typer(
     name="sauce",
@@ -20,6 +20,7 @@ app.command("diff")(bundles.diff)
 app.command("pull")(bundles.pull)
 app.command("push")(bundles.push)
 app.command("train")(train.train)
+app.command("select")(select.select)
 
 
 @app.callback()

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of every latent for one concept: more is better, -inf is never chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.concepts.selection import share_difference
+from vllm_sauce.concepts.statistics import GroupStatistics
+from vllm_sauce.errors import ConfigError
+
+NEVER = float("-inf")
+
+Score = Callable[[GroupStatistics, GroupStatistics], Tensor]
+"""Takes what was counted with and without a concept; returns [d_sae]."""
+
+
+def share(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
+    """Return SAUCE's S(i), the difference of shares of the mean activation.
+
+    Shapes: -> [d_sae]
+    Source: SAUCE (arXiv:2503.14530), selection score
+    """
+    return share_difference(pos.mean_acts, neg.mean_acts)
+
+
+def saeuron(
+    pos: GroupStatistics, neg: GroupStatistics, percentile: float = 99.0
+) -> Tensor:
+    """Return S(i) of the latents above a percentile of S over all latents.
+
+    The authors use 99.99 and more on SAEs of tens of thousands of latents; what is
+    above decides how many are edited. See ``saeuron_gate`` for where they are.
+
+    Shapes: -> [d_sae]
+    Source: SAeUron (arXiv:2501.18052), feature importance and its threshold
+    """
+    if not 0 <= percentile < 100:
+        raise ConfigError(f"a percentile lies in 0..100, got {percentile}")
+    scores = share(pos, neg)
+    return torch.where(scores > scores.quantile(percentile / 100), scores, NEVER)
+
+
+def saeuron_gate(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
+    """Return mu(D), the mean activation over all samples: SAeUron edits above it.
+
+    Shapes: -> [d_sae]
+    Source: SAeUron (arXiv:2501.18052), intervention
+    """
+    return (pos.sum_acts + neg.sum_acts) / (pos.num_tokens + neg.num_tokens)
+
+
+def crisp(
+    pos: GroupStatistics,
+    neg: GroupStatistics,
+    k: int = 16,
+    least_ratio: float = 3.0,
+) -> Tensor:
+    """Return how much more often a latent fires, for those that also fire stronger.
+
+    Candidates are the 10 k latents of the largest difference of counts; those stay
+    whose summed activation is ``least_ratio`` times that without the concept, plus 1.
+    The authors' two corpora have as many tokens; here what is counted without
+    the concept is scaled to as many.
+
+    Shapes: -> [d_sae]
+    Source: CRISP (arXiv:2508.13650), feature selection, and the authors' code
+    """
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
+    scale = pos.num_tokens / neg.num_tokens
+    more_often = pos.num_fired - neg.num_fired * scale
+    ratio = pos.sum_acts / (neg.sum_acts * scale + 1)
+    candidates = torch.sort(more_often, descending=True, stable=True).indices[: 10 * k]
+    chosen = torch.zeros_like(ratio, dtype=torch.bool)
+    chosen[candidates] = True
+    return torch.where(chosen & (ratio >= least_ratio), more_often, NEVER)
+
+
+def dsg(
+    pos: GroupStatistics, neg: GroupStatistics, ratio_percentile: float = 90.0
+) -> Tensor:
+    """Return the mean squared activation of latents that the concept stands out in.
+
+    Those stay whose ratio of it with and without the concept is at or above a
+    percentile of the ratio.
+
+    Shapes: -> [d_sae]
+    Source: Dynamic SAE Guardrails (arXiv:2504.08192), Fisher-based feature selection
+    """
+    if not 0 <= ratio_percentile < 100:
+        raise ConfigError(f"a percentile lies in 0..100, got {ratio_percentile}")
+    forget, retain = pos.mean_squared, neg.mean_squared
+    ratio = forget / (retain + 1e-21)
+    return torch.where(ratio >= ratio.quantile(ratio_percentile / 100), forget, NEVER)
+
+
+def rate(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
+    """Return how much larger the share of tokens on which a latent fires is.
+
+    Shapes: -> [d_sae]
+    """
+    return pos.firing_rate - neg.firing_rate
+
+
+SCORES: Mapping[str, Score] = {
+    "share": share,
+    "saeuron": saeuron,
+    "crisp": crisp,
+    "dsg": dsg,
+    "rate": rate,
+}
+"""Scores from statistics alone, by the name that ``sauce select --score`` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CausalScore:
+    """What editing one latent does to log-probabilities."""
+
+    latent: int
+    on_concept: float
+    """Mean change of the concept's answer on examples with it; negative forgets."""
+    on_others: float
+    """Mean change of the model's own answer on examples without it."""
+
+    def value(self, harm_weight: float = 1.0) -> float:
+        """Return what is forgotten less what others lose."""
+        return -self.on_concept - harm_weight * max(0.0, -self.on_others)
+
+
+def ranked(scores: Tensor, pos: GroupStatistics, k: int) -> tuple[int, ...]:
+    """Return up to k latents, best first; of equals the lower index.
+
+    A latent that never fires with the concept is not chosen, nor one scored -inf.
+
+    Shapes: scores [d_sae]
+    Raises: ConfigError
+    """
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
+    if scores.shape != pos.firing_rate.shape or bool(scores.isnan().any()):
+        raise ConfigError(
+            f"scores must be numbers [d_sae={len(pos.firing_rate)}], got "
+            f"{tuple(scores.shape)} with {int(scores.isnan().sum())} NaN"
+        )
+    order = torch.sort(scores, descending=True, stable=True).indices
+    fit = (pos.firing_rate > 0) & (scores > NEVER)
+    return tuple(order[fit[order]][:k].tolist())

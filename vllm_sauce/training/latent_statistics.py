@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of an SAE's latents on harvested activations, with and without concepts.
+
+Group 2c holds the samples with the c-th concept, group 2c + 1 those without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts.statistics import LatentStatistics
+from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.sae import SAEWeights
+from vllm_sauce.training.activation_store import ActivationStore
+from vllm_sauce.training.concept_examples import ConceptExamples
+from vllm_sauce.training.shards import Role
+
+BATCH_BYTES = 128 * 2**20
+"""Memory for the latents of one batch; a longer sample is a batch of its own."""
+
+Progress = Callable[[int, int], None]
+"""Told the tokens that are done and all of them."""
+
+
+def sample_groups(
+    samples: Sequence[Mapping[str, Any]],
+    concepts: Sequence[ConceptExamples],
+    split: str | None,
+    site: str,
+) -> Tensor:
+    """Return which harvested samples have a concept and which lack it.
+
+    At the vision site a picture's patches are stored once, whatever it was asked: it
+    is every example's that shows it.
+
+    Shapes: -> [num_samples, 2 * num_concepts] bool
+    Raises: ActivationsError if a concept has no sample there
+    """
+    groups = torch.zeros(len(samples), 2 * len(concepts), dtype=torch.bool)
+    name = "picture" if site == VISION else "key"
+    rows: dict[str, list[int]] = {}
+    content_of = {}
+    for number, sample in enumerate(samples):
+        content_of[sample["key"]] = sample[name]
+        rows.setdefault(sample[name], []).append(number)
+    for number, concept in enumerate(concepts):
+        for column, present in ((2 * number, True), (2 * number + 1, False)):
+            keys = [
+                sample.key
+                for example in concept.examples(present, split)
+                for sample in example.samples()
+            ]
+            mine = {content_of[key] for key in keys if key in content_of} - {None}
+            groups[[row for content in mine for row in rows[content]], column] = True
+            if not mine:
+                sign = "with" if present else "without"
+                raise ActivationsError(
+                    f"none of the {len(keys)} samples {sign} {concept.name!r} in "
+                    f"{split or 'any split'} is in this harvest; harvest the same "
+                    "concepts.yaml"
+                )
+    # A picture with contradictory words of its own tells nothing of its patches.
+    both = groups[:, 0::2] & groups[:, 1::2]
+    groups[:, 0::2] &= ~both
+    groups[:, 1::2] &= ~both
+    return groups
+
+
+@torch.inference_mode()
+def concept_statistics(
+    sae: SAEWeights,
+    store: ActivationStore,
+    groups: Tensor,
+    *,
+    roles: Collection[Role] = tuple(Role),
+    levels: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> LatentStatistics:
+    """Return the latents' statistics over a harvest, in bounded memory.
+
+    Shapes: groups [num_samples, num_groups] bool
+    Raises: ConfigError if the SAE is of another width than the site
+    """
+    if sae.d_model != store.d_model:
+        raise ConfigError(
+            f"the SAE takes activations of width {sae.d_model}, {store.folder} holds "
+            f"{store.site} of width {store.d_model}"
+        )
+    found = LatentStatistics(groups.shape[1], sae.d_sae, levels)
+    sample, _, role = store.labels()
+    wanted = groups.any(1)[sample.long()] & torch.isin(
+        role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
+    )
+    index = wanted.nonzero()[:, 0]
+    sample, done = sample[index].long(), 0
+    for start, stop in _whole_samples(sample, max(1, BATCH_BYTES // (8 * sae.d_sae))):
+        numbers, inverse = torch.unique(sample[start:stop], return_inverse=True)
+        acts = sae.encode(store.rows(index[start:stop]))
+        found.add(acts, inverse, groups[numbers])
+        done += stop - start
+        progress(done, len(index))
+    return found
+
+
+def _whole_samples(sample: Tensor, batch_tokens: int) -> Iterator[tuple[int, int]]:
+    """Yield spans of about a batch that begin and end where a sample does.
+
+    Shapes: sample [num_tokens], the rows of a sample next to each other
+    """
+    change = (sample[1:] != sample[:-1]).nonzero()[:, 0] + 1
+    ends = [*change.tolist(), len(sample)]
+    start = stop = 0
+    for end in ends:
+        if end - start > batch_tokens and stop > start:
+            yield start, stop
+            start = stop
+        stop = end
+    if stop > start:
+        yield start, stop
