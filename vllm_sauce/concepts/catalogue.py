@@ -78,12 +78,8 @@ class Concept:
     """How well it works: UAg, UAd, IRA, CRA, ..., shares in 0..1."""
 
     def __post_init__(self) -> None:
-        for what, text in (("name", self.name), ("domain", self.domain)):
-            if not text or text != text.strip() or not text.isprintable():
-                raise ConfigError(
-                    f"a concept's {what} is printable text without outer blanks, "
-                    f"got {text!r}"
-                )
+        check_concept_text("name", self.name)
+        check_concept_text("domain", self.domain)
         if not self.edits:
             raise ConfigError(f"concept {self.name!r} edits no site")
         for site in self.edits:
@@ -150,6 +146,17 @@ class Catalogue(Mapping[str, Concept]):
             if edit is not None:
                 used.update(edit.latents)
         return tuple(sorted(used))
+
+
+def check_concept_text(what: str, text: str) -> None:
+    """Refuse what cannot be a concept's name or domain.
+
+    Raises: ConfigError
+    """
+    if not text or text != text.strip() or not text.isprintable():
+        raise ConfigError(
+            f"a concept's {what} is printable text without outer blanks, got {text!r}"
+        )
 
 
 def _check_numbers(name: str, values: Sequence[float], length: int) -> None:

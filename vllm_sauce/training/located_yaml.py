@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML whose mistakes can be found: the line of every place, no key twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_sauce.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """No booleans and no dates: "no" and 2026-11-21 are words a concept may have."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping with text as keys; a key twice is a mistake."""
+        self.flatten_mapping(node)
+        found: dict[Any, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be text", problem_mark=key.start_mark
+                )
+            if key.value in found:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            found[key.value] = self.construct_object(value, deep=deep)
+        return found
+
+
+class Lines:
+    """Where things are in a YAML text."""
+
+    def __init__(self, root: yaml.Node | None) -> None:
+        self._root = root
+
+    def line(self, place: Sequence[str | int]) -> int:
+        """Return the line of the deepest node on the way to a place, from 1."""
+        node, line = self._root, 1
+        for step in place:
+            found = next(_children(node, step), None)
+            if found is None:
+                continue
+            mark, node = found
+            line = mark.line + 1
+        return line
+
+
+def _children(node: Any, step: str | int) -> Iterator[tuple[Any, yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == step:
+                yield key.start_mark, value
+    elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+        for value in node.value[step : step + 1]:
+            yield value.start_mark, value
+
+
+def load_yaml(path: Path) -> tuple[Any, Lines]:
+    """Read a YAML file and where its parts are.
+
+    Raises: ConfigError
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader), Lines(root)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}{where}: {problem}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply") from error
