@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, demo
+from vllm_sauce.cli import bundles, demo, inspect
 
 app = typer.Typer(
     name="sauce",
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("diff")(bundles.diff)
+app.command("inspect")(inspect.inspect)
 app.command("pull")(bundles.pull)
 app.command("push")(bundles.push)
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vllm_sauce.concepts import VISION
-from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.loaded_model import LoadedModel, patch_grid
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.training.activations import site_hook
@@ -89,6 +89,12 @@ def _run(
     )
 
 
+def on_device(sae: SAEWeights, device: torch.device) -> SAEWeights:
+    """Return an SAE with its parameters on a device."""
+    moved: dict[str, Any] = {n: x.to(device) for n, x in sae.tensors().items()}
+    return replace(sae, **moved)
+
+
 class LatentReader:
     """Reads some latents of an SAE, exactly, without keeping the others."""
 
@@ -97,21 +103,16 @@ class LatentReader:
     ) -> None:
         self.latents = tuple(latents)
         self.rows = torch.tensor(self.latents, device=device)
-        threshold = sae.threshold
-        whole = replace(
-            sae,
-            **{name: tensor.to(device) for name, tensor in sae.tensors().items()},
-        )
-        self.sae = whole
+        self.sae = on_device(sae, device)
         if sae.k is None:
+            # These do not depend on each other: the others need not be computed.
+            threshold = self.sae.threshold
             self.sae = replace(
-                whole,
-                W_enc=whole.W_enc[:, self.rows],
-                W_dec=whole.W_dec[self.rows],
-                b_enc=whole.b_enc[self.rows],
-                threshold=None
-                if threshold is None
-                else threshold.to(device)[self.rows],
+                self.sae,
+                W_enc=self.sae.W_enc[:, self.rows],
+                W_dec=self.sae.W_dec[self.rows],
+                b_enc=self.sae.b_enc[self.rows],
+                threshold=None if threshold is None else threshold[self.rows],
             )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -278,13 +279,15 @@ def activation_maps(
     for batch in sample_batches(loaded, samples, readers, rows, batch_size):
         for site, x in batch.activations.items():
             acts = readers[site](x).cpu()
+            # Clones: a view would keep every latent of the batch in memory.
             for at, row in enumerate(batch.rows):
                 for i, latent in enumerate(readers[site].latents):
                     if row in wanted[site, latent]:
-                        one = _map_of(loaded, batch, site, at, acts[at, :, i])
+                        one = _map_of(loaded, batch, site, at, acts[at, :, i].clone())
                         made[site, latent, row] = one
         if batch.seen is not None:
-            pictures.update(zip(batch.rows, batch.seen, strict=True))
+            seen = [picture.clone() for picture in batch.seen]
+            pictures.update(zip(batch.rows, seen, strict=True))
         progress(len(batch.rows))
     maps = {key: [made[(*key, row)] for row in asked] for key, asked in wanted.items()}
     return ActivationMaps(maps, pictures)
@@ -310,7 +313,8 @@ def _map_of(
         float(acts.max()),
         acts[image].view(patch_grid(int(image.sum()))) if image.any() else None,
         tuple(
-            zip(loaded.token_texts(ids[text].tolist()), acts[text].tolist(), strict=True)
+            zip(
+                loaded.token_texts(ids[text].tolist()), acts[text].tolist(), strict=True
+            )
         ),
     )
-

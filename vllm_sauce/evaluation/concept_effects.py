@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.evaluation.activation_maps import on_device
 from vllm_sauce.evaluation.quiz import NAME, NO, YES, Marks, Question
 from vllm_sauce.evaluation.quiz_asking import Quiz
 from vllm_sauce.evaluation.site_edits import EditTensors
@@ -57,10 +58,13 @@ def _edit_fn(
     if sae.k is None and sae.normalize_activations == "none":
         built = EditTensors.build(sae, edit, strength)
         moved = EditTensors(
-            **{item.name: getattr(built, item.name).to(device) for item in fields(built)}
+            **{
+                item.name: getattr(built, item.name).to(device)
+                for item in fields(built)
+            }
         )
         return lambda x: moved(x.float()).to(x.dtype)
-    whole = replace(sae, **{n: t.to(device) for n, t in sae.tensors().items()})
+    whole = on_device(sae, device)
     scaled = at_strength(edit, strength)
 
     def full(x: Tensor) -> Tensor:
@@ -172,14 +176,17 @@ class EffectMeasure:
             device = self.quiz.loaded.device
             fns = edit_fns(self.saes, concept, strength, device)
             marks = self.quiz.ask(fns, asked)
-        pairs = zip(marks.probability.tolist(), marks.right.float().tolist(), strict=True)
+        pairs = zip(
+            marks.probability.tolist(), marks.right.float().tolist(), strict=True
+        )
         return dict(zip(asked, pairs, strict=True))
 
     def _groups(self, concept: Concept) -> list[tuple[str, bool, list[int]]]:
         """Return the chart's lines: label, whether it must fall, question numbers."""
         questions = list(enumerate(self.quiz.questions))
         kept = self._retained(concept.name)
-        alike, far = [], []
+        alike: list[int] = []
+        far: list[int] = []
         for i, question in questions:
             if question.picture in kept and question.concept != concept.name:
                 domain = self.catalogue[question.concept].domain

@@ -40,7 +40,9 @@ def scale_colours() -> list[tuple[int, int, int, int]]:
     return [(0, 0, 0, 0), *(tuple(colour) for colour in colours)]
 
 
-def heat_levels(grid: Tensor, most: float) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def heat_levels(
+    grid: Tensor, most: float
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Return each patch's step of the scale; what fires at all is at least 1.
 
     Shapes: grid [height, width] -> [height, width] uint8

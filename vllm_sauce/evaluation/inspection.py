@@ -28,7 +28,7 @@ from vllm_sauce.evaluation.concept_effects import (
 )
 from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.evaluation.overlap import Overlap, latent_owners, overlaps
-from vllm_sauce.evaluation.quiz import Templates, choose_questions
+from vllm_sauce.evaluation.quiz import Wording, choose_questions
 from vllm_sauce.evaluation.quiz_asking import Quiz
 from vllm_sauce.training.samples import Sample
 
@@ -49,7 +49,7 @@ class Settings:
     retained: int = 16
     """Pictures without a concept that are asked about at every strength."""
     strengths: tuple[float, ...] = STRENGTHS
-    templates: Templates = field(default_factory=Templates)
+    wording: Wording = field(default_factory=Wording)
     batch_size: int = 16
     seed: int = 0
 
@@ -234,14 +234,14 @@ class _Look:
         rows, questions = choose_questions(
             self.samples,
             self.catalogue,
-            settings.templates,
+            settings.wording,
             settings.probes,
             settings.seed,
         )
         if not questions:
             return None
         asked = [self.samples[row] for row in rows]
-        quiz = Quiz(self.loaded, asked, questions, self.catalogue, settings.templates)
+        quiz = Quiz(self.loaded, asked, questions, self.catalogue, settings.wording)
         return EffectMeasure(
             quiz,
             self.catalogue,

@@ -110,6 +110,7 @@ def render(inspection: Inspection) -> str:
         matrix=_matrix(inspection) if len(names) > 1 else None,
         summaries={view.concept.name: summary(view) for view in inspection.concepts},
         gradient=_gradient(),
+        asked=_asked(inspection),
         chart=chart,
         score_names=SCORES,
         metric_names=NAMES,
@@ -139,7 +140,8 @@ def write_page(inspection: Inspection, path: str | Path) -> int:
 def strip(inspection: Inspection, view: ConceptView, latent: LatentView) -> Strip:
     """Return a latent's pictures and words, on one scale."""
     most = max((found.peak for found in latent.maps), default=0.0)
-    tiles, words = [], []
+    tiles: list[Tile] = []
+    words: list[Words] = []
     for order, found in enumerate(latent.maps, start=1):
         if found.grid is not None and found.row in inspection.pictures:
             tiles.append(_tile(inspection, view, found, most))
@@ -217,6 +219,17 @@ def _matrix(
             found = {**found, name: effects.own}
         rows.append((name, [found.get(column) for column in columns]))
     return columns, rows
+
+
+def _asked(inspection: Inspection) -> dict[str, list[str]]:
+    """Return the questions, and the domains that they are asked about."""
+    wording = inspection.settings.wording
+    asked: dict[str, list[str]] = {}
+    for domain in inspection.bundle.catalogue.domains():
+        for text in (wording.of_domain(domain).exists, wording.naming(domain)):
+            if text is not None:
+                asked.setdefault(text, []).append(domain)
+    return asked
 
 
 def _gradient() -> str:

@@ -85,7 +85,7 @@ class LoadedModel:
             **shown,
             return_tensors="pt",
             padding=True,
-            # Some templates write the first token themselves; two would be one too many.
+            # Some templates write the first token themselves; once is enough.
             add_special_tokens=not (bos and texts[0].startswith(bos)),
         )
         pixels = batch.get("pixel_values")

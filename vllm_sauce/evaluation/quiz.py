@@ -8,53 +8,76 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.training.concept_examples import ConceptFile
+from vllm_sauce.training.concept_schema import Questions
 from vllm_sauce.training.samples import Sample
-
-IS_THERE = "Is there {concept} in the picture?"
-"""Default question; ``{concept}`` and ``{domain}`` are filled in."""
 
 YES, NO, NAME = "yes", "no", "name"
 """What a question's right answer is: yes, no, or the concept's name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Templates:
-    """How questions are put."""
+class Wording:
+    """How concepts are asked for, and the words that a model says for them."""
 
-    yes_no: str = IS_THERE
-    """Must hold ``{concept}``."""
-    naming: Mapping[str, str] = field(default_factory=dict)
-    """By domain; ``""`` is for every other domain. None: naming is not asked."""
+    questions: Mapping[str, Questions] = field(default_factory=dict)
+    """By domain."""
+    default: Questions = field(default_factory=Questions)
+    """For every other domain."""
+    answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By concept; its name for every other one."""
 
-    def __post_init__(self) -> None:
-        if "{concept}" not in self.yes_no:
-            raise ConfigError(
-                f"a yes/no question must hold {{concept}}, got {self.yes_no!r}"
+    @classmethod
+    def of_file(cls, file: ConceptFile) -> Wording:
+        """Return what a concepts.yaml says."""
+        return cls(
+            questions={domain: file.questions(domain) for domain in file.domains()},
+            answers={name: item.answers for name, item in file.concepts.items()},
+        )
+
+    @classmethod
+    def of_options(cls, exists: str | None, naming: Sequence[str]) -> Wording:
+        """Return what a command line says: ``DOMAIN=QUESTION``, or one for all.
+
+        Raises: ConfigError
+        """
+        asked = {} if exists is None else {"exists": exists}
+        by_domain: dict[str, str] = {}
+        for text in naming:
+            domain, equals, question = text.partition("=")
+            by_domain.update({domain: question} if equals else {"": text})
+        if "" in by_domain:
+            asked["name"] = by_domain.pop("")
+        try:
+            return cls(
+                {d: Questions(**asked | {"name": q}) for d, q in by_domain.items()},
+                Questions(**asked),
             )
-        for text in (self.yes_no, *self.naming.values()):
-            _fill(text, "a", "b")
+        except ValidationError as error:
+            raise ConfigError(f"this is no question: {error.errors()[0]['msg']}") from (
+                error
+            )
 
-    def yes_no_question(self, concept: str, domain: str) -> str:
-        """Return the question whether a concept is there."""
-        return _fill(self.yes_no, concept, domain)
+    def of_domain(self, domain: str) -> Questions:
+        """Return how a domain's concepts are asked for."""
+        return self.questions.get(domain, self.default)
 
-    def naming_question(self, domain: str) -> str | None:
-        """Return the question for a domain's concept, or None."""
-        text = self.naming.get(domain, self.naming.get(""))
-        return None if text is None else _fill(text, "", domain)
+    def words(self, concept: str) -> tuple[str, ...]:
+        """Return the words that a model says for a concept, the usual one first."""
+        return self.answers.get(concept, (concept,))
 
+    def naming(self, domain: str) -> str | None:
+        """Return the question whose answer is a concept's name, None unless given.
 
-def _fill(text: str, concept: str, domain: str) -> str:
-    try:
-        return text.format(concept=concept, domain=domain)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ConfigError(
-            f"a question may hold {{concept}} and {{domain}} only, got {text!r}"
-        ) from error
+        The default question leaves the answer's form open ("a dog on ...").
+        """
+        asked = self.of_domain(domain)
+        return asked.name if "name" in asked.model_fields_set else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +105,7 @@ class Marks:
 def choose_questions(
     samples: Sequence[Sample],
     catalogue: Catalogue,
-    templates: Templates,
+    wording: Wording,
     per_concept: int,
     seed: int = 0,
 ) -> tuple[list[int], list[Question]]:
@@ -106,7 +129,7 @@ def choose_questions(
         there = [name for name in samples[row].concepts if name in catalogue]
         for name in there:
             questions.append(Question(picture, name, YES))
-            if templates.naming_question(catalogue[name].domain) is not None:
+            if wording.naming(catalogue[name].domain) is not None:
                 questions.append(Question(picture, name, NAME))
         missing = _absent(rng, samples[row].concepts, there, catalogue)
         if missing is not None:

@@ -15,7 +15,7 @@ from vllm_sauce.concepts import VISION, Catalogue
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.activation_maps import sample_batches
 from vllm_sauce.evaluation.loaded_model import LoadedModel
-from vllm_sauce.evaluation.quiz import NAME, Marks, Question, Templates, mark
+from vllm_sauce.evaluation.quiz import NAME, YES, Marks, Question, Wording, mark
 from vllm_sauce.evaluation.shared_prefix import SharedPrefix, Sheet
 from vllm_sauce.training.activations import SiteFn, site_hook
 from vllm_sauce.training.samples import Sample
@@ -52,11 +52,11 @@ class Quiz:
         samples: Sequence[Sample],
         questions: Sequence[Question],
         catalogue: Catalogue,
-        templates: Templates,
+        wording: Wording,
         batch_pictures: int = 8,
     ) -> None:
         self.loaded, self.questions = loaded, tuple(questions)
-        self.templates, self.catalogue = templates, catalogue
+        self.wording, self.catalogue = wording, catalogue
         self.batch_pictures = batch_pictures
         way = SharedPictures if shares_pictures(loaded) else PlainPrompts
         self.way: Way = way(loaded, samples)
@@ -90,35 +90,37 @@ class Quiz:
 
     def _asked(self, question: Question) -> Asked:
         domain = self.catalogue[question.concept].domain
+        asked = self.wording.of_domain(domain)
         if question.answer == NAME:
             name = self._names[question.concept]
-            text = self.templates.naming_question(domain) or ""
             right = tuple((token,) for token in name)
-            return Asked(question.picture, text, tuple(name[:-1]), right)
-        text = self.templates.yes_no_question(question.concept, domain)
-        first = {ids[0] for ids in self._token_forms(question.answer)}
+            return Asked(question.picture, asked.name, tuple(name[:-1]), right)
+        text = asked.asks(self.wording.words(question.concept)[0])
+        word = asked.yes if question.answer == YES else asked.no
+        first = {ids[0] for ids in self._token_forms((word,))}
         return Asked(question.picture, text, (), (tuple(sorted(first)),))
 
-    def _token_forms(self, word: str) -> list[list[int]]:
-        """Return the ways in which a model may write a word.
+    def _token_forms(self, words: Sequence[str]) -> list[list[int]]:
+        """Return the ways in which a model may write one of some words.
 
         Raises: ConfigError if there is none
         """
         tokenizer = self.loaded.processor.tokenizer
         forms: list[list[int]] = []
-        for text in (word, word.capitalize(), f" {word}", f" {word.capitalize()}"):
+        cased = [text for word in words for text in (word, word.capitalize())]
+        for text in (*cased, *(f" {text}" for text in cased)):
             ids = tokenizer(text, add_special_tokens=False).input_ids
             blank = not ids or not tokenizer.decode(ids[:1]).strip()
             if not blank and ids not in forms:
                 forms.append(ids)
         if not forms:
-            raise ConfigError(f"the model's tokenizer has no tokens for {word!r}")
+            raise ConfigError(f"the model's tokenizer has no tokens for {words!r}")
         return forms
 
     def _spellings(self) -> dict[str, list[int]]:
         """Return each name's tokens as the unedited model likes best to write it."""
         first = {q.concept: i for i, q in enumerate(self.questions) if q.answer == NAME}
-        forms = {name: self._token_forms(name) for name in first}
+        forms = {name: self._token_forms(self.wording.words(name)) for name in first}
         chosen = {name: spelled[0] for name, spelled in forms.items()}
         doubtful = [name for name, spelled in forms.items() if len(spelled) > 1]
         best = dict.fromkeys(doubtful, -1.0)
@@ -135,8 +137,7 @@ class Quiz:
 def shares_pictures(loaded: LoadedModel) -> bool:
     """Return whether the model is one that ``SharedPrefix`` computes exactly."""
     config = loaded.model.config
-    text = getattr(config, "text_config", None)
-    return config.model_type == "llava" and text.model_type == "llama"
+    return config.model_type == "llava" and config.text_config.model_type == "llama"
 
 
 class SharedPictures:
