@@ -15,7 +15,7 @@ from vllm_sauce.evaluation.inspection_page import write_page
 from vllm_sauce.evaluation.labelled_pictures import read_labelled
 from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.evaluation.quiz import Wording
-from vllm_sauce.training.concept_examples import ConceptFile
+from vllm_sauce.training.concept_examples import SPLITS, ConceptFile
 from vllm_sauce.training.samples import Sample
 
 
@@ -44,6 +44,8 @@ def read_shown(
         if question is not None or naming:
             raise ConfigError(f"write the questions into {concepts}, under questions:")
         file = ConceptFile.read(concepts)
+        if split is not None and split not in SPLITS:
+            raise ConfigError(f"a split is one of {', '.join(SPLITS)}, got {split!r}")
         # One sample an example: looked at once, whatever is asked about it.
         samples = (
             example.samples()[0]

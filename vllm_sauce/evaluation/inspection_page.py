@@ -29,6 +29,8 @@ OPEN_LATENTS = 2
 """Latents of a concept that are open in a report on many."""
 MOST_DAMAGES = 8
 """Other concepts listed before the rest is folded away."""
+NOTICEABLE = 0.005
+"""Smaller changes are counted only, in a report on many concepts."""
 MOST_WORD_LINES = 3
 
 SCORES = {
@@ -92,6 +94,7 @@ def render(inspection: Inspection) -> str:
     environment.filters.update(
         percent=percent, points=points, number=number, json=as_json_text
     )
+    environment.tests["noticeable"] = lambda damage: abs(damage.drop) >= NOTICEABLE
     names = [view.concept.name for view in inspection.concepts]
     return environment.get_template(TEMPLATE).render(
         it=inspection,
@@ -149,12 +152,14 @@ def strip(inspection: Inspection, view: ConceptView, latent: LatentView) -> Stri
         if found.words and (found.grid is None or fires):
             if found.grid is not None and len(words) >= MOST_WORD_LINES:
                 continue
-            tokens = tuple(
-                (text, act, max(0.0, min(1.0, act / most if most else 0.0)))
-                for text, act in found.words
-            )
-            words.append(Words(order, inspection.samples[found.row].key, tokens))
+            words.append(_words(order, inspection.samples[found.row].key, found, most))
     return Strip(latent, most, tuple(tiles), tuple(words))
+
+
+def _words(number: int, key: str, found: ActivationMap, most: float) -> Words:
+    scale = most if most > 0 else 1.0
+    tokens = ((t, act, max(0.0, min(1.0, act / scale))) for t, act in found.words)
+    return Words(number, key, tuple(tokens))
 
 
 def _tile(
