@@ -48,6 +48,15 @@ class Bug:
     what: str
 
 
+HEAD = """# Planted bugs
+
+Each line is one change of the op's code, made alone in a copy of the tree, and the test
+that failed first. A bug that no test catches ends the command with 1.
+
+    python scripts/plant_bugs.py --table docs/planted-bugs.md
+
+"""
+
 BUGS = (
     Bug("native.cpp", "if (!(pre > call.gate[at]))", "if (!(pre >= call.gate[at]))", "the gate lets ties through"),
     Bug("native.cpp", "if (!(pre > call.gate[at]))", "if (pre <= call.gate[at])", "NaN fires"),
@@ -164,7 +173,7 @@ def main() -> None:
             lines.append(f"| `{bug.file}` | {bug.what} | {name} |")
             print(lines[-1], flush=True)
     if arguments.table is not None:
-        arguments.table.write_text("\n".join(lines) + "\n")
+        arguments.table.write_text(HEAD + "\n".join(lines) + "\n")
     sys.exit(1 if survived else 0)
 
 

@@ -12,6 +12,7 @@ SauceError
 │   ├── BundleNotFoundError
 │   ├── BundleCorruptError
 │   ├── BundleMismatchError
+│   ├── ReconstructionError
 │   └── UnsupportedSAEError
 ├── ActivationsError              harvested activations cannot be used or written
 ├── UnsupportedVLLMError          this vLLM version has not the seams we need
@@ -85,6 +86,10 @@ class BundleCorruptError(BundleError):
 
 class BundleMismatchError(BundleError):
     """A bundle that belongs to another model."""
+
+
+class ReconstructionError(BundleError):
+    """An SAE that does not reconstruct the model's activations at its site."""
 
 
 class UnsupportedSAEError(BundleError):

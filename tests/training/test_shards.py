@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ActivationsError
-from vllm_sauce.training import shards
 from vllm_sauce.training.activation_store import ActivationStore
 from vllm_sauce.training.shards import (
     HARVEST_FILE,
@@ -70,8 +69,8 @@ def add(writer, sample, num_tokens):
 @pytest.mark.parametrize("site", SITES)
 def test_rows_come_back_as_they_were(folder, site):
     writer = ShardWriter(folder, "w0", shard_tokens=20)
-    for sample in range(7):
-        add(writer, sample, 1 + sample)
+    for number in range(7):
+        add(writer, number, 1 + number)
     writer.flush()
     store = ActivationStore.open(folder, site, verify=True)
     assert len(store.shards) > 1
@@ -147,7 +146,7 @@ def test_a_full_disk_loses_nothing_that_was_written(folder, monkeypatch):
 
     add(writer, 1, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(shards.os, "fsync", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(ActivationsError, match="No space left"):
             writer.flush()
     assert [entry.samples for entry in read_index(folder)] == [[0]]

@@ -3,7 +3,9 @@
 
 from vllm_sauce.bundle.bundle import Bundle, SiteSAE
 from vllm_sauce.bundle.fingerprint import fingerprint_model, weights_sha256
+from vllm_sauce.bundle.reading import read_concepts
 from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
+from vllm_sauce.bundle.writing import check_replaceable
 
 __all__ = [
     "Bundle",
@@ -11,6 +13,8 @@ __all__ = [
     "SiteSAE",
     "TextModel",
     "VisionModel",
+    "check_replaceable",
     "fingerprint_model",
+    "read_concepts",
     "weights_sha256",
 ]

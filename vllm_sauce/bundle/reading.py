@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.bundle.schema import FORMAT, VERSION, BundleFile, ConceptFile
@@ -87,6 +87,25 @@ def read_catalogue(parsed: BundleFile, source: Path) -> Catalogue:
         return Catalogue(concepts)
     except ConfigError as error:
         raise BundleCorruptError(f"{source}: {error}") from error
+
+
+def read_concepts(path: str | Path) -> Catalogue:
+    """Return the catalogue of a JSON file that holds a bundle.json's ``concepts``.
+
+    Raises: BundleNotFoundError, BundleCorruptError
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise BundleNotFoundError(f"no catalogue at {path}: {error}") from error
+    try:
+        json.loads(raw, object_pairs_hook=_distinct_keys)
+        entries = TypeAdapter(dict[str, ConceptFile]).validate_json(raw)
+        return Catalogue(_concept(name, entry) for name, entry in entries.items())
+    except (ValueError, RecursionError) as error:
+        raise BundleCorruptError(
+            f"{path} must hold an object of concepts as bundle.json has them: {error}"
+        ) from error
 
 
 def check_hash(path: Path, want: str) -> None:

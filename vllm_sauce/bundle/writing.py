@@ -22,7 +22,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
     Raises: BundleError if the target holds something that is no bundle
     """
-    _check_replaceable(target)
+    check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
     try:
@@ -56,7 +56,11 @@ def _swap(fresh: Path, target: Path) -> None:
             shutil.rmtree(old)
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
+    """Refuse to replace what is no bundle.
+
+    Raises: BundleError
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BundleError(f"{target} must be a folder, got a file or a link")
     if not target.exists():

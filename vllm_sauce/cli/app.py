@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, demo, inspect
+from vllm_sauce.cli import bundles, demo, harvest, import_sae, inspect
 
 app = typer.Typer(
     name="sauce",
@@ -14,6 +14,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo")(demo.demo)
+app.command("harvest")(harvest.harvest)
+app.command("import")(import_sae.import_sae)
 app.command("diff")(bundles.diff)
 app.command("inspect")(inspect.inspect)
 app.command("pull")(bundles.pull)

@@ -218,6 +218,14 @@ def with_extra_args(params: Any, extra_args: Mapping[str, Any] | None) -> Any:
     return changed
 
 
+def client_errors() -> tuple[type[Exception], ...]:
+    """Return what vLLM raises for a prompt that cannot be served."""
+    import vllm.exceptions
+
+    client_error = getattr(vllm.exceptions, "VLLMClientError", ValueError)
+    return ValueError, client_error
+
+
 def as_client_error(error: Exception) -> Exception:
     """Make vLLM answer 400 for an error of ours; it stays what it was, too.
 

@@ -9,6 +9,7 @@ from typing import Any
 from vllm_sauce.plugin import admission, bench_client, compat, flags, settings
 
 _worker_installed = False
+_tap_installed = False
 
 
 def install() -> None:
@@ -29,6 +30,8 @@ def _worker_init(
 ) -> None:
     if settings.from_vllm_config(vllm_config) is not None:
         install_worker()
+    if settings.harvests(vllm_config):
+        install_tap()
     original(self, vllm_config, *args, **kwargs)
 
 
@@ -46,3 +49,14 @@ def install_worker() -> None:
     runner_v1.install()
     canary.install()
     _worker_installed = True
+
+
+def install_tap() -> None:
+    """Place the hooks of a process that harvests activations, once."""
+    global _tap_installed
+    if _tap_installed:
+        return
+    from vllm_sauce.plugin import tapping
+
+    tapping.install()
+    _tap_installed = True

@@ -23,7 +23,7 @@ from vllm_sauce.plugin.runtime import _TENSORS, DecoderSite, SauceRuntime, Visio
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import masked_edit, native
 
-PROVEN_LAYERS = ("LlamaDecoderLayer",)
+PROVEN_LAYERS = ("LlamaDecoderLayer", "Gemma3DecoderLayer")
 """Decoder layers whose output is known to be ``(hidden_states, residual)``."""
 
 PROVEN_VISION = ("LlavaForConditionalGeneration",)
@@ -77,7 +77,9 @@ def inject(model: nn.Module, vllm_config: Any, config: SauceConfig) -> SauceRunt
         native.prepare()
         compat.logger(__name__).info("sauce: C++ loop for decoding %s", native.how())
     object.__setattr__(model, "_sauce_runtime", runtime)
-    runner_v2.offer_model_state(model, vllm_config, runtime)
+    runner_v2.offer_model_state(
+        model, vllm_config, lambda base: runner_v2.sauce_model_state(base, runtime)
+    )
     return runtime
 
 

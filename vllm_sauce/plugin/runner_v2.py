@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from vllm_sauce.unlearning import Mask
 
 
 def offer_model_state(
-    model: nn.Module, vllm_config: Any, runtime: SauceRuntime
+    model: nn.Module, vllm_config: Any, subclass: Callable[[type], type]
 ) -> None:
     """Let the model answer V2's ``get_model_state_cls`` with a subclass of its own."""
     own = getattr(model, "get_model_state_cls", None)
@@ -27,7 +28,7 @@ def offer_model_state(
             )
         finally:
             object.__setattr__(model, "get_model_state_cls", get_model_state_cls)
-        return sauce_model_state(base, runtime)
+        return subclass(base)
 
     object.__setattr__(model, "get_model_state_cls", get_model_state_cls)
 

@@ -26,6 +26,9 @@ ENVIRONMENT = {
 
 _READ_BY_KERNELS = ("VLLM_SAUCE_CACHE", "VLLM_SAUCE_KERNEL", "VLLM_SAUCE_NATIVE")
 
+HARVEST_KEY = "sauce_harvest"
+"""In ``additional_config``: what ``tapping.TapSettings`` reads."""
+
 _DERIVED = ("digest", "sites", "version")
 """Written by us beside the user's settings: they key vLLM's compile cache, where a
 custom op is otherwise invisible and a stale model without it would be served."""
@@ -76,6 +79,12 @@ def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
     return SauceConfig.from_mapping(
         {key: value for key, value in section.items() if key not in _DERIVED}
     )
+
+
+def harvests(vllm_config: Any) -> bool:
+    """Say whether an engine takes activations instead of editing them."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, dict) and HARVEST_KEY in additional
 
 
 def requested(engine_args: Any, environ: Mapping[str, str]) -> dict[str, Any] | None:

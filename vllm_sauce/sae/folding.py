@@ -38,4 +38,19 @@ def fold_decoder_norm(
     Shapes: W_enc [d_model, d_sae], b_enc [d_sae], W_dec [d_sae, d_model]
     """
     norm = W_dec.float().norm(dim=1)
-    return W_enc.float() * norm, b_enc.float() * norm, W_dec.float() / norm[:, None]
+    # A row of zeros says nothing whatever is done with it; 0 / 0 would be NaN.
+    divisor = norm.where(norm > 0, 1.0)
+    return W_enc.float() * norm, b_enc.float() * norm, W_dec.float() / divisor[:, None]
+
+
+def fold_input_scale(
+    W_enc: Tensor, W_dec: Tensor, b_dec: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return W_enc, W_dec and b_dec of the SAE that takes x where one took scale * x.
+
+    What is decoded is divided by ``scale``; latents and thresholds stay as they were.
+
+    Shapes: W_enc [d_model, d_sae], W_dec [d_sae, d_model], b_dec [d_model]
+    Source: SAELens v6, ``SAE.fold_activation_norm_scaling_factor``
+    """
+    return W_enc.float() * scale, W_dec.float() / scale, b_dec.float() / scale

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gemma Scope 1 (``params.npz``) and 2 (``params.safetensors``): JumpReLU SAEs.
+
+``z = relu(x w_enc + b_enc)`` where the pre-activation exceeds the latent's threshold;
+b_dec is not subtracted on the way in. Both matrices are stored as we keep them.
+
+Source: google/gemma-scope-2b-pt-res and google/gemma-scope-2-4b-it on the hub;
+github.com/jbloomAus/SAELens, sae_lens/loading/pretrained_sae_loaders.py
+"""
+
+from __future__ import annotations
+
+from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.sae.formats.checkpoint import Checkpoint
+from vllm_sauce.sae.formats.conversion import (
+    ForeignSAE,
+    LoadOptions,
+    assemble,
+    pick,
+    refuse,
+)
+
+LAYOUT = "params.npz or params.safetensors with w_enc, w_dec, b_enc, b_dec, threshold"
+_LOWER = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
+_UPPER = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Return whether this is a Gemma Scope SAE, or a transcoder beside them."""
+    if checkpoint.path.suffix == ".npz":
+        return checkpoint.names() >= _UPPER or checkpoint.names() >= _LOWER
+    return checkpoint.path.suffix == ".safetensors" and checkpoint.names() >= _LOWER
+
+
+def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
+    """Return the SAE; nothing needs folding.
+
+    Raises: UnsupportedSAEError
+    """
+    refuse(checkpoint, {"architecture": ("jump_relu",)})
+    hook_in, hook_out = (
+        checkpoint.config.get(f"hf_hook_point_{end}") for end in ("in", "out")
+    )
+    if hook_out not in (None, hook_in) or checkpoint.names() - _LOWER - _UPPER:
+        raise UnsupportedSAEError(
+            f"this is a transcoder or more than an SAE: {checkpoint.describe()}"
+        )
+    lower = "w_enc" in checkpoint.tensors
+    tensors = pick(
+        checkpoint,
+        W_enc="w_enc" if lower else "W_enc",
+        W_dec="w_dec" if lower else "W_dec",
+        b_enc="b_enc",
+        b_dec="b_dec",
+        threshold="threshold",
+    )
+    weights = assemble(
+        tensors,
+        stored=False,
+        architecture="jumprelu",
+        threshold=tensors["threshold"],
+        apply_b_dec_to_input=False,
+    )
+    return ForeignSAE(format="gemma_scope", weights=weights)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenAI's sparse_autoencoder: a state dict with the activation's name beside it.
+
+``z = act((n - pre_bias) encoder.weight^T + latent_bias)``. TopK models normalise every
+token (``n`` has mean 0 and unbiased deviation 1) and undo it after decoding; ReLU ones
+do not.
+
+Source: github.com/openai/sparse_autoencoder, sparse_autoencoder/model.py
+"""
+
+from __future__ import annotations
+
+from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
+from vllm_sauce.sae.formats.conversion import (
+    ForeignSAE,
+    LoadOptions,
+    assemble,
+    pick,
+    whole_k,
+)
+
+LAYOUT = ".pt with pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Return whether OpenAI's Autoencoder saved this."""
+    return (
+        checkpoint.path.suffix in PICKLES
+        and {"pre_bias", "latent_bias", "encoder.weight"} <= checkpoint.names()
+    )
+
+
+def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
+    """Return the SAE; tied weights are written out.
+
+    Raises: UnsupportedSAEError
+    """
+    tied = "decoder.weight" not in checkpoint.tensors
+    tensors = pick(
+        checkpoint,
+        W_enc="encoder.weight",
+        W_dec="encoder.weight" if tied else "decoder.weight",
+        b_enc="latent_bias",
+        b_dec="pre_bias",
+    )
+    if tied:
+        tensors["W_dec"] = tensors["W_dec"].T
+    activation = checkpoint.extras.get("activation", "ReLU")
+    if activation not in ("ReLU", "TopK"):
+        raise UnsupportedSAEError(
+            f"{checkpoint.path}: activation must be ReLU or TopK, got {activation!r}"
+        )
+    topk = activation == "TopK"
+    weights = assemble(
+        tensors,
+        stored=True,
+        architecture="topk" if topk else "standard",
+        k=options.k or _k_of(checkpoint) if topk else None,
+        normalize_activations="layer_norm" if topk else "none",
+    )
+    folded = ("tied weights written out",) if tied else ()
+    return ForeignSAE(format="openai", weights=weights, folded=folded)
+
+
+def _k_of(checkpoint: Checkpoint) -> int:
+    state = checkpoint.extras.get("activation_state_dict")
+    if not isinstance(state, dict) or state.get("postact_fn", "ReLU") != "ReLU":
+        raise UnsupportedSAEError(
+            f"{checkpoint.path}: TopK needs k and postact_fn 'ReLU', got {state!r}"
+        )
+    return whole_k(state.get("k"), str(checkpoint.path))

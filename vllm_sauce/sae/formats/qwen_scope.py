@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen-Scope: ``layer<i>.sae.pt``, per-token TopK.
+
+``z = topk(x W_enc^T + b_enc)``; b_dec is not subtracted on the way in. Both matrices
+are stored transposed. The file has no k: it is in the repository's name (``L0_50``).
+
+Source: model card of Qwen/SAE-Res-Qwen3.5-2B-Base-W32K-L0_50;
+github.com/jbloomAus/SAELens, sae_lens/loading/pretrained_sae_loaders.py
+"""
+
+from __future__ import annotations
+
+import re
+
+from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
+from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions, assemble, pick
+
+LAYOUT = "layer<i>.sae.pt with W_enc [d_sae, d_model], W_dec, b_enc, b_dec"
+_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Return whether this is a Qwen-Scope file."""
+    return checkpoint.path.suffix in PICKLES and checkpoint.names() == set(_NAMES)
+
+
+def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
+    """Return the SAE; nothing needs folding.
+
+    Raises: UnsupportedSAEError, also if neither name nor options say k
+    """
+    k = options.k or _k_in(options.name) or _k_in(str(checkpoint.path))
+    if k is None:
+        raise UnsupportedSAEError(
+            f"{checkpoint.path} does not hold k and no name says it (L0_<k>); "
+            "give it with --k"
+        )
+    weights = assemble(
+        pick(checkpoint, **{name: name for name in _NAMES}),
+        stored=True,
+        architecture="topk",
+        k=k,
+        apply_b_dec_to_input=False,
+    )
+    return ForeignSAE(format="qwen_scope", weights=weights)
+
+
+def _k_in(name: str) -> int | None:
+    found = re.search(r"L0_([1-9]\d*)", name)
+    return int(found[1]) if found else None

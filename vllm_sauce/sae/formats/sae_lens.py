@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAELens v6 folders, read by ``vllm_sauce.sae.sae_lens``.
+
+Source: github.com/jbloomAus/SAELens, sae_lens/saes/sae.py (``SAE.save_model``)
+"""
+
+from __future__ import annotations
+
+from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.sae.formats.checkpoint import Checkpoint
+from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions, plain
+from vllm_sauce.sae.sae_lens import CONFIG_FILE, WEIGHTS_FILE, from_sae_lens
+
+LAYOUT = f"{CONFIG_FILE} with architecture, {WEIGHTS_FILE} with W_enc, W_dec"
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Return whether SAELens saved this."""
+    return (
+        checkpoint.path.suffix == ".safetensors"
+        and {"W_enc", "W_dec", "b_dec"} <= checkpoint.names()
+        and {"architecture", "d_in", "d_sae"} <= set(checkpoint.config)
+    )
+
+
+def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
+    """Return the SAE; a gated one becomes the jumprelu it is.
+
+    Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
+    """
+    if checkpoint.path.name != WEIGHTS_FILE:
+        raise UnsupportedSAEError(
+            f"SAELens calls the file {WEIGHTS_FILE}, got {checkpoint.path.name}"
+        )
+    folded = []
+    if checkpoint.config.get("architecture") == "gated":
+        folded.append("gate into a threshold")
+    if checkpoint.config.get("rescale_acts_by_decoder_norm", False):
+        folded.append("decoder norms into the encoder")
+    return ForeignSAE(
+        format="sae_lens",
+        weights=plain(from_sae_lens(checkpoint.path.parent)),
+        folded=tuple(folded),
+    )

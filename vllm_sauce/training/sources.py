@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A local path, or the files of a hub repository that are needed and no others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+
+from vllm_sauce.bundle.hub import HubName, is_hub_name
+from vllm_sauce.errors import BundleNotFoundError, ConfigError, SauceError
+
+
+def sae_path(source: str, subfolder: str | None = None) -> Path:
+    """Return where an SAE's files are, downloaded if it is ``org/name[@revision]``.
+
+    ``subfolder`` may name a file. Without it the repository must hold one SAE: whole
+    repositories of SAEs are hundreds of gigabytes.
+
+    Raises: BundleNotFoundError, ConfigError
+    """
+    if Path(source).exists():
+        found = Path(source) / _inside(subfolder) if subfolder else Path(source)
+        if not found.exists():
+            raise BundleNotFoundError(f"{source} holds no {subfolder}")
+        return found
+
+    def wanted(files: list[str]) -> list[str]:
+        return _files_of_one_sae(source, files, _inside(subfolder or ""))
+
+    root = _download(source, wanted, BundleNotFoundError)
+    found = root / _inside(subfolder or "")
+    if not found.exists():
+        raise BundleNotFoundError(
+            f"the hub cannot be reached, and its cache lacks {subfolder} of {source}"
+        )
+    return found
+
+
+def model_path(model: str) -> Path:
+    """Return a model's folder, downloaded if it is ``org/name[@revision]``.
+
+    Raises: ConfigError
+    """
+    if Path(model).is_dir():
+        return Path(model)
+
+    def wanted(files: list[str]) -> list[str]:
+        endings = (".safetensors", ".json", ".jinja", ".model", ".txt")
+        return [name for name in files if "/" not in name and name.endswith(endings)]
+
+    root = _download(model, wanted, ConfigError)
+    if lacking := _missing_shards(root):
+        raise ConfigError(
+            f"the hub's cache lacks {_some(lacking)} of {model}; download it whole"
+        )
+    return root
+
+
+def _missing_shards(folder: Path) -> set[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return set()
+    try:
+        names = set(
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{index} is no list of the model's files") from error
+    return {name for name in names if not (folder / str(name)).is_file()}
+
+
+def _inside(subfolder: str) -> str:
+    if PurePosixPath(subfolder).is_absolute() or ".." in PurePosixPath(subfolder).parts:
+        raise ConfigError(f"a subfolder lies inside its source, got {subfolder!r}")
+    return subfolder.strip("/")
+
+
+def _files_of_one_sae(source: str, files: list[str], subfolder: str) -> list[str]:
+    from vllm_sauce.sae.formats.checkpoint import CONFIGS, WEIGHTS
+
+    if subfolder in files:
+        folder = PurePosixPath(subfolder).parent
+        places = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
+        configs = {str(place / name) for place in places for name in CONFIGS}
+        return [subfolder, *(name for name in files if name in configs)]
+    inner = [
+        name for name in files if not subfolder or name.startswith(f"{subfolder}/")
+    ]
+    weights = [name for name in inner if name.endswith(WEIGHTS)]
+    folders = {str(PurePosixPath(name).parent) for name in weights}
+    if not weights:
+        others = {
+            str(PurePosixPath(name).parent) for name in files if name.endswith(WEIGHTS)
+        }
+        raise BundleNotFoundError(
+            f"{source} holds no SAE{f' in {subfolder}' if subfolder else ''}; "
+            f"there are files of weights in {_some(others) or 'none of its folders'}"
+        )
+    # Two: some lay statistics beside the weights.
+    if len(folders) > 1 or len(weights) > 2:
+        names = sorted(folders) if len(folders) > 1 else sorted(weights)
+        raise BundleNotFoundError(
+            f"{source} holds {len(names)} SAEs; name one with --subfolder: "
+            f"{_some(names)}"
+        )
+    return [name for name in inner if name.endswith((*WEIGHTS, ".json"))]
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:8]) + (", ..." if len(ordered) > 8 else "")
+
+
+def _download(
+    source: str,
+    wanted: Callable[[list[str]], list[str]],
+    missing: type[SauceError],
+) -> Path:
+    if not is_hub_name(source):
+        raise missing(f"{source} is neither a path that exists nor a hub name")
+    name = HubName.parse(source)
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        files = huggingface_hub.list_repo_files(name.repo, revision=name.revision)
+        return Path(
+            huggingface_hub.snapshot_download(
+                name.repo, revision=name.revision, allow_patterns=wanted(files)
+            )
+        )
+    except SauceError:
+        raise
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise missing(f"the hub has no {source} for us: {error}") from error
+    except Exception as error:
+        # Which errors a missing network raises, changes from release to release.
+        return _cached(name, missing, error)
+
+
+def _cached(name: HubName, missing: type[SauceError], error: Exception) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name.repo, revision=name.revision, local_files_only=True
+            )
+        )
+    except Exception as incomplete:
+        # Clients from 1.0 on miss the files that we never wanted; what we do want is
+        # looked for by the caller.
+        partial = getattr(incomplete, "snapshot_path", None)
+        if partial is not None:
+            return Path(partial)
+        raise missing(
+            f"{name.repo} is no local path, is not in the hub's cache, and the hub "
+            f"cannot be reached ({type(error).__name__}: {error}); download it where "
+            "there is a network and give its folder"
+        ) from error
