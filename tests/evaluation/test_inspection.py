@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.evaluation.tiny_world import draw, sample_of
+from tests.plugin.random_gemma3 import write_gemma3_bundle, write_random_gemma3
 from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
@@ -406,3 +407,22 @@ def test_wording_of_a_command_line():
     assert (
         Wording.of_options("See {a concept}?", []).default.asks("owl") == "See an owl?"
     )
+
+
+def test_other_models_are_asked_one_prompt_at_a_time(tmp_path, samples):
+    """Gemma 3, with random weights: norms and windows that LLaVA has not."""
+    model = write_random_gemma3(tmp_path / "model", MODEL_FOLDER)
+    write_gemma3_bundle(tmp_path / "bundle", model)
+    loaded = LoadedModel.load(model, "cpu")
+    template = (MODEL_FOLDER / "chat_template.jinja").read_text()
+    loaded.processor.chat_template = template.replace("<image>", "<start_of_image>")
+    shown = [replace(sample, concepts=("read",)) for sample in samples[:3]]
+    settings = Settings(probes=2, strengths=(0, 1), wording=WORDING)
+    bundle = Bundle.load(tmp_path / "bundle")
+    (view,) = inspect_bundle(bundle, loaded, shown, [], settings).concepts
+    (line,) = view.effects.lines
+    assert line.questions == 2 and line.probability[0] != line.probability[1]
+    one = view.latents[0].maps[0]
+    assert grid_of(one).shape == (2, 2)
+    assert "".join(word for word, _ in one.words).endswith("assistant:")
+    assert not any("\n" in word for word, _ in one.words)

@@ -78,7 +78,8 @@ class LoadedModel:
         """
         pictures = [open_picture(s.picture) for s in samples if s.picture is not None]
         texts = [self.chat(s.prompt, picture=bool(pictures)) for s in samples]
-        shown = {"images": pictures} if pictures else {}
+        # One list a prompt: what Gemma 3 wants, and LLaVA takes.
+        shown = {"images": [[picture] for picture in pictures]} if pictures else {}
         bos = self.processor.tokenizer.bos_token
         batch = self.processor(
             text=texts,
@@ -125,7 +126,13 @@ class LoadedModel:
 
 
 def _readable(token: str) -> str:
-    for mark, shown in (("▁", " "), ("Ġ", " "), ("Ċ", "⏎"), ("<0x0A>", "⏎")):
+    for mark, shown in (
+        ("▁", " "),
+        ("Ġ", " "),
+        ("Ċ", "⏎"),
+        ("<0x0A>", "⏎"),
+        ("\n", "⏎"),
+    ):
         token = token.replace(mark, shown)
     return token
 
