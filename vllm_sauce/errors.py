@@ -15,6 +15,7 @@ SauceError
 │   ├── ReconstructionError
 │   └── UnsupportedSAEError
 ├── ActivationsError              harvested activations cannot be used or written
+├── TrainingError                 an SAE's training cannot go on, or its result be kept
 ├── UnsupportedVLLMError          this vLLM version has not the seams we need
 ├── UnsupportedFeatureError       a vLLM feature that would break unlearning
 └── CanaryError                   the edit did not run where it must
@@ -98,6 +99,10 @@ class UnsupportedSAEError(BundleError):
 
 class ActivationsError(SauceError):
     """A folder of activations that is damaged, foreign, or cannot be written."""
+
+
+class TrainingError(SauceError):
+    """A training that diverged, or whose files are damaged or cannot be written."""
 
 
 class UnsupportedVLLMError(SauceError):

@@ -108,7 +108,7 @@ LITERAL = {
 
 @pytest.mark.parametrize("name", SCORES)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_score_is_its_papers_formula(name, seed):
     pos, neg, with_it, without = both(seed)
     want = torch.tensor(LITERAL[name](with_it, without)).double()
@@ -120,7 +120,7 @@ def test_a_score_is_its_papers_formula(name, seed):
 
 @pytest.mark.parametrize("name", SCORES)
 @given(seed=st.integers(0, 10**6), latent=st.integers(4, 16))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_the_latent_of_the_concept_ranks_first(name, seed, latent):
     """It fires strongly, wherever the concept is and nowhere else."""
     acts, sample, groups = draw(seed)
@@ -132,7 +132,7 @@ def test_the_latent_of_the_concept_ranks_first(name, seed, latent):
 
 @pytest.mark.parametrize("name", SCORES)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_dead_latents_are_never_chosen(name, seed):
     pos, neg, _, _ = both(seed)
     chosen = ranked(SCORES[name](pos, neg), pos, D_SAE)
@@ -142,14 +142,15 @@ def test_dead_latents_are_never_chosen(name, seed):
 
 @pytest.mark.parametrize("name", SCORES)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_renumbering_latents_renumbers_scores(name, seed):
     acts, sample, groups = draw(seed)
     order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(seed))
     one, two = counted(acts, sample, groups), counted(acts[:, order], sample, groups)
     before = SCORES[name](one.group(0), one.group(1))
     after = SCORES[name](two.group(0), two.group(1))
-    assert torch.allclose(before[order], after, rtol=1e-5, atol=1e-9)
+    # S(i) is in float32, where the order of a sum is seen.
+    assert torch.allclose(before[order], after, rtol=1e-4, atol=1e-7)
 
 
 def test_saeurons_gate_is_the_mean_over_all():
@@ -171,7 +172,7 @@ def test_crisp_looks_at_ten_times_k_candidates():
 
 
 @given(seed=st.integers(0, 10**6), cuts=st.sets(st.integers(1, 9), max_size=4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_parts_add_up_to_the_whole(seed, cuts):
     acts, sample, groups = draw(seed)
     groups[2] = True  # a sample in both groups
@@ -195,7 +196,7 @@ def test_parts_add_up_to_the_whole(seed, cuts):
 
 
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_percentiles_of_the_largest_activation(seed, share):
     acts, sample, groups = draw(seed, sparsity=0.9)
     found = counted(acts, sample, groups, levels=True)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Candidate edits in one engine, against transformers; causal scores made of them."""
 
+import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -13,6 +15,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
+from tests.evaluation.harvests import harvest_pictures
 from tests.plugin.support import MODEL, Ask, ReferenceModel, picture
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import SiteEdit
@@ -22,6 +25,7 @@ from vllm_sauce.errors import (
     InvalidStrengthError,
     UnknownConceptError,
 )
+from vllm_sauce.evaluation import causal
 from vllm_sauce.evaluation.candidate_engine import (
     CandidateEngine,
     Probe,
@@ -34,6 +38,8 @@ from vllm_sauce.evaluation.causal import (
     latent_candidates,
     measure,
 )
+from vllm_sauce.evaluation.select import SelectRequest, select
+from vllm_sauce.training.concept_examples import ConceptFile
 from vllm_sauce.training.samples import PictureFile
 
 TINY = MODEL.parent
@@ -75,9 +81,38 @@ def dog(bundle):
 
 
 @pytest.fixture(scope="module")
-def engine(bundle, dog):
+def request_(tmp_path_factory):
+    """A causal selection of two concepts, four latents each."""
+    folder = tmp_path_factory.mktemp("select")
+    (folder / "concepts.yaml").write_text(
+        "version: 1\nminimum: 1\ndefaults: {domain: objects}\n"
+        f"pictures: {{jsonl: '{TINY}/pictures/labels.jsonl', image: file, "
+        "concepts: concepts}\nconcepts: {dog: {}, cat: {}}\n"
+        f"questions: {{objects: {{name: '{QUESTION}'}}}}\n"
+    )
+    file = ConceptFile.read(folder / "concepts.yaml")
+    (folder / "harvest").mkdir()
+    return SelectRequest(
+        sae=TINY / "bundle",
+        site="vision",
+        harvest=harvest_pictures(folder / "harvest", file),
+        concepts=folder / "concepts.yaml",
+        k=4,
+        causal_candidates=4,
+        causal_examples=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(bundle, dog, request_):
     own = dog.latents[:3]
     candidates = latent_candidates("vision", [*own, DEAD], gamma=-4.0)
+    tried = [
+        entry.latent
+        for concept in select(request_).concepts.values()
+        for entry in concept.latents
+    ]
+    candidates |= latent_candidates("vision", tried)
     everywhere = SiteEdit.uniform(range(0, 2048, 4), gamma=-1.0)
     candidates["wide"] = {"decoder.1": everywhere}
     candidates["both"] = {"vision": everywhere, "decoder.1": everywhere}
@@ -186,6 +221,29 @@ def test_dogs_latents_are_what_dog_hangs_on(engine, dog):
     assert len(token) == 1
     changes = [b - a for a, b in zip(values[::2], values[1::2], strict=True)]
     assert best.on_concept == pytest.approx(sum(changes) / 4, abs=1e-5)
+
+
+def test_selecting_by_effect(engine, request_, monkeypatch):
+    """``sauce select --score causal``, on the engine that runs here already."""
+    asked: dict[str, object] = {}
+
+    def running(model, saes, candidates, **options):
+        asked.update(model=model)
+        assert set(candidates) <= engine.names
+        return contextlib.nullcontext(engine)
+
+    monkeypatch.setattr(causal, "CandidateEngine", running)
+    found = select(dataclasses.replace(request_, score="causal"))
+    before = select(request_)
+    assert asked["model"] == str(MODEL)
+    for name, concept in found.concepts.items():
+        latents = [entry.latent for entry in concept.latents]
+        assert set(latents) == {e.latent for e in before.concepts[name].latents}
+        effects = [entry.causal for entry in concept.latents]
+        values = [-e.on_concept - max(0.0, -e.on_others) for e in effects if e]
+        assert len(values) == 4 and values == sorted(values, reverse=True)
+    dogs = [e.causal for e in found.concepts["dog"].latents]
+    assert max(abs(effect.on_concept) for effect in dogs if effect) > 0.01
 
 
 def test_what_it_cannot_do_is_refused(engine, bundle, tmp_path):

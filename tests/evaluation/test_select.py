@@ -1,33 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """``sauce select`` on sauce-tiny: real pictures, real SAE, a harvest on disk."""
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from tiny.exam import Tiny
+from tests.evaluation.harvests import harvest_pictures
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.cli import app
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation.select import SelectRequest, causal_task, read_sae
 from vllm_sauce.evaluation.selection_file import SelectionFile
-from vllm_sauce.training.activations import vision_features
 from vllm_sauce.training.concept_examples import ConceptFile
-from vllm_sauce.training.samples import open_picture
-from vllm_sauce.training.shards import (
-    HARVEST_FILE,
-    SAMPLES_FILE,
-    HarvestFile,
-    Role,
-    Rows,
-    ShardWriter,
-    SiteFormat,
-    write_whole,
-)
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 
@@ -39,42 +25,7 @@ def file():
 
 @pytest.fixture(scope="module")
 def harvested(tmp_path_factory, file):
-    """The shipped pictures' patches, each picture's under its first sample."""
-    import numpy as np
-
-    from tiny.dataset import pixel_values
-
-    folder = tmp_path_factory.mktemp("harvest")
-    first: dict[str, int] = {}
-    samples = file.samples()
-    lines = [sample.to_json() for sample in samples]
-    for number, line in enumerate(lines):
-        first.setdefault(str(line["picture"]), number)
-    numbers = sorted(first.values())
-    images = [np.asarray(open_picture(samples[i].picture)) for i in numbers]
-    features = vision_features(Tiny.load().model, pixel_values(np.stack(images)))
-    header = HarvestFile(
-        model=str(TINY / "model"),
-        fingerprint=fingerprint_model(TINY / "model"),
-        sites={"vision": SiteFormat(d_model=features.shape[2], dtype="float32")},
-        samples_sha256="0" * 64,
-        max_tokens=0,
-    )
-    write_whole(folder / HARVEST_FILE, header.model_dump_json().encode())
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_whole(folder / SAMPLES_FILE, text.encode())
-    writer = ShardWriter(folder, "w0")
-    patches = features.shape[1]
-    for number, x in zip(numbers, features, strict=True):
-        rows = Rows(
-            x,
-            torch.full((patches,), number, dtype=torch.int32),
-            torch.arange(patches, dtype=torch.int32),
-            torch.full((patches,), Role.IMAGE, dtype=torch.uint8),
-        )
-        writer.add(number, {"vision": rows})
-    writer.flush()
-    return folder
+    return harvest_pictures(tmp_path_factory.mktemp("harvest"), file)
 
 
 def run(harvested, *more):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, calibrate, demo, harvest, import_sae, select
+from vllm_sauce.cli import bundles, calibrate, demo, harvest, import_sae, inspect, select, train
 
 app = typer.Typer(
     name="sauce",
@@ -18,8 +18,10 @@ app.command("demo")(demo.demo)
 app.command("harvest")(harvest.harvest)
 app.command("import")(import_sae.import_sae)
 app.command("diff")(bundles.diff)
+app.command("inspect")(inspect.inspect)
 app.command("pull")(bundles.pull)
 app.command("push")(bundles.push)
+app.command("train")(train.train)
 app.command("select")(select.select)
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from vllm_sauce.concepts import VISION, decoder_layer_idx
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.site_edits import EditTensors
-from vllm_sauce.training.activations import decoder_layers, projector
+from vllm_sauce.training.activations import SiteFn, decoder_layers, projector
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class SharedPrefix:
         self,
         sheet: Sheet,
         hidden: Tensor,
-        edits: Mapping[str, EditTensors],
+        edits: Mapping[str, SiteFn],
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
@@ -160,7 +159,7 @@ class SharedPrefix:
         self,
         sheet: Sheet,
         vision: Tensor,
-        edits: Mapping[str, EditTensors] | None = None,
+        edits: Mapping[str, SiteFn] | None = None,
         batch_pictures: int = 16,
     ) -> Tensor:
         """Return the answers' logits under some edits.

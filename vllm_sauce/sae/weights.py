@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,6 +98,11 @@ class SAEWeights:
         if self.threshold is not None:
             named["threshold"] = self.threshold
         return named
+
+    def to(self, device: torch.device | str) -> SAEWeights:
+        """Return the SAE with its parameters on a device."""
+        moved: dict[str, Any] = {n: t.to(device) for n, t in self.tensors().items()}
+        return replace(self, **moved)
 
     def hidden_pre(self, x: Tensor) -> Tensor:
         """Return the encoder's pre-activations.

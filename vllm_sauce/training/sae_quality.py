@@ -31,14 +31,17 @@ class SAEQuality:
 
 @torch.inference_mode()
 def sae_quality(sae: SAEWeights, activations: Tensor) -> SAEQuality:
-    """Measure an SAE.
+    """Measure an SAE, on the device where it is.
 
     Shapes: activations [num_tokens, d_model]
     """
-    mean = activations.mean(0)
+    device = sae.W_enc.device
+    mean = activations.mean(0).to(device)
     error = total = active = 0.0
-    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
-    for x in activations.split(8192):
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
+    # At most 256 MiB of latents at a time.
+    for rows in activations.split(min(8192, max(1, 2**26 // sae.d_sae))):
+        x = rows.to(device)
         latent_acts = sae.encode(x)
         error += float((x - sae.decode(latent_acts, x)).pow(2).sum())
         total += float((x - mean).pow(2).sum())

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which SAE explains sauce-tiny best? All six architectures at both sites.
+
+``PYTHONPATH=examples python -m tiny.compare_saes`` draws 800 pictures, writes the
+model's activations, trains twelve SAEs of 2,048 latents on 100,000 rows each, and
+prints the table of docs/train.md. One core needs about a quarter of an hour.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from tiny.exam import Tiny
+from tiny.shards import draw_samples, write_harvest
+from vllm_sauce.training.harvest_training import HarvestTraining, train_on_harvest
+from vllm_sauce.training.sae_settings import TRAINED_ARCHITECTURES, SAETraining
+from vllm_sauce.training.training_report import (
+    figures_table,
+    markdown,
+    shown_progress,
+)
+
+SITES = ["vision", "decoder.1"]
+
+
+def training(architecture: str, tokens: int) -> SAETraining:
+    """Return the settings of the comparison: k 16, or what comes near it."""
+    return SAETraining(
+        d_sae=2048,
+        architecture=architecture,
+        k=16,
+        l1_coefficient=2.5,
+        training_tokens=tokens,
+        batch_tokens=256,
+        learning_rate=1e-3,
+    )
+
+
+def main() -> None:
+    """Harvest, train, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=800)
+    parser.add_argument("--tokens", type=int, default=100_000)
+    options = parser.parse_args()
+    console, rows = Console(), []
+    folder = Path(tempfile.mkdtemp(prefix="compare-saes-"))
+    try:
+        samples = draw_samples(folder / "pictures", options.pictures)
+        write_harvest(Tiny.load(), samples, SITES, folder / "harvest")
+        for site in SITES:
+            for architecture in TRAINED_ARCHITECTURES:
+                settings = HarvestTraining(
+                    harvest=folder / "harvest",
+                    site=site,
+                    out=folder / f"{site}-{architecture}",
+                    training=training(architecture, options.tokens),
+                    buffer_mib=64,
+                )
+                steps = settings.training.total_steps
+                label = f"{architecture} at {site}"
+                with shown_progress(label, steps, console) as report:
+                    rows.append(train_on_harvest(settings, report).figures)
+    finally:
+        shutil.rmtree(folder)
+    console.print(figures_table("sauce-tiny", rows))
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce train`` on sauce-tiny's own activations."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tiny.exam import Tiny
+from tiny.shards import draw_samples, write_harvest
+from vllm_sauce.cli import app
+from vllm_sauce.sae import from_sae_lens
+
+pytest.importorskip("sae_lens")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twenty pictures and what the model makes of them at both sites."""
+    folder = tmp_path_factory.mktemp("train")
+    samples = draw_samples(folder / "pictures", 20)
+    write_harvest(Tiny.load(), samples, ["vision", "decoder.1"], folder / "harvest")
+    return folder
+
+
+def sauce_train(folder, site, *options):
+    sizes = ("--d-sae", "64", "--k", "8", "--tokens", "3200", "--batch", "64")
+    return CliRunner().invoke(
+        app,
+        [
+            "train",
+            str(folder / "harvest"),
+            "--site",
+            site,
+            *("--out", str(folder / site), *sizes, "--lr", "1e-3"),
+            *("--held-out", "0.3", "--buffer-mib", "16", *options),
+        ],
+        env={"COLUMNS": "160"},
+    )
+
+
+@pytest.mark.parametrize("site", ["vision", "decoder.1"])
+def test_it_trains_measures_and_saves(folder, site):
+    done = sauce_train(folder, site, "--architecture", "topk")
+    assert done.exit_code == 0, done.output
+    figures = json.loads((folder / site / "figures.json").read_text())
+    assert figures["l0"] <= 8
+    assert figures["dead_latents"] <= 64
+    fidelity = figures["fidelity"]
+    assert 1 <= fidelity["samples"] < 20
+    assert fidelity["kl"] > 0
+    assert fidelity["ablation"] == "mean"
+    assert from_sae_lens(folder / site).d_sae == 64
+    for name in ("explained variance", "loss recovered", "tokens/s", "topk"):
+        assert name in done.output
+    again = sauce_train(folder, site)
+    assert again.exit_code == 2
+    assert "already there" in again.output
+
+
+def test_errors_are_one_line(folder):
+    done = sauce_train(folder, "decoder.3")
+    assert done.exit_code == 2
+    assert "sauce train: " in done.output
+    assert "holds decoder.1, vision" in done.output
+    done = sauce_train(folder, "vision", "--architecture", "other")
+    assert done.exit_code == 2
+    assert "got 'other'" in done.output
