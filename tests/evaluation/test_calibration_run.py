@@ -36,7 +36,7 @@ def world(tmp_path_factory):
     """Pictures with labels, and the latents that the shipped edits use."""
     folder = tmp_path_factory.mktemp("world")
     rows = []
-    for number, picture in enumerate(balanced_pictures("calibration", 4)):
+    for number, picture in enumerate(balanced_pictures("calibration", 10)):
         picture.image.save(folder / f"{number}.png")
         row = {"file": f"{number}.png", "concepts": list(picture.concepts)}
         rows.append(json.dumps(row))
