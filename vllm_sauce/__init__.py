@@ -7,6 +7,7 @@ everything here is standard library only.
 
 from vllm_sauce.client import forget, forget_body
 from vllm_sauce.errors import (
+    BatchError,
     BundleCorruptError,
     BundleError,
     BundleMismatchError,
@@ -27,6 +28,7 @@ from vllm_sauce.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchError",
     "BundleCorruptError",
     "BundleError",
     "BundleMismatchError",

@@ -13,6 +13,7 @@ SauceError
 │   ├── BundleCorruptError
 │   ├── BundleMismatchError
 │   └── UnsupportedSAEError
+├── BatchError                    a batch run that cannot go on
 ├── UnsupportedVLLMError          this vLLM version has not the seams we need
 ├── UnsupportedFeatureError       a vLLM feature that would break unlearning
 └── CanaryError                   the edit did not run where it must
@@ -88,6 +89,10 @@ class BundleMismatchError(BundleError):
 
 class UnsupportedSAEError(BundleError):
     """A sparse autoencoder of a kind that cannot be served exactly."""
+
+
+class BatchError(SauceError):
+    """A batch run that cannot go on; what is finished is kept."""
 
 
 class UnsupportedVLLMError(SauceError):

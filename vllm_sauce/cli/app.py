@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, demo
+from vllm_sauce.cli import batch, bundles, demo
 
 app = typer.Typer(
     name="sauce",
@@ -13,6 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("batch")(batch.batch)
 app.command("demo")(demo.demo)
 app.command("diff")(bundles.diff)
 app.command("pull")(bundles.pull)
