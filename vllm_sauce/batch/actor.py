@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +31,11 @@ def start_engine(job: Job) -> Answerer:
 class ChunkActor:
     """Holds an engine; Ray Data calls it with a chunk from several threads at once."""
 
-    def __init__(self, job: Job, start: Any) -> None:
+    def __init__(
+        self, job: Job, start: Callable[[Job], Answerer], environment: Mapping[str, str]
+    ) -> None:
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
         self.job = job
         self.answerer: Answerer = start(job)
 

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_sauce.batch.actor import ChunkActor
 from vllm_sauce.batch.chunks import Chunk
 from vllm_sauce.batch.job import Job
-from vllm_sauce.errors import BatchError, ConfigError, SauceError
+from vllm_sauce.errors import BatchError, ConfigError
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: only descriptions of chunks and answers pass through it."""
@@ -34,14 +35,31 @@ class Resources:
     gpus_per_actor: float | None = None
     """Default: 1 where Ray finds GPUs, else 0."""
 
-    cpus_per_actor: float = 1
-    """As Ray counts them; vLLM is not confined to them."""
+    cpus_per_actor: float | None = None
+    """Ray lets an actor's own process use so many threads. Default: an equal share of
+    this machine's, 1 on a cluster."""
 
     def __post_init__(self) -> None:
         if self.actors < 1:
             raise ConfigError(f"actors must be at least 1, got {self.actors}")
-        if self.cpus_per_actor <= 0 or (self.gpus_per_actor or 0) < 0:
+        cpus, gpus = self.cpus_per_actor, self.gpus_per_actor
+        if (cpus is not None and cpus <= 0) or (gpus is not None and gpus < 0):
             raise ConfigError("an actor takes a positive number of CPUs, and GPUs >= 0")
+
+    def cpus(self) -> float:
+        """Return the CPUs of an actor, as given or by default."""
+        if self.cpus_per_actor is not None:
+            return self.cpus_per_actor
+        if self.address is not None:
+            return 1.0
+        return float(max(1, (os.cpu_count() or 1) // self.actors))
+
+    def environment(self) -> dict[str, str]:
+        """Return variables of an actor that the user may set otherwise."""
+        if self.address is None and self.actors > 1:
+            # Each engine on CPUs would pin its threads to the same cores.
+            return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +79,8 @@ def connected(resources: Resources) -> Iterator[Resources]:
     """
     # Read when Ray is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own core tells what a user of Ray Data can do nothing about.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
     except ImportError as error:
@@ -100,10 +120,10 @@ def parts_of(
             [chunk.to_mapping() for chunk in chunks], override_num_blocks=len(chunks)
         ).map_batches(
             ChunkActor,
-            fn_constructor_args=(job, start),
+            fn_constructor_args=(job, start, resources.environment()),
             batch_size=None,
             batch_format="numpy",
-            num_cpus=resources.cpus_per_actor,
+            num_cpus=resources.cpus(),
             num_gpus=resources.gpus_per_actor,
             compute=ray.data.ActorPoolStrategy(
                 size=resources.actors,
@@ -134,7 +154,7 @@ def _init_arguments(resources: Resources) -> dict[str, Any]:
     return quiet | {
         "address": "local",
         # Ray counts; it is the user who knows what the machine can bear.
-        "num_cpus": max(1, round(resources.actors * resources.cpus_per_actor + 0.5)),
+        "num_cpus": math.ceil(resources.actors * resources.cpus()),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }
@@ -144,19 +164,14 @@ def _placed(resources: Resources, found: dict[str, float]) -> Resources:
     gpus = resources.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if found.get("GPU", 0) else 0.0
-    for kind, each in (("CPU", resources.cpus_per_actor), ("GPU", gpus)):
+    for kind, each in (("CPU", resources.cpus()), ("GPU", gpus)):
         if found.get(kind, 0) < resources.actors * each:
             raise ConfigError(
                 f"{resources.actors} actors of {each:g} {kind} need "
                 f"{resources.actors * each:g}, Ray has {found.get(kind, 0):g}; "
                 f"take fewer actors, or less for each"
             )
-    return Resources(
-        address=resources.address,
-        actors=resources.actors,
-        gpus_per_actor=gpus,
-        cpus_per_actor=resources.cpus_per_actor,
-    )
+    return replace(resources, gpus_per_actor=gpus)
 
 
 def _quiet() -> None:
@@ -171,17 +186,11 @@ def _quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _reason(error: BaseException) -> SauceError:
-    """Return what to tell: our own error if that is what an actor died of."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SauceError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    text = str(error).strip()
-    lines = [line for line in text.splitlines() if line.strip()]
+def _reason(error: BaseException) -> BatchError:
+    """Return what to tell: the last line of Ray's report is the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return BatchError(
-        f"an actor failed: {lines[-1].strip() if lines else type(error).__name__}; "
-        "what is finished is kept: run the same command to go on. Ray's logs of the "
-        "actors are in /tmp/ray/session_latest/logs"
+        f"an actor failed: {lines[-1] if lines else type(error).__name__}; what is "
+        "finished is kept: run the same command to go on. Ray's logs of the actors are "
+        "in /tmp/ray/session_latest/logs"
     )

@@ -50,8 +50,9 @@ def batch(
         typer.Option("--gpus-per-actor", help="Default: 1 where there are GPUs."),
     ] = None,
     cpus_per_actor: Annotated[
-        float, typer.Option("--cpus-per-actor", help="As Ray counts them.")
-    ] = 1.0,
+        float | None,
+        typer.Option("--cpus-per-actor", help="Default: a share of this machine's."),
+    ] = None,
     engine_arg: Annotated[
         Many, typer.Option("--engine-arg", help="key=value for vLLM; repeatable.")
     ] = None,
