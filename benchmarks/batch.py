@@ -13,22 +13,28 @@ Rounds alternate between
 
 The plain engine and the actor's have the same arguments and the same bundle. Each
 round of batch starts an engine of its own, which answers the rows' start once before
-the time is taken, as the plain engine did before the first round.
+the time is taken, as the plain engine did before the first round. Beside the time stand
+the CPU seconds of all processes, Ray's own included: where the machine is shared, they
+say more than the time.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TINY = Path(__file__).resolve().parents[1] / "examples" / "tiny"
+Spent = tuple[float, float]
+"""Seconds, and CPU seconds."""
 BLOCK = 256
 WARM_UP = 128
 QUESTIONS = (
@@ -81,14 +87,27 @@ def known_concepts() -> list[str]:
     return [name for name in CONCEPTS if name in names] or list(names[:10])
 
 
-def plain_round(llm: Any, path: Path, block: int, max_tokens: int) -> float:
-    """Return the seconds of a loop of ``LLM.generate``, from file to answers."""
+def cpu_seconds() -> float:
+    """Return the CPU seconds so far of this process and all it has started."""
+    import psutil
+
+    mine = psutil.Process()
+    total = 0.0
+    for process in (mine, *mine.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def plain_round(llm: Any, path: Path, block: int, max_tokens: int) -> Spent:
+    """Return what a loop of ``LLM.generate`` takes, from file to answers."""
     from PIL import Image
     from vllm import SamplingParams
 
     import vllm_sauce
 
-    start_s = time.perf_counter()
+    cpu_s, start_s = cpu_seconds(), time.perf_counter()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for at in range(0, len(rows), block):
         prompts, params = [], []
@@ -102,7 +121,7 @@ def plain_round(llm: Any, path: Path, block: int, max_tokens: int) -> float:
                 SamplingParams(temperature=0, max_tokens=max_tokens, extra_args=extra)
             )
         llm.generate(prompts, params, use_tqdm=False)
-    return time.perf_counter() - start_s
+    return time.perf_counter() - start_s, cpu_seconds() - cpu_s
 
 
 def start_warm(job: Any, path: str, ready: str) -> Any:
@@ -116,20 +135,31 @@ def start_warm(job: Any, path: str, ready: str) -> Any:
     return engine
 
 
-def batch_round(path: Path, folder: Path, max_tokens: int) -> float:
-    """Return the seconds of `sauce batch` from its engine's readiness on."""
+def note_cpu(ready: Path, noted: list[float]) -> None:
+    """Note the CPU seconds at the moment when an actor's engine is ready."""
+    while not ready.exists() or not ready.read_text():
+        time.sleep(0.02)
+    noted.append(cpu_seconds())
+
+
+def batch_round(path: Path, folder: Path, max_tokens: int) -> Spent:
+    """Return what `sauce batch` takes from its engine's readiness on."""
     from vllm_sauce.batch import job, progress, run
     from vllm_sauce.batch.cluster import Resources
     from vllm_sauce.batch.rows import Defaults
 
     class Clock(progress.Progress):
-        end_s = 0.0
+        end_s = end_cpu_s = 0.0
 
         def advance(self, rows: int, failed: int) -> None:
             super().advance(rows, failed)
             self.end_s = time.time()
+            if self.done == self.total:
+                self.end_cpu_s = cpu_seconds()
 
-    clock, ready = Clock(), folder / "ready"
+    clock, ready, noted = Clock(), folder / "ready", list[float]()
+    ready.unlink(missing_ok=True)
+    threading.Thread(target=note_cpu, args=(ready, noted), daemon=True).start()
     done = run.run(
         job.make_job(
             model=str(TINY / "model"),
@@ -147,7 +177,7 @@ def batch_round(path: Path, folder: Path, max_tokens: int) -> float:
     )
     if done.failed:
         raise SystemExit(f"{done.failed} rows failed: {done.failures}")
-    return clock.end_s - float(ready.read_text())
+    return clock.end_s - float(ready.read_text()), clock.end_cpu_s - noted[0]
 
 
 def measure(count: int, rounds: int, max_tokens: int) -> dict[str, Any]:
@@ -164,16 +194,18 @@ def measure(count: int, rounds: int, max_tokens: int) -> dict[str, Any]:
             additional_config={"sauce": {"bundle": str(TINY / "bundle")}},
             **ENGINE,
         )
-        kinds: dict[str, Callable[[], float]] = {
+        kinds: dict[str, Callable[[], Spent]] = {
             "loop": lambda: plain_round(llm, path, BLOCK, max_tokens),
             "batch": lambda: batch_round(path, Path(temporary), max_tokens),
             "whole": lambda: plain_round(llm, path, count, max_tokens),
         }
         plain_round(llm, path, BLOCK, max_tokens)  # warm-up
-        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+        spent: dict[str, list[Spent]] = {kind: [] for kind in kinds}
         for _ in range(rounds):
             for kind, once in kinds.items():
-                seconds[kind].append(once())
+                spent[kind].append(once())
+        # An engine that is alive at the end can keep Python from ending.
+        llm.llm_engine.engine_core.shutdown()
     return {
         "rows": count,
         "rounds": rounds,
@@ -181,8 +213,8 @@ def measure(count: int, rounds: int, max_tokens: int) -> dict[str, Any]:
         "engine": ENGINE,
         "vllm": vllm.__version__,
         "cpus": os.cpu_count(),
-        "seconds": seconds,
-        "rows_per_s": {k: count / statistics.median(v) for k, v in seconds.items()},
+        "seconds": {k: [s for s, _ in v] for k, v in spent.items()},
+        "cpu_s": {k: [c for _, c in v] for k, v in spent.items()},
     }
 
 
@@ -196,17 +228,20 @@ def main() -> None:
     arguments = parser.parse_args()
     ENGINE["enforce_eager"] = arguments.eager
     result = measure(arguments.rows, arguments.rounds, arguments.max_tokens)
-    rates = result["rows_per_s"]
-    result["ratio"] = {k: rates["batch"] / rates[k] for k in ("loop", "whole")}
+    median_s = {k: statistics.median(v) for k, v in result["seconds"].items()}
+    cpu_s = {k: statistics.median(v) for k, v in result["cpu_s"].items()}
+    result["ratio"] = {k: s / median_s["batch"] for k, s in median_s.items()}
     print(
         f"sauce-tiny, {result['rows']} rows, {result['cpus']} CPUs, float32, "
         f"vLLM {result['vllm']}; medians of {result['rounds']} rounds"
     )
-    print(f"{'':<8} {'rows/s':>8} {'batch/this':>11}  seconds of each round")
+    print(f"{'':<6} {'rows/s':>7} {'batch/this':>11} {'CPU s':>6}  seconds of a round")
     for kind, seconds in result["seconds"].items():
         each = " ".join(f"{s:.2f}" for s in seconds)
-        ratio = rates["batch"] / rates[kind]
-        print(f"{kind:<8} {rates[kind]:>8.1f} {ratio:>11.3f}  {each}")
+        print(
+            f"{kind:<6} {result['rows'] / median_s[kind]:>7.1f} "
+            f"{result['ratio'][kind]:>11.3f} {cpu_s[kind]:>6.1f}  {each}"
+        )
     sys.stdout.write(json.dumps(result) + "\n")
 
 

@@ -27,7 +27,7 @@ def actors(pid: int | None = None) -> list[psutil.Process]:
     return found
 
 
-def wait_until(true: Callable[[], object], timeout_s: float = 120) -> None:
+def wait_until(true: Callable[[], object], timeout_s: float = 400) -> None:
     """Return once something is true; fail when it never is."""
     deadline = time.monotonic() + timeout_s
     while not true():

@@ -19,7 +19,7 @@ def start(code: str, parent: str) -> subprocess.Popen[str]:
     """Start Python in a process that watches another."""
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, "VLLM_SAUCE_PARENT": parent},
+        env={**os.environ, "SAUCE_PARENT": parent},
         cwd=REPO,
         stdout=subprocess.PIPE,
         text=True,

@@ -12,8 +12,9 @@ import select
 import threading
 from contextlib import suppress
 
-VARIABLE = "VLLM_SAUCE_PARENT"
-"""Number of the process whose death ends the processes it started."""
+VARIABLE = "SAUCE_PARENT"
+"""Number of the process whose death ends the processes it started. vLLM warns of every
+variable that begins with VLLM and is not its own."""
 
 
 def tie_children() -> None:

@@ -24,12 +24,7 @@ ENVIRONMENT = {
 }
 """``VLLM_SAUCE_FORGET`` holds names with commas between. A flag wins over these."""
 
-_READ_ELSEWHERE = (
-    "VLLM_SAUCE_CACHE",
-    "VLLM_SAUCE_KERNEL",
-    "VLLM_SAUCE_NATIVE",
-    "VLLM_SAUCE_PARENT",
-)
+_READ_BY_KERNELS = ("VLLM_SAUCE_CACHE", "VLLM_SAUCE_KERNEL", "VLLM_SAUCE_NATIVE")
 
 _DERIVED = ("digest", "sites", "version")
 """Written by us beside the user's settings: they key vLLM's compile cache, where a
@@ -48,12 +43,12 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """
     given: dict[str, Any] = {}
     for name in sorted(n for n in environ if n.startswith("VLLM_SAUCE_")):
-        if name in _READ_ELSEWHERE:
+        if name in _READ_BY_KERNELS:
             continue
         if name not in ENVIRONMENT:
             raise ConfigError(
                 f"unknown variable {name}; known: "
-                f"{', '.join((*ENVIRONMENT, *_READ_ELSEWHERE))}"
+                f"{', '.join((*ENVIRONMENT, *_READ_BY_KERNELS))}"
             )
         value: Any = environ[name]
         if name == "VLLM_SAUCE_FORGET":
