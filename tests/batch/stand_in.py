@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 from vllm_sauce.batch.engine import failed
 from vllm_sauce.batch.job import Job
@@ -53,10 +52,3 @@ class DiesAlways(Echo):
 def start_dying(job: Job) -> Echo:
     """Take the place of ``start_engine``."""
     return DiesAlways()
-
-
-def start_counting(job: Job) -> Echo:
-    """Note in the model's folder that an engine was started."""
-    with (Path(job.model) / "starts").open("a") as file:
-        file.write("x")
-    return Echo()

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.batch import stand_in
 from tests.batch.processes import KillsOneActor, actors, gone, wait_until
-from vllm_sauce.batch import progress, run
+from vllm_sauce.batch import cluster, progress, run
 from vllm_sauce.batch.cluster import Resources
 from vllm_sauce.errors import BatchError, ConfigError
 
@@ -23,6 +24,7 @@ REPO = Path(__file__).parents[2]
 TWO = Resources(actors=2, cpus_per_actor=0.5, gpus_per_actor=0)
 DRIVER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tests.batch import stand_in
 from tests.batch.test_run import TWO
@@ -127,7 +129,10 @@ def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_chunk_that_always_kills_its_actor_ends_the_run(tmp_path: Path) -> None:
+def test_a_chunk_that_always_kills_its_actor_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "RETRIES", 0)  # Each takes a new process.
     source, out = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out.parquet"
     with pytest.raises(BatchError, match="an actor failed"):
         run.run(
@@ -140,16 +145,15 @@ def test_a_chunk_that_always_kills_its_actor_ends_the_run(tmp_path: Path) -> Non
     assert not out.exists()
 
 
-def test_more_than_ray_has_is_refused(tmp_path: Path) -> None:
-    source, out = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out.parquet"
-    with pytest.raises(ConfigError, match="need 2048, Ray has"):
-        run.run(
-            stand_in.JOB,
-            source,
-            out,
-            resources=Resources(actors=2, gpus_per_actor=1024),
-            start=stand_in.start_echo,
-        )
+def test_more_than_ray_has_is_refused() -> None:
+    has = {"CPU": 8.0, "GPU": 2.0}
+    asked = Resources(actors=2, cpus_per_actor=4)
+    assert cluster.placed(asked, has) == replace(asked, gpus_per_actor=1.0)
+    assert cluster.placed(asked, {"CPU": 8.0}) == replace(asked, gpus_per_actor=0.0)
+    with pytest.raises(ConfigError, match="3 actors of 1 GPU need 3, Ray has 2"):
+        cluster.placed(replace(asked, actors=3, cpus_per_actor=1), has)
+    with pytest.raises(ConfigError, match="2 actors of 5 CPU need 10, Ray has 8"):
+        cluster.placed(replace(asked, cpus_per_actor=5), has)
 
 
 @pytest.mark.parametrize(

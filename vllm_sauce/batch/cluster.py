@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,7 +94,7 @@ def connected(resources: Resources) -> Iterator[Resources]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot connect to Ray: {error}") from error
     try:
-        yield _placed(resources, ray.cluster_resources())
+        yield placed(resources, ray.cluster_resources())
     finally:
         ray.shutdown()
 
@@ -160,7 +160,11 @@ def _init_arguments(resources: Resources) -> dict[str, Any]:
     }
 
 
-def _placed(resources: Resources, found: dict[str, float]) -> Resources:
+def placed(resources: Resources, found: Mapping[str, float]) -> Resources:
+    """Return the resources with defaults by what Ray has.
+
+    Raises: ConfigError if it has not enough
+    """
     gpus = resources.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if found.get("GPU", 0) else 0.0
