@@ -108,6 +108,7 @@ def write(path: Path, found: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_actor_costs_no_row_and_doubles_none(
     tmp_path: Path, plain: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

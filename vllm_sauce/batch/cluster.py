@@ -92,7 +92,10 @@ def connected(resources: Resources) -> Iterator[Resources]:
     try:
         ray.init(**_init_arguments(resources))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot connect to Ray: {error}") from error
+        raise ConfigError(
+            f"cannot connect to Ray: {error}; a cluster that wants a token is given "
+            "it where RAY_AUTH_MODE=token is set here, too"
+        ) from error
     try:
         yield placed(resources, ray.cluster_resources())
     finally:
