@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, demo, harvest, import_sae, inspect, select, train
+from vllm_sauce.cli import (
+    batch,
+    bundles,
+    demo,
+    harvest,
+    import_sae,
+    inspect,
+    select,
+    train,
+)
 
 app = typer.Typer(
     name="sauce",
@@ -13,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("batch")(batch.batch)
 app.command("demo")(demo.demo)
 app.command("harvest")(harvest.harvest)
 app.command("import")(import_sae.import_sae)
