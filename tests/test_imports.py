@@ -15,7 +15,7 @@ LAYERS = [
     {"concepts"},
     {"bundle"},
     {"unlearning"},
-    {"plugin", "training", "evaluation"},
+    {"plugin", "training", "evaluation", "batch"},
     {"server", "cli"},
 ]
 ALLOWED = {

@@ -16,6 +16,7 @@ SauceError
 │   └── UnsupportedSAEError
 ├── ActivationsError              harvested activations cannot be used or written
 ├── TrainingError                 an SAE's training cannot go on, or its result be kept
+├── BatchError                    a batch run that cannot go on
 ├── UnsupportedVLLMError          this vLLM version has not the seams we need
 ├── UnsupportedFeatureError       a vLLM feature that would break unlearning
 └── CanaryError                   the edit did not run where it must
@@ -103,6 +104,10 @@ class ActivationsError(SauceError):
 
 class TrainingError(SauceError):
     """A training that diverged, or whose files are damaged or cannot be written."""
+
+
+class BatchError(SauceError):
+    """A batch run that cannot go on; what is finished is kept."""
 
 
 class UnsupportedVLLMError(SauceError):

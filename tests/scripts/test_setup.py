@@ -102,8 +102,8 @@ def test_gpu_decides_the_extra(checkout: Checkout) -> None:
     checkout.command("nvidia-smi", "#!/bin/bash\nexit 0\n")
     assert checkout.setup().returncode == 0
     cpu, cuda = checkout.installs()
-    assert ".[cpu,train,dev]" in cpu
-    assert ".[cuda,train,dev]" in cuda
+    assert ".[cpu,train,scale,dev]" in cpu
+    assert ".[cuda,train,scale,dev]" in cuda
 
 
 def test_second_run_does_nothing(checkout: Checkout) -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import bundles, calibrate, demo, harvest, import_sae, inspect, select, train
+from vllm_sauce.cli import (, bundles, calibrate, demo, harvest, import_sae, inspect, select, train
+    batch,
+    bundles,
+    demo,
+    harvest,
+    import_sae,
+    inspect,
+    select,
+    train,
+)
 
 app = typer.Typer(
     name="sauce",
@@ -14,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("calibrate")(calibrate.calibrate)
+app.command("batch")(batch.batch)
 app.command("demo")(demo.demo)
 app.command("harvest")(harvest.harvest)
 app.command("import")(import_sae.import_sae)

@@ -267,6 +267,25 @@ def resend_images(processor: Any, prompt: Any) -> None:
             invalidate(mm_hash)
 
 
+def is_engine_dead(error: BaseException) -> bool:
+    """Tell an engine that has died from a request that it refuses.
+
+    Why: the class is not exported from ``vllm``.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return isinstance(error, EngineDeadError)
+
+
+def external_request_id(request_id: str) -> str:
+    """Return the id that outputs bear, of one that ``LLM.enqueue`` returned.
+
+    Why: it returns the engine's own ids, ``<number>-<random>``, and ``step`` the
+    numbers. Remove when it returns what outputs bear; a number stays as it is.
+    """
+    return request_id.partition("-")[0]
+
+
 def decoder_layers(model: Any) -> Any:
     """Return the decoder's ``ModuleList`` of a language or vision-language model.
 

@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_sauce.plugin import admission, bench_client, compat, flags, settings
+from vllm_sauce.plugin import (
+    admission,
+    bench_client,
+    compat,
+    flags,
+    orphans,
+    settings,
+)
 
 _worker_installed = False
 _tap_installed = False
@@ -17,6 +24,7 @@ def install() -> None:
 
     Raises: UnsupportedVLLMError.
     """
+    orphans.install()
     compat.check_version()
     flags.install()
     bench_client.install()

@@ -58,17 +58,22 @@ def sample_groups(
             mine = {content_of[key] for key in keys if key in content_of} - {None}
             groups[[row for content in mine for row in rows[content]], column] = True
             if not mine:
-                sign = "with" if present else "without"
-                raise ActivationsError(
-                    f"none of the {len(keys)} samples {sign} {concept.name!r} in "
-                    f"{split or 'any split'} is in this harvest; harvest the same "
-                    "concepts.yaml"
-                )
+                raise _missing(concept, present, split, len(keys))
     # A picture with contradictory words of its own tells nothing of its patches.
     both = groups[:, 0::2] & groups[:, 1::2]
     groups[:, 0::2] &= ~both
     groups[:, 1::2] &= ~both
     return groups
+
+
+def _missing(
+    concept: ConceptExamples, present: bool, split: str | None, count: int
+) -> ActivationsError:
+    sign = "with" if present else "without"
+    return ActivationsError(
+        f"none of the {count} samples {sign} {concept.name!r} in "
+        f"{split or 'any split'} is in this harvest; harvest the same concepts.yaml"
+    )
 
 
 @torch.inference_mode()

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on a real local Ray; an engine's stand-in answers, for speed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.batch import stand_in
+from tests.batch.processes import KillsOneActor, actors, gone, wait_until
+from vllm_sauce.batch import cluster, progress, run
+from vllm_sauce.batch.cluster import Resources
+from vllm_sauce.errors import BatchError, ConfigError
+
+REPO = Path(__file__).parents[2]
+TWO = Resources(actors=2, cpus_per_actor=0.5, gpus_per_actor=0)
+DRIVER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tests.batch import stand_in
+from tests.batch.test_run import TWO
+from vllm_sauce.batch import run
+run.run(stand_in.JOB, Path(sys.argv[1]), Path(sys.argv[2]), resources=TWO,
+        rows_per_part=2, start=stand_in.start_echo)
+"""
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """Write rows of which every seventh is wrong and every fifth is refused."""
+    with path.open("w") as file:
+        for i in range(count):
+            row: dict[str, Any] = {"prompt": "refuse" if i % 5 == 4 else f"row {i}"}
+            file.write("{\n" if i % 7 == 6 else json.dumps(row) + "\n")
+    return path
+
+
+def check(out: Path, count: int) -> None:
+    """Every row is in the output or the failures, once, with its own answer."""
+    table = pq.read_table(out).to_pylist()
+    bad = [i for i in range(count) if i % 7 == 6 or i % 5 == 4]
+    assert [row["row"] for row in table] == [i for i in range(count) if i not in bad]
+    assert all(row["text"] == f"echo row {row['row']}" for row in table)
+    lines = out.with_name(f"{out.name}.failures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == bad
+    assert not out.with_name(f"{out.name}.parts").exists()
+
+
+def parts(out: Path) -> list[Path]:
+    """Return the finished parts."""
+    return sorted(out.with_name(f"{out.name}.parts").glob("part-*"))
+
+
+def test_an_actor_is_killed(tmp_path: Path) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
+    bar = progress.Progress()
+    killer = KillsOneActor(lambda: len(parts(out)) > 2)
+    done = run.run(
+        stand_in.JOB,
+        source,
+        out,
+        resources=TWO,
+        rows_per_part=2,
+        progress=bar,
+        start=stand_in.start_echo,
+    )
+    assert killer.killed is not None
+    check(out, 61)
+    assert (done.rows, done.failed, done.resumed) == (61, 19, 0)
+    assert (bar.done, bar.total, bar.failed) == (61, 61, 19)
+    assert "19 failed" in done.line()
+
+
+def test_the_driver_is_killed_and_run_again(tmp_path: Path) -> None:
+    """No engine of it keeps running; what was finished is not done again."""
+    source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(source), str(out)], cwd=REPO
+    )
+    wait_until(lambda: len(parts(out)) > 2 or driver.poll() is not None)
+    started = [p for a in actors(driver.pid) for p in (a, *a.children(recursive=True))]
+    assert started
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = {part: part.stat().st_mtime_ns for part in parts(out)}
+    assert 2 < len(before) < 31
+    wait_until(lambda: gone(started))
+    # One actor is enough to go on with what two began.
+    one = Resources(cpus_per_actor=1, gpus_per_actor=0)
+    seen: dict[Path, int] = {}
+
+    class Looks(progress.Progress):
+        def advance(self, rows: int, failed: int) -> None:
+            super().advance(rows, failed)
+            seen.update({part: part.stat().st_mtime_ns for part in parts(out)})
+
+    done = run.run(
+        stand_in.JOB,
+        source,
+        out,
+        resources=one,
+        rows_per_part=2,
+        progress=Looks(),
+        start=stand_in.start_echo,
+    )
+    check(out, 61)
+    assert before.items() <= seen.items()
+    assert done.resumed == 2 * len(before)
+
+
+def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", 4), tmp_path / "out.parquet"
+    with pytest.raises(BatchError, match="BundleMismatchError: another bundle"):
+        run.run(
+            stand_in.JOB,
+            source,
+            out,
+            resources=Resources(gpus_per_actor=0),
+            start=stand_in.start_never,
+        )
+    assert not out.exists()
+
+
+def test_a_chunk_that_always_kills_its_actor_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "RETRIES", 0)  # Each takes a new process.
+    source, out = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out.parquet"
+    with pytest.raises(BatchError, match="an actor failed"):
+        run.run(
+            stand_in.JOB,
+            source,
+            out,
+            resources=Resources(gpus_per_actor=0),
+            start=stand_in.start_dying,
+        )
+    assert not out.exists()
+
+
+def test_more_than_ray_has_is_refused() -> None:
+    has = {"CPU": 8.0, "GPU": 2.0}
+    asked = Resources(actors=2, cpus_per_actor=4)
+    assert cluster.placed(asked, has) == replace(asked, gpus_per_actor=1.0)
+    assert cluster.placed(asked, {"CPU": 8.0}) == replace(asked, gpus_per_actor=0.0)
+    with pytest.raises(ConfigError, match="3 actors of 1 GPU need 3, Ray has 2"):
+        cluster.placed(replace(asked, actors=3, cpus_per_actor=1), has)
+    with pytest.raises(ConfigError, match="2 actors of 5 CPU need 10, Ray has 8"):
+        cluster.placed(replace(asked, cpus_per_actor=5), has)
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "told"),
+    [
+        ("in.csv", "out.parquet", r"\.jsonl or \.parquet"),
+        ("in.jsonl", "out.csv", r"must be a \.parquet"),
+        ("nothing.jsonl", "out.parquet", "cannot read the input"),
+        ("in.parquet", "in.parquet", "would replace the input"),
+    ],
+)
+def test_wrong_files_are_refused_at_once(
+    tmp_path: Path, source: str, out: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        run.run(stand_in.JOB, tmp_path / source, tmp_path / out, resources=Resources())
+
+
+def test_an_empty_input_has_an_empty_output(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("\n\n")
+    done = run.run(
+        stand_in.JOB,
+        tmp_path / "in.jsonl",
+        tmp_path / "out.parquet",
+        resources=Resources(),
+    )
+    assert (done.rows, done.failed) == (0, 0)
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0

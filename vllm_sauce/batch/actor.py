@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs in Ray's processes: a chunk's description in, a part's bytes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from vllm_sauce.batch.chunks import Chunk, read_chunk
+from vllm_sauce.batch.engine import Engine, failed, start_llm
+from vllm_sauce.batch.job import Job
+from vllm_sauce.batch.output import Answer, encode_part
+from vllm_sauce.batch.rows import Question, read_row, row_id
+from vllm_sauce.errors import RequestError
+
+
+class Answerer(Protocol):
+    """Turns questions into an answer or a failure each."""
+
+    def answer(self, questions: list[Question]) -> list[Answer]:
+        """Return them in any order."""
+
+
+def start_engine(job: Job) -> Answerer:
+    """Start vLLM for a job."""
+    return Engine(start_llm(job))
+
+
+class ChunkActor:
+    """Holds an engine; Ray Data calls it with a chunk from several threads at once."""
+
+    def __init__(
+        self, job: Job, start: Callable[[Job], Answerer], environment: Mapping[str, str]
+    ) -> None:
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        self.job = job
+        self.answerer: Answerer = start(job)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Answer the chunks of a batch."""
+        columns = [column.tolist() for column in batch.values()]
+        parts: dict[str, list[Any]] = {"first": [], "part": [], "failed": []}
+        for values in zip(*columns, strict=True):
+            chunk = Chunk(**dict(zip(batch, values, strict=True)))
+            answers = answer_chunk(self.job, self.answerer, chunk)
+            parts["first"].append(chunk.first)
+            parts["part"].append(encode_part(answers))
+            parts["failed"].append(sum(a.error is not None for a in answers))
+        return parts
+
+
+def answer_chunk(job: Job, answerer: Answerer, chunk: Chunk) -> list[Answer]:
+    """Return an answer or a failure for every row of a chunk."""
+    answers: list[Answer] = []
+    questions: list[Question] = []
+    for row in read_chunk(chunk):
+        if row.data is None:
+            answers.append(failed(row.number, None, row.error or ValueError("no row")))
+            continue
+        try:
+            questions.append(
+                read_row(row.number, row.data, job.defaults, Path(job.folder))
+            )
+        except RequestError as error:
+            answers.append(failed(row.number, row_id(row.data), error))
+    return answers + answerer.answer(questions)

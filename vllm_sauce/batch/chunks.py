@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The input in chunks: any process that sees the file can read each by itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_sauce.batch.rows import parse_line
+from vllm_sauce.errors import ConfigError, InvalidRequestError
+
+SPOOL = "rows.arrow"
+"""A parquet input copied so that each chunk is one record batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Consecutive rows of the input: the unit of work, of a retry and of a part."""
+
+    first: int
+    """Place of the first row in the input, from 0."""
+
+    rows: int
+    """How many rows there are; blank lines are none."""
+
+    path: str
+    """The file to read: the JSON lines, or the copy of a parquet file."""
+
+    offset: int
+    """First byte in JSON lines; number of the record batch in a copy."""
+
+    num_bytes: int
+    """Bytes in JSON lines; 0 in a copy."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return a form that Ray Data takes as a row."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A row before it is checked, or what is wrong with its line."""
+
+    number: int
+    data: dict[str, Any] | None
+    error: InvalidRequestError | None = None
+
+
+def is_parquet(path: Path) -> bool:
+    """Tell the kind of an input by its name.
+
+    Raises: ConfigError
+    """
+    if path.suffix in (".jsonl", ".ndjson"):
+        return False
+    if path.suffix == ".parquet":
+        return True
+    raise ConfigError(f"the input must be a .jsonl or .parquet file, got {path.name!r}")
+
+
+def input_sha256(path: Path) -> str:
+    """Return the SHA-256 of the input's bytes.
+
+    Raises: ConfigError
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"cannot read the input: {error}") from error
+
+
+def split_lines(path: Path, rows_per_chunk: int) -> list[Chunk]:
+    """Cut JSON lines into chunks; one pass, nothing is kept but the places."""
+    chunks: list[Chunk] = []
+    first = rows = offset = start = 0
+    number = -1
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            offset += len(line)
+            rows += bool(line.strip())
+            if number + 1 - first == rows_per_chunk:
+                chunks.append(_lines(path, first, rows, start, offset))
+                first, rows, start = number + 1, 0, offset
+    if number >= first:
+        chunks.append(_lines(path, first, rows, start, offset))
+    return [chunk for chunk in chunks if chunk.rows]
+
+
+def split_parquet(
+    path: Path, rows_per_chunk: int, spool: Path, columns: set[str]
+) -> list[Chunk]:
+    """Copy a parquet file into record batches of a chunk each; bounded memory.
+
+    A chunk could not be read by itself otherwise: a row group is decoded whole.
+
+    Raises: ConfigError
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        source = pq.ParquetFile(path)
+        _check_columns(source.schema_arrow.names, columns)
+        chunks: list[Chunk] = []
+        first = 0
+        with (
+            pa.OSFile(str(spool), "wb") as file,
+            pa.ipc.new_file(file, source.schema_arrow) as writer,
+        ):
+            for batch in _regrouped(source, rows_per_chunk):
+                writer.write_batch(batch)
+                chunks.append(_batch(spool, first, batch.num_rows, len(chunks)))
+                first += batch.num_rows
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ConfigError(f"{path} is no whole parquet file: {error}") from error
+    return chunks
+
+
+def read_chunk(chunk: Chunk) -> Iterator[Numbered]:
+    """Yield a chunk's rows in order, wrong lines among them."""
+    if chunk.num_bytes == 0:
+        yield from _read_batch(chunk)
+        return
+    with Path(chunk.path).open("rb") as file:
+        file.seek(chunk.offset)
+        lines = file.read(chunk.num_bytes).split(b"\n")
+    for number, line in enumerate(lines, chunk.first):
+        if not line.strip():
+            continue
+        try:
+            yield Numbered(number, parse_line(line))
+        except InvalidRequestError as error:
+            yield Numbered(number, None, error)
+
+
+def _lines(path: Path, first: int, rows: int, start: int, end: int) -> Chunk:
+    return Chunk(
+        first=first,
+        rows=rows,
+        path=str(path.resolve()),
+        offset=start,
+        num_bytes=end - start,
+    )
+
+
+def _batch(spool: Path, first: int, rows: int, index: int) -> Chunk:
+    path = str(spool.resolve())
+    return Chunk(first=first, rows=rows, path=path, offset=index, num_bytes=0)
+
+
+def _check_columns(found: list[str], columns: set[str]) -> None:
+    unknown = sorted(set(found) - columns)
+    if unknown:
+        raise ConfigError(
+            f"the input has columns nobody reads: {', '.join(unknown[:5])}; known: "
+            f"{', '.join(sorted(columns))}. Put what is to be carried along into 'meta'"
+        )
+
+
+def _regrouped(source: Any, rows_per_chunk: int) -> Iterator[Any]:
+    """Yield record batches of exactly so many rows: parquet's stop at row groups."""
+    import pyarrow as pa
+
+    waiting: list[Any] = []
+    count = 0
+    for batch in source.iter_batches(batch_size=rows_per_chunk):
+        waiting.append(batch)
+        count += batch.num_rows
+        while count >= rows_per_chunk:
+            table = pa.Table.from_batches(waiting)
+            yield _one_batch(table.slice(0, rows_per_chunk))
+            waiting = table.slice(rows_per_chunk).to_batches()
+            count -= rows_per_chunk
+    if count:
+        yield _one_batch(pa.Table.from_batches(waiting))
+
+
+def _one_batch(table: Any) -> Any:
+    return table.combine_chunks().to_batches()[0]
+
+
+def _read_batch(chunk: Chunk) -> Iterator[Numbered]:
+    import pyarrow as pa
+
+    with pa.memory_map(chunk.path) as file:
+        rows = pa.ipc.open_file(file).get_batch(chunk.offset).to_pylist()
+    for number, row in enumerate(rows, chunk.first):
+        data = {k: v if k == "meta" else _without_nulls(v) for k, v in row.items()}
+        yield Numbered(number, {k: v for k, v in data.items() if v is not None})
+
+
+def _without_nulls(value: Any) -> Any:
+    # Arrow fills every struct: what a row does not have is null there.
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ray: the local one that a run starts for itself, or a cluster."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vllm_sauce.batch.actor import ChunkActor
+from vllm_sauce.batch.chunks import Chunk
+from vllm_sauce.batch.job import Job
+from vllm_sauce.errors import BatchError, ConfigError
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Of a local Ray: only descriptions of chunks and answers pass through it."""
+
+RETRIES = 3
+"""How often a chunk is answered anew because its actor died, before the run stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """Where actors run and what each of them takes."""
+
+    address: str | None = None
+    """A Ray cluster, ``auto`` for the one of this machine; None starts a local one."""
+
+    actors: int = 1
+    gpus_per_actor: float | None = None
+    """Default: 1 where Ray finds GPUs, else 0."""
+
+    cpus_per_actor: float | None = None
+    """Ray lets an actor's own process use so many threads. Default: an equal share of
+    this machine's, 1 on a cluster."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 1:
+            raise ConfigError(f"actors must be at least 1, got {self.actors}")
+        cpus, gpus = self.cpus_per_actor, self.gpus_per_actor
+        if (cpus is not None and cpus <= 0) or (gpus is not None and gpus < 0):
+            raise ConfigError("an actor takes a positive number of CPUs, and GPUs >= 0")
+
+    def cpus(self) -> float:
+        """Return the CPUs of an actor, as given or by default."""
+        if self.cpus_per_actor is not None:
+            return self.cpus_per_actor
+        if self.address is not None:
+            return 1.0
+        return float(max(1, (os.cpu_count() or 1) // self.actors))
+
+    def environment(self) -> dict[str, str]:
+        """Return variables of an actor that the user may set otherwise."""
+        if self.address is None and self.actors > 1:
+            # Each engine on CPUs would pin its threads to the same cores.
+            return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A finished chunk."""
+
+    first: int
+    content: bytes
+    failed: int
+
+
+@contextmanager
+def connected(resources: Resources) -> Iterator[Resources]:
+    """Start Ray or connect to it; gives the resources with what was found.
+
+    Raises: ConfigError
+    """
+    # Read when Ray is imported.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own core tells what a user of Ray Data can do nothing about.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "sauce batch needs Ray Data: pip install 'vllm-sauce[scale]'"
+        ) from error
+    if ray.is_initialized():
+        raise ConfigError("this process is connected to Ray already; disconnect first")
+    try:
+        ray.init(**_init_arguments(resources))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"cannot connect to Ray: {error}; a cluster that wants a token is given "
+            "it where RAY_AUTH_MODE=token is set here, too"
+        ) from error
+    try:
+        yield placed(resources, ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def parts_of(
+    job: Job,
+    start: Callable[[Job], Any],
+    chunks: Sequence[Chunk],
+    resources: Resources,
+    chunks_at_once: int,
+) -> Iterator[Part]:
+    """Yield each chunk's part as it is finished; a dead actor's chunks are done anew.
+
+    Raises: BatchError
+    """
+    import ray
+
+    _quiet()
+    with warnings.catch_warnings():
+        # Ray means to rename the ways to pass what an actor takes.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        dataset = ray.data.from_items(
+            [chunk.to_mapping() for chunk in chunks], override_num_blocks=len(chunks)
+        ).map_batches(
+            ChunkActor,
+            fn_constructor_args=(job, start, resources.environment()),
+            batch_size=None,
+            batch_format="numpy",
+            num_cpus=resources.cpus(),
+            num_gpus=resources.gpus_per_actor,
+            compute=ray.data.ActorPoolStrategy(
+                size=resources.actors,
+                max_tasks_in_flight_per_actor=chunks_at_once,
+                max_concurrent_calls_per_actor=chunks_at_once,
+                enable_true_multi_threading=True,
+            ),
+            max_task_retries=RETRIES,
+        )
+    try:
+        tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        for table in tables:
+            for row in table.to_pylist():
+                yield Part(row["first"], row["part"], row["failed"])
+    except ray.exceptions.RayError as error:
+        raise _reason(error) from error
+
+
+def _init_arguments(resources: Resources) -> dict[str, Any]:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if resources.address is not None:
+        passed = {k: v for k, v in os.environ.items() if k.startswith("VLLM_")}
+        return quiet | {
+            "address": resources.address,
+            "runtime_env": {"env_vars": passed},
+        }
+    # Actors inherit this process's environment here, as a plain LLM would.
+    return quiet | {
+        "address": "local",
+        # Ray counts; it is the user who knows what the machine can bear.
+        "num_cpus": math.ceil(resources.actors * resources.cpus()),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+
+
+def placed(resources: Resources, found: Mapping[str, float]) -> Resources:
+    """Return the resources with defaults by what Ray has.
+
+    Raises: ConfigError if it has not enough
+    """
+    gpus = resources.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if found.get("GPU", 0) else 0.0
+    for kind, each in (("CPU", resources.cpus()), ("GPU", gpus)):
+        if found.get(kind, 0) < resources.actors * each:
+            raise ConfigError(
+                f"{resources.actors} actors of {each:g} {kind} need "
+                f"{resources.actors * each:g}, Ray has {found.get(kind, 0):g}; "
+                f"take fewer actors, or less for each"
+            )
+    return replace(resources, gpus_per_actor=gpus)
+
+
+def _quiet() -> None:
+    """Keep Ray Data's own bars and reports off the terminal: the run has its own."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # An actor that cannot start is a mistake to be told, not to be tried again.
+    context.max_consecutive_actor_init_deaths = 0
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _reason(error: BaseException) -> BatchError:
+    """Return what to tell: the last line of Ray's report is the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return BatchError(
+        f"an actor failed: {lines[-1] if lines else type(error).__name__}; what is "
+        "finished is kept: run the same command to go on. Ray's logs of the actors are "
+        "in /tmp/ray/session_latest/logs"
+    )

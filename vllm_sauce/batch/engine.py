@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One vLLM engine that is never idle between chunks: threads hand it their rows."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_sauce.batch.job import Job
+from vllm_sauce.batch.output import Answer
+from vllm_sauce.batch.rows import Question
+from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, SauceError
+from vllm_sauce.plugin import compat, orphans, settings
+from vllm_sauce.plugin.admission import Admission, has_sauce_keys
+from vllm_sauce.unlearning import Mask
+
+_WAITING = 2
+"""Rows given to the engine, in multiples of those it runs at once: one batch runs and
+the next one's pictures are ready. Bounds the memory that pictures take."""
+
+
+def start_llm(job: Job) -> Any:
+    """Start vLLM with the job's model and bundle; the engine dies with this process.
+
+    Raises: BundleMismatchError if the engine runs with another bundle, or none
+    """
+    orphans.tie_children()
+    from vllm import LLM
+
+    additional = {"sauce": job.sauce.to_mapping()} if job.sauce else None
+    arguments: dict[str, Any] = {"disable_log_stats": True, **job.engine_args}
+    llm = LLM(model=job.model, additional_config=additional, **arguments)
+    found = _digest(llm)
+    if found != job.digest:
+        raise BundleMismatchError(
+            f"the engine runs with bundle {found}, wanted {job.digest}; is "
+            "vllm-sauce left out of VLLM_PLUGINS, or the bundle another one here?"
+        )
+    return llm
+
+
+def _digest(llm: Any) -> str | None:
+    # Written by the plugin when it placed its hooks: without it, nothing is edited.
+    additional = llm.llm_engine.vllm_config.additional_config
+    section = additional.get("sauce") if isinstance(additional, dict) else None
+    return section.get("digest") if section else None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A row in the engine, and where its answer goes."""
+
+    question: Question
+    mask: Mask | None
+    done: Callable[[Answer], None]
+
+
+class _Collected:
+    """The answers of one call, which is over when none is missing."""
+
+    def __init__(self, count: int) -> None:
+        self.answers: list[Answer] = []
+        self.missing = count
+        self.future: Future[list[Answer]] = Future()
+
+    def add(self, answer: Answer) -> None:
+        self.answers.append(answer)
+        self.missing -= 1
+        if not self.missing:
+            self.future.set_result(self.answers)
+
+
+class Engine:
+    """Answers questions of several threads at once; one thread of its own runs vLLM."""
+
+    def __init__(self, llm: Any) -> None:
+        vllm_config = llm.llm_engine.vllm_config
+        config = settings.from_vllm_config(vllm_config)
+        self._llm = llm
+        self._admission = Admission(config) if config else None
+        self._most = _WAITING * vllm_config.scheduler_config.max_num_seqs
+        self._queue: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
+        self._inside: dict[str, _Waiting] = {}
+        threading.Thread(target=self._run, name="sauce-engine", daemon=True).start()
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Return an answer or a failure for each question, in any order."""
+        refused: list[Answer] = []
+        asked: list[tuple[Question, Mask | None]] = []
+        for question in questions:
+            try:
+                asked.append((question, self._mask(question)))
+            except SauceError as error:
+                # Never seen by the engine: a mask nobody knows is no mask.
+                refused.append(failed(question.number, question.id, error))
+        if not asked:
+            return refused
+        collected = _Collected(len(asked))
+        for question, mask in asked:
+            self._queue.put(_Waiting(question, mask, collected.add))
+        return refused + collected.future.result()
+
+    def _mask(self, question: Question) -> Mask | None:
+        if self._admission is not None:
+            return self._admission.resolve(question.extra_args)
+        if has_sauce_keys(question.extra_args):
+            raise InvalidRequestError(
+                "the row forgets concepts, but the run has no bundle; give --bundle"
+            )
+        return None
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._feed()
+                for output in self._llm.llm_engine.step():
+                    if output.finished:
+                        waiting = self._inside.pop(output.request_id)
+                        waiting.done(self._answer(waiting, output))
+        except BaseException:
+            # The engine is dead: so is this process, which is started again elsewhere.
+            # A chunk whose answers never come would wait for ever.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _feed(self) -> None:
+        """Give the engine what waits, up to the bound; wait if it has nothing to do."""
+        while len(self._inside) < self._most:
+            try:
+                waiting = self._queue.get(block=not self._inside)
+            except queue.Empty:
+                return
+            try:
+                self._inside[self._enqueue(waiting.question)] = waiting
+            except Exception as error:
+                if compat.is_engine_dead(error):
+                    raise
+                question = waiting.question
+                waiting.done(failed(question.number, question.id, error))
+
+    def _enqueue(self, question: Question) -> str:
+        from vllm import SamplingParams
+
+        params = [SamplingParams(**question.sampling, extra_args=question.extra_args)]
+        if question.messages is not None:
+            ids = self._llm.enqueue_chat([question.messages], params, use_tqdm=False)
+        else:
+            ids = self._llm.enqueue([question.prompt], params, use_tqdm=False)
+        return compat.external_request_id(ids[0])
+
+    def _answer(self, waiting: _Waiting, output: Any) -> Answer:
+        question, first = waiting.question, output.outputs[0]
+        if first.finish_reason not in ("stop", "length"):
+            error = InvalidRequestError(f"vLLM gave up on it: {first.finish_reason}")
+            return failed(question.number, question.id, error)
+        mask = waiting.mask
+        return Answer(
+            row=question.number,
+            id=question.id,
+            meta=question.meta,
+            text=first.text,
+            finish_reason=first.finish_reason,
+            prompt_tokens=len(output.prompt_token_ids),
+            output_tokens=len(first.token_ids),
+            forget=mask.concepts if mask else (),
+            mask_id=mask.mask_id if mask else None,
+            bundle=self._admission.bundle.digest if self._admission else None,
+        )
+
+
+def failed(row: int, name: str | None, error: Exception) -> Answer:
+    """Return the result of a row that got no answer."""
+    # Another class of the same name makes vLLM answer 400: compat.as_client_error.
+    return Answer(row=row, id=name, error=type(error).__name__, message=str(error))

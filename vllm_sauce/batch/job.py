@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that decides a run's answers, and what tells one run from another."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm_sauce import __version__
+from vllm_sauce.batch.rows import Defaults, Row
+from vllm_sauce.bundle import Bundle, hub
+from vllm_sauce.bundle.fingerprint import file_sha256, weights_sha256
+from vllm_sauce.client import check_strength, forget
+from vllm_sauce.config import SauceConfig
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.plugin import compat, settings
+from vllm_sauce.plugin.admission import Admission
+
+_OURS = ("additional_config", "model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What an actor needs to answer any chunk; travels to it pickled."""
+
+    model: str
+    """A folder, or a name on the hub."""
+
+    sauce: SauceConfig | None
+    """None serves the plain model; rows that forget something then fail."""
+
+    digest: str | None
+    """Digest of the bundle that every actor must have loaded."""
+
+    defaults: Defaults
+    folder: str
+    """Pictures' paths are relative to it."""
+
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of vLLM's ``LLM``, besides model and bundle."""
+
+
+def make_job(
+    *,
+    model: str,
+    source: Path,
+    bundle: str | None,
+    defaults: Defaults,
+    engine_args: Mapping[str, Any],
+) -> Job:
+    """Check all that can be checked before an engine starts.
+
+    Raises: ConfigError, BundleError, RequestError
+    """
+    _check_defaults(defaults)
+    clash = sorted(set(engine_args) & set(_OURS))
+    if clash:
+        raise ConfigError(f"{clash[0]!r} is no engine argument here; see --help")
+    pinned = dict(engine_args)
+    model_dir = compat.local_model_dir(model, pinned.get("revision"))
+    if not Path(model).is_dir():
+        # A branch may move while the run is interrupted; its commit does not.
+        pinned["revision"] = (
+            model_dir.name if model_dir else _commit(model, pinned.get("revision"))
+        )
+    sauce, digest = _sauce(bundle, model_dir, defaults)
+    return Job(
+        model=str(Path(model).resolve()) if Path(model).is_dir() else model,
+        sauce=sauce,
+        digest=digest,
+        defaults=defaults,
+        folder=str(source.resolve().parent),
+        engine_args=pinned,
+    )
+
+
+def identity(job: Job, source_sha256: str, rows_per_part: int) -> dict[str, object]:
+    """Return what parts are told apart by; whose parts are joined is equal in all."""
+    folder = Path(job.model)
+    sauce = job.sauce.to_mapping() if job.sauce else None
+    if sauce is not None:
+        del sauce["bundle"]  # Its digest says what it is, wherever it lies.
+    return {
+        "bundle": job.digest,
+        "defaults": json.loads(json.dumps(asdict(job.defaults))),
+        "engine_args": dict(job.engine_args),
+        "input": source_sha256,
+        "model": _model_identity(folder) if folder.is_dir() else job.model,
+        "rows_per_part": rows_per_part,
+        "sauce": sauce,
+        "vllm_sauce": __version__,
+    }
+
+
+def parse_engine_args(texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` texts; a value is JSON, or else text.
+
+    Raises: ConfigError
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        name = key.strip().removeprefix("--").replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise ConfigError(
+                f"an engine argument is key=value, as dtype=float32; got {text!r}"
+            )
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _check_defaults(defaults: Defaults) -> None:
+    check_strength(defaults.strength)
+    if defaults.max_tokens < 1:
+        raise ConfigError(f"max_tokens must be at least 1, got {defaults.max_tokens}")
+    if not 0 <= defaults.temperature < float("inf"):
+        raise ConfigError(f"temperature must be at least 0, got {defaults.temperature}")
+    column = defaults.forget_column
+    if column != "forget" and (column in Row.model_fields or not column):
+        raise ConfigError(
+            f"the masks cannot be in {column!r}, which has a meaning of its own"
+        )
+
+
+def _sauce(
+    bundle: str | None, model_dir: Path | None, defaults: Defaults
+) -> tuple[SauceConfig | None, str | None]:
+    given = settings.from_environment(os.environ)
+    if bundle is not None:
+        given["bundle"] = bundle
+    beside = model_dir is not None and (model_dir / "sauce").is_dir()
+    if not given and not beside:
+        if defaults.forget:
+            raise ConfigError(
+                "there is no bundle to forget with: give --bundle, or put one into the "
+                "model's folder as sauce/"
+            )
+        return None, None
+    name = str(given.get("bundle") or "")
+    path = settings.locate_bundle(given, model_dir)
+    local = SauceConfig.from_mapping({**given, "bundle": path})
+    loaded = _checked_bundle(local, model_dir, defaults)
+    if hub.is_hub_name(name):
+        # Other machines fetch the same commit; this one's path says nothing to them.
+        path = f"{hub.HubName.parse(name).repo}@{Path(path).name}"
+    return SauceConfig.from_mapping({**given, "bundle": path}), loaded.digest
+
+
+def _checked_bundle(
+    config: SauceConfig, model_dir: Path | None, defaults: Defaults
+) -> Bundle:
+    """Load the bundle, which must be the model's and have all the run forgets."""
+    admission = Admission(config)
+    if model_dir is not None:
+        admission.bundle.check_model(model_dir)
+    names = defaults.forget
+    admission.resolve(forget(*names, strength=defaults.strength) if names else None)
+    return admission.bundle
+
+
+def _commit(model: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(model, revision=revision).sha
+    except Exception as error:  # requests', httpx's or its own, by its version
+        raise ConfigError(
+            f"{model!r} is neither a folder nor a model on the hub: {error}"
+        ) from error
+    if not found:
+        raise ConfigError(f"the hub names no commit of {model!r}")
+    return found
+
+
+def _model_identity(folder: Path) -> dict[str, str | None]:
+    small = sorted(
+        path
+        for pattern in ("*.json", "*.jinja", "*.model", "*.txt")
+        for path in folder.glob(pattern)
+    )
+    return {"weights": weights_sha256(folder)} | {
+        path.name: file_sha256(path) for path in small
+    }

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row of the input: what is asked, and what must be forgotten for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_sauce.batch.pictures import read_picture
+from vllm_sauce.client import forget
+from vllm_sauce.errors import InvalidRequestError
+
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=1024)]
+
+
+class Row(BaseModel):
+    """A row as it is written; an unknown key is refused, it may be a misspelt mask."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    id: str | int | None = None
+    """Carried to the output; nothing checks that it is unique."""
+    prompt: str | None = None
+    """Text as the model takes it, placeholders of pictures included."""
+    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    """A conversation in OpenAI's form; the model's chat template is applied."""
+    image: Any = None
+    """A path, a data URL, bytes, or a list of these."""
+    forget: str | Names | None = None
+    """Concepts, besides those the whole run forgets."""
+    strength: float | None = None
+    """Factor on the catalogue's edits for all this row forgets."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: str | Names | None = None
+    meta: Any = None
+    """Anything; carried to the output as JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What holds for every row of a run."""
+
+    forget: tuple[str, ...] = ()
+    """Concepts that every row forgets."""
+
+    strength: float = 1.0
+    """Factor on the catalogue's edits where a row gives none."""
+
+    forget_column: str = "forget"
+    """The key of a row that names what it forgets."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A row that can be asked."""
+
+    number: int
+    """Its place in the input, from 0."""
+
+    id: str | None
+    prompt: dict[str, Any] | None
+    """What ``LLM.generate`` takes; None when there are messages."""
+
+    messages: list[dict[str, Any]] | None
+    """What ``LLM.chat`` takes; None when there is a prompt."""
+
+    sampling: dict[str, Any]
+    """Arguments of ``SamplingParams``."""
+
+    extra_args: dict[str, object] | None
+    """What it forgets, as a request says it."""
+
+    meta: str | None
+    """JSON."""
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Read one line of JSON.
+
+    Raises: InvalidRequestError
+    """
+    try:
+        data = json.loads(line.decode("utf-8"), object_pairs_hook=_distinct_keys)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"the line is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidRequestError(
+            f"a row is a JSON object, got {type(data).__name__}; "
+            'write {"prompt": "..."} or {"messages": [...]}'
+        )
+    return data
+
+
+def row_id(data: Mapping[str, Any]) -> str | None:
+    """Return the id of a row that may be wrong otherwise, as text."""
+    found = data.get("id")
+    return str(found) if isinstance(found, str | int) else None
+
+
+def read_row(
+    number: int, data: Mapping[str, Any], defaults: Defaults, folder: Path
+) -> Question:
+    """Check a row and read its pictures; paths are relative to ``folder``.
+
+    Raises: InvalidRequestError, InvalidStrengthError
+    """
+    row = _validated(data, defaults.forget_column)
+    if (row.prompt is None) == (row.messages is None):
+        raise InvalidRequestError("a row has either a prompt or messages, and one")
+    pictures = [read_picture(item, folder) for item in _as_list(row.image)]
+    prompt = messages = None
+    if row.messages is not None:
+        messages = _conversation(row.messages, pictures, folder)
+    else:
+        prompt = {"prompt": row.prompt}
+        if pictures:
+            shown = pictures if len(pictures) > 1 else pictures[0]
+            prompt["multi_modal_data"] = {"image": shown}  # type: ignore[assignment]
+    return Question(
+        number=number,
+        id=row_id(data),
+        prompt=prompt,
+        messages=messages,
+        sampling=_sampling(row, defaults),
+        extra_args=_extra_args(row, defaults),
+        meta=None if row.meta is None else _as_json(row.meta),
+    )
+
+
+def _validated(data: Mapping[str, Any], forget_column: str) -> Row:
+    named = dict(data)
+    if forget_column != "forget":
+        if "forget" in named:
+            raise InvalidRequestError(
+                f"the masks are in {forget_column!r}, but the row has 'forget' too"
+            )
+        if forget_column in Row.model_fields:
+            raise InvalidRequestError(
+                f"{forget_column!r} has a meaning of its own; call the masks' "
+                "column otherwise"
+            )
+        if forget_column in named:
+            named["forget"] = named.pop(forget_column)
+    try:
+        return Row.model_validate(named)
+    except ValidationError as error:
+        raise InvalidRequestError(_first_errors(error)) from None
+
+
+def _first_errors(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc']))[:64]}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)[:3]
+    )
+
+
+def _sampling(row: Row, defaults: Defaults) -> dict[str, Any]:
+    given = {
+        "max_tokens": row.max_tokens or defaults.max_tokens,
+        "temperature": (
+            defaults.temperature if row.temperature is None else row.temperature
+        ),
+        "top_p": row.top_p,
+        "seed": row.seed,
+        "stop": row.stop,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _extra_args(row: Row, defaults: Defaults) -> dict[str, object] | None:
+    own = _as_list(row.forget)
+    names = list(dict.fromkeys((*defaults.forget, *own)))
+    if not names:
+        if row.strength is not None:
+            raise InvalidRequestError(
+                "the row has a strength but nothing to forget; name concepts"
+            )
+        return None
+    strength = defaults.strength if row.strength is None else row.strength
+    if defaults.forget and strength < defaults.strength:
+        raise InvalidRequestError(
+            f"the row's strength {strength:g} is below the run's "
+            f"{defaults.strength:g}, which holds for every row; leave it out"
+        )
+    return forget(*names, strength=strength)
+
+
+def _conversation(
+    messages: list[dict[str, Any]], pictures: list[Any], folder: Path
+) -> list[dict[str, Any]]:
+    """Return the messages with every picture in vLLM's form for ready ones."""
+    turns = [_turn(message, folder) for message in messages]
+    if not pictures:
+        return turns
+    for turn in turns:
+        if turn["role"] == "user":
+            text = turn["content"]
+            parts = [{"type": "text", "text": text}] if isinstance(text, str) else text
+            turn["content"] = [*map(_picture_part, pictures), *(parts or [])]
+            return turns
+    raise InvalidRequestError("the row has an image but no message of the user")
+
+
+def _turn(message: dict[str, Any], folder: Path) -> dict[str, Any]:
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise InvalidRequestError("every message has a role: user, assistant, system")
+    if isinstance(content, list):
+        content = [_part(part, folder) for part in content]
+    elif content is not None and not isinstance(content, str):
+        raise InvalidRequestError(
+            f"a message's content is text or a list, got {type(content).__name__}"
+        )
+    return {**message, "content": content}
+
+
+def _part(part: Any, folder: Path) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "image":
+        return _picture_part(read_picture(part.get("image"), folder))
+    if kind == "image_url":
+        link = part.get("image_url")
+        url = link.get("url") if isinstance(link, dict) else link
+        return _picture_part(read_picture(url, folder))
+    raise InvalidRequestError(
+        f"a message's part is of type text, image or image_url, got {kind!r}"
+    )
+
+
+def _picture_part(picture: Any) -> dict[str, Any]:
+    return {"type": "image_pil", "image_pil": picture}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"meta must be JSON: {error}") from None
+
+
+def _distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Of two equal keys a JSON parser keeps the last: a mask would vanish silently.
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return keys

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run from the input to the output; what is finished survives whatever ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_sauce.batch.actor import start_engine
+from vllm_sauce.batch.chunks import (
+    SPOOL,
+    Chunk,
+    input_sha256,
+    is_parquet,
+    split_lines,
+    split_parquet,
+)
+from vllm_sauce.batch.cluster import Resources, connected, parts_of
+from vllm_sauce.batch.job import Job, identity
+from vllm_sauce.batch.output import Parts, writing
+from vllm_sauce.batch.progress import Progress
+from vllm_sauce.batch.rows import Row
+from vllm_sauce.errors import ConfigError
+
+ROWS_PER_PART = 128
+"""Rows done anew when an actor dies; the engine is fed across their borders."""
+
+SEQS_AT_ONCE = {False: 256, True: 1024}
+"""vLLM's default ``max_num_seqs`` without and with a large GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run did."""
+
+    rows: int
+    failed: int
+    resumed: int
+    """Rows that an earlier, interrupted run had done."""
+
+    out: Path
+    failures: Path
+
+    def line(self) -> str:
+        """Say it in a line."""
+        told = f"{self.rows - self.failed} of {self.rows} rows answered: {self.out}"
+        if self.resumed:
+            told += f" ({self.resumed} rows by an earlier run)"
+        return told + (f"; {self.failed} failed: {self.failures}" * bool(self.failed))
+
+
+def run(
+    job: Job,
+    source: Path,
+    out: Path,
+    *,
+    resources: Resources,
+    rows_per_part: int = ROWS_PER_PART,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    start: Callable[[Job], Any] = start_engine,
+) -> Summary:
+    """Answer every row of the input, going on where an earlier run was interrupted.
+
+    Raises: SauceError
+    """
+    parquet = is_parquet(source)
+    if rows_per_part < 1:
+        raise ConfigError(f"rows_per_part must be at least 1, got {rows_per_part}")
+    if out.suffix != ".parquet":
+        raise ConfigError(f"the output must be a .parquet file, got {out.name!r}")
+    if source.resolve() == out.resolve():
+        raise ConfigError("the output would replace the input; give another name")
+    progress = progress or Progress()
+    parts = Parts(out)
+    with parts.opened(identity(job, input_sha256(source), rows_per_part), overwrite):
+        chunks = _chunks(source, parquet, rows_per_part, parts.folder, job)
+        finished = parts.finished(chunks)
+        resumed = sum(chunk.rows for chunk in chunks if chunk.first in finished)
+        rows = sum(chunk.rows for chunk in chunks)
+        with progress.shown(rows, resumed):
+            left = [chunk for chunk in chunks if chunk.first not in finished]
+            if left:
+                _answer(job, start, left, resources, parts, finished, progress)
+        failed = parts.merge(finished, chunks)
+        parts.remove()
+    return Summary(
+        rows=rows, failed=failed, resumed=resumed, out=out, failures=parts.failures
+    )
+
+
+def _answer(
+    job: Job,
+    start: Callable[[Job], Any],
+    chunks: Sequence[Chunk],
+    resources: Resources,
+    parts: Parts,
+    finished: dict[int, Path],
+    progress: Progress,
+) -> None:
+    rows_of = {chunk.first: chunk.rows for chunk in chunks}
+    with connected(resources) as placed:
+        at_once = chunks_at_once(
+            job, max(rows_of.values()), bool(placed.gpus_per_actor)
+        )
+        for part in parts_of(job, start, chunks, placed, at_once):
+            if part.first in finished:
+                continue
+            finished[part.first] = parts.add(part.first, part.content)
+            progress.advance(rows_of[part.first], part.failed)
+
+
+def chunks_at_once(job: Job, rows_per_chunk: int, gpu: bool) -> int:
+    """Return how many chunks an actor holds so that its engine never waits for one.
+
+    Twice what the engine runs at once, and a chunk that is being read.
+    """
+    seqs = job.engine_args.get("max_num_seqs")
+    if not isinstance(seqs, int) or seqs < 1:
+        seqs = SEQS_AT_ONCE[gpu]
+    return 1 + -(-2 * seqs // rows_per_chunk)
+
+
+def _chunks(
+    source: Path, parquet: bool, rows: int, folder: Path, job: Job
+) -> list[Chunk]:
+    if not parquet:
+        return split_lines(source, rows)
+    column = job.defaults.forget_column
+    columns = ({*Row.model_fields} - {"forget"}) | {column}
+    with writing(folder / SPOOL):
+        return split_parquet(source, rows, folder / SPOOL, columns)
