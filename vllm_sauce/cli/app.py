@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import typer
 
-from vllm_sauce.cli import (, bundles, calibrate, demo, harvest, import_sae, inspect, select, train
+from vllm_sauce.cli import (
     batch,
     bundles,
+    calibrate,
     demo,
     harvest,
     import_sae,
