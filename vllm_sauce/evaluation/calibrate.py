@@ -21,6 +21,7 @@ from vllm_sauce.evaluation.questionnaire import (
     Item,
     Kind,
     Outcome,
+    Part,
     Questionnaire,
     outcome,
     small_part,
@@ -121,6 +122,22 @@ class Examiner:
             owners += [name] * len(items)
         for name, reading in zip(owners, engine.evaluate(probes), strict=True):
             self.plain.setdefault(name, []).append(reading)
+        for name in choices:
+            self._drop_other_prompts(name)
+
+    def _drop_other_prompts(self, name: str) -> None:
+        """Leave out prompts whose answer says nothing of the concept unedited."""
+        pairs = list(zip(self.items[name], self.plain[name], strict=True))
+        asked = [
+            (item, reading)
+            for item, reading in pairs
+            if not item.optional or item.right(reading.text, reading.text)
+        ]
+        # A concept that is never said cannot be forgotten; its scores shall show it.
+        if not any(item.part is Part.UAG for item, _ in asked):
+            return
+        self.items[name] = [item for item, _ in asked]
+        self.plain[name] = [reading for _, reading in asked]
 
     def base(self, name: str) -> Outcome:
         """Return the unedited model's scores."""

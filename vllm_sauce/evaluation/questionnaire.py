@@ -19,7 +19,7 @@ import enum
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.metrics import harmonic_mean
@@ -58,6 +58,10 @@ class Item:
     words: tuple[str, ...]
     """Right answers ("no" for UAD, which asks whether it is forgotten); empty for
     KEEP."""
+
+    optional: bool = False
+    """Counts only if the unedited model gives the right answer: a picture's own prompt
+    may be about something else in it."""
 
     def right(self, text: str, unedited: str) -> bool:
         """Say whether a generated answer is the right one."""
@@ -214,12 +218,14 @@ class Questionnaire:
 
     def _target(self, concept: ConceptExamples, example: Example) -> list[Item]:
         """Ask about the concept where it is."""
-        prompts = list(example.prompts)
-        if example.picture is not None:
-            prompts.append(concept.questions.name)
+        naming = example.picture is not None and concept.questions.name
         items = [
-            _item(Part.UAG, Kind.NAME, prompt, example, concept.answers)
-            for prompt in dict.fromkeys(prompts)
+            replace(
+                _item(Part.UAG, Kind.NAME, prompt, example, concept.answers),
+                optional=prompt != naming,
+            )
+            for prompt in dict.fromkeys((*example.prompts, naming))
+            if prompt
         ]
         if example.picture is not None:
             # Neither yes nor no is no denial: what counts is the word "no".
