@@ -17,6 +17,7 @@ SauceError
 ├── ActivationsError              harvested activations cannot be used or written
 ├── TrainingError                 an SAE's training cannot go on, or its result be kept
 ├── BatchError                    a batch run that cannot go on
+├── LearnError                    a stage of sauce learn that failed
 ├── UnsupportedVLLMError          this vLLM version has not the seams we need
 ├── UnsupportedFeatureError       a vLLM feature that would break unlearning
 └── CanaryError                   the edit did not run where it must
@@ -108,6 +109,10 @@ class TrainingError(SauceError):
 
 class BatchError(SauceError):
     """A batch run that cannot go on; what is finished is kept."""
+
+
+class LearnError(SauceError):
+    """A stage of ``sauce learn`` that failed; what is finished is kept."""
 
 
 class UnsupportedVLLMError(SauceError):

@@ -13,6 +13,7 @@ from vllm_sauce.cli import (
     harvest,
     import_sae,
     inspect,
+    learn,
     select,
     train,
 )
@@ -30,6 +31,7 @@ app.command("harvest")(harvest.harvest)
 app.command("import")(import_sae.import_sae)
 app.command("diff")(bundles.diff)
 app.command("inspect")(inspect.inspect)
+app.command("learn")(learn.learn)
 app.command("pull")(bundles.pull)
 app.command("push")(bundles.push)
 app.command("train")(train.train)

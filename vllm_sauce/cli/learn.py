@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce learn``: pictures with a thing and without it become a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def learn(
+    model: Annotated[str, typer.Option(help="Folder of the model.")],
+    site: Annotated[
+        list[str], typer.Option(help="vision or decoder.<i>; may be given again.")
+    ],
+    concepts: Annotated[Path, typer.Option(help="concepts.yaml.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SITE=SAE: a bundle, an SAELens SAE, or a public SAE to import. "
+            "Sites without one are trained."
+        ),
+    ] = None,
+    train_pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures to train on; else the concepts' own."),
+    ] = None,
+    architecture: Annotated[
+        str, typer.Option(help="Of SAEs that are trained; see sauce train.")
+    ] = "batchtopk",
+    d_sae: Annotated[
+        int | None, typer.Option(help="Latents; default: 16 times the width.")
+    ] = None,
+    k: Annotated[float, typer.Option(help="Latents a token.")] = 32,
+    l1: Annotated[float, typer.Option(help="Penalty; standard, gated.")] = 1.0,
+    tokens: Annotated[int, typer.Option(help="Rows to learn from.")] = 2_560_000,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 4e-4,
+    device: Annotated[str, typer.Option(help="For training: cpu, cuda, ...")] = "cpu",
+    score: Annotated[str, typer.Option(help="What ranks latents.")] = "share",
+    latents: Annotated[int, typer.Option(help="Latents to choose from.")] = 64,
+    retain_floor: Annotated[
+        float, typer.Option(help="Share that IRA and CRA may lose each.")
+    ] = 0.02,
+    positives: Annotated[int, typer.Option(help="Examples with a concept.")] = 24,
+    negatives: Annotated[int, typer.Option(help="Examples without it.")] = 24,
+    concepts_per_engine: Annotated[
+        int, typer.Option(help="Concepts calibrated together.")
+    ] = 20,
+    report: Annotated[bool, typer.Option(help="Draw a page at the end.")] = True,
+    engine_arg: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for vllm.LLM.")
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it will take, and stop.")
+    ] = False,
+) -> None:
+    """Harvest, train or import, select, calibrate; run it again to go on."""
+    from rich.console import Console
+
+    from vllm_sauce.cli.options import engine_arguments
+    from vllm_sauce.errors import SauceError
+    from vllm_sauce.evaluation import learn as logic
+    from vllm_sauce.evaluation import learn_plan
+
+    console = Console(stderr=True)
+
+    def announce(number: int, total: int, name: str, what: str) -> None:
+        console.print(f"[bold]\\[{number}/{total}][/bold] {name}: {what}")
+
+    try:
+        engine_arguments(engine_arg or ())  # refused before anything runs
+        request = logic.LearnRequest(
+            model=model,
+            sites=tuple(site),
+            concepts=concepts,
+            out=out,
+            saes=learn_plan.site_saes(sae or ()),
+            train_pictures=train_pictures,
+            architecture=architecture,
+            d_sae=d_sae,
+            k=k,
+            l1=l1,
+            tokens=tokens,
+            learning_rate=lr,
+            device=device,
+            score=score,
+            latents=latents,
+            retain_floor=retain_floor,
+            positives=positives,
+            negatives=negatives,
+            concepts_per_engine=concepts_per_engine,
+            report=report,
+            engine_args=tuple(engine_arg or ()),
+            seed=seed,
+        )
+        Console().print(learn_plan.planned(request))
+        if plan:
+            return
+        seconds = logic.learn(request, announce)
+    except SauceError as error:
+        typer.echo(f"sauce learn: {error}", err=True)
+        raise typer.Exit(2) from error
+    for name, spent in seconds.items():
+        typer.echo(f"{name}: {spent:.0f} s")
+    typer.echo(f"bundle: {out}; what was measured on the way: {request.folder}")
