@@ -69,7 +69,7 @@ def test_from_pictures_to_a_bundle(tmp_path):
     for concept in bundle.catalogue.values():
         assert concept.domain == DOMAINS[concept.name]
         # Unedited, the model knows every one of them.
-        assert concept.scores["base_UAg"] < 0.5
+        assert (concept.scores["base_UAg"] or 0.0) < 0.5
     best = max(c.scores["HM"] or 0.0 for c in bundle.catalogue.values())
     assert best > 0.6
     before = sorted((p, p.stat().st_mtime_ns) for p in out.iterdir())

@@ -3,7 +3,7 @@
 
 import errno
 import json
-import os
+import multiprocessing
 import signal
 import time
 from dataclasses import replace
@@ -133,19 +133,23 @@ def test_a_stopped_training_ends_as_if_it_had_not_been(settings, uninterrupted, 
     assert not checkpoint_folder(settings).exists()
 
 
+def train_slowly(settings):
+    """Train slowly enough to be caught in the middle."""
+    train_on_harvest(settings, lambda done, figures: time.sleep(0.5))
+
+
 def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(settings, uninterrupted):
-    child = os.fork()
-    if child == 0:
-        # Slow enough to be caught in the middle.
-        train_on_harvest(settings, lambda done, figures: time.sleep(0.5))
-        os._exit(0)
-    deadline = time.monotonic() + 60
+    # Not forked: a child would wait for ever for threads that only its parent has.
+    child = multiprocessing.get_context("spawn").Process(
+        target=train_slowly, args=(settings,)
+    )
+    child.start()
     while not list(checkpoint_folder(settings).glob("step-*")):
-        assert time.monotonic() < deadline
+        assert child.is_alive()
         time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert not settings.out.exists()
     with pytest.raises(ConfigError, match="unfinished training"):
         train_on_harvest(settings)
