@@ -114,8 +114,14 @@ def test_a_lost_result_is_made_again(request_):
 
 
 def test_a_stage_that_leaves_nothing_is_named(request_):
-    with pytest.raises(LearnError, match="train vision left no"):
+    with pytest.raises(LearnError, match="harvest concepts left no"):
         learn(request_, run=lambda command: 0)
+
+    def trains_nothing(command):
+        return 0 if command[0] == "train" else Sauce(request_)(command)
+
+    with pytest.raises(LearnError, match="train vision left no"):
+        learn(request_, run=trains_nothing)
 
 
 def test_single_samples_may_fail(request_):

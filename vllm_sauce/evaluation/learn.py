@@ -263,7 +263,7 @@ def learn(
                 f"{stage.name} ended with status {status}; mend what it says above and "
                 "run the same command to go on from there"
             )
-        if stage.result.name == "harvest.done":
+        if stage.result.name == "harvest.done" and stage.result.parent.is_dir():
             write_whole(stage.result, b"")
         if not stage.result.exists():
             raise LearnError(f"{stage.name} left no {stage.result}")
