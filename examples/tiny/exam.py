@@ -36,7 +36,13 @@ from vllm_sauce.training.activations import vision_features
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 BUNDLE_FOLDER = Path(__file__).parent / "bundle"
-SEEDS = {"selection": 11, "calibration": 12, "scoring": 13, "quality": 14}
+SEEDS = {
+    "selection": 11,
+    "calibration": 12,
+    "scoring": 13,
+    "quality": 14,
+    "user": 15,
+}
 """Each split draws its own pictures; none is seen in training."""
 STYLES = {"train": TRAIN_STYLES, "held-out": (HELD_OUT_STYLE,)}
 KIND_OF_READ = [NAME] * 3 + [YES] * 3 + [NO] * 3 + [DESCRIBE] * 3

@@ -41,7 +41,7 @@ from vllm_sauce.training.concept_schema import Questions
 from vllm_sauce.training.samples import Sample
 
 NAMES = ["clock", "cat", "tree", "tennis"]
-OBJECT = Questions(name="What object is in the picture?")
+OBJECT = Questions(name=["What object is in the picture?"])
 WORDING = Wording({"objects": OBJECT})
 
 

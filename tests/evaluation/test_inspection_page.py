@@ -59,7 +59,7 @@ def inspection() -> Inspection:
         named = tuple(NAMES.get(name, name) for name in sample.concepts)
         samples.append(replace(sample, concepts=named))
     wording = Wording(
-        {NASTY_DOMAIN: Questions(name="What object is in the picture?")},
+        {NASTY_DOMAIN: Questions(name=["What object is in the picture?"])},
         answers={NASTY: ("clock",)},
     )
     settings = Settings(

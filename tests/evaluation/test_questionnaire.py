@@ -64,7 +64,7 @@ def file(tmp_path):
 def test_every_question_is_about_what_its_part_says(file):
     items = Questionnaire(file, "selection").items("dog", 4, 8)
     shows = {shown(e): set(e.concepts) for e in file.examples}
-    assert {item.part for item in items} == set(Part)
+    assert {item.part for item in items} == set(Part) - {Part.WATCHED}
     for item in items:
         there = shows[shown(item)]
         assert ("dog" in there) == (item.part in (Part.UAG, Part.UAD, Part.CRA_SHOWN))
@@ -78,6 +78,56 @@ def test_every_question_is_about_what_its_part_says(file):
             asked = next(n for n in (*ANIMALS, *COLOURS) if n in item.prompt)
             assert (asked in there) == (item.kind is Kind.YES)
             assert asked != "dog"
+
+
+def test_every_other_concept_is_watched_where_the_target_is_not(file):
+    items = Questionnaire(file, "selection").items("dog", 4, 8, watched=2)
+    watched = [item for item in items if item.part is Part.WATCHED]
+    shows = {shown(e): set(e.concepts) for e in file.examples}
+    by_name: dict[str, list[str]] = {}
+    for item in watched:
+        assert item.kind is Kind.NAME and item.words == (item.about,)
+        assert item.about in shows[shown(item)] and "dog" not in shows[shown(item)]
+        by_name.setdefault(item.about, []).append(shown(item))
+    assert set(by_name) == {*ANIMALS, *COLOURS} - {"dog"}
+    assert all(len(set(pictures)) == 2 for pictures in by_name.values())
+    # A small part still watches all of them.
+    few = {items[n].about for n in small_part(items, 0.01)}
+    assert {*ANIMALS, *COLOURS} - {"dog"} <= few
+    assert not any(
+        item.part is Part.WATCHED
+        for item in Questionnaire(file, "selection").items("dog", 4, 8)
+    )
+
+
+def test_the_mean_hides_what_the_worst_shows(file):
+    items = Questionnaire(file, "selection").items("dog", 4, 8, watched=2)
+    everything = [1.0] * len(items)
+    base = outcome(items, everything)
+    assert base.worst(base) == ("", 0.0)
+    lost = [0.0 if i.part is Part.WATCHED and i.about == "cat" else 1.0 for i in items]
+    scores = outcome(items, lost)
+    assert scores.loss(base) == 0.0
+    assert scores.worst(base) == ("cat", 1.0)
+
+
+def test_each_wording_is_asked(tmp_path):
+    file = write(
+        tmp_path,
+        "version: 1\nminimum: 1\n"
+        "pictures: {jsonl: rows.jsonl, image: file, concepts: concepts}\n"
+        "questions:\n  default:\n    name: ['What?', 'Which?']\n"
+        "    exists: ['Any {concept}?', 'Some {concept}?']\n"
+        "concepts:\n  dog: {domain: a}\n  cat: {domain: a}\n  red: {domain: b}\n",
+        [["dog", "red"]] * 12 + [["cat", "red"]] * 12,
+    )
+    items = Questionnaire(file, "selection").items("dog", 6, 6)
+    for part, kind, wanted in (
+        (Part.UAG, Kind.NAME, {"What?", "Which?"}),
+        (Part.UAD, Kind.NO, {"Any dog?", "Some dog?"}),
+    ):
+        asked = {i.prompt for i in items if i.part is part and i.kind is kind}
+        assert wanted <= asked
 
 
 def test_the_split_and_the_numbers_are_kept_to(file):

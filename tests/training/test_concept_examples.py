@@ -203,9 +203,10 @@ def test_words_of_yaml_are_words(tmp_path):
 
 
 def test_a_question_takes_the_word_and_its_article():
-    questions = Questions(exists="Is {concept} {a concept}?")
+    questions = Questions(exists=["Is {concept} {a concept}?", "{a concept}?"])
     assert questions.asks("apple") == "Is apple an apple?"
     assert questions.asks("dog") == "Is dog a dog?"
+    assert questions.asks("dog", wording=1) == "a dog?"
 
 
 LABELS = st.lists(st.sets(st.sampled_from("abcdefgh"), max_size=3), max_size=120)

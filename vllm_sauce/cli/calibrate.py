@@ -26,8 +26,15 @@ def calibrate(
     retain_floor: Annotated[
         float, typer.Option(help="Share that IRA and CRA may lose each.")
     ] = 0.02,
+    worst_floor: Annotated[
+        float, typer.Option(help="Share that any one other concept may lose.")
+    ] = 0.35,
+    prefer: Annotated[
+        str, typer.Option(help="Of what keeps to the floors: forgetting or balance.")
+    ] = "forgetting",
     positives: Annotated[int, typer.Option(help="Examples with a concept.")] = 24,
     negatives: Annotated[int, typer.Option(help="Examples without it.")] = 24,
+    watched: Annotated[int, typer.Option(help="Examples of every other concept.")] = 4,
     finalists: Annotated[int, typer.Option(help="Settings asked everything.")] = 6,
     concepts_per_engine: Annotated[
         int, typer.Option(help="Concepts whose candidates are asked together.")
@@ -62,7 +69,10 @@ def calibrate(
             names=tuple(concept or ()),
             config=CalibrationConfig(
                 retain_floor=retain_floor,
+                worst_floor=worst_floor,
+                prefer=prefer,
                 positives=positives,
+                watched=watched,
                 negatives=negatives,
                 finalists=finalists,
             ),

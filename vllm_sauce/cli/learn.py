@@ -25,7 +25,10 @@ def learn(
     ] = None,
     train_pictures: Annotated[
         Path | None,
-        typer.Option(help="Folder of pictures to train on; else the concepts' own."),
+        typer.Option(
+            help="Folder of pictures to train on, or JSON lines with the columns image "
+            "and prompt; else the concepts' own."
+        ),
     ] = None,
     architecture: Annotated[
         str, typer.Option(help="Of SAEs that are trained; see sauce train.")
@@ -43,8 +46,21 @@ def learn(
     retain_floor: Annotated[
         float, typer.Option(help="Share that IRA and CRA may lose each.")
     ] = 0.02,
+    worst_floor: Annotated[
+        float, typer.Option(help="Share that any one other concept may lose.")
+    ] = 0.35,
+    prefer: Annotated[
+        str, typer.Option(help="Of what keeps to the floors: forgetting or balance.")
+    ] = "forgetting",
     positives: Annotated[int, typer.Option(help="Examples with a concept.")] = 24,
     negatives: Annotated[int, typer.Option(help="Examples without it.")] = 24,
+    watched: Annotated[int, typer.Option(help="Examples of every other concept.")] = 4,
+    actors: Annotated[
+        int, typer.Option(help="Processes that calibrate, each with an engine.")
+    ] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster for them.")
+    ] = None,
     concepts_per_engine: Annotated[
         int, typer.Option(help="Concepts calibrated together.")
     ] = 20,
@@ -90,6 +106,11 @@ def learn(
             latents=latents,
             retain_floor=retain_floor,
             positives=positives,
+            worst_floor=worst_floor,
+            prefer=prefer,
+            watched=watched,
+            actors=actors,
+            ray=ray,
             negatives=negatives,
             concepts_per_engine=concepts_per_engine,
             report=report,

@@ -23,7 +23,9 @@ def select(
     ],
     score: Annotated[
         str,
-        typer.Option("--score", help="share, saeuron, crisp, dsg, rate or causal."),
+        typer.Option(
+            "--score", help="share, saeuron, crisp, dsg, rate, causal or attribution."
+        ),
     ] = "share",
     k: Annotated[int, typer.Option("--k", help="Latents kept for each concept.")] = 16,
     out: Annotated[Path, typer.Option("--out", help="Where the latents go.")] = Path(
@@ -38,7 +40,9 @@ def select(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="For causal; default: the harvested one."),
+        typer.Option(
+            "--model", help="For causal, attribution; default: the harvested one."
+        ),
     ] = None,
     engine_arg: Annotated[
         list[str] | None,

@@ -8,8 +8,8 @@ so that their trials fill the engine's batches together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.concepts.calibration import Setting
@@ -31,24 +31,36 @@ Note = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
 
+PREFERENCES = ("forgetting", "balance")
+LOSS_WEIGHT, WORST_WEIGHT = 2.0, 0.5
+"""How much of a loss beyond its floor the search takes off."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationConfig:
     """What is tried, on how many examples, and what counts as best."""
 
-    k: tuple[int, ...] = (2, 4, 8, 16, 32)
+    k: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     actions: tuple[str, ...] = (
         *("scale 0", "scale -0.5", "scale -1", "scale -2", "scale -4", "scale -8"),
-        *("clamp 0.5", "clamp 1"),
+        *("clamp 0.5", "clamp 1", "clamp 2"),
     )
     """ "scale G": gamma. "clamp C": to -C times the largest activation seen with the
     concept."""
-    gates: tuple[float, ...] = (0.0, 0.5, 1.0)
+    gates: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0)
     """Times the largest activation seen without the concept."""
     retain_floor: float = 0.02
     """What IRA and CRA may lose each."""
+    worst_floor: float = 0.35
+    """What any single other concept may lose of being named right."""
+    prefer: str = "forgetting"
+    """What is best among settings that keep to both floors: "forgetting" (of UAg and
+    UAd), or "balance" (the harmonic mean of all four)."""
     positives: int = 24
     negatives: int = 24
     """Examples with and without the concept at most."""
+    watched: int = 4
+    """Examples of every other concept at most."""
     screen: float = 0.25
     """Share of the questions that the search itself asks."""
     finalists: int = 6
@@ -61,8 +73,15 @@ class CalibrationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.retain_floor <= 1:
-            raise ConfigError(f"retain_floor is a share, got {self.retain_floor}")
+        for name in ("retain_floor", "worst_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share, got {getattr(self, name)}")
+        if self.prefer not in PREFERENCES:
+            raise ConfigError(
+                f"prefer is one of {', '.join(PREFERENCES)}, got {self.prefer!r}"
+            )
+        if self.watched < 0:
+            raise ConfigError(f"watched must be at least 0, got {self.watched}")
         if not 0 < self.screen <= 1 or not 0 <= self.soft <= 1:
             raise ConfigError("screen lies in (0, 1], soft in [0, 1]")
         if min(self.positives, self.negatives, self.finalists, self.passes) < 1:
@@ -93,7 +112,7 @@ class Calibrated:
     base: Outcome
     """Of the unedited model on the same questions."""
     within_floor: bool
-    """Whether IRA and CRA lose no more than they may."""
+    """Whether IRA, CRA and every other concept lose no more than they may."""
     trials: tuple[Trial, ...] = field(repr=False)
     scored: Outcome | None = None
     """On the scoring split, which chose nothing."""
@@ -114,9 +133,12 @@ class Examiner:
         self.items: dict[str, list[Item]] = {}
         self.plain: dict[str, list[Reading]] = {}
         self._tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self._known: dict[tuple[str, float, Hashable], Trial] = {}
         probes, owners = [], []
         for name in choices:
-            items = questionnaire.items(name, config.positives, config.negatives)
+            items = questionnaire.items(
+                name, config.positives, config.negatives, config.watched
+            )
             self.items[name] = items
             probes += [self._probe(item, None, 1.0) for item in items]
             owners += [name] * len(items)
@@ -150,23 +172,34 @@ class Examiner:
         share: float,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> dict[str, dict[Setting, Trial]]:
-        """Try settings of many concepts at the same time."""
-        probes, places = [], []
+        """Try settings of many concepts at the same time; equal edits only once."""
+        probes, places = [], {}
         for name, settings in wanted.items():
             chosen = small_part(self.items[name], share)
             for setting in settings:
+                key = (name, share, self.choices[name].mask(dict(setting)))
+                if key in self._known or key in places:
+                    continue
                 candidate, strength = self.choices[name].candidate(dict(setting))
-                places.append((name, setting, chosen))
+                places[key] = (setting, chosen)
                 probes += [
                     self._probe(self.items[name][i], candidate, strength)
                     for i in chosen
                 ]
         readings = iter(self.engine.evaluate(probes, progress))
-        found: dict[str, dict[Setting, Trial]] = {name: {} for name in wanted}
-        for name, setting, chosen in places:
+        for key, (setting, chosen) in places.items():
             mine = [next(readings) for _ in chosen]
-            found[name][setting] = self._trial(name, setting, chosen, mine, share)
-        return found
+            self._known[key] = self._trial(key[0], setting, chosen, mine, share)
+        return {
+            name: {
+                setting: replace(
+                    self._known[name, share, self.choices[name].mask(dict(setting))],
+                    setting=setting,
+                )
+                for setting in settings
+            }
+            for name, settings in wanted.items()
+        }
 
     def _trial(
         self,
@@ -184,7 +217,9 @@ class Examiner:
         )
         base = outcome(items, self._rights(items, plain, plain, self.config.soft))
         over = max(0.0, soft.loss(base) - self.config.retain_floor)
-        return Trial(setting, scores, share, soft.HM - 2.0 * over)
+        worst = max(0.0, soft.worst(base)[1] - self.config.worst_floor)
+        objective = soft.HM - LOSS_WEIGHT * over - WORST_WEIGHT * worst
+        return Trial(setting, scores, share, objective)
 
     def _probe(self, item: Item, candidate: str | None, strength: float) -> Probe:
         if item.words not in self._tokens:
@@ -225,8 +260,9 @@ def calibrate(
 ) -> dict[str, Calibrated]:
     """Search every concept's edit and return the best found.
 
-    Best is what forgets most among what keeps IRA and CRA within the floor; where
-    nothing does, the best harmonic mean.
+    Best is what forgets most (or ``prefer``) among what keeps IRA, CRA and every other
+    concept within the floors; where nothing does, the harmonic mean less what is lost
+    beyond them.
     """
     config = examiner.config
     searches: dict[str, Round] = {
@@ -281,14 +317,22 @@ def _choose(
     finals: Sequence[Trial],
     tried: Mapping[Setting, Trial],
 ) -> Calibrated:
-    base, floor = examiner.base(name), examiner.config.retain_floor
-    # Shares of few questions: what is lost by rounding alone is not lost.
-    kept = [t for t in finals if t.scores.loss(base) <= floor + 1e-9]
-    best = (
-        max(kept, key=lambda t: (t.scores.forgetting, t.objective))
-        if kept
-        else max(finals, key=lambda t: (t.scores.HM, t.objective))
-    )
+    base, config = examiner.base(name), examiner.config
+
+    def keeps(trial: Trial) -> bool:
+        # Shares of few questions: what is lost by rounding alone is not lost.
+        return (
+            trial.scores.loss(base) <= config.retain_floor + 1e-9
+            and trial.scores.worst(base)[1] <= config.worst_floor + 1e-9
+        )
+
+    def merit(trial: Trial) -> tuple[float, float]:
+        scores = trial.scores
+        forgetting = config.prefer == "forgetting"
+        return scores.forgetting if forgetting else scores.HM, trial.objective
+
+    kept = [trial for trial in finals if keeps(trial)]
+    best = max(kept, key=merit) if kept else max(finals, key=lambda t: t.objective)
     return Calibrated(
         name=name,
         edits=examiner.choices[name].edits(dict(best.setting)),

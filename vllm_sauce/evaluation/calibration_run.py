@@ -205,10 +205,19 @@ def _write_concept(run: _Run, one: Calibrated, scores: Outcome, base: Outcome) -
         "within_floor": one.within_floor,
         "calibration": {"edited": one.scores.to_json(), "base": one.base.to_json()},
         "scoring": {"edited": scores.to_json(), "base": base.to_json()},
+        "worst_other": {
+            "calibration": _worst(one.scores, one.base),
+            "scoring": _worst(scores, base),
+        },
         "frontier": [_trial_json(trial) for trial in frontier(one.trials)],
         "trials": [_trial_json(trial) for trial in one.trials],
     }
     write_whole(_path(run, one.name), (json.dumps(entry, indent=1) + "\n").encode())
+
+
+def _worst(scores: Outcome, base: Outcome) -> dict[str, object]:
+    name, lost = scores.worst(base)
+    return {"concept": name, "lost": round(lost, 4)}
 
 
 def _trial_json(trial: Trial) -> dict[str, object]:
@@ -250,6 +259,8 @@ def _concept(run: _Run, name: str, entry: Mapping[str, Any]) -> Concept:
             "retain_floor": run.request.config.retain_floor,
             "tried": len(entry["trials"]),
             "calibration": entry["calibration"]["edited"],
+            "worst_other": entry["worst_other"]["scoring"],
+            "worst_floor": run.request.config.worst_floor,
         },
         scores={**scoring["edited"], **base},
     )

@@ -85,6 +85,8 @@ class EditChoices:
             "action": self.actions,
         }
         middle = {name: values[len(values) // 2] for name, values in grid.items()}
+        # A gate that is too high hides what all else does.
+        middle["gate"] = min(self.gates)
         starts = tuple(
             {**middle, "sites": one, "ranking": grid["ranking"][0]} for one in together
         )
@@ -123,6 +125,14 @@ class EditChoices:
         action = Action.parse(str(setting["action"]))
         gamma = action.amount if action.kind == "scale" else 0.0
         return self._edits(setting, action, gamma)
+
+    def mask(self, setting: Mapping[str, object]) -> Hashable:
+        """Return what tells a setting's edit from others: some rank alike."""
+        edits = self.edits(setting)
+        return tuple(
+            (site, frozenset(zip(e.latents, e.gamma, e.shift, e.gate, strict=True)))
+            for site, e in sorted(edits.items())
+        )
 
     def candidate(self, setting: Mapping[str, object]) -> tuple[str, float]:
         """Return the name of a setting's candidate and the strength to ask it with."""

@@ -231,7 +231,7 @@ def _asked(inspection: Inspection) -> dict[str, list[str]]:
     wording = inspection.settings.wording
     asked: dict[str, list[str]] = {}
     for domain in inspection.bundle.catalogue.domains():
-        for text in (wording.of_domain(domain).exists, wording.naming(domain)):
+        for text in (wording.of_domain(domain).exists[0], wording.naming(domain)):
             if text is not None:
                 asked.setdefault(text, []).append(domain)
     return asked

@@ -25,6 +25,8 @@ from vllm_sauce.training.shards import write_whole
 
 RUN_FILE = "learn.json"
 STAGES_FILE = "stages.json"
+_HOW = ("device", "engine_args", "concepts_per_engine", "report", "actors", "ray")
+"""Where and how fast it runs; this may change between two runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,8 @@ class LearnRequest:
     """By site: a bundle, what SAELens saved, or a public SAE to import; the SAEs of the
     other sites are trained."""
     train_pictures: Path | None = None
-    """More pictures to train on; else those of the concepts."""
+    """More pictures to train on, a folder or JSON lines with the columns "image" and
+    "prompt"; else those of the concepts."""
     architecture: str = "batchtopk"
     d_sae: int | None = None
     """None is 16 times the site's width."""
@@ -53,9 +56,17 @@ class LearnRequest:
     latents: int = 64
     """Latents a concept that calibration may choose from, at each site."""
     retain_floor: float = 0.02
+    worst_floor: float = 0.35
+    prefer: str = "forgetting"
     positives: int = 24
     negatives: int = 24
+    watched: int = 4
+    """Examples of every other concept; see ``CalibrationConfig`` for all of these."""
     concepts_per_engine: int = 20
+    actors: int = 1
+    """Processes that harvest and calibrate, each with an engine."""
+    ray: str | None = None
+    """Address of a Ray cluster to run them on."""
     report: bool = True
     """Whether ``sauce inspect`` draws a page at the end."""
     engine_args: tuple[str, ...] = ()
@@ -138,12 +149,19 @@ def _engine(request: LearnRequest) -> tuple[str, ...]:
     )
 
 
+def _actors(request: LearnRequest) -> tuple[str, ...]:
+    if request.actors == 1 and request.ray is None:
+        return ()
+    address = () if request.ray is None else ("--ray", request.ray)
+    return ("--actors", str(request.actors), *address)
+
+
 def _harvest(request: LearnRequest, out: Path, *, concepts: bool) -> Stage:
     sites = request.sites if concepts else request.trained
     shown = (
         ("--concepts", str(request.concepts), "--split", "selection")
         if concepts
-        else ("--pictures", str(request.train_pictures))
+        else _training_pictures(request)
     )
     command = (
         *("harvest", "--model", request.model, "--out", str(out)),
@@ -157,9 +175,23 @@ def _harvest(request: LearnRequest, out: Path, *, concepts: bool) -> Stage:
     )
 
 
+def _training_pictures(request: LearnRequest) -> tuple[str, ...]:
+    """Return a folder, or a table with the columns "image" and "prompt"."""
+    path = request.train_pictures
+    if path is not None and path.suffix == ".jsonl":
+        columns = ("--image-column", "image", "--prompt-column", "prompt")
+        return ("--table", str(path), *columns)
+    return ("--pictures", str(path))
+
+
+def _folder(pictures: Path | None) -> Path | None:
+    """Return the folder that pictures are in."""
+    return pictures.parent if pictures and pictures.suffix == ".jsonl" else pictures
+
+
 def _train(request: LearnRequest, site: str, shards: Path, out: Path) -> Stage:
     width = ("--d-sae", str(request.d_sae)) if request.d_sae else ()
-    pictures = request.train_pictures or request.concepts.parent
+    pictures = _folder(request.train_pictures) or request.concepts.parent
     command = (
         *("train", str(shards), "--site", site, "--out", str(out), "--resume"),
         *("--architecture", request.architecture, "--k", str(request.k)),
@@ -172,7 +204,7 @@ def _train(request: LearnRequest, site: str, shards: Path, out: Path) -> Stage:
 
 
 def _import(request: LearnRequest, site: str, out: Path) -> Stage:
-    pictures = request.train_pictures
+    pictures = _folder(request.train_pictures)
     shown = () if pictures is None else ("--pictures", str(pictures))
     command = (
         *("import", request.saes[site], "--model", request.model, "--site", site),
@@ -208,7 +240,10 @@ def _calibrate(request: LearnRequest) -> Stage:
         *("--retain-floor", str(request.retain_floor)),
         *("--positives", str(request.positives)),
         *("--negatives", str(request.negatives)),
+        *("--watched", str(request.watched), "--prefer", request.prefer),
+        *("--worst-floor", str(request.worst_floor)),
         *("--concepts-per-engine", str(request.concepts_per_engine)),
+        *_actors(request),
         *_engine(request),
     )
     return Stage("calibrate", command, request.out / "bundle.json")
@@ -274,12 +309,7 @@ def learn(
 
 
 def _identity(request: LearnRequest) -> dict[str, Any]:
-    told = {
-        name: value
-        for name, value in asdict(request).items()
-        # Where and how fast it runs may change between two runs.
-        if name not in ("device", "engine_args", "concepts_per_engine", "report")
-    }
+    told = {name: value for name, value in asdict(request).items() if name not in _HOW}
     return {
         **json.loads(json.dumps(told, default=str)),
         "model": fingerprint_model(request.model).model_dump(mode="json"),

@@ -271,7 +271,13 @@ def count(request: LearnRequest) -> Counts:
     pictures = {s.picture.name for s in samples if s.picture is not None}
     more = 0
     if request.trained and request.train_pictures is not None:
-        more = len(find_samples(pictures=request.train_pictures))
+        path = request.train_pictures
+        found = (
+            find_samples(table=path, image_column="image", prompt_column="prompt")
+            if path.suffix == ".jsonl"
+            else find_samples(pictures=path)
+        )
+        more = len(found)
     return Counts(len(samples), len(pictures), len(file.concepts), more)
 
 

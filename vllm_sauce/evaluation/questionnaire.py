@@ -9,6 +9,8 @@ For a concept c of a concepts.yaml, on examples of one split:
   without c.
 - CRA: the same about other domains, half on pictures with c and half without. Where no
   other concept is labelled, examples without c must be answered as they were unedited.
+- The worst other concept: every other concept is named on a few pictures with it and
+  without c. Means over many concepts hide one that is lost.
 
 Source: SAUCE (arXiv:2503.14530), as ``evaluation.metrics`` names them
 """
@@ -18,8 +20,8 @@ from __future__ import annotations
 import enum
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.metrics import harmonic_mean
@@ -35,6 +37,7 @@ class Part(enum.Enum):
     IRA = "IRA"
     CRA_SHOWN = "CRA, with the concept"
     CRA_OTHER = "CRA, without the concept"
+    WATCHED = "another concept that must not be lost"
 
 
 class Kind(enum.Enum):
@@ -58,6 +61,9 @@ class Item:
     words: tuple[str, ...]
     """Right answers ("no" for UAD, which asks whether it is forgotten); empty for
     KEEP."""
+
+    about: str = ""
+    """The concept that it is about; empty for KEEP."""
 
     optional: bool = False
     """Counts only if the unedited model gives the right answer: a picture's own prompt
@@ -94,6 +100,8 @@ class Outcome:
     UAd: float | None
     IRA: float | None
     CRA: float
+    watched: Mapping[str, float] = field(default_factory=dict)
+    """How often each other concept is named right where it is."""
 
     @property
     def HM(self) -> float:
@@ -117,6 +125,15 @@ class Outcome:
             for before, after in pairs
             if before is not None and after is not None
         )
+
+    def worst(self, base: Outcome) -> tuple[str, float]:
+        """Return the concept that lost most against the unedited model, and how much.
+
+        ("", 0) if nothing was lost.
+        """
+        lost = {name: base.watched[name] - kept for name, kept in self.watched.items()}
+        name = max(lost, key=lost.__getitem__, default="")
+        return (name, lost[name]) if lost.get(name, 0.0) > 0 else ("", 0.0)
 
     def to_json(self) -> dict[str, float | None]:
         """Return the scores rounded to four digits."""
@@ -145,7 +162,16 @@ def outcome(items: Sequence[Item], right: Sequence[float]) -> Outcome:
         UAd=sum(denied) / len(denied) if denied else None,
         IRA=_accuracy(items, right, Part.IRA),
         CRA=sum(halves) / len(halves),
+        watched=_watched(items, right),
     )
+
+
+def _watched(items: Sequence[Item], right: Sequence[float]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for item, value in zip(items, right, strict=True):
+        if item.part is Part.WATCHED:
+            found.setdefault(item.about, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _of(items: Sequence[Item], right: Sequence[float], part: Part) -> list[float]:
@@ -175,11 +201,14 @@ class Questionnaire:
         self.file, self.split, self.seed = file, split, seed
         self.domains = file.domains()
 
-    def items(self, name: str, positives: int, negatives: int) -> list[Item]:
+    def items(
+        self, name: str, positives: int, negatives: int, watched: int = 0
+    ) -> list[Item]:
         """Return the questions that judge one concept's edits.
 
         ``positives`` and ``negatives``: examples with it and without it at most; of
         the latter half show another concept of its domain, where there are such.
+        ``watched``: examples of every other concept at most.
 
         Raises: ConfigError if the split has no example of a kind
         """
@@ -196,14 +225,31 @@ class Questionnaire:
                 f"{self.file.path}: {name!r} has {len(shown)} examples with it and "
                 f"{len(absent)} without it in the split {self.split!r}; give more"
             )
-        found = [item for e in shown for item in self._target(concept, e)]
+        found = [item for e in shown for item in self._target(rng, concept, e)]
         for example in shown:
             found += self._retain(rng, concept, example, Part.CRA_SHOWN)
         for example in absent:
             found += self._retain(rng, concept, example, Part.CRA_OTHER)
         if not any(item.part is Part.CRA_OTHER for item in found):
             found += [item for e in absent for item in _kept(e)]
-        return found
+        return found + self._watch(rng, concept, watched)
+
+    def _watch(
+        self, rng: random.Random, target: ConceptExamples, count: int
+    ) -> list[Item]:
+        """Have every other concept named on examples without the target."""
+        items: list[Item] = []
+        for other in self.file.concepts.values():
+            if other.name == target.name:
+                continue
+            shown = [
+                example
+                for example in other.examples(True, self.split)
+                if target.name not in example.concepts and example.picture is not None
+            ]
+            for example in self._draw(rng, shown, count):
+                items.append(_naming(rng, Part.WATCHED, other, example))
+        return items
 
     def _draw(
         self, rng: random.Random, examples: Sequence[Example], count: int
@@ -216,20 +262,22 @@ class Questionnaire:
             for other in example.concepts
         )
 
-    def _target(self, concept: ConceptExamples, example: Example) -> list[Item]:
+    def _target(
+        self, rng: random.Random, concept: ConceptExamples, example: Example
+    ) -> list[Item]:
         """Ask about the concept where it is."""
-        naming = example.picture is not None and concept.questions.name
+        name, words = concept.name, concept.answers
+        prompts = [p for p in example.prompts if p not in concept.questions.name]
         items = [
             replace(
-                _item(Part.UAG, Kind.NAME, prompt, example, concept.answers),
-                optional=prompt != naming,
+                _item(Part.UAG, Kind.NAME, prompt, example, words, name), optional=True
             )
-            for prompt in dict.fromkeys((*example.prompts, naming))
-            if prompt
+            for prompt in prompts
         ]
         if example.picture is not None:
+            items.append(_naming(rng, Part.UAG, concept, example))
             # Neither yes nor no is no denial: what counts is the word "no".
-            items.append(_exists(Part.UAD, Kind.NO, concept, example))
+            items.append(_exists(rng, Part.UAD, Kind.NO, concept, example))
         return items
 
     def _retain(
@@ -245,10 +293,8 @@ class Questionnaire:
             if name == target.name or (same and part is Part.CRA_SHOWN):
                 continue
             mine = Part.IRA if same else part
-            items.append(
-                _item(mine, Kind.NAME, other.questions.name, example, other.answers)
-            )
-            items.append(_exists(mine, Kind.YES, other, example))
+            items.append(_naming(rng, mine, other, example))
+            items.append(_exists(rng, mine, Kind.YES, other, example))
             lacking = [
                 n
                 for n in self.domains[other.domain]
@@ -256,7 +302,7 @@ class Questionnaire:
             ]
             if lacking:
                 missing = self.file.concepts[rng.choice(lacking)]
-                items.append(_exists(mine, Kind.NO, missing, example))
+                items.append(_exists(rng, mine, Kind.NO, missing, example))
         return items
 
 
@@ -268,7 +314,12 @@ def _kept(example: Example) -> list[Item]:
 
 
 def _item(
-    part: Part, kind: Kind, prompt: str, example: Example, words: Sequence[str]
+    part: Part,
+    kind: Kind,
+    prompt: str,
+    example: Example,
+    words: Sequence[str],
+    about: str = "",
 ) -> Item:
     return Item(
         part=part,
@@ -276,23 +327,42 @@ def _item(
         prompt=prompt,
         picture=example.picture,
         words=tuple(words),
+        about=about,
     )
 
 
-def _exists(part: Part, kind: Kind, concept: ConceptExamples, example: Example) -> Item:
+def _naming(
+    rng: random.Random, part: Part, concept: ConceptExamples, example: Example
+) -> Item:
+    """Ask for the concept's name in one of its wordings."""
+    prompt = rng.choice(concept.questions.name)
+    return _item(part, Kind.NAME, prompt, example, concept.answers, concept.name)
+
+
+def _exists(
+    rng: random.Random,
+    part: Part,
+    kind: Kind,
+    concept: ConceptExamples,
+    example: Example,
+) -> Item:
     questions = concept.questions
     word = questions.yes if kind is Kind.YES else questions.no
-    return _item(part, kind, questions.asks(concept.answers[0]), example, (word,))
+    wording = rng.randrange(len(questions.exists))
+    prompt = questions.asks(concept.answers[0], wording)
+    return _item(part, kind, prompt, example, (word,), concept.name)
 
 
 def small_part(items: Sequence[Item], share: float) -> list[int]:
     """Return the numbers of a share of the items, the same share of every kind.
 
-    At least one of each part and kind; the first ones, so larger shares hold smaller.
+    At least one of each part and kind, and of each watched concept; the first ones, so
+    larger shares hold smaller.
     """
-    groups: dict[tuple[Part, Kind], list[int]] = {}
+    groups: dict[tuple[Part, Kind, str], list[int]] = {}
     for number, item in enumerate(items):
-        groups.setdefault((item.part, item.kind), []).append(number)
+        watched = item.about if item.part is Part.WATCHED else ""
+        groups.setdefault((item.part, item.kind, watched), []).append(number)
     return sorted(
         number
         for numbers in groups.values()

@@ -46,7 +46,7 @@ class Wording:
 
         Raises: ConfigError
         """
-        asked = {} if exists is None else {"exists": exists}
+        asked: dict[str, object] = {} if exists is None else {"exists": exists}
         by_domain: dict[str, str] = {}
         for text in naming:
             domain, equals, question = text.partition("=")
@@ -55,8 +55,11 @@ class Wording:
             asked["name"] = by_domain.pop("")
         try:
             return cls(
-                {d: Questions(**asked | {"name": q}) for d, q in by_domain.items()},
-                Questions(**asked),
+                {
+                    domain: Questions.model_validate(asked | {"name": question})
+                    for domain, question in by_domain.items()
+                },
+                Questions.model_validate(asked),
             )
         except ValidationError as error:
             raise ConfigError(f"this is no question: {error.errors()[0]['msg']}") from (
@@ -77,7 +80,7 @@ class Wording:
         The default question leaves the answer's form open ("a dog on ...").
         """
         asked = self.of_domain(domain)
-        return asked.name if "name" in asked.model_fields_set else None
+        return asked.name[0] if "name" in asked.model_fields_set else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ class Quiz:
         if question.answer == NAME:
             name = self._names[question.concept]
             right = tuple((token,) for token in name)
-            return Asked(question.picture, asked.name, tuple(name[:-1]), right)
+            return Asked(question.picture, asked.name[0], tuple(name[:-1]), right)
         text = asked.asks(self.wording.words(question.concept)[0])
         word = asked.yes if question.answer == YES else asked.no
         first = {ids[0] for ids in self._token_forms((word,))}

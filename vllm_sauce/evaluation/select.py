@@ -18,7 +18,12 @@ from vllm_sauce.concepts import check_site
 from vllm_sauce.concepts.scores import SCORES, CausalScore, Score, crisp, ranked
 from vllm_sauce.concepts.statistics import GroupStatistics
 from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.evaluation.attribution_scores import (
+    attribution_questions,
+    attribution_scores,
+)
 from vllm_sauce.evaluation.causal import CausalTask, Question, score_latents
+from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.evaluation.selection_file import (
     Causal,
     RankedLatent,
@@ -35,8 +40,9 @@ from vllm_sauce.training.latent_statistics import (
 )
 from vllm_sauce.training.shards import Role
 
-CAUSAL = "causal"
-SCORE_NAMES = (*SCORES, CAUSAL)
+CAUSAL, ATTRIBUTION = "causal", "attribution"
+SCORE_NAMES = (*SCORES, CAUSAL, ATTRIBUTION)
+_COUNTS = ("k", "causal_candidates", "causal_examples", "attribution_examples")
 ROLE_NAMES = tuple(role.name.lower() for role in Role)
 
 
@@ -56,11 +62,13 @@ class SelectRequest:
     roles: tuple[str, ...] = ROLE_NAMES
     """Tokens that count: image, text, generated."""
     model: str | None = None
-    """Where causal scores ask; default: the model that was harvested."""
+    """Where causal and attribution ask; default: the model that was harvested."""
     causal_candidates: int = 64
     """Latents of the largest S(i) that are tried one by one."""
     causal_examples: int = 8
     """Examples with the concept, and again without it, that are asked about."""
+    attribution_examples: int = 16
+    """Examples with each concept that attribution asks about."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of ``vllm.LLM``."""
 
@@ -70,7 +78,7 @@ class SelectRequest:
             raise ConfigError(
                 f"score is one of {', '.join(SCORE_NAMES)}, got {self.score!r}"
             )
-        for name in ("k", "causal_candidates", "causal_examples"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
@@ -101,7 +109,8 @@ def select(
     """
     store = ActivationStore.open(request.harvest, request.site)
     sae = read_sae(request.sae, request.site, store.harvest.fingerprint)
-    concepts = tuple(ConceptFile.read(request.concepts).concepts.values())
+    file = ConceptFile.read(request.concepts)
+    concepts = tuple(file.concepts.values())
     groups = sample_groups(store.samples(), concepts, request.split, request.site)
     roles = [Role[name.upper()] for name in request.roles]
     counted = concept_statistics(sae, store, groups, roles=roles, progress=progress)
@@ -111,6 +120,10 @@ def select(
         pos, neg = counted.group(2 * number), counted.group(2 * number + 1)
         scores = {name: score(pos, neg) for name, score in ways.items()}
         scored.append(_Scored(concept, pos, neg, scores))
+    if request.score == ATTRIBUTION:
+        effects = _attribution(request, sae, store.harvest.model, file, progress)
+        for one in scored:
+            one.scores[ATTRIBUTION] = effects[one.concept.name]
     causal: dict[str, dict[int, CausalScore]] = {}
     if request.score == CAUSAL:
         causal = _causal(request, sae, store.harvest.model, scored, progress)
@@ -148,6 +161,22 @@ def read_sae(path: Path, site: str, harvested: ModelFingerprint) -> SAEWeights:
             f"{path} has SAEs at {', '.join(sorted(bundle.sites))}, not {site!r}"
         )
     return bundle.sites[site].weights
+
+
+def _attribution(
+    request: SelectRequest,
+    sae: SAEWeights,
+    harvested: str,
+    file: ConceptFile,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    loaded = LoadedModel.load(request.model or harvested)
+    questions = attribution_questions(
+        file, loaded.processor.tokenizer, request.split, request.attribution_examples
+    )
+    return attribution_scores(
+        loaded, sae, request.site, file, questions, progress=progress
+    )
 
 
 def _causal(
@@ -193,7 +222,7 @@ def causal_task(
             # Text alone is asked as it is.
             return Question(example.prompts[0])
         other = (same or has or [concept])[0]
-        return Question(other.questions.name, example.picture)
+        return Question(other.questions.name[0], example.picture)
 
     def drawn(examples: Sequence[Example], count: int) -> list[Example]:
         # Digests are as good as chance, and the same tomorrow.
@@ -210,7 +239,7 @@ def causal_task(
         positive=tuple(
             Question(e.prompts[0])
             if e.picture is None
-            else Question(concept.questions.name, e.picture)
+            else Question(concept.questions.name[0], e.picture)
             for e in positive
         ),
         negative=tuple(map(asked, (*near, *far))),
@@ -225,6 +254,10 @@ def _selected(
         chosen = tuple(score.latent for score in order[: request.k])
     else:
         chosen = ranked(one.scores[request.score], one.pos, request.k)
+    if request.score == ATTRIBUTION:
+        # Calibration may rank by any score; these are where S(i) differs.
+        first = ranked(one.scores["share"], one.pos, max(1, request.k // 2))
+        chosen = tuple(dict.fromkeys((*chosen, *first)))
     return SelectedConcept(
         domain=one.concept.domain,
         num_samples=(one.pos.num_samples, one.neg.num_samples),

@@ -31,7 +31,7 @@ class RankedLatent(_Strict):
 
     latent: Annotated[int, Field(ge=0)]
     scores: dict[str, _Number | None]
-    """share, saeuron, crisp, dsg, rate."""
+    """share, saeuron, crisp, dsg, rate; attribution where it was asked for."""
     causal: Causal | None = None
     """Null if it was not measured."""
     mean_acts: tuple[_Number, _Number]

@@ -150,19 +150,20 @@ LabelledTables = Annotated[
 class Questions(_Strict):
     """How a concept of a domain is asked for, and what is answered."""
 
-    name: _Text = "What is in the picture?"
-    """Its answer names the concept."""
-    exists: _Text = "Is there a {concept} in the picture?"
+    name: _Texts = ["What is in the picture?"]
+    """Its answer names the concept; one wording or several."""
+    exists: _Texts = ["Is there a {concept} in the picture?"]
     """Its answer is yes or no; {a concept} puts "a" or "an" before the word."""
     yes: _Text = "yes"
     no: _Text = "no"
 
     @field_validator("exists")
     @classmethod
-    def _has_a_place(cls, text: str) -> str:
-        if "{concept}" not in text and "{a concept}" not in text:
-            raise ValueError("must hold {concept} or {a concept}, for the word")
-        return text
+    def _has_a_place(cls, texts: list[str]) -> list[str]:
+        for text in texts:
+            if "{concept}" not in text and "{a concept}" not in text:
+                raise ValueError("must hold {concept} or {a concept}, for the word")
+        return texts
 
     @model_validator(mode="after")
     def _two_answers(self) -> Questions:
@@ -170,10 +171,10 @@ class Questions(_Strict):
             raise ValueError(f"yes and no must differ, both are {self.yes!r}")
         return self
 
-    def asks(self, word: str) -> str:
+    def asks(self, word: str, wording: int = 0) -> str:
         """Return the yes/no question for one concept's word."""
         article = "an" if word[:1].lower() in "aeiou" else "a"
-        text = self.exists.replace("{a concept}", f"{article} {word}")
+        text = self.exists[wording].replace("{a concept}", f"{article} {word}")
         return text.replace("{concept}", word)
 
 
