@@ -145,8 +145,8 @@ def note_cpu(ready: Path, noted: list[float]) -> None:
 def batch_round(path: Path, folder: Path, max_tokens: int) -> Spent:
     """Return what `sauce batch` takes from its engine's readiness on."""
     from vllm_sauce.batch import job, progress, run
-    from vllm_sauce.batch.cluster import Resources
     from vllm_sauce.batch.rows import Defaults
+    from vllm_sauce.scale.cluster import Resources
 
     class Clock(progress.Progress):
         end_s = end_cpu_s = 0.0

@@ -16,7 +16,7 @@ SauceError
 │   └── UnsupportedSAEError
 ├── ActivationsError              harvested activations cannot be used or written
 ├── TrainingError                 an SAE's training cannot go on, or its result be kept
-├── BatchError                    a batch run that cannot go on
+├── BatchError                    a batch run, or work on actors, that cannot go on
 ├── LearnError                    a stage of sauce learn that failed
 ├── UnsupportedVLLMError          this vLLM version has not the seams we need
 ├── UnsupportedFeatureError       a vLLM feature that would break unlearning
@@ -108,7 +108,7 @@ class TrainingError(SauceError):
 
 
 class BatchError(SauceError):
-    """A batch run that cannot go on; what is finished is kept."""
+    """A batch run, or work on Ray's actors, that cannot go on; what is done is kept."""
 
 
 class LearnError(SauceError):

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from vllm_sauce.batch.cluster import Resources
 from vllm_sauce.batch.job import Job, identity, make_job, parse_engine_args
 from vllm_sauce.batch.rows import Defaults
 from vllm_sauce.batch.run import chunks_at_once
 from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.scale.cluster import Resources
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 

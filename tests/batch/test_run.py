@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import pytest
 
 from tests.batch import stand_in
 from tests.batch.processes import KillsOneActor, actors, gone, wait_until
-from vllm_sauce.batch import cluster, progress, run
-from vllm_sauce.batch.cluster import Resources
+from vllm_sauce.batch import progress, run
 from vllm_sauce.errors import BatchError, ConfigError
+from vllm_sauce.scale import cluster
+from vllm_sauce.scale.cluster import Resources
 
 REPO = Path(__file__).parents[2]
 TWO = Resources(actors=2, cpus_per_actor=0.5, gpus_per_actor=0)
@@ -143,17 +143,6 @@ def test_a_chunk_that_always_kills_its_actor_ends_the_run(
             start=stand_in.start_dying,
         )
     assert not out.exists()
-
-
-def test_more_than_ray_has_is_refused() -> None:
-    has = {"CPU": 8.0, "GPU": 2.0}
-    asked = Resources(actors=2, cpus_per_actor=4)
-    assert cluster.placed(asked, has) == replace(asked, gpus_per_actor=1.0)
-    assert cluster.placed(asked, {"CPU": 8.0}) == replace(asked, gpus_per_actor=0.0)
-    with pytest.raises(ConfigError, match="3 actors of 1 GPU need 3, Ray has 2"):
-        cluster.placed(replace(asked, actors=3, cpus_per_actor=1), has)
-    with pytest.raises(ConfigError, match="2 actors of 5 CPU need 10, Ray has 8"):
-        cluster.placed(replace(asked, cpus_per_actor=5), has)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,27 +28,21 @@ def start_engine(job: Job) -> Answerer:
 
 
 class ChunkActor:
-    """Holds an engine; Ray Data calls it with a chunk from several threads at once."""
+    """Holds an engine; called with a chunk from several threads at once."""
 
-    def __init__(
-        self, job: Job, start: Callable[[Job], Answerer], environment: Mapping[str, str]
-    ) -> None:
-        for name, value in environment.items():
-            os.environ.setdefault(name, value)
+    def __init__(self, job: Job, start: Callable[[Job], Answerer]) -> None:
         self.job = job
         self.answerer: Answerer = start(job)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Answer the chunks of a batch."""
-        columns = [column.tolist() for column in batch.values()]
-        parts: dict[str, list[Any]] = {"first": [], "part": [], "failed": []}
-        for values in zip(*columns, strict=True):
-            chunk = Chunk(**dict(zip(batch, values, strict=True)))
-            answers = answer_chunk(self.job, self.answerer, chunk)
-            parts["first"].append(chunk.first)
-            parts["part"].append(encode_part(answers))
-            parts["failed"].append(sum(a.error is not None for a in answers))
-        return parts
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Answer a chunk."""
+        chunk = Chunk(**row)
+        answers = answer_chunk(self.job, self.answerer, chunk)
+        return {
+            "first": chunk.first,
+            "part": encode_part(answers),
+            "failed": sum(answer.error is not None for answer in answers),
+        }
 
 
 def answer_chunk(job: Job, answerer: Answerer, chunk: Chunk) -> list[Answer]:

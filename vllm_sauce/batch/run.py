@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.batch.actor import start_engine
+from vllm_sauce.batch.actor import ChunkActor, start_engine
 from vllm_sauce.batch.chunks import (
     SPOOL,
     Chunk,
@@ -17,12 +17,12 @@ from vllm_sauce.batch.chunks import (
     split_lines,
     split_parquet,
 )
-from vllm_sauce.batch.cluster import Resources, connected, parts_of
 from vllm_sauce.batch.job import Job, identity
 from vllm_sauce.batch.output import Parts, writing
 from vllm_sauce.batch.progress import Progress
 from vllm_sauce.batch.rows import Row
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.scale.cluster import Resources, connected, results_of
 
 ROWS_PER_PART = 128
 """Rows done anew when an actor dies; the engine is fed across their borders."""
@@ -105,11 +105,14 @@ def _answer(
         at_once = chunks_at_once(
             job, max(rows_of.values()), bool(placed.gpus_per_actor)
         )
-        for part in parts_of(job, start, chunks, placed, at_once):
-            if part.first in finished:
+        described = [chunk.to_mapping() for chunk in chunks]
+        arguments = (job, start)
+        for part in results_of(ChunkActor, arguments, described, placed, at_once):
+            first = part["first"]
+            if first in finished:
                 continue
-            finished[part.first] = parts.add(part.first, part.content)
-            progress.advance(rows_of[part.first], part.failed)
+            finished[first] = parts.add(first, part["part"])
+            progress.advance(rows_of[first], part["failed"])
 
 
 def chunks_at_once(job: Job, rows_per_chunk: int, gpu: bool) -> int:

@@ -71,9 +71,9 @@ def batch(
     from rich.console import Console
 
     from vllm_sauce.batch import job, progress, run
-    from vllm_sauce.batch.cluster import Resources
     from vllm_sauce.batch.rows import Defaults
     from vllm_sauce.errors import SauceError
+    from vllm_sauce.scale.cluster import Resources
 
     console = Console(stderr=True)
     try:

@@ -12,16 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_sauce.batch.actor import ChunkActor
-from vllm_sauce.batch.chunks import Chunk
-from vllm_sauce.batch.job import Job
 from vllm_sauce.errors import BatchError, ConfigError
 
 OBJECT_STORE_BYTES = 256 << 20
-"""Of a local Ray: only descriptions of chunks and answers pass through it."""
+"""Of a local Ray: only descriptions of work and its results pass through it."""
 
 RETRIES = 3
-"""How often a chunk is answered anew because its actor died, before the run stops."""
+"""How often work is done anew because its actor died, before the run stops."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +59,6 @@ class Resources:
         return {}
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A finished chunk."""
-
-    first: int
-    content: bytes
-    failed: int
-
-
 @contextmanager
 def connected(resources: Resources) -> Iterator[Resources]:
     """Start Ray or connect to it; gives the resources with what was found.
@@ -85,7 +73,7 @@ def connected(resources: Resources) -> Iterator[Resources]:
         import ray
     except ImportError as error:
         raise ConfigError(
-            "sauce batch needs Ray Data: pip install 'vllm-sauce[scale]'"
+            "running on actors needs Ray Data: pip install 'vllm-sauce[scale]'"
         ) from error
     if ray.is_initialized():
         raise ConfigError("this process is connected to Ray already; disconnect first")
@@ -102,36 +90,46 @@ def connected(resources: Resources) -> Iterator[Resources]:
         ray.shutdown()
 
 
-def parts_of(
-    job: Job,
-    start: Callable[[Job], Any],
-    chunks: Sequence[Chunk],
+def results_of(
+    actor_class: Callable[..., Callable[[dict[str, Any]], dict[str, Any]]],
+    constructor_args: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
     resources: Resources,
-    chunks_at_once: int,
-) -> Iterator[Part]:
-    """Yield each chunk's part as it is finished; a dead actor's chunks are done anew.
+    at_once: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Yield each row's result as it is finished; a dead actor's rows are done anew.
+
+    An actor is built from the arguments in a process of its own and called with a row,
+    from ``at_once`` threads. Rows and results hold numbers, text, bytes and lists; each
+    key has values of one type, in every row.
 
     Raises: BatchError
     """
     import ray
 
+    if not rows:
+        return
     _quiet()
     with warnings.catch_warnings():
         # Ray means to rename the ways to pass what an actor takes.
         warnings.simplefilter("ignore", DeprecationWarning)
         dataset = ray.data.from_items(
-            [chunk.to_mapping() for chunk in chunks], override_num_blocks=len(chunks)
+            [dict(row) for row in rows], override_num_blocks=len(rows)
         ).map_batches(
-            ChunkActor,
-            fn_constructor_args=(job, start, resources.environment()),
+            _Actor,
+            fn_constructor_args=(
+                actor_class,
+                tuple(constructor_args),
+                resources.environment(),
+            ),
             batch_size=None,
-            batch_format="numpy",
+            batch_format="pyarrow",
             num_cpus=resources.cpus(),
             num_gpus=resources.gpus_per_actor,
             compute=ray.data.ActorPoolStrategy(
                 size=resources.actors,
-                max_tasks_in_flight_per_actor=chunks_at_once,
-                max_concurrent_calls_per_actor=chunks_at_once,
+                max_tasks_in_flight_per_actor=at_once,
+                max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
             max_task_retries=RETRIES,
@@ -139,10 +137,28 @@ def parts_of(
     try:
         tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for table in tables:
-            for row in table.to_pylist():
-                yield Part(row["first"], row["part"], row["failed"])
+            yield from table.to_pylist()
     except ray.exceptions.RayError as error:
         raise _reason(error) from error
+
+
+class _Actor:
+    """What Ray Data calls, with tables: here rows go in and results come out."""
+
+    def __init__(
+        self,
+        actor_class: Callable[..., Callable[[dict[str, Any]], dict[str, Any]]],
+        constructor_args: Sequence[Any],
+        environment: Mapping[str, str],
+    ) -> None:
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        self.actor = actor_class(*constructor_args)
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow as pa
+
+        return pa.Table.from_pylist([self.actor(row) for row in table.to_pylist()])
 
 
 def _init_arguments(resources: Resources) -> dict[str, Any]:
