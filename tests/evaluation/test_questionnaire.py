@@ -119,7 +119,7 @@ def test_each_wording_is_asked(tmp_path):
         "questions:\n  default:\n    name: ['What?', 'Which?']\n"
         "    exists: ['Any {concept}?', 'Some {concept}?']\n"
         "concepts:\n  dog: {domain: a}\n  cat: {domain: a}\n  red: {domain: b}\n",
-        [["dog", "red"]] * 12 + [["cat", "red"]] * 12,
+        [["dog", "red"]] * 12 + [["cat"]] * 12,
     )
     items = Questionnaire(file, "selection").items("dog", 6, 6)
     for part, kind, wanted in (

@@ -39,6 +39,18 @@ def calibrate(
     concepts_per_engine: Annotated[
         int, typer.Option(help="Concepts whose candidates are asked together.")
     ] = 20,
+    actors: Annotated[
+        int, typer.Option(help="Processes side by side, each with an engine.")
+    ] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster for them.")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(help="Default: 1 where Ray finds GPUs.")
+    ] = None,
+    cpus_per_actor: Annotated[
+        float | None, typer.Option(help="Default: an equal share; 1 on a cluster.")
+    ] = None,
     engine_arg: Annotated[
         list[str] | None,
         typer.Option(help="KEY=VALUE for vllm.LLM, VALUE as JSON; may be given again."),
@@ -50,7 +62,12 @@ def calibrate(
     """Search latents, edit, gate and site of each concept; run again to go on."""
     from rich.console import Console
 
-    from vllm_sauce.cli.options import engine_arguments, site_paths, stages
+    from vllm_sauce.cli.options import (
+        engine_arguments,
+        resources,
+        site_paths,
+        stages,
+    )
     from vllm_sauce.errors import SauceError
     from vllm_sauce.evaluation.calibrate import CalibrationConfig
     from vllm_sauce.evaluation.calibration_report import table, write_frontiers
@@ -79,6 +96,7 @@ def calibrate(
             concepts_per_engine=concepts_per_engine,
             engine_args=engine_arguments(engine_arg or ()),
             overwrite=overwrite,
+            resources=resources(ray, actors, gpus_per_actor, cpus_per_actor),
         )
         with stages() as note:
             bundle = calibrate_bundle(request, note, note)

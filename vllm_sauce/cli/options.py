@@ -7,9 +7,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_sauce.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vllm_sauce.scale.cluster import Resources
 
 
 def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
@@ -30,6 +33,27 @@ def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             arguments[name] = value
     return arguments
+
+
+def resources(
+    address: str | None,
+    actors: int,
+    gpus_per_actor: float | None,
+    cpus_per_actor: float | None,
+) -> Resources | None:
+    """Return where actors run; None means this process, without Ray.
+
+    Raises: ConfigError
+    """
+    from vllm_sauce.scale.cluster import Resources
+
+    found = Resources(
+        address=address,
+        actors=actors,
+        gpus_per_actor=gpus_per_actor,
+        cpus_per_actor=cpus_per_actor,
+    )
+    return None if address is None and actors == 1 else found
 
 
 def site_paths(given: Sequence[str]) -> dict[str, Path]:

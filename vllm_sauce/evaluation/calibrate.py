@@ -98,6 +98,8 @@ class Trial:
     """Share of the questions that were asked."""
     objective: float
     """What the search maximised."""
+    worst: tuple[str, float] = ("", 0.0)
+    """The other concept that lost most, and how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,11 +217,14 @@ class Examiner:
             outcome(items, self._rights(items, readings, plain, weight))
             for weight in (0.0, self.config.soft)
         )
-        base = outcome(items, self._rights(items, plain, plain, self.config.soft))
+        hard, base = (
+            outcome(items, self._rights(items, plain, plain, weight))
+            for weight in (0.0, self.config.soft)
+        )
         over = max(0.0, soft.loss(base) - self.config.retain_floor)
         worst = max(0.0, soft.worst(base)[1] - self.config.worst_floor)
         objective = soft.HM - LOSS_WEIGHT * over - WORST_WEIGHT * worst
-        return Trial(setting, scores, share, objective)
+        return Trial(setting, scores, share, objective, scores.worst(hard))
 
     def _probe(self, item: Item, candidate: str | None, strength: float) -> Probe:
         if item.words not in self._tokens:
@@ -323,7 +328,7 @@ def _choose(
         # Shares of few questions: what is lost by rounding alone is not lost.
         return (
             trial.scores.loss(base) <= config.retain_floor + 1e-9
-            and trial.scores.worst(base)[1] <= config.worst_floor + 1e-9
+            and trial.worst[1] <= config.worst_floor + 1e-9
         )
 
     def merit(trial: Trial) -> tuple[float, float]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
@@ -37,6 +37,10 @@ from vllm_sauce.sae import SAEWeights
 from vllm_sauce.training.concept_examples import ConceptFile
 from vllm_sauce.training.shards import write_whole
 
+if TYPE_CHECKING:
+    from vllm_sauce.scale.cluster import Resources
+
+Actor = Callable[..., dict[str, Any]]
 RUN_FILE = "run.json"
 SEARCH_SPLIT, SCORE_SPLIT = "calibration", "scoring"
 
@@ -59,6 +63,8 @@ class CalibrateRequest:
     concepts_per_engine: int = 20
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    resources: Resources | None = None
+    """Ray actors that calibrate side by side; None does it in this process."""
 
     def __post_init__(self) -> None:
         for site in self.saes:
@@ -134,10 +140,12 @@ def calibrate_bundle(
     request: CalibrateRequest,
     note: Note = lambda what, done, total: None,
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    actor: Callable[..., Actor] | None = None,
 ) -> Bundle:
     """Calibrate all concepts that are not yet, and write the bundle.
 
-    ``note`` is told of the work inside a group of concepts, ``report`` of the groups.
+    ``note`` is told of the work inside a group of concepts (not that of actors),
+    ``report`` of the groups.
 
     Raises: SauceError of the kind that says what is wrong
     """
@@ -146,10 +154,13 @@ def calibrate_bundle(
     left = [name for name in run.names if not _path(run, name).exists()]
     done = len(run.names) - len(left)
     size = request.concepts_per_engine
-    for start in range(0, len(left), size):
-        report("concepts", done + start, len(run.names))
-        _calibrate_group(run, left[start : start + size], note)
-    report("concepts", len(run.names), len(run.names))
+    groups = [left[start : start + size] for start in range(0, len(left), size)]
+    report("concepts", done, len(run.names))
+    for result in _results(request, groups, note, actor):
+        for name, entry in zip(result["names"], result["entries"], strict=True):
+            write_whole(_path(run, name), entry.encode())
+        done += len(result["names"])
+        report("concepts", done, len(run.names))
     results = {name: json.loads(_path(run, name).read_text()) for name in run.names}
     used = {site for entry in results.values() for site in entry["edits"]}
     bundle = Bundle.build(
@@ -177,7 +188,59 @@ def _begin(run: _Run) -> None:
     write_whole(path, (json.dumps(told, indent=1) + "\n").encode())
 
 
-def _calibrate_group(run: _Run, names: list[str], note: Note) -> None:
+def _results(
+    request: CalibrateRequest,
+    groups: list[list[str]],
+    note: Note,
+    actor: Callable[..., Actor] | None,
+) -> Iterator[dict[str, Any]]:
+    """Yield each group's results, from here or from actors."""
+    resources = request.resources
+    if resources is None:
+        here = (actor or GroupActor)(request)
+        for names in groups:
+            yield here({"names": names}, note)
+        return
+    from vllm_sauce.scale.cluster import connected, results_of
+
+    with connected(resources) as placed:
+        rows = [{"names": names} for names in groups]
+        told = (_absolute(request),)
+        yield from results_of(actor or GroupActor, told, rows, placed)
+
+
+def _absolute(request: CalibrateRequest) -> CalibrateRequest:
+    """Return the request as another process in another folder needs it."""
+    model = Path(request.model)
+    return replace(
+        request,
+        model=str(model.resolve()) if model.exists() else request.model,
+        saes={site: path.resolve() for site, path in request.saes.items()},
+        selections=tuple(path.resolve() for path in request.selections),
+        concepts=request.concepts.resolve(),
+        resources=None,
+    )
+
+
+class GroupActor:
+    """Calibrates one group of concepts after another, each with an engine of its own.
+
+    It reads the inputs by their paths, so actors on other machines must see them.
+    """
+
+    def __init__(self, request: CalibrateRequest) -> None:
+        self.run = _Run(request)
+
+    def __call__(
+        self, row: dict[str, Any], note: Note = lambda what, done, total: None
+    ) -> dict[str, Any]:
+        """Calibrate the concepts that a row names; returns JSON of each."""
+        names = [str(name) for name in row["names"]]
+        found = _calibrate_group(self.run, names, note)
+        return {"names": names, "entries": [found[name] for name in names]}
+
+
+def _calibrate_group(run: _Run, names: list[str], note: Note) -> dict[str, str]:
     request = run.request
     choices = {name: run.choices(name) for name in names}
     candidates: dict[str, dict[str, SiteEdit]] = {}
@@ -192,12 +255,13 @@ def _calibrate_group(run: _Run, names: list[str], note: Note) -> None:
         judge = Examiner(engine, choices, scoring, request.config)
         settings = {name: [one.setting] for name, one in found.items()}
         scored = judge.trials(settings, 1.0)
-        for name, one in found.items():
-            trial = scored[name][one.setting]
-            _write_concept(run, one, trial.scores, judge.base(name))
+        return {
+            name: _entry(one, scored[name][one.setting].scores, judge.base(name))
+            for name, one in found.items()
+        }
 
 
-def _write_concept(run: _Run, one: Calibrated, scores: Outcome, base: Outcome) -> None:
+def _entry(one: Calibrated, scores: Outcome, base: Outcome) -> str:
     entry = {
         "concept": one.name,
         "edits": {site: asdict(edit) for site, edit in one.edits.items()},
@@ -212,7 +276,7 @@ def _write_concept(run: _Run, one: Calibrated, scores: Outcome, base: Outcome) -
         "frontier": [_trial_json(trial) for trial in frontier(one.trials)],
         "trials": [_trial_json(trial) for trial in one.trials],
     }
-    write_whole(_path(run, one.name), (json.dumps(entry, indent=1) + "\n").encode())
+    return json.dumps(entry, indent=1) + "\n"
 
 
 def _worst(scores: Outcome, base: Outcome) -> dict[str, object]:
@@ -225,6 +289,7 @@ def _trial_json(trial: Trial) -> dict[str, object]:
         "setting": _named(trial.setting),
         "share": trial.share,
         "objective": round(trial.objective, 4),
+        "worst_other": {"concept": trial.worst[0], "lost": round(trial.worst[1], 4)},
         "scores": trial.scores.to_json(),
         "forgetting": round(trial.scores.forgetting, 4),
         "keeping": round(keeping(trial.scores), 4),
