@@ -26,13 +26,13 @@ from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.concepts import VISION, decoder_layer_idx
 from vllm_sauce.training.activations import SiteFn, site_hook
 from vllm_sauce.training.samples import PictureFile, Sample, open_picture
+from vllm_sauce.training.shard_writer import ShardWriter
 from vllm_sauce.training.shards import (
     HARVEST_FILE,
     SAMPLES_FILE,
     HarvestFile,
     Role,
     Rows,
-    ShardWriter,
     SiteFormat,
     write_whole,
 )

@@ -15,13 +15,13 @@ from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.training.activations import vision_features
 from vllm_sauce.training.concept_examples import ConceptFile
 from vllm_sauce.training.samples import open_picture
+from vllm_sauce.training.shard_writer import ShardWriter
 from vllm_sauce.training.shards import (
     HARVEST_FILE,
     SAMPLES_FILE,
     HarvestFile,
     Role,
     Rows,
-    ShardWriter,
     SiteFormat,
     write_whole,
 )

@@ -18,12 +18,8 @@ from tests.plugin.support import LONG, MODEL, REPO, picture
 from vllm_sauce.errors import ActivationsError, ConfigError, UnsupportedFeatureError
 from vllm_sauce.training.activation_store import ActivationStore
 from vllm_sauce.training.activations import site_hook
-from vllm_sauce.training.harvest import (
-    FAILURES_FILE,
-    HarvestEngine,
-    HarvestRequest,
-    harvest,
-)
+from vllm_sauce.training.harvest import HarvestEngine, HarvestRequest, harvest
+from vllm_sauce.training.harvest_folder import FAILURES_FILE
 from vllm_sauce.training.samples import PictureFile, Sample
 from vllm_sauce.training.shards import Role, read_index
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.training.activation_store import ActivationStore
+from vllm_sauce.training.shard_writer import ShardWriter
 from vllm_sauce.training.shards import (
     HARVEST_FILE,
     SAMPLES_FILE,
     HarvestFile,
     Role,
     Rows,
-    ShardWriter,
     SiteFormat,
     write_whole,
 )

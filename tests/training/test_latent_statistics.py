@@ -15,13 +15,13 @@ from vllm_sauce.training import latent_statistics
 from vllm_sauce.training.activation_store import ActivationStore
 from vllm_sauce.training.concept_examples import ConceptFile
 from vllm_sauce.training.latent_statistics import concept_statistics, sample_groups
+from vllm_sauce.training.shard_writer import ShardWriter
 from vllm_sauce.training.shards import (
     HARVEST_FILE,
     SAMPLES_FILE,
     HarvestFile,
     Role,
     Rows,
-    ShardWriter,
     SiteFormat,
     write_whole,
 )

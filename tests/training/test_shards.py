@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ActivationsError
 from vllm_sauce.training.activation_store import ActivationStore
+from vllm_sauce.training.shard_writer import ShardWriter
 from vllm_sauce.training.shards import (
     HARVEST_FILE,
     HarvestFile,
     Role,
     Rows,
-    ShardWriter,
     SiteFormat,
     read_index,
     write_whole,

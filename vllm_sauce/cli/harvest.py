@@ -53,18 +53,32 @@ def harvest(
         list[str] | None,
         typer.Option(help="KEY=VALUE for vllm.LLM, VALUE as JSON; may be given again."),
     ] = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Engines, on Ray; default: one, without Ray.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of Ray's cluster, or auto.")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(help="Default: 1 where there are GPUs.")
+    ] = None,
+    cpus_per_actor: Annotated[
+        float | None, typer.Option(help="Default: a share of this machine's.")
+    ] = None,
 ) -> None:
     """Take activations with vLLM; run it again to go on where it was stopped."""
     from rich.console import Console
 
     from vllm_sauce.cli.options import engine_arguments, progress_bar
     from vllm_sauce.errors import SauceError
+    from vllm_sauce.scale.cluster import wanted
     from vllm_sauce.training.harvest import HarvestRequest
-    from vllm_sauce.training.harvest import harvest as run
+    from vllm_sauce.training.harvest_actors import harvest_anywhere
     from vllm_sauce.training.sample_sources import find_samples
     from vllm_sauce.training.samples import distinct
 
     try:
+        resources = wanted(actors, ray, gpus_per_actor, cpus_per_actor)
         samples, repeated = distinct(
             find_samples(
                 concepts=concepts,
@@ -89,7 +103,7 @@ def harvest(
             engine_args=engine_arguments(engine_arg or ()),
         )
         with progress_bar("samples") as progress:
-            report = run(request, progress)
+            report = harvest_anywhere(request, resources, progress)
     except SauceError as error:
         typer.echo(f"sauce harvest: {error}", err=True)
         raise typer.Exit(2) from error

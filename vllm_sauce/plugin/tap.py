@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ActivationsError
-from vllm_sauce.training.shards import Role, Rows, ShardWriter
+from vllm_sauce.training.shard_writer import ShardWriter
+from vllm_sauce.training.shards import Role, Rows
 
 
 @dataclass(frozen=True, slots=True)

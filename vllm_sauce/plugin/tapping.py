@@ -23,7 +23,8 @@ from vllm_sauce.plugin.injection import PROVEN_LAYERS, PROVEN_VISION
 from vllm_sauce.plugin.runner_v2 import offer_model_state
 from vllm_sauce.plugin.settings import HARVEST_KEY
 from vllm_sauce.plugin.tap import ActivationTap, Finished, PictureSpan, Span
-from vllm_sauce.training.shards import ShardWriter, read_index
+from vllm_sauce.training.shard_writer import ShardWriter
+from vllm_sauce.training.shards import read_index
 
 SAMPLE = "harvest_sample"
 """In a request's ``extra_args``: its sample's number."""

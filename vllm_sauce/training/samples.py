@@ -90,7 +90,10 @@ def open_picture(picture: Picture) -> Image:
 
     try:
         return Image.open(io.BytesIO(picture.read())).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except UnidentifiedImageError as error:
+        # Its words name a place in memory, another one each time.
+        raise ActivationsError(f"{picture.name} is no picture that is known") from error
+    except (OSError, ValueError) as error:
         raise ActivationsError(f"{picture.name} is no picture: {error}") from error
 
 

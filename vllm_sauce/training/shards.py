@@ -15,9 +15,10 @@ that no index names.
 from __future__ import annotations
 
 import enum
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,15 +129,55 @@ def read_index(folder: Path) -> list[ShardEntry]:
 
     Raises: ActivationsError
     """
-    entries = []
-    for path in sorted(folder.glob("shards.*.jsonl")):
-        whole, _, _ = path.read_bytes().rpartition(b"\n")
-        for number, line in enumerate(whole.splitlines(), 1):
+    return ShardIndex(folder).read_on()
+
+
+@dataclass(slots=True)
+class ShardIndex:
+    """The indexes of all writers, read on as they grow."""
+
+    folder: Path
+    _read: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """Bytes and lines of each that are known."""
+
+    def read_on(self) -> list[ShardEntry]:
+        """Return what is new. Raises: ActivationsError"""
+        entries = []
+        for path in sorted(self.folder.glob("shards.*.jsonl")):
+            start, known = self._read.get(path, (0, 0))
+            with path.open("rb") as file:
+                file.seek(start)
+                whole, end, _ = file.read().rpartition(b"\n")
+            lines = whole.splitlines()
+            for number, line in enumerate(lines, known + 1):
+                try:
+                    entries.append(ShardEntry.model_validate_json(line))
+                except ValidationError as error:
+                    raise ActivationsError(f"{path}, line {number}: {error}") from error
+            self._read[path] = (start + len(whole) + len(end), known + len(lines))
+        return entries
+
+    def lines(self, path: Path) -> int:
+        """Return how many lines of an index are known."""
+        return self._read.get(path, (0, 0))[1]
+
+    def add(self, path: Path, entry: ShardEntry) -> None:
+        """Write a line as a whole; what was cut off before it goes.
+
+        Call ``read_on`` before, in the same turn. Raises: OSError
+        """
+        start, _ = self._read.get(path, (0, 0))
+        line = (json.dumps(entry.model_dump(), separators=(",", ":")) + "\n").encode()
+        # Without a buffer, which would be written again when the file is closed.
+        with path.open("ab", buffering=0) as file:
+            file.truncate(start)
             try:
-                entries.append(ShardEntry.model_validate_json(line))
-            except ValidationError as error:
-                raise ActivationsError(f"{path}, line {number}: {error}") from error
-    return entries
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(start)
+                raise
 
 
 def check_shards(folder: Path, entries: list[ShardEntry]) -> None:
@@ -159,117 +200,29 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     fresh = path.with_name(f".{path.name}.new")
     try:
-        with fresh.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(fresh, content)
         fresh.rename(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise ActivationsError(f"cannot write {path}: {error}") from error
 
 
-@dataclass(slots=True)
-class ShardWriter:
-    """Collects whole samples and writes a shard when there are enough tokens."""
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file, through to the disk. Raises: OSError"""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
-    folder: Path
-    writer: str
-    """Name of this writer, unique among those that write at the same time."""
-    shard_tokens: int = 65_536
-    """Tokens of all sites together at which a shard is written."""
-    _pending: dict[str, list[Rows]] = field(default_factory=dict)
-    _samples: list[int] = field(default_factory=list)
-    _images: list[str] = field(default_factory=list)
-    _num_tokens: int = 0
-    _next: int = 0
 
-    def __post_init__(self) -> None:
-        if not self.writer.isidentifier():
-            raise ActivationsError(f"a writer's name is a word, got {self.writer!r}")
-        self._clean()
-
-    @property
-    def pending_tokens(self) -> int:
-        """Tokens held in memory."""
-        return self._num_tokens
-
-    def add(
-        self, sample: int, rows: Mapping[str, Rows], images: tuple[str, ...] = ()
-    ) -> None:
-        """Take one whole sample, and its pictures that no other sample has brought.
-
-        Raises: ActivationsError
-        """
-        for site, part in rows.items():
-            self._pending.setdefault(site, []).append(part)
-            self._num_tokens += len(part.activations)
-        self._samples.append(sample)
-        self._images.extend(images)
-        if self._num_tokens >= self.shard_tokens:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is held as a shard.
-
-        Raises: ActivationsError; what was written before stays, this part is lost
-        """
-        if not self._samples:
-            return
-        entry = self._write_shard()
-        line = (json.dumps(entry.model_dump(), separators=(",", ":")) + "\n").encode()
-        try:
-            with self._index().open("ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ActivationsError(f"cannot write {self._index()}: {error}") from error
-        self._pending, self._samples, self._images = {}, [], []
-        self._num_tokens, self._next = 0, self._next + 1
-
-    def _write_shard(self) -> ShardEntry:
-        from safetensors.torch import save
-
-        tensors, counts = {}, {}
-        for site, parts in sorted(self._pending.items()):
-            counts[site] = sum(len(part.activations) for part in parts)
-            for name, tensor in _joined(parts).items():
-                tensors[f"{site}:{name}"] = tensor
-        path = self.folder / f"{self.writer}-{self._next:06d}.safetensors"
-        write_whole(path, save(tensors))
-        return ShardEntry(
-            file=path.name,
-            sha256=file_sha256(path),
-            tokens=counts,
-            samples=self._samples,
-            images=self._images,
-        )
-
-    def _index(self) -> Path:
-        return self.folder / f"shards.{self.writer}.jsonl"
-
-    def _clean(self) -> None:
-        """Cut off a torn last line and remove files that no index names."""
-        index = self._index()
-        if index.exists():
-            content = index.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(index, whole)
-        named = {entry.file for entry in read_index(self.folder)}
-        for path in self.folder.glob(f"{self.writer}-*.safetensors"):
-            if path.name not in named:
-                path.unlink()
-        for path in self.folder.glob(f".{self.writer}-*.new"):
-            path.unlink()
-        numbers = [
-            int(name.removeprefix(f"{self.writer}-").removesuffix(".safetensors"))
-            for name in named
-            if name.startswith(f"{self.writer}-")
-        ]
-        self._next = max(numbers, default=-1) + 1
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's new names to the disk. Raises: OSError"""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sample_lines(folder: Path) -> Iterator[dict[str, Any]]:
@@ -283,21 +236,3 @@ def sample_lines(folder: Path) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, file)
     except (OSError, ValueError) as error:
         raise ActivationsError(f"cannot read {path}: {error}") from error
-
-
-def _joined(parts: list[Rows]) -> dict[str, Tensor]:
-    import torch
-
-    names = ("activations", "sample", "position", "role")
-    return {
-        name: torch.cat([getattr(part, name) for part in parts]).contiguous()
-        for name in names
-    }
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
