@@ -84,6 +84,8 @@ def test_what_is_not_there_is_named(options, words, tmp_path):
         (("--engine-arg", "enforce-eager=false"), "sets enforce_eager itself"),
         (("--site", "tower"), "a site is"),
         (("--dtype", "int8"), "dtype is one of"),
+        (("--actors", "0"), "actors must be at least 1, got 0"),
+        (("--gpus-per-actor", "1"), "given with --actors or --ray"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(options, words, tmp_path):

@@ -165,7 +165,8 @@ def test_a_killed_actor_costs_no_sample_and_doubles_none(alone, broken, tmp_path
     assert all(path.read_bytes().startswith(seen[path]) for path in seen)
     assert told[0] == (0, 102)
     assert told[-1] == (102, 102)
-    assert len(indexes(out)) == 3  # two actors, and the one in the dead one's place
+    assert sum(len(lines.splitlines()) for lines in seen.values()) < 100
+    assert set(seen) <= set(indexes(out))
 
 
 def test_the_driver_is_killed_and_the_harvest_goes_on(engine, tmp_path):

@@ -176,7 +176,7 @@ def remove_unfinished(folder: Path) -> None:
     """
     with locked(folder):
         named = {entry.file for entry in read_index(folder)}
-        for path in folder.glob("*-[0-9]*.safetensors"):
+        for path in folder.glob(f"*-{'[0-9]' * 6}*.safetensors"):
             if path.name not in named:
                 path.unlink()
         for path in folder.glob(".*.new"):
