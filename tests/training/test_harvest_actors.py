@@ -19,7 +19,11 @@ from vllm_sauce.scale.cluster import Resources, wanted
 from vllm_sauce.training import harvest_actors
 from vllm_sauce.training.activation_store import ActivationStore
 from vllm_sauce.training.harvest import HarvestEngine, HarvestRequest, harvest
-from vllm_sauce.training.harvest_actors import cut, harvest_on_actors
+from vllm_sauce.training.harvest_actors import (
+    cut,
+    harvest_anywhere,
+    harvest_on_actors,
+)
 from vllm_sauce.training.harvest_folder import FAILURES_FILE, NumberedSample
 from vllm_sauce.training.samples import PictureFile, Sample
 from vllm_sauce.training.shards import read_index
@@ -143,6 +147,7 @@ def done_of(out):
     return [n for entry in read_index(out) for n in entry.samples]
 
 
+@pytest.mark.slow
 def test_a_killed_actor_costs_no_sample_and_doubles_none(alone, broken, tmp_path):
     out = tmp_path / "h"
     seen = {}
@@ -256,6 +261,24 @@ def test_a_folder_that_actors_do_not_share_is_named(here, tmp_path):
     )
     with pytest.raises(ActivationsError, match=r"0 of 4 samples: does every machine"):
         harvest_on_actors(given, TWO)
+
+
+def test_without_actors_it_is_done_here(here, alone, broken, tmp_path):
+    def connected(resources):
+        raise AssertionError("Ray was started")
+
+    here.setattr(harvest_actors, "connected", connected)
+    out = tmp_path / "h"
+    harvest_anywhere(request(samples_of(broken), out, shard_tokens=2000), None)
+    assert [path.name for path in out.glob("shards.*")] == ["shards.w0.jsonl"]
+    check_equal(out, alone)
+
+
+def test_pictures_are_found_from_any_folder():
+    sample = Sample(key="a", prompt="?", picture=PictureFile(Path("a.png")))
+    ((found,),) = cut([NumberedSample(0, sample, "p")], actors=1)
+    assert isinstance(found.sample.picture, PictureFile)
+    assert found.sample.picture.path == Path.cwd() / "a.png"
 
 
 def numbered(pictures):

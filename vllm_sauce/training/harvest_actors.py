@@ -102,6 +102,7 @@ class HarvestActor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Harvest what the disk does not hold of a chunk."""
+        # Written by the driver, as all that Ray itself passes on.
         samples: list[NumberedSample] = pickle.loads(row["samples"])
         failed: dict[str, str] = {}
         error = ""
