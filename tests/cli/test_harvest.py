@@ -85,7 +85,7 @@ def test_what_is_not_there_is_named(options, words, tmp_path):
         (("--site", "tower"), "a site is"),
         (("--dtype", "int8"), "dtype is one of"),
         (("--actors", "0"), "actors must be at least 1, got 0"),
-        (("--gpus-per-actor", "1"), "given with --actors or --ray"),
+        (("--actors", "2", "--cpus-per-actor", "0"), "a positive number of CPUs"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(options, words, tmp_path):

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.batch.processes import KillsOneActor, actors, gone, wait_until
-from vllm_sauce.errors import ActivationsError, ConfigError
-from vllm_sauce.scale.cluster import Resources, wanted
+from vllm_sauce.errors import ActivationsError
+from vllm_sauce.scale.cluster import Resources
 from vllm_sauce.training import harvest_actors
 from vllm_sauce.training.activation_store import ActivationStore
 from vllm_sauce.training.harvest import HarvestEngine, HarvestRequest, harvest
@@ -297,16 +297,6 @@ def test_chunks_hold_each_sample_once_and_pictures_whole():
     assert 8 <= len(chunks) <= 2 * 8
     assert [len(chunk) for chunk in cut(numbered([None] * 5), 1, most=2)] == [2, 2, 1]
     assert len(cut(numbered(["p"] * 9), actors=3)) == 1
-
-
-def test_actors_only_where_they_are_asked_for():
-    assert wanted(None, None, None, None) is None
-    assert wanted(3, None, None, 2) == Resources(actors=3, cpus_per_actor=2)
-    assert wanted(None, "auto", None, None) == Resources(address="auto")
-    with pytest.raises(ConfigError, match="at least 1, got 0"):
-        wanted(0, None, None, None)
-    with pytest.raises(ConfigError, match="--actors or --ray"):
-        wanted(None, None, 1, None)
 
 
 def test_one_process_imports_no_ray():

@@ -54,8 +54,8 @@ def harvest(
         typer.Option(help="KEY=VALUE for vllm.LLM, VALUE as JSON; may be given again."),
     ] = None,
     actors: Annotated[
-        int | None, typer.Option(help="Engines, on Ray; default: one, without Ray.")
-    ] = None,
+        int, typer.Option(help="Engines; more than one, or --ray, run on Ray.")
+    ] = 1,
     ray: Annotated[
         str | None, typer.Option(help="Address of Ray's cluster, or auto.")
     ] = None,
@@ -69,16 +69,15 @@ def harvest(
     """Take activations with vLLM; run it again to go on where it was stopped."""
     from rich.console import Console
 
-    from vllm_sauce.cli.options import engine_arguments, progress_bar
+    from vllm_sauce.cli.options import engine_arguments, progress_bar, resources
     from vllm_sauce.errors import SauceError
-    from vllm_sauce.scale.cluster import wanted
     from vllm_sauce.training.harvest import HarvestRequest
     from vllm_sauce.training.harvest_actors import harvest_anywhere
     from vllm_sauce.training.sample_sources import find_samples
     from vllm_sauce.training.samples import distinct
 
     try:
-        resources = wanted(actors, ray, gpus_per_actor, cpus_per_actor)
+        where = resources(ray, actors, gpus_per_actor, cpus_per_actor)
         samples, repeated = distinct(
             find_samples(
                 concepts=concepts,
@@ -103,7 +102,7 @@ def harvest(
             engine_args=engine_arguments(engine_arg or ()),
         )
         with progress_bar("samples") as progress:
-            report = harvest_anywhere(request, resources, progress)
+            report = harvest_anywhere(request, where, progress)
     except SauceError as error:
         typer.echo(f"sauce harvest: {error}", err=True)
         raise typer.Exit(2) from error

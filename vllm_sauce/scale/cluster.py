@@ -59,28 +59,6 @@ class Resources:
         return {}
 
 
-def wanted(
-    actors: int | None,
-    address: str | None,
-    gpus_per_actor: float | None,
-    cpus_per_actor: float | None,
-) -> Resources | None:
-    """Return what a command's options ask for; None: no actors, the process itself.
-
-    Raises: ConfigError
-    """
-    if actors is None and address is None:
-        if gpus_per_actor is not None or cpus_per_actor is not None:
-            raise ConfigError("what each actor takes is given with --actors or --ray")
-        return None
-    return Resources(
-        address=address,
-        actors=1 if actors is None else actors,
-        gpus_per_actor=gpus_per_actor,
-        cpus_per_actor=cpus_per_actor,
-    )
-
-
 @contextmanager
 def connected(resources: Resources) -> Iterator[Resources]:
     """Start Ray or connect to it; gives the resources with what was found.
