@@ -3,7 +3,8 @@
 
 ``PYTHONPATH=examples python -m tiny.scores`` prints what the bundle holds;
 ``--measure`` computes it anew on the scoring pictures; ``--fp8`` does so with rows in
-fp8, as ``--sauce-pool-dtype fp8`` serves them.
+fp8, as ``--sauce-pool-dtype fp8`` serves them. ``--out`` writes the bundle with what
+was computed, the SAEs' figures among it.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tiny.exam import BUNDLE_FOLDER, Tiny
-from tiny.learn_saes import LearnConfig
+from tiny.learn_saes import LearnConfig, measure_saes
 from tiny.scoring import SCORED_PICTURES, Scorer
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Catalogue, Concept
@@ -48,10 +49,20 @@ def measure(
                 name=name,
                 domain=concept.domain,
                 edits=concept.edits,
+                provenance=concept.provenance,
                 scores=scorer.scores(concept, saes, pictures, fp8=fp8),
             )
         )
     return Catalogue(measured)
+
+
+def write_bundle(bundle: Bundle, catalogue: Catalogue, out: Path) -> Bundle:
+    """Write a bundle anew with measured scores and figures."""
+    saes = {site: sae.weights for site, sae in bundle.sites.items()}
+    figures = measure_saes(Tiny.load(), saes, LearnConfig().seed)
+    measured = Bundle.build(bundle.fingerprint, saes, catalogue, figures)
+    measured.save(out)
+    return measured
 
 
 def update_pages(bundle: Bundle, rows: Sequence[Row]) -> None:
@@ -86,6 +97,7 @@ def main() -> None:
     parser.add_argument("--style", choices=("train", "held-out"), default="train")
     parser.add_argument("--pictures", type=int, default=SCORED_PICTURES)
     parser.add_argument("--concepts", nargs="+", default=None)
+    parser.add_argument("--out", type=Path, default=None, help="bundle to write")
     parser.add_argument("--json", type=Path, default=None, help="also write data")
     parser.add_argument("--pages", action="store_true", help="update the documents")
     arguments = parser.parse_args()
@@ -97,6 +109,10 @@ def main() -> None:
         )
     else:
         catalogue = Catalogue(bundle.catalogue.concept(name) for name in names)
+    if arguments.out is not None:
+        if not arguments.measure or arguments.fp8 or arguments.concepts:
+            parser.error("--out needs --measure of all concepts as they are served")
+        bundle = write_bundle(bundle, catalogue, arguments.out)
     rows = rows_of(catalogue)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(to_json(rows), indent=1) + "\n")

@@ -167,6 +167,7 @@ def _harvest(request: LearnRequest, out: Path, *, concepts: bool) -> Stage:
         *("harvest", "--model", request.model, "--out", str(out)),
         *(part for site in sites for part in ("--site", site)),
         *shown,
+        *_actors(request),
         *_engine(request),
     )
     what = "concepts" if concepts else "training pictures"
