@@ -33,7 +33,9 @@ from vllm_sauce.evaluation.selection_file import RankedLatent, SelectedConcept
 
 ROOT = Path(__file__).parents[2]
 TINY, PLANS = ROOT / "examples/tiny", ROOT / "examples/plans"
-ASKED = Asked(questions=300, pictures=48)
+ASKED = Asked(
+    questions=300, pictures=48, distinct=48, screening=80, screening_pictures=12
+)
 FEW = Counts(samples=400, shown=400, pictures=400, concepts=1, searched=ASKED)
 
 
@@ -147,14 +149,13 @@ def test_no_search_asks_more_than_planned(paper):
                 scores[setting] = rising
             wanted = search.send(scores)
     line = by_stage(paper, FEW)["calibrate"]
-    most = tried * config.screen + 1 + config.finalists
-    assert line.passes >= most * ASKED.questions
-    assert line.passes <= 1.2 * most * ASKED.questions
+    asked = tried * ASKED.screening + (1 + config.finalists) * ASKED.questions
+    assert asked <= line.passes <= 1.1 * asked
 
 
 def test_one_masks_questions_share_their_picture(paper):
     """Time is of pictures, prompts of questions: the engine keeps a prefix's blocks."""
-    asked = replace(ASKED, questions=600)
+    asked = replace(ASKED, questions=600, screening=160)
     few, many = (
         by_stage(paper, replace(FEW, searched=one))["calibrate"]
         for one in (ASKED, asked)
@@ -191,7 +192,10 @@ def test_the_plan_counts_what_the_file_leads_to(paper):
     assert found.concepts == 2
     assert found.samples == found.shown == found.pictures > 0
     assert found.searched.pictures <= 2 * (24 + 24)
-    assert found.searched.questions > found.searched.pictures
+    assert found.searched.questions > found.searched.pictures > found.searched.distinct
+    # One question of each kind at least, a quarter of them all at best.
+    assert found.searched.questions / 4 < found.searched.screening
+    assert found.searched.screening < found.searched.questions
     tiny = replace(
         paper, model=str(TINY / "model"), concepts=TINY / "concepts.yaml", d_sae=None
     )

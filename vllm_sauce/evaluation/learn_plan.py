@@ -18,7 +18,7 @@ from vllm_sauce.evaluation.calibrate import CalibrationConfig
 from vllm_sauce.evaluation.calibration_run import SCORE_SPLIT, SEARCH_SPLIT
 from vllm_sauce.evaluation.learn import LearnRequest
 from vllm_sauce.evaluation.model_size import ModelSize
-from vllm_sauce.evaluation.questionnaire import Questionnaire
+from vllm_sauce.evaluation.questionnaire import Item, Questionnaire, small_part
 from vllm_sauce.plugin.injection import PROVEN_VISION
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Asked:
     questions: int = 0
     pictures: int = 0
     """Shown to them, each once a concept."""
+    distinct: int = 0
+    """Pictures among these."""
+    screening: int = 0
+    """Questions that the search itself asks of every setting."""
+    screening_pictures: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,43 +193,53 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     grid = (starts, RANKINGS, latents, len(config.gates), len(config.actions))
     # The present value of each is known.
     more = sum(values - 1 for values in grid)
-    most = (starts + config.passes * more) * config.screen + 1 + config.finalists
-    passes = most * counts.searched.questions + 2 * counts.scored.questions
-    least = (starts + more) * config.screen + config.finalists
-    questions = least * counts.searched.questions + counts.scored.questions
-    pictures = least * counts.searched.pictures + counts.scored.pictures
-    tokens = questions * PROMPT_TOKENS + pictures * size.picture.prompt_tokens
+    searched, scored, finals = counts.searched, counts.scored, config.finalists
+    passes = (starts + config.passes * more) * searched.screening
+    # The unedited model is asked everything too, on both splits.
+    passes += (1 + finals) * searched.questions + 2 * scored.questions
+    least = starts + more
+    questions = least * searched.screening + finals * searched.questions
+    pictures = least * searched.screening_pictures + finals * searched.pictures
+    tokens = (questions + scored.questions) * PROMPT_TOKENS
+    tokens += (pictures + scored.pictures) * size.picture.prompt_tokens
     # Only at the vision site does each mask encode its pictures anew.
-    encoded = pictures if request.sites == (VISION,) else counts.scored.pictures
+    encoded = searched.distinct + scored.distinct
+    if request.sites == (VISION,):
+        encoded = pictures + scored.pictures
     operations = 2.0 * tokens * size.text_parameters
     operations += encoded * size.picture_operations
-    return Line("calibrate", round(passes), 0, 0, 0, operations)
+    return Line("calibrate", passes, 0, 0, 0, operations)
 
 
 def matrix_rate(device: str, seconds: float = 0.5) -> float:
-    """Measure float32 (CPU) or bfloat16 (GPU) products; operations a second.
+    """Measure products in the type that is fastest here; operations a second.
 
     Raises: ConfigError if the device is not there
     """
     import torch
 
-    width = 4096 if device.startswith("cuda") else 1024
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    def rate(width: int, dtype: torch.dtype) -> float:
+        a = torch.randn(width, width, device=device).to(dtype)
+
+        def times(count: int) -> float:
+            before = time.perf_counter()
+            for _ in range(count):
+                out = a @ a
+            float(out[0, 0])
+            return time.perf_counter() - before
+
+        times(2)
+        count = max(1, round(seconds / max(times(2) / 2, 1e-6)))
+        return 2.0 * width**3 * count / times(count)
+
     try:
-        a = torch.randn(width, width, device=device, dtype=dtype)
+        if device.startswith("cuda"):
+            return rate(4096, torch.bfloat16)
+        single, half = rate(1024, torch.float32), rate(256, torch.bfloat16)
+        # Without instructions of their own such products take minutes.
+        return single if half < single / 2 else max(single, rate(1024, torch.bfloat16))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"no device {device!r} here: {error}") from error
-
-    def times(count: int) -> float:
-        before = time.perf_counter()
-        for _ in range(count):
-            out = a @ a
-        float(out[0, 0])
-        return time.perf_counter() - before
-
-    times(2)
-    count = max(1, round(seconds / max(times(2) / 2, 1e-6)))
-    return 2.0 * width**3 * count / times(count)
 
 
 def as_table(lines: list[Line], rate: float | None, notes: Sequence[str] = ()) -> Table:
@@ -340,13 +355,25 @@ def count(request: LearnRequest) -> Counts:
 
 def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
     """Count the questions that calibration will ask on a split."""
-    asked = Questionnaire(file, split)
-    questions = pictures = 0
+    asked, share = Questionnaire(file, split), CalibrationConfig().screen
+    found: list[list[Item]] = []
+    screened: list[list[Item]] = []
     for name in file.concepts:
         items = asked.items(name, request.positives, request.negatives)
-        questions += len(items)
-        pictures += len({i.picture.name for i in items if i.picture is not None})
-    return Asked(questions=questions, pictures=pictures)
+        found.append(items)
+        screened.append([items[i] for i in small_part(items, share)])
+    shown = [_pictures(items) for items in found]
+    return Asked(
+        questions=sum(map(len, found)),
+        pictures=sum(map(len, shown)),
+        distinct=len(set().union(*shown)),
+        screening=sum(map(len, screened)),
+        screening_pictures=sum(len(_pictures(items)) for items in screened),
+    )
+
+
+def _pictures(items: Sequence[Item]) -> set[str]:
+    return {item.picture.name for item in items if item.picture is not None}
 
 
 def site_saes(given: Sequence[str]) -> dict[str, str]:
