@@ -4,6 +4,7 @@
 ``PYTHONPATH=examples python -m tiny.compare_saes`` draws 800 pictures, writes the
 model's activations, trains twelve SAEs of 2,048 latents on 100,000 rows each, and
 prints the table of docs/train.md. One core needs about a quarter of an hour.
+``--site``, ``--architecture`` and how they are trained may be chosen.
 """
 
 import argparse
@@ -27,16 +28,19 @@ from vllm_sauce.training.training_report import (
 SITES = ["vision", "decoder.1"]
 
 
-def training(architecture: str, tokens: int) -> SAETraining:
+def training(architecture: str, options: argparse.Namespace) -> SAETraining:
     """Return the settings of the comparison: k 16, or what comes near it."""
     return SAETraining(
         d_sae=2048,
         architecture=architecture,
         k=16,
         l1_coefficient=2.5,
-        training_tokens=tokens,
+        training_tokens=options.tokens,
         batch_tokens=256,
-        learning_rate=1e-3,
+        learning_rate=options.lr,
+        aux_coefficient=options.aux,
+        dead_steps=options.dead_steps,
+        decoder_init_norm=options.decoder_norm,
     )
 
 
@@ -45,19 +49,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=800)
     parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--site", nargs="+", default=SITES, choices=SITES)
+    names = list(TRAINED_ARCHITECTURES)
+    parser.add_argument("--architecture", nargs="+", default=names, choices=names)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--aux", type=float, default=1.0)
+    parser.add_argument("--dead-steps", type=int)
+    parser.add_argument("--decoder-norm", type=float, default=0.1)
     options = parser.parse_args()
     console, rows = Console(), []
     folder = Path(tempfile.mkdtemp(prefix="compare-saes-"))
     try:
         samples = draw_samples(folder / "pictures", options.pictures)
-        write_harvest(Tiny.load(), samples, SITES, folder / "harvest")
-        for site in SITES:
-            for architecture in TRAINED_ARCHITECTURES:
+        write_harvest(Tiny.load(), samples, options.site, folder / "harvest")
+        for site in options.site:
+            for architecture in options.architecture:
                 settings = HarvestTraining(
                     harvest=folder / "harvest",
                     site=site,
                     out=folder / f"{site}-{architecture}",
-                    training=training(architecture, options.tokens),
+                    training=training(architecture, options),
                     buffer_mib=64,
                 )
                 steps = settings.training.total_steps

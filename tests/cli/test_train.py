@@ -66,3 +66,25 @@ def test_errors_are_one_line(folder):
     done = sauce_train(folder, "vision", "--architecture", "other")
     assert done.exit_code == 2
     assert "got 'other'" in done.output
+
+
+def test_how_latents_are_revived_is_told_and_kept(folder):
+    told = {
+        "aux_coefficient": ("--aux", 0.5),
+        "pre_act_coefficient": ("--pre-act", 0.01),
+        "l0_coefficient": ("--l0", 0.2),
+        "dead_steps": ("--dead-steps", 9),
+        "decoder_init_norm": ("--decoder-norm", 0.25),
+    }
+    options = [str(part) for pair in told.values() for part in pair]
+    out = folder / "told"
+    common = ("--architecture", "batchtopk", "--out", str(out), *options)
+    done = sauce_train(folder, "vision", *common, "--dead-steps", "50")
+    assert done.exit_code == 2
+    # 3,200 rows in batches of 64.
+    assert "dead_steps must be above 0 and below the 50 steps" in done.output
+    done = sauce_train(folder, "vision", *common, "--fidelity-samples", "0")
+    assert done.exit_code == 0, done.output
+    config = json.loads((out / "cfg.json").read_text())
+    kept = config["metadata"]["vllm_sauce"]["training"]
+    assert {name: kept[name] for name in told} == {n: v for n, (_, v) in told.items()}

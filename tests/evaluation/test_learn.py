@@ -1,24 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of ``sauce learn``: their order, what is run again, what is refused."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from vllm_sauce.errors import ConfigError, LearnError
 from vllm_sauce.evaluation.learn import LearnRequest, learn, stages
-from vllm_sauce.evaluation.learn_plan import (
-    Counts,
-    ModelSize,
-    as_table,
-    matrix_rate,
-    plan,
-    planned,
-    site_saes,
-)
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 
@@ -172,81 +161,3 @@ def test_a_bundle_that_is_there_is_not_touched(request_):
 def test_sites_that_make_no_sense_are_refused(request_, options, words):
     with pytest.raises(ConfigError, match=words):
         replace(request_, **options)
-
-
-def test_pairs_are_read():
-    assert site_saes(["vision=a/b@c=d"]) == {"vision": "a/b@c=d"}
-    for bad, words in ((["vision"], "wanted SITE=SAE"), (["a=b", "a=c"], "twice")):
-        with pytest.raises(ConfigError, match=words):
-            site_saes(bad)
-
-
-def llava_7b(folder):
-    """LLaVA-1.5-7B's sizes, as its config.json says them."""
-    config = {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "text_config": {
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "torch_dtype": "float16",
-        },
-        "vision_config": {
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-        },
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return ModelSize.read(folder)
-
-
-def test_a_paper_sized_plan_has_the_papers_sizes(request_, tmp_path):
-    """65,536 latents at LLaVA-1.5's tower, 2.56 M tokens: SAUCE's own set-up."""
-    size = llava_7b(tmp_path)
-    assert size.patches == 576
-    # Llama 7B has 6.48 G numbers outside its embeddings, CLIP-L/14 0.30 G.
-    assert size.text_parameters == pytest.approx(6.48e9, rel=0.01)
-    assert size.vision_parameters == pytest.approx(0.30e9, rel=0.02)
-    paper = replace(
-        request_, sites=("vision",), saes={}, d_sae=65_536, tokens=2_560_000
-    )
-    lines = {line.stage: line for line in plan(paper, Counts(400, 400, 1), size)}
-    train = lines["train vision"]
-    # W_enc and W_dec in float32.
-    assert train.disk == 2 * 1024 * 65_536 * 4
-    assert train.memory > 4 * train.disk
-    assert train.operations == 12 * 2_560_000 * 1024 * 65_536
-    harvest = lines["harvest concepts"]
-    assert harvest.tokens == 400 * 576
-    assert harvest.disk == 400 * 576 * (1024 * 2 + 9)
-    text = as_table(list(lines.values()), 1e12)
-    assert text.row_count == len(lines) + 1
-
-
-def test_more_work_takes_more(request_, tmp_path):
-    size = llava_7b(tmp_path)
-    few, many = (
-        sum(line.operations for line in plan(request_, Counts(n, n, n), size))
-        for n in (100, 200)
-    )
-    assert few < many
-
-
-def test_the_rate_is_this_machines():
-    rate = matrix_rate("cpu", 0.05)
-    assert 1e8 < rate < 1e14
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="no device 'cuda' here"):
-            matrix_rate("cuda")
-
-
-def test_the_plan_counts_what_the_file_leads_to(request_):
-    table = planned(replace(request_, concepts=TINY / "concepts.yaml"))
-    assert table.row_count == 6
-    with pytest.raises(ConfigError, match="cannot read"):
-        ModelSize.read(TINY / "pictures")

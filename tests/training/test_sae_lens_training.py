@@ -125,6 +125,66 @@ def test_the_seed_decides_and_leaves_the_callers_random_numbers_alone():
     assert not torch.equal(a.sae.W_dec, other.sae.W_dec)
 
 
+@pytest.mark.parametrize("architecture", ALL)
+def test_the_decoder_begins_at_the_norm_it_is_given(architecture):
+    data, _ = sparse_data(600)
+    statistics = ActivationStatistics.of(data)
+    run = TrainingRun(settings(architecture, decoder_init_norm=0.5), statistics)
+    norms = run.sae.W_dec.norm(dim=1)
+    torch.testing.assert_close(norms, torch.full_like(norms, 0.5))
+    assert torch.equal(run.sae.W_enc, run.sae.W_dec.T)
+
+
+def test_a_latent_is_dead_after_the_steps_it_is_given():
+    """One latent of 64 a token, four tokens a step: most do not fire in two steps."""
+    data, _ = sparse_data(600)
+
+    def dead(dead_steps):
+        run = TrainingRun(
+            settings(
+                "topk",
+                k=1,
+                batch_tokens=4,
+                training_tokens=400,
+                dead_steps=dead_steps,
+            ),
+            ActivationStatistics.of(data),
+        )
+        for batch in data.split(4)[:5]:
+            run.step(batch)
+        return run.dead_latents
+
+    # In five steps of four rows at most 20 have fired, in the last three 12.
+    assert dead(4) >= 64 - 20
+    assert dead(2) >= 64 - 12
+    assert dead(5) == dead(None) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("topk", "aux_coefficient"),
+        ("batchtopk", "aux_coefficient"),
+        ("matryoshka", "aux_coefficient"),
+        ("jumprelu", "pre_act_coefficient"),
+    ],
+)
+def test_what_revives_latents_acts_on_dead_ones_alone(architecture, name):
+    """Without weight it leaves the dead as they were; with it they move."""
+    data, _ = sparse_data(600)
+
+    def encoder(weight):
+        run = TrainingRun(
+            settings(architecture, dead_steps=1, **{name: weight}),
+            ActivationStatistics.of(data),
+        )
+        run._trainer.n_forward_passes_since_fired += 10
+        run.step(data[:256])
+        return run.sae.W_enc.detach().clone()
+
+    assert not torch.equal(encoder(0.0), encoder(1.0))
+
+
 def test_a_training_that_diverges_is_stopped():
     data, _ = sparse_data(600)
     run = TrainingRun(
@@ -146,6 +206,14 @@ def test_a_training_that_diverges_is_stopped():
         ({"d_sae": 0}, "d_sae must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
         ({"l1_coefficient": -1.0}, "not be below 0"),
+        ({"aux_coefficient": -0.1}, "aux_coefficient must not be below 0"),
+        ({"aux_coefficient": float("inf")}, "aux_coefficient must not"),
+        ({"pre_act_coefficient": float("nan")}, "pre_act_coefficient must not"),
+        ({"l0_coefficient": -1.0}, "l0_coefficient must not be below 0"),
+        ({"decoder_init_norm": 0.0}, "decoder_init_norm must be above 0"),
+        ({"dead_steps": 0}, "dead_steps must be above 0"),
+        # 80,000 rows in batches of 256.
+        ({"dead_steps": 312}, "below the 312 steps of this training"),
         ({"training_tokens": 100}, "at least one batch of 256, got 100"),
         ({"matryoshka_widths": (32, 16, 64)}, "must rise to d_sae=64"),
         ({"matryoshka_widths": (16, 32)}, "must rise to d_sae=64"),

@@ -72,12 +72,18 @@ def learn(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what it will take, and stop.")
     ] = False,
+    plan_pictures: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --plan: so many pictures to train on, none needed here."
+        ),
+    ] = None,
 ) -> None:
     """Harvest, train or import, select, calibrate; run it again to go on."""
     from rich.console import Console
 
     from vllm_sauce.cli.options import engine_arguments
-    from vllm_sauce.errors import SauceError
+    from vllm_sauce.errors import ConfigError, SauceError
     from vllm_sauce.evaluation import learn as logic
     from vllm_sauce.evaluation import learn_plan
 
@@ -117,7 +123,9 @@ def learn(
             engine_args=tuple(engine_arg or ()),
             seed=seed,
         )
-        Console().print(learn_plan.planned(request))
+        if plan_pictures is not None and not plan:
+            raise ConfigError("--plan-pictures is a number to plan with; add --plan")
+        Console().print(learn_plan.planned(request, plan_pictures))
         if plan:
             return
         seconds = logic.learn(request, announce)

@@ -37,6 +37,29 @@ def train(
     ] = 2_560_000,
     batch: Annotated[int, typer.Option("--batch", help="Rows a step.")] = 1024,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = 4e-4,
+    aux: Annotated[
+        float,
+        typer.Option(
+            "--aux", help="Weight of what revives latents; topk, batchtopk, matryoshka."
+        ),
+    ] = 1.0,
+    pre_act: Annotated[
+        float, typer.Option("--pre-act", help="The same; jumprelu.")
+    ] = 3e-3,
+    l0: Annotated[
+        float, typer.Option("--l0", help="Weight of the pull towards --k; jumprelu.")
+    ] = 0.1,
+    dead_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--dead-steps",
+            help="Steps without firing that make a latent dead. Default: a quarter of "
+            "all, at most 1000.",
+        ),
+    ] = None,
+    decoder_norm: Annotated[
+        float, typer.Option("--decoder-norm", help="Of the decoder's rows at first.")
+    ] = 0.1,
     role: Annotated[
         list[str] | None,
         typer.Option("--role", help="image, text, generated; repeat. Default: all."),
@@ -111,6 +134,11 @@ def train(
                 training_tokens=tokens,
                 batch_tokens=batch,
                 learning_rate=lr,
+                aux_coefficient=aux,
+                pre_act_coefficient=pre_act,
+                l0_coefficient=l0,
+                dead_steps=dead_steps,
+                decoder_init_norm=decoder_norm,
                 autocast=autocast,
                 device=device,
                 seed=seed,

@@ -7,86 +7,45 @@ that this machine was just measured at: what no run can beat, not a promise.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.calibrate import CalibrationConfig
+from vllm_sauce.evaluation.calibration_run import SCORE_SPLIT, SEARCH_SPLIT
 from vllm_sauce.evaluation.learn import LearnRequest
+from vllm_sauce.evaluation.model_size import ModelSize
+from vllm_sauce.evaluation.questionnaire import Item, Questionnaire, small_part
+from vllm_sauce.evaluation.select import ATTRIBUTION
+from vllm_sauce.plugin.injection import PROVEN_VISION
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from vllm_sauce.training.concept_examples import ConceptFile
 
 PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
 RANKINGS: Final = 6
 """The file's order and five scores."""
-_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+BATCH_ROWS: Final = 1024
+"""Rows a step of training: the default of ``sauce train``."""
+BUFFER_BYTES: Final = 512 * 2**20
+"""Rows that training shuffles: its default too."""
+LATENT_COPIES: Final = 13
+"""Matrices of a batch's latents that a step holds at most, forward and backward.
 
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """What a model's config.json says of its size."""
-
-    d_text: int
-    text_layers: int
-    text_parameters: int
-    """Of the language model's matrices, embeddings left out."""
-    d_vision: int
-    patches: int
-    """Patches a picture; 0 without a tower."""
-    vision_parameters: int
-    dtype: str
-
-    @classmethod
-    def read(cls, model: str | Path) -> ModelSize:
-        """Read a model folder's config.json; no weights are needed.
-
-        Raises: ConfigError
-        """
-        path = Path(model) / "config.json"
-        try:
-            config = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from error
-        text = {**config, **(config.get("text_config") or {})}
-        vision = config.get("vision_config") or {}
-        patches = 0
-        if vision.get("image_size") and vision.get("patch_size"):
-            patches = (int(vision["image_size"]) // int(vision["patch_size"])) ** 2
-        dtype = str(text.get("dtype") or text.get("torch_dtype") or "bfloat16")
-        return cls(
-            d_text=int(text.get("hidden_size", 4096)),
-            text_layers=int(text.get("num_hidden_layers", 32)),
-            text_parameters=_parameters(text, gated=True),
-            d_vision=int(vision.get("hidden_size", 0)),
-            patches=patches,
-            vision_parameters=_parameters(vision, gated=False) if vision else 0,
-            dtype=dtype if dtype in _BYTES else "bfloat16",
-        )
-
-    def width(self, site: str) -> int:
-        """Return d_model of a site."""
-        return self.d_vision if site == VISION else self.d_text
-
-
-def _parameters(config: Mapping[str, Any], *, gated: bool) -> int:
-    """Return the numbers in a transformer's matrices.
-
-    A missing number is that of Llama 7B, LLaVA-1.5's config says no more.
-    """
-    d_model = int(config.get("hidden_size", 4096))
-    heads = int(config.get("num_attention_heads", 32))
-    kv_heads = int(config.get("num_key_value_heads", heads))
-    hidden = int(config.get("intermediate_size", 11_008))
-    attention = 2 * d_model * d_model + 2 * d_model * d_model * kv_heads // heads
-    layers = int(config.get("num_hidden_layers", 32))
-    return layers * (attention + (3 if gated else 2) * d_model * hidden)
+Peak resident memory of 12 steps, 16,384 latents of width 64 on 1,024 rows, less the
+weights, gradients and moments: standard 8.1, jumprelu 10.4, topk 11.2, gated 11.3,
+batchtopk 12.2, matryoshka 13.4 times rows x latents x 4 bytes.
+"""
+IN_FLIGHT: Final = 256
+SHARD_ROWS: Final = 65_536
+"""Samples that a harvest has in the engine, and rows of a shard: its defaults."""
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,132 +54,210 @@ class Line:
 
     stage: str
     passes: int
-    """Forward passes of the model: prompts."""
+    """Forward passes of the model, at most: prompts."""
     tokens: int
     """Rows that are read, written or learned from."""
     disk: int
     """Bytes that stay."""
     memory: int
-    """Bytes the stage itself holds; the engine's own come on top."""
+    """Bytes that the stage itself holds; a vLLM engine's own come on top."""
     operations: float
-    """Floating-point operations."""
+    """Floating-point operations in products with weights, at least."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Questions of all concepts on one split."""
+
+    questions: int = 0
+    pictures: int = 0
+    """Shown to them, each once a concept."""
+    distinct: int = 0
+    """Pictures among these."""
+    screening: int = 0
+    """Questions that the search itself asks of every setting."""
+    screening_pictures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """How much there is to look at."""
 
     samples: int
     """Prompts of the selection split."""
+    shown: int
+    """Those with a picture."""
     pictures: int
     """Distinct pictures among them."""
     concepts: int
     train_pictures: int = 0
+    searched: Asked = Asked()
+    """What the search of each concept asks."""
+    scored: Asked = Asked()
+    """What its result is asked."""
 
 
 def plan(request: LearnRequest, counts: Counts, size: ModelSize) -> list[Line]:
-    """Return what each stage takes."""
-    lines = [_harvest("harvest concepts", request.sites, counts, size)]
-    trained_on = lines[0].tokens
+    """Return what each stage takes; importing and the report are left out."""
+    lines = [_harvest("harvest concepts", request, request.sites, counts, size)]
+    rows = {site: _rows(site, counts, size) for site in request.sites}
     if request.trained and counts.train_pictures:
-        more = Counts(counts.train_pictures, counts.train_pictures, 0)
-        lines.append(_harvest("harvest pictures", request.trained, more, size))
-        trained_on = lines[-1].tokens
+        more = _pictures_alone(counts.train_pictures)
+        name = "harvest training pictures"
+        lines.append(_harvest(name, request, request.trained, more, size))
     for site in request.trained:
-        lines.append(_train(request, site, size, trained_on))
+        lines.append(_train(request, site, size))
     for site in request.sites:
-        d_sae = request.d_sae or 16 * size.width(site)
-        rows = lines[0].tokens
-        operations = 2.0 * rows * size.width(site) * d_sae
-        memory = 2 * counts.concepts * d_sae * 36
-        lines.append(Line(f"select {site}", 0, rows, 0, memory, operations))
+        d_model = size.width(site)
+        d_sae = request.d_sae or 16 * d_model
+        # Every latent's sums with and without each concept; a batch; the SAE itself.
+        memory = 2 * counts.concepts * d_sae * 36 + 2**27 + 2 * d_model * d_sae * 4
+        operations = 2.0 * rows[site] * d_model * d_sae
+        lines.append(Line(f"select {site}", 0, rows[site], 0, memory, operations))
     lines.append(_calibrate(request, counts, size))
     return lines
 
 
+def _rows(site: str, counts: Counts, size: ModelSize) -> int:
+    """Return a harvest's rows at a site; a picture passes the tower once."""
+    if site == VISION:
+        return counts.pictures * size.picture.patches
+    return _prompt_rows(counts, size)
+
+
+def _pictures_alone(number: int) -> Counts:
+    """Each is a sample with one prompt."""
+    return Counts(samples=number, shown=number, pictures=number, concepts=0)
+
+
+def _prompt_rows(counts: Counts, size: ModelSize) -> int:
+    return counts.samples * PROMPT_TOKENS + counts.shown * size.picture.prompt_tokens
+
+
 def _harvest(
-    stage: str, sites: tuple[str, ...], counts: Counts, size: ModelSize
+    stage: str,
+    request: LearnRequest,
+    sites: tuple[str, ...],
+    counts: Counts,
+    size: ModelSize,
 ) -> Line:
-    prompt = PROMPT_TOKENS + size.patches
-    rows = {
-        site: counts.pictures * size.patches
-        if site == VISION
-        else counts.samples * prompt
-        for site in sites
-    }
-    # A row's sample, position and role take nine bytes.
-    disk = sum(
-        count * (size.width(site) * _BYTES[size.dtype] + 9)
-        for site, count in rows.items()
-    )
-    operations = 2.0 * counts.samples * prompt * size.text_parameters
-    operations += 2.0 * counts.pictures * size.patches * size.vision_parameters
-    return Line(stage, counts.samples, max(rows.values()), disk, disk // 8, operations)
+    disk = memory = 0
+    number = _stored_bytes(request, size)
+    for site in sites:
+        rows, per_sample = _rows(site, counts, size), PROMPT_TOKENS
+        per_sample += size.picture.prompt_tokens
+        if site == VISION:
+            per_sample = size.picture.patches
+        # A row's sample, position and role take nine bytes.
+        row = size.width(site) * number + 9
+        disk += rows * row
+        # Samples under way; a shard's parts, joined, and as the bytes of a file.
+        held = IN_FLIGHT * per_sample + 3 * (SHARD_ROWS + per_sample)
+        memory += min(held, 3 * rows) * row
+    operations = counts.pictures * size.picture_operations
+    operations += 2.0 * _prompt_rows(counts, size) * size.text_parameters
+    most = max(_rows(site, counts, size) for site in sites)
+    return Line(stage, counts.samples, most, disk, memory, operations)
 
 
-def _train(request: LearnRequest, site: str, size: ModelSize, rows: int) -> Line:
+def _stored_bytes(request: LearnRequest, size: ModelSize) -> int:
+    """Return the bytes of a stored number: of the type that vLLM runs the model in."""
+    given = dict(pair.partition("=")[::2] for pair in request.engine_args)
+    # On "auto" vLLM runs float32 weights in a type of two bytes.
+    return _BYTES.get(given.get("dtype", "auto"), 2)
+
+
+def _train(request: LearnRequest, site: str, size: ModelSize) -> Line:
     d_model = size.width(site)
     d_sae = request.d_sae or 16 * d_model
     weights = 2 * d_model * d_sae * 4
-    # Weights, their gradients, Adam's two moments, and a batch's latents three times.
-    memory = 4 * weights + 3 * 1024 * d_sae * 4
+    # Weights, their gradients and Adam's two moments, all in float32.
+    state = 4 * weights
+    step = LATENT_COPIES * BATCH_ROWS * d_sae * 4
+    # Afterwards the model answers with the SAE in its place, beside what was trained.
+    measured = weights + size.parameters * _BYTES[size.dtype]
+    memory = BUFFER_BYTES + state + max(step, measured)
     # Encode and decode, forward, and twice that backward.
     operations = 12.0 * request.tokens * d_model * d_sae
     return Line(f"train {site}", 0, request.tokens, weights, memory, operations)
 
 
 def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
-    """Two questions a picture with the concept, six others a picture, all told."""
+    """Count prompts of a search that goes through its grid as often as it may, and
+    operations of one that ends after the first time and shares every picture among
+    the questions about it under one mask.
+    """
     config = CalibrationConfig()
-    questions = request.positives * 5 + request.negatives * 6
     sites = len(request.sites)
     starts = sites + (sites > 1)
-    values = starts + RANKINGS + len(config.k) + len(config.gates) + len(config.actions)
-    tried = starts + config.passes * values
-    asked = tried * config.screen * questions + (config.finalists + 2) * questions
-    passes = round(asked * counts.concepts)
-    operations = 2.0 * passes * (PROMPT_TOKENS + size.patches) * size.text_parameters
-    return Line("calibrate", passes, passes, 0, 0, operations)
+    latents = sum(k <= request.latents for k in config.k) or 1
+    rankings = RANKINGS + (request.score == ATTRIBUTION)
+    grid = (starts, rankings, latents, len(config.gates), len(config.actions))
+    # The present value of each is known.
+    more = sum(values - 1 for values in grid)
+    searched, scored, finals = counts.searched, counts.scored, config.finalists
+    passes = (starts + config.passes * more) * searched.screening
+    # The unedited model is asked everything too, on both splits.
+    passes += (1 + finals) * searched.questions + 2 * scored.questions
+    least = starts + more
+    questions = least * searched.screening + finals * searched.questions
+    pictures = least * searched.screening_pictures + finals * searched.pictures
+    tokens = (questions + scored.questions) * PROMPT_TOKENS
+    tokens += (pictures + scored.pictures) * size.picture.prompt_tokens
+    # Only at the vision site does each mask encode its pictures anew.
+    encoded = searched.distinct + scored.distinct
+    if request.sites == (VISION,):
+        encoded = pictures + scored.pictures
+    operations = 2.0 * tokens * size.text_parameters
+    operations += encoded * size.picture_operations
+    return Line("calibrate", passes, 0, 0, 0, operations)
 
 
 def matrix_rate(device: str, seconds: float = 0.5) -> float:
-    """Measure float32 (CPU) or bfloat16 (GPU) products; operations a second.
+    """Measure products in the type that is fastest here; operations a second.
 
     Raises: ConfigError if the device is not there
     """
     import torch
 
-    width = 4096 if device.startswith("cuda") else 1024
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    def rate(width: int, dtype: torch.dtype) -> float:
+        a = torch.randn(width, width, device=device).to(dtype)
+
+        def times(count: int) -> float:
+            before = time.perf_counter()
+            for _ in range(count):
+                out = a @ a
+            float(out[0, 0])
+            return time.perf_counter() - before
+
+        times(2)
+        count = max(1, round(seconds / max(times(2) / 2, 1e-6)))
+        return 2.0 * width**3 * count / times(count)
+
     try:
-        a = torch.randn(width, width, device=device, dtype=dtype)
+        if device.startswith("cuda"):
+            return rate(4096, torch.bfloat16)
+        single, half = rate(1024, torch.float32), rate(256, torch.bfloat16)
+        # Without instructions of their own such products take minutes.
+        return single if half < single / 2 else max(single, rate(1024, torch.bfloat16))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"no device {device!r} here: {error}") from error
 
-    def times(count: int) -> float:
-        before = time.perf_counter()
-        for _ in range(count):
-            out = a @ a
-        float(out[0, 0])
-        return time.perf_counter() - before
 
-    times(2)
-    count = max(1, round(seconds / max(times(2) / 2, 1e-6)))
-    return 2.0 * width**3 * count / times(count)
-
-
-def as_table(lines: list[Line], rate: float | None) -> Table:
+def as_table(lines: list[Line], rate: float | None, notes: Sequence[str] = ()) -> Table:
     """Return the plan for a terminal; ``rate`` in operations a second."""
     from rich.table import Table
 
-    head = ("stage", "prompts", "rows", "disk", "memory", "at least")
-    table = Table(*head, title="What sauce learn will take")
+    head = ("stage", "prompts ≤", "rows", "disk", "memory", "time ≥")
+    table = Table(
+        *head, title="What sauce learn will take", caption="\n".join(notes) or None
+    )
     for line in lines:
         spent = "-" if not rate else _duration(line.operations / rate)
         table.add_row(
             line.stage,
             f"{line.passes:,}" if line.passes else "-",
-            f"{line.tokens:,}",
+            f"{line.tokens:,}" if line.tokens else "-",
             _size(line.disk),
             _size(line.memory),
             spent,
@@ -248,14 +285,49 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
 
 
-def planned(request: LearnRequest) -> Table:
+def planned(request: LearnRequest, train_pictures: int | None = None) -> Table:
     """Count, measure this machine, and return the plan for a terminal.
+
+    ``train_pictures``: so many, instead of those of the request's folder.
 
     Raises: ConfigError, ActivationsError
     """
+    size = ModelSize.read(request.model)
     counts = count(request)
-    lines = plan(request, counts, ModelSize.read(request.model))
-    return as_table(lines, matrix_rate(request.device))
+    if train_pictures is not None:
+        counts = replace(counts, train_pictures=train_pictures)
+    lines = plan(request, counts, size)
+    rate = matrix_rate(request.device)
+    told = notes(request, counts, size)
+    speed = f"{rate / 1e9:,.0f} GFLOP/s"
+    told.append(f"times are at this machine's matrix rate, {speed}")
+    return as_table(lines, rate, told)
+
+
+def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:
+    """Return what must be known to read the plan."""
+    found = []
+    if size.picture.tiled:
+        found.append(
+            f"{size.architecture}: every picture counted with all tiles, "
+            f"{size.picture.patches:,} patches; others take less"
+        )
+    if VISION in request.sites and size.architecture not in PROVEN_VISION:
+        found.append(
+            f"a plan only: vLLM is refused the vision site of {size.architecture}, "
+            f"it is proven for {', '.join(PROVEN_VISION)}"
+        )
+    source = counts
+    if counts.train_pictures:
+        source = _pictures_alone(counts.train_pictures)
+    for site in request.trained:
+        rows = _rows(site, source, size)
+        if rows and request.tokens > rows:
+            found.append(
+                f"{site}: {rows:,} rows to learn from, each is shown "
+                f"{request.tokens / rows:.1f} times"
+            )
+    return found
 
 
 def count(request: LearnRequest) -> Counts:
@@ -268,7 +340,7 @@ def count(request: LearnRequest) -> Counts:
 
     file = ConceptFile.read(request.concepts)
     samples = file.samples("selection")
-    pictures = {s.picture.name for s in samples if s.picture is not None}
+    shown = [s.picture.name for s in samples if s.picture is not None]
     more = 0
     if request.trained and request.train_pictures is not None:
         path = request.train_pictures
@@ -278,7 +350,38 @@ def count(request: LearnRequest) -> Counts:
             else find_samples(pictures=path)
         )
         more = len(found)
-    return Counts(len(samples), len(pictures), len(file.concepts), more)
+    return Counts(
+        samples=len(samples),
+        shown=len(shown),
+        pictures=len(set(shown)),
+        concepts=len(file.concepts),
+        train_pictures=more,
+        searched=_asked(request, file, SEARCH_SPLIT),
+        scored=_asked(request, file, SCORE_SPLIT),
+    )
+
+
+def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
+    """Count the questions that calibration will ask on a split."""
+    asked, share = Questionnaire(file, split), CalibrationConfig().screen
+    found: list[list[Item]] = []
+    screened: list[list[Item]] = []
+    for name in file.concepts:
+        items = asked.items(name, request.positives, request.negatives, request.watched)
+        found.append(items)
+        screened.append([items[i] for i in small_part(items, share)])
+    shown = [_pictures(items) for items in found]
+    return Asked(
+        questions=sum(map(len, found)),
+        pictures=sum(map(len, shown)),
+        distinct=len(set().union(*shown)),
+        screening=sum(map(len, screened)),
+        screening_pictures=sum(len(_pictures(items)) for items in screened),
+    )
+
+
+def _pictures(items: Sequence[Item]) -> set[str]:
+    return {item.picture.name for item in items if item.picture is not None}
 
 
 def site_saes(given: Sequence[str]) -> dict[str, str]:

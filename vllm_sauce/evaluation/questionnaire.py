@@ -237,18 +237,33 @@ class Questionnaire:
     def _watch(
         self, rng: random.Random, target: ConceptExamples, count: int
     ) -> list[Item]:
-        """Have every other concept named on examples without the target."""
+        """Have every other concept named on examples without the target.
+
+        Few examples that show many concepts each: a picture costs more than a question.
+        """
+        examples = [
+            example
+            for example in target.examples(False, self.split)
+            if example.picture is not None
+        ]
+        rng.shuffle(examples)
         items: list[Item] = []
-        for other in self.file.concepts.values():
-            if other.name == target.name:
-                continue
-            shown = [
-                example
-                for example in other.examples(True, self.split)
-                if target.name not in example.concepts and example.picture is not None
-            ]
-            for example in self._draw(rng, shown, count):
-                items.append(_naming(rng, Part.WATCHED, other, example))
+        for _ in range(count):
+            missing = {name for name in self.file.concepts if name != target.name}
+            while missing:
+                best = max(
+                    examples, key=lambda e: len(missing & set(e.concepts)), default=None
+                )
+                found = missing & set(best.concepts) if best else set()
+                if best is None or not found:
+                    break
+                examples.remove(best)
+                missing -= found
+                items += [
+                    _naming(rng, Part.WATCHED, self.file.concepts[name], best)
+                    for name in best.concepts
+                    if name in found
+                ]
         return items
 
     def _draw(

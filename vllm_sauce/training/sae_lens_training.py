@@ -74,8 +74,7 @@ class TrainingRun:
 
     @property
     def dead_latents(self) -> int:
-        """Latents that have not fired for the last quarter of the steps, at most 1000
-        of them."""
+        """Latents that have not fired for ``SAETraining.dead_window`` steps."""
         return int(self._trainer.dead_neurons.sum())
 
     def step(self, batch: Tensor) -> None:
@@ -173,7 +172,7 @@ def _trainer_config(training: SAETraining) -> Any:
         lr_decay_steps=steps // 3,
         device=training.device,
         autocast=training.autocast,
-        dead_feature_window=min(1000, max(1, steps // 4)),
+        dead_feature_window=training.dead_window,
         feature_sampling_window=steps + 1,
         logger=LoggingConfig(log_to_wandb=False),
     )
@@ -194,6 +193,7 @@ def _training_sae(d_model: int, training: SAETraining) -> Any:
                 d_sae=training.d_sae,
                 device="cpu",
                 apply_b_dec_to_input=True,
+                decoder_init_norm=training.decoder_init_norm,
                 # The factor is ours, see ActivationStatistics.scale.
                 normalize_activations="expected_average_only_in",
                 **_own_options(training),
@@ -214,12 +214,12 @@ def _own_options(training: SAETraining) -> dict[str, Any]:
             "target_l0": training.k,
             "l0_coefficient": training.l0_coefficient,
             "l0_warm_up_steps": warm_up,
-            # Anthropic's setting (January 2025), but for the last: its 3e-6 revives no
-            # latent in a training of some hundred steps.
+            # Anthropic's setting (January 2025), but for the last's default: its 3e-6
+            # revives no latent in a training of some hundred steps.
             "jumprelu_init_threshold": 0.1,
             "jumprelu_bandwidth": 2.0,
             "jumprelu_ste_to_input": True,
-            "pre_act_loss_coefficient": 3e-3,
+            "pre_act_loss_coefficient": training.pre_act_coefficient,
         }
     options: dict[str, Any] = {
         "k": int(training.k) if training.architecture == "topk" else training.k,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +21,8 @@ TRAINED_ARCHITECTURES: Mapping[str, str] = {
 """Those that can be trained."""
 PENALISED = ("standard", "gated")
 """Those whose sparsity follows from an L1 penalty; the others are told k."""
+_ABOVE_0 = ("d_sae", "batch_tokens", "learning_rate", "decoder_init_norm")
+_NOT_BELOW_0 = tuple(f"{name}_coefficient" for name in ("l1", "l0", "aux", "pre_act"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,16 @@ class SAETraining:
 
     aux_coefficient: float = 1.0
     """Weight of the loss that revives dead latents; topk, batchtopk, matryoshka."""
+
+    dead_steps: int | None = None
+    """Steps without firing after which a latent is dead; None is a quarter of all
+    steps, at most 1000."""
+
+    pre_act_coefficient: float = 3e-3
+    """Weight of the loss that pulls dead latents' pre-activations up; jumprelu."""
+
+    decoder_init_norm: float = 0.1
+    """Norm of each row of the decoder at first; the encoder begins as its transpose."""
 
     training_tokens: int = 1_000_000
     batch_tokens: int = 1024
@@ -88,11 +101,11 @@ class SAETraining:
             )
 
     def _check_sizes(self) -> None:
-        for name in ("d_sae", "batch_tokens", "learning_rate"):
-            if not getattr(self, name) > 0:
+        for name in _ABOVE_0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("l1_coefficient", "l0_coefficient", "aux_coefficient"):
-            if not getattr(self, name) >= 0:
+        for name in _NOT_BELOW_0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(
                     f"{name} must not be below 0, got {getattr(self, name)}"
                 )
@@ -101,6 +114,17 @@ class SAETraining:
                 f"training_tokens must be at least one batch of {self.batch_tokens}, "
                 f"got {self.training_tokens}"
             )
+        steps = self.total_steps
+        if self.dead_steps is not None and not 0 < self.dead_steps < steps:
+            raise ConfigError(
+                f"dead_steps must be above 0 and below the {steps} steps of this "
+                f"training, or no latent is ever called dead, got {self.dead_steps}"
+            )
+
+    @property
+    def dead_window(self) -> int:
+        """Steps without firing after which a latent is dead."""
+        return self.dead_steps or min(1000, max(1, self.total_steps // 4))
 
     @property
     def total_steps(self) -> int:
