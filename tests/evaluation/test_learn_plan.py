@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from vllm_sauce.cli import app
+from vllm_sauce.cli.options import site_saes
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.calibrate import CalibrationConfig
@@ -25,7 +26,6 @@ from vllm_sauce.evaluation.learn_plan import (
     notes,
     plan,
     planned,
-    site_saes,
 )
 from vllm_sauce.evaluation.lockstep import coordinate_rounds
 from vllm_sauce.evaluation.model_size import ModelSize

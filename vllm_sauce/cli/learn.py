@@ -82,7 +82,7 @@ def learn(
     """Harvest, train or import, select, calibrate; run it again to go on."""
     from rich.console import Console
 
-    from vllm_sauce.cli.options import engine_arguments
+    from vllm_sauce.cli.options import engine_arguments, site_saes
     from vllm_sauce.errors import ConfigError, SauceError
     from vllm_sauce.evaluation import learn as logic
     from vllm_sauce.evaluation import learn_plan
@@ -99,7 +99,7 @@ def learn(
             sites=tuple(site),
             concepts=concepts,
             out=out,
-            saes=learn_plan.site_saes(sae or ()),
+            saes=site_saes(sae or ()),
             train_pictures=train_pictures,
             architecture=architecture,
             d_sae=d_sae,

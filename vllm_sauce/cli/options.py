@@ -56,6 +56,22 @@ def resources(
     return None if address is None and actors == 1 else found
 
 
+def site_saes(given: Sequence[str]) -> dict[str, str]:
+    """Parse SITE=SAE pairs; an SAE may be a name on a hub.
+
+    Raises: ConfigError
+    """
+    found: dict[str, str] = {}
+    for pair in given:
+        site, equals, source = pair.partition("=")
+        if not equals or not source:
+            raise ConfigError(f"wanted SITE=SAE, got {pair!r}")
+        if site in found:
+            raise ConfigError(f"{site} is given twice")
+        found[site] = source
+    return found
+
+
 def site_paths(given: Sequence[str]) -> dict[str, Path]:
     """Parse SITE=PATH pairs.
 

@@ -382,19 +382,3 @@ def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
 
 def _pictures(items: Sequence[Item]) -> set[str]:
     return {item.picture.name for item in items if item.picture is not None}
-
-
-def site_saes(given: Sequence[str]) -> dict[str, str]:
-    """Parse SITE=SAE pairs.
-
-    Raises: ConfigError
-    """
-    found: dict[str, str] = {}
-    for pair in given:
-        site, equals, source = pair.partition("=")
-        if not equals or not source:
-            raise ConfigError(f"wanted SITE=SAE, got {pair!r}")
-        if site in found:
-            raise ConfigError(f"{site} is given twice")
-        found[site] = source
-    return found
