@@ -35,6 +35,12 @@ def calibrate(
     positives: Annotated[int, typer.Option(help="Examples with a concept.")] = 24,
     negatives: Annotated[int, typer.Option(help="Examples without it.")] = 24,
     watched: Annotated[int, typer.Option(help="Examples of every other concept.")] = 4,
+    screen: Annotated[
+        float, typer.Option(help="Share of the questions that the search asks.")
+    ] = 0.25,
+    passes: Annotated[
+        int, typer.Option(help="How often it goes through all settings at most.")
+    ] = 2,
     finalists: Annotated[int, typer.Option(help="Settings asked everything.")] = 6,
     concepts_per_engine: Annotated[
         int, typer.Option(help="Concepts whose candidates are asked together.")
@@ -90,6 +96,8 @@ def calibrate(
                 prefer=prefer,
                 positives=positives,
                 watched=watched,
+                screen=screen,
+                passes=passes,
                 negatives=negatives,
                 finalists=finalists,
             ),

@@ -55,6 +55,13 @@ def learn(
     positives: Annotated[int, typer.Option(help="Examples with a concept.")] = 24,
     negatives: Annotated[int, typer.Option(help="Examples without it.")] = 24,
     watched: Annotated[int, typer.Option(help="Examples of every other concept.")] = 4,
+    screen: Annotated[
+        float, typer.Option(help="Share of the questions that the search asks.")
+    ] = 0.25,
+    passes: Annotated[
+        int, typer.Option(help="How often it goes through all settings at most.")
+    ] = 2,
+    finalists: Annotated[int, typer.Option(help="Settings asked everything.")] = 6,
     actors: Annotated[
         int, typer.Option(help="Processes that calibrate, each with an engine.")
     ] = 1,
@@ -115,6 +122,9 @@ def learn(
             worst_floor=worst_floor,
             prefer=prefer,
             watched=watched,
+            screen=screen,
+            passes=passes,
+            finalists=finalists,
             actors=actors,
             ray=ray,
             negatives=negatives,

@@ -47,7 +47,7 @@ class CalibrationConfig:
     )
     """ "scale G": gamma. "clamp C": to -C times the largest activation seen with the
     concept."""
-    gates: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0)
+    gates: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5)
     """Times the largest activation seen without the concept."""
     retain_floor: float = 0.02
     """What IRA and CRA may lose each."""
@@ -62,12 +62,14 @@ class CalibrationConfig:
     watched: int = 4
     """Examples of every other concept at most."""
     screen: float = 0.25
-    """Share of the questions that the search itself asks."""
+    """Share of the questions that the search itself asks; the watched concepts that
+    many examples show come first."""
     finalists: int = 6
     """Settings that are asked all questions."""
     soft: float = 0.5
     """Weight of probabilities in what the search maximises; the rest is right/wrong."""
     passes: int = 2
+    """How often the search goes through its coordinates at most."""
     answer_tokens: int = 8
     """Tokens of a written answer."""
     seed: int = 0

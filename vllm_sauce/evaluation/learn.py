@@ -62,6 +62,9 @@ class LearnRequest:
     negatives: int = 24
     watched: int = 4
     """Examples of every other concept; see ``CalibrationConfig`` for all of these."""
+    screen: float = 0.25
+    passes: int = 2
+    finalists: int = 6
     concepts_per_engine: int = 20
     actors: int = 1
     """Processes that harvest and calibrate, each with an engine."""
@@ -243,6 +246,8 @@ def _calibrate(request: LearnRequest) -> Stage:
         *("--negatives", str(request.negatives)),
         *("--watched", str(request.watched), "--prefer", request.prefer),
         *("--worst-floor", str(request.worst_floor)),
+        *("--screen", str(request.screen), "--passes", str(request.passes)),
+        *("--finalists", str(request.finalists)),
         *("--concepts-per-engine", str(request.concepts_per_engine)),
         *_actors(request),
         *_engine(request),

@@ -182,12 +182,19 @@ def _train(request: LearnRequest, site: str, size: ModelSize) -> Line:
     return Line(f"train {site}", 0, request.tokens, weights, memory, operations)
 
 
+def calibration(request: LearnRequest) -> CalibrationConfig:
+    """Return how the calibration of a request searches."""
+    return CalibrationConfig(
+        screen=request.screen, passes=request.passes, finalists=request.finalists
+    )
+
+
 def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     """Count prompts of a search that goes through its grid as often as it may, and
     operations of one that ends after the first time and shares every picture among
     the questions about it under one mask.
     """
-    config = CalibrationConfig()
+    config = calibration(request)
     sites = len(request.sites)
     starts = sites + (sites > 1)
     latents = sum(k <= request.latents for k in config.k) or 1
@@ -363,7 +370,7 @@ def count(request: LearnRequest) -> Counts:
 
 def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
     """Count the questions that calibration will ask on a split."""
-    asked, share = Questionnaire(file, split), CalibrationConfig().screen
+    asked, share = Questionnaire(file, split), calibration(request).screen
     found: list[list[Item]] = []
     screened: list[list[Item]] = []
     for name in file.concepts:

@@ -371,13 +371,11 @@ def _exists(
 def small_part(items: Sequence[Item], share: float) -> list[int]:
     """Return the numbers of a share of the items, the same share of every kind.
 
-    At least one of each part and kind, and of each watched concept; the first ones, so
-    larger shares hold smaller.
+    At least one of each part and kind; the first ones, so larger shares hold smaller.
     """
-    groups: dict[tuple[Part, Kind, str], list[int]] = {}
+    groups: dict[tuple[Part, Kind], list[int]] = {}
     for number, item in enumerate(items):
-        watched = item.about if item.part is Part.WATCHED else ""
-        groups.setdefault((item.part, item.kind, watched), []).append(number)
+        groups.setdefault((item.part, item.kind), []).append(number)
     return sorted(
         number
         for numbers in groups.values()

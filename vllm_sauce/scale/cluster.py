@@ -134,6 +134,8 @@ def results_of(
             ),
             max_task_retries=RETRIES,
         )
+    # One row may be an hour's work; Ray Data would take half of one for a hang.
+    dataset.context.execution_no_progress_timeout_s = -1
     try:
         tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for table in tables:
