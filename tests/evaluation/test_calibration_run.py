@@ -110,7 +110,7 @@ def request_(world, tmp_path_factory):
             positives=6,
             negatives=6,
             watched=1,
-            screen=0.5,
+            screen=0.3,
             finalists=3,
             retain_floor=0.1,
         ),
@@ -149,7 +149,7 @@ def test_every_trial_is_kept_and_the_best_is_chosen(found, request_):
         searched = [t for t in entry["trials"] if t["share"] < 1.0]
         # Two sites, two k, two gates, three actions: a start, then 1 + 1 + 2 at least.
         assert len(whole) == 3 and len(searched) >= 5
-        settings = [json.dumps(t["setting"]) for t in searched]
+        settings = [json.dumps([t["share"], t["setting"]]) for t in searched]
         assert len(settings) == len(set(settings))
         base = entry["calibration"]["base"]
         kept = [

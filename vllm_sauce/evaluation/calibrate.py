@@ -65,7 +65,7 @@ class CalibrationConfig:
     """Share of the questions that the search itself asks; the watched concepts that
     many examples show come first."""
     finalists: int = 6
-    """Settings that are asked all questions."""
+    """Settings that are asked all questions; twice as many are asked half of them."""
     soft: float = 0.5
     """Weight of probabilities in what the search maximises; the rest is right/wrong."""
     passes: int = 2
@@ -277,19 +277,43 @@ def calibrate(
         for name, choice in examiner.choices.items()
     }
     tried = _search(examiner, searches, note)
-    best = {
-        name: sorted(trials.values(), key=lambda t: -t.objective)[: config.finalists]
-        for name, trials in tried.items()
-    }
+    # Few questions err; so more of the best are asked more, and the best of those all.
+    middle = examiner.trials(
+        {
+            name: _distinct(examiner, name, trials, 2 * config.finalists)
+            for name, trials in tried.items()
+        },
+        min(1.0, 2 * config.screen),
+        lambda done, total: note("semifinals", done, total),
+    )
     finals = examiner.trials(
-        {name: [t.setting for t in trials] for name, trials in best.items()},
+        {
+            name: _distinct(examiner, name, trials, config.finalists)
+            for name, trials in middle.items()
+        },
         1.0,
         lambda done, total: note("finals", done, total),
     )
     return {
-        name: _choose(examiner, name, list(trials.values()), tried[name])
+        name: _choose(
+            examiner,
+            name,
+            list(trials.values()),
+            [*middle[name].values(), *tried[name].values()],
+        )
         for name, trials in finals.items()
     }
+
+
+def _distinct(
+    examiner: Examiner, name: str, trials: Mapping[Setting, Trial], count: int
+) -> list[Setting]:
+    """Return the best settings that differ in what they do."""
+    chosen: dict[Hashable, Setting] = {}
+    for trial in sorted(trials.values(), key=lambda t: -t.objective):
+        mask = examiner.choices[name].mask(dict(trial.setting))
+        chosen.setdefault(mask, trial.setting)
+    return list(chosen.values())[:count]
 
 
 def _search(
@@ -322,7 +346,7 @@ def _choose(
     examiner: Examiner,
     name: str,
     finals: Sequence[Trial],
-    tried: Mapping[Setting, Trial],
+    tried: Sequence[Trial],
 ) -> Calibrated:
     base, config = examiner.base(name), examiner.config
 
@@ -347,30 +371,5 @@ def _choose(
         scores=best.scores,
         base=base,
         within_floor=bool(kept),
-        trials=(*finals, *tried.values()),
+        trials=(*finals, *tried),
     )
-
-
-def frontier(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials on all questions that no other beats in both respects.
-
-    Forgetting (of UAg and UAd) against keeping (of IRA and CRA), least forgetting
-    first.
-    """
-    whole = [trial for trial in trials if trial.share == 1.0]
-    points = {id(t): (t.scores.forgetting, keeping(t.scores)) for t in whole}
-
-    def beaten(trial: Trial) -> bool:
-        x, y = points[id(trial)]
-        return any(
-            other[0] >= x and other[1] >= y and other != (x, y)
-            for other in points.values()
-        )
-
-    kept = [trial for trial in whole if not beaten(trial)]
-    return sorted(kept, key=lambda trial: points[id(trial)])
-
-
-def keeping(scores: Outcome) -> float:
-    """Return the smaller of IRA and CRA."""
-    return min(s for s in (scores.IRA, scores.CRA) if s is not None)

@@ -25,11 +25,10 @@ from vllm_sauce.evaluation.calibrate import (
     Note,
     Trial,
     calibrate,
-    frontier,
-    keeping,
 )
 from vllm_sauce.evaluation.candidate_engine import CandidateEngine
 from vllm_sauce.evaluation.edit_choices import EditChoices
+from vllm_sauce.evaluation.frontier import frontier, keeping
 from vllm_sauce.evaluation.questionnaire import Outcome, Questionnaire
 from vllm_sauce.evaluation.select import read_sae
 from vllm_sauce.evaluation.selection_file import SelectionFile

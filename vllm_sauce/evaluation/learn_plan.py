@@ -206,9 +206,12 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     passes = (starts + config.passes * more) * searched.screening
     # The unedited model is asked everything too, on both splits.
     passes += (1 + finals) * searched.questions + 2 * scored.questions
+    half = min(1.0, 2 * config.screen)
+    passes += round(2 * finals * half * searched.questions)
     least = starts + more
-    questions = least * searched.screening + finals * searched.questions
-    pictures = least * searched.screening_pictures + finals * searched.pictures
+    whole = finals + 2 * finals * half
+    questions = round(least * searched.screening + whole * searched.questions)
+    pictures = round(least * searched.screening_pictures + whole * searched.pictures)
     tokens = (questions + scored.questions) * PROMPT_TOKENS
     tokens += (pictures + scored.pictures) * size.picture.prompt_tokens
     # Only at the vision site does each mask encode its pictures anew.
