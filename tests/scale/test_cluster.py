@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -26,3 +28,26 @@ def test_more_than_ray_has_is_refused() -> None:
 def test_nothing_to_do_starts_no_actor() -> None:
     """Ray is not even running."""
     assert list(cluster.results_of(lambda: dict, (), [], Resources())) == []
+
+
+def slow_actor():
+    """Return an actor's class; made here, it is sent to Ray as it is."""
+
+    class Slow:
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            time.sleep(row["seconds"])
+            return row
+
+    return Slow
+
+
+def test_long_work_is_not_taken_for_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data gives up on what yields nothing for a while; half an hour by default."""
+    resources = Resources(actors=1, cpus_per_actor=1)
+    rows = [{"seconds": 6.0}]
+    with cluster.connected(resources) as placed:
+        from ray.data import DataContext
+
+        context = DataContext.get_current()
+        monkeypatch.setattr(context, "execution_no_progress_timeout_s", 1)
+        assert list(cluster.results_of(slow_actor(), (), rows, placed)) == rows

@@ -53,7 +53,14 @@ def resources(
         gpus_per_actor=gpus_per_actor,
         cpus_per_actor=cpus_per_actor,
     )
-    return None if address is None and actors == 1 else found
+    if address is not None or actors > 1:
+        return found
+    if gpus_per_actor is not None or cpus_per_actor is not None:
+        raise ConfigError(
+            "an actor's share of the machine was given, but no actors: give --actors "
+            "or --ray, or leave the share out"
+        )
+    return None
 
 
 def site_saes(given: Sequence[str]) -> dict[str, str]:

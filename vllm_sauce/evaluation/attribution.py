@@ -107,12 +107,21 @@ def _forward(
     return {site: activations[site] for site in sites}, runner.read(exam.sheet, hidden)
 
 
+def latent_effects(sae: SAEWeights, acts: Tensor, gradient: Tensor) -> Tensor:
+    """Return what each latent adds to an output, to first order, over all tokens.
+
+    Shapes: acts [..., num_tokens, d_sae], gradient [..., num_tokens, d_model]
+        -> [..., d_sae]
+    """
+    return (acts * (gradient @ sae.W_dec.T)).sum(-2)
+
+
 @torch.no_grad()
 def _effects(
     sae: SAEWeights, x: Tensor, gradients: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     acts = sae.encode(x)
-    effects = [(acts * (gradient @ sae.W_dec.T)).sum(1) for gradient in gradients]
+    effects = [latent_effects(sae, acts, gradient) for gradient in gradients]
     return torch.stack(effects, dim=1), acts.mean(1)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.attribution import latent_effects
 from vllm_sauce.evaluation.candidate_engine import answer_tokens
 from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.sae import SAEWeights
@@ -225,15 +226,13 @@ def _effects(
     real = torch.ones(held[0].shape[:2], dtype=torch.bool)
     if held[0].shape[:2] == inputs["input_ids"].shape:
         real = inputs["attention_mask"].bool().cpu()
-    return [
-        _of_row(sae, x[keep].float().cpu(), g[keep].float().cpu())
-        for x, g, keep in zip(held[0].detach(), gradient, real, strict=True)
-    ]
-
-
-@torch.no_grad()
-def _of_row(sae: SAEWeights, x: Tensor, gradient: Tensor) -> Tensor:
-    return (sae.encode(x) * (gradient @ sae.W_dec.float().T)).sum(0)
+    with torch.no_grad():
+        return [
+            latent_effects(
+                sae, sae.encode(x[keep].float().cpu()), g[keep].float().cpu()
+            )
+            for x, g, keep in zip(held[0].detach(), gradient, real, strict=True)
+        ]
 
 
 def _margin(logits: Tensor, asked: Asked) -> Tensor:

@@ -32,6 +32,7 @@ from vllm_sauce.evaluation.frontier import frontier, keeping
 from vllm_sauce.evaluation.questionnaire import Outcome, Questionnaire
 from vllm_sauce.evaluation.select import read_sae
 from vllm_sauce.evaluation.selection_file import SelectionFile
+from vllm_sauce.plugin import orphans
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.training.concept_examples import ConceptFile
 from vllm_sauce.training.shards import write_whole
@@ -210,10 +211,11 @@ def _results(
 
 def _absolute(request: CalibrateRequest) -> CalibrateRequest:
     """Return the request as another process in another folder needs it."""
-    model = Path(request.model)
+    from vllm_sauce.scale.cluster import everywhere
+
     return replace(
         request,
-        model=str(model.resolve()) if model.exists() else request.model,
+        model=everywhere(request.model),
         saes={site: path.resolve() for site, path in request.saes.items()},
         selections=tuple(path.resolve() for path in request.selections),
         concepts=request.concepts.resolve(),
@@ -228,6 +230,7 @@ class GroupActor:
     """
 
     def __init__(self, request: CalibrateRequest) -> None:
+        orphans.tie_children()
         self.run = _Run(request)
 
     def __call__(

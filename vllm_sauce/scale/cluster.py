@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vllm_sauce.errors import BatchError, ConfigError
@@ -57,6 +58,11 @@ class Resources:
             # Each engine on CPUs would pin its threads to the same cores.
             return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         return {}
+
+
+def everywhere(model: str) -> str:
+    """Return a model's folder as a process in another folder finds it."""
+    return str(Path(model).absolute()) if Path(model).exists() else model
 
 
 @contextmanager

@@ -13,12 +13,11 @@ import pickle
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vllm_sauce.errors import ActivationsError, SauceError
 from vllm_sauce.plugin import orphans
-from vllm_sauce.scale.cluster import Resources, connected, results_of
+from vllm_sauce.scale.cluster import Resources, connected, everywhere, results_of
 from vllm_sauce.training.example_sources import TablePicture
 from vllm_sauce.training.harvest import (
     Counted,
@@ -62,7 +61,7 @@ def harvest_on_actors(
     Raises: ActivationsError, BatchError, ConfigError
     """
     request = replace(
-        request, out=request.out.absolute(), model=_everywhere(request.model)
+        request, out=request.out.absolute(), model=everywhere(request.model)
     )
     folder = request.folder()
     counted = Counted(folder.num_samples, progress)
@@ -145,7 +144,3 @@ def _anywhere(given: NumberedSample) -> NumberedSample:
         return given
     placed = replace(picture, path=picture.path.absolute())
     return replace(given, sample=replace(given.sample, picture=placed))
-
-
-def _everywhere(model: str) -> str:
-    return str(Path(model).absolute()) if Path(model).exists() else model
