@@ -13,9 +13,15 @@ from vllm_sauce.evaluation.calibrate import (
     _choose,
     _distinct,
 )
-from vllm_sauce.evaluation.candidate_engine import Reading
+from vllm_sauce.evaluation.candidate_engine import CandidateEngine, Reading
 from vllm_sauce.evaluation.edit_choices import EditChoices
-from vllm_sauce.evaluation.questionnaire import Item, Kind, Outcome, Part
+from vllm_sauce.evaluation.questionnaire import (
+    Item,
+    Kind,
+    Outcome,
+    Part,
+    Questionnaire,
+)
 from vllm_sauce.evaluation.selection_file import RankedLatent, SelectedConcept
 
 CONFIG = CalibrationConfig(
@@ -40,7 +46,7 @@ def choices():
     return EditChoices("dog", {"vision": found}, CONFIG.k, CONFIG.gates, CONFIG.actions)
 
 
-class Engine:
+class Engine(CandidateEngine):
     """Answers every probe alike and keeps what it was asked."""
 
     def __init__(self):
@@ -54,8 +60,11 @@ class Engine:
         return [Reading({7: -0.1}, (7,), "dog") for _ in probes]
 
 
-class Questions:
+class Questions(Questionnaire):
     """One question of each part that a score needs."""
+
+    def __init__(self):
+        pass
 
     def items(self, name, positives, negatives, watched=0):
         return [

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of ``sauce learn``: their order, what is run again, what is refused."""
 
-from dataclasses import replace
+import inspect
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from vllm_sauce.cli.calibrate import calibrate
+from vllm_sauce.cli.learn import learn as learn_command
 from vllm_sauce.errors import ConfigError, LearnError
+from vllm_sauce.evaluation.calibrate import CalibrationConfig
 from vllm_sauce.evaluation.learn import LearnRequest, learn, stages
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
@@ -78,6 +82,32 @@ def test_the_stages_hand_their_results_on(request_):
     for site in request_.sites:
         assert value(f"select {site}", "--out")[0] in value("calibrate", "--selection")
     assert commands["inspect"][1] == value("calibrate", "--out")[0]
+
+
+def test_calibration_is_told_how_to_search(request_):
+    config = CalibrationConfig(
+        retain_floor=0.5, worst_floor=0.75, prefer="balance", positives=3, negatives=4,
+        watched=5, screen=0.125, passes=7, finalists=8,
+    )  # fmt: skip
+    asked = replace(request_, calibration=config)
+    command = next(s.command for s in stages(asked) if s.name == "calibrate")
+    told = {
+        name: command[command.index(f"--{name.replace('_', '-')}") + 1]
+        for name in ("retain_floor", "worst_floor", "prefer", "positives", "negatives",
+                     "watched", "screen", "passes", "finalists")
+    }  # fmt: skip
+    assert told == {name: str(getattr(config, name)) for name in told}
+
+
+@pytest.mark.parametrize("command", [calibrate, learn_command])
+def test_the_commands_defaults_are_the_searchs(command):
+    defaults = inspect.signature(command).parameters
+    config = asdict(CalibrationConfig())
+    shared = set(defaults) & set(config) - {"k", "seed"}
+    assert len(shared) == 9
+    assert {name: defaults[name].default for name in shared} == {
+        name: config[name] for name in shared
+    }
 
 
 def test_a_failed_stage_stops_and_is_where_it_goes_on(request_):
@@ -156,6 +186,9 @@ def test_a_bundle_that_is_there_is_not_touched(request_):
         ({"sites": ("vision", "vision")}, "each site once"),
         ({"sites": ("vision",)}, "given for decoder.1, which is not"),
         ({"sites": ("tower",)}, "a site is"),
+        ({"score": "charm"}, "score is one of .*attribution, got 'charm'"),
+        ({"actors": 0}, "actors must be at least 1"),
+        ({"latents": 0}, "latents must be at least 1"),
     ],
 )
 def test_sites_that_make_no_sense_are_refused(request_, options, words):

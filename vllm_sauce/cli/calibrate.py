@@ -8,6 +8,19 @@ from typing import Annotated
 
 import typer
 
+from vllm_sauce.cli.calibration_options import (
+    ConceptsPerEngine,
+    Finalists,
+    Negatives,
+    Passes,
+    Positives,
+    Prefer,
+    RetainFloor,
+    Screen,
+    Watched,
+    WorstFloor,
+)
+
 
 def calibrate(
     model: Annotated[str, typer.Option(help="Folder of the model.")],
@@ -23,28 +36,16 @@ def calibrate(
     concept: Annotated[
         list[str] | None, typer.Option(help="Only this concept; again for more.")
     ] = None,
-    retain_floor: Annotated[
-        float, typer.Option(help="Share that IRA and CRA may lose each.")
-    ] = 0.02,
-    worst_floor: Annotated[
-        float, typer.Option(help="Share that any one other concept may lose.")
-    ] = 0.35,
-    prefer: Annotated[
-        str, typer.Option(help="Of what keeps to the floors: forgetting or balance.")
-    ] = "forgetting",
-    positives: Annotated[int, typer.Option(help="Examples with a concept.")] = 24,
-    negatives: Annotated[int, typer.Option(help="Examples without it.")] = 24,
-    watched: Annotated[int, typer.Option(help="Examples of every other concept.")] = 4,
-    screen: Annotated[
-        float, typer.Option(help="Share of the questions that the search asks.")
-    ] = 0.25,
-    passes: Annotated[
-        int, typer.Option(help="How often it goes through all settings at most.")
-    ] = 2,
-    finalists: Annotated[int, typer.Option(help="Settings asked everything.")] = 6,
-    concepts_per_engine: Annotated[
-        int, typer.Option(help="Concepts whose candidates are asked together.")
-    ] = 20,
+    retain_floor: RetainFloor = 0.02,
+    worst_floor: WorstFloor = 0.35,
+    prefer: Prefer = "forgetting",
+    positives: Positives = 24,
+    negatives: Negatives = 24,
+    watched: Watched = 4,
+    screen: Screen = 0.25,
+    passes: Passes = 2,
+    finalists: Finalists = 6,
+    concepts_per_engine: ConceptsPerEngine = 20,
     actors: Annotated[
         int, typer.Option(help="Processes side by side, each with an engine.")
     ] = 1,

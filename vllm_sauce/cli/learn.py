@@ -8,6 +8,19 @@ from typing import Annotated
 
 import typer
 
+from vllm_sauce.cli.calibration_options import (
+    ConceptsPerEngine,
+    Finalists,
+    Negatives,
+    Passes,
+    Positives,
+    Prefer,
+    RetainFloor,
+    Screen,
+    Watched,
+    WorstFloor,
+)
+
 
 def learn(
     model: Annotated[str, typer.Option(help="Folder of the model.")],
@@ -43,34 +56,22 @@ def learn(
     device: Annotated[str, typer.Option(help="For training: cpu, cuda, ...")] = "cpu",
     score: Annotated[str, typer.Option(help="What ranks latents.")] = "share",
     latents: Annotated[int, typer.Option(help="Latents to choose from.")] = 64,
-    retain_floor: Annotated[
-        float, typer.Option(help="Share that IRA and CRA may lose each.")
-    ] = 0.02,
-    worst_floor: Annotated[
-        float, typer.Option(help="Share that any one other concept may lose.")
-    ] = 0.35,
-    prefer: Annotated[
-        str, typer.Option(help="Of what keeps to the floors: forgetting or balance.")
-    ] = "forgetting",
-    positives: Annotated[int, typer.Option(help="Examples with a concept.")] = 24,
-    negatives: Annotated[int, typer.Option(help="Examples without it.")] = 24,
-    watched: Annotated[int, typer.Option(help="Examples of every other concept.")] = 4,
-    screen: Annotated[
-        float, typer.Option(help="Share of the questions that the search asks.")
-    ] = 0.25,
-    passes: Annotated[
-        int, typer.Option(help="How often it goes through all settings at most.")
-    ] = 2,
-    finalists: Annotated[int, typer.Option(help="Settings asked everything.")] = 6,
+    retain_floor: RetainFloor = 0.02,
+    worst_floor: WorstFloor = 0.35,
+    prefer: Prefer = "forgetting",
+    positives: Positives = 24,
+    negatives: Negatives = 24,
+    watched: Watched = 4,
+    screen: Screen = 0.25,
+    passes: Passes = 2,
+    finalists: Finalists = 6,
     actors: Annotated[
         int, typer.Option(help="Processes that calibrate, each with an engine.")
     ] = 1,
     ray: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster for them.")
     ] = None,
-    concepts_per_engine: Annotated[
-        int, typer.Option(help="Concepts calibrated together.")
-    ] = 20,
+    concepts_per_engine: ConceptsPerEngine = 20,
     report: Annotated[bool, typer.Option(help="Draw a page at the end.")] = True,
     engine_arg: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for vllm.LLM.")
@@ -93,6 +94,7 @@ def learn(
     from vllm_sauce.errors import ConfigError, SauceError
     from vllm_sauce.evaluation import learn as logic
     from vllm_sauce.evaluation import learn_plan
+    from vllm_sauce.evaluation.calibrate import CalibrationConfig
 
     console = Console(stderr=True)
 
@@ -117,17 +119,19 @@ def learn(
             device=device,
             score=score,
             latents=latents,
-            retain_floor=retain_floor,
-            positives=positives,
-            worst_floor=worst_floor,
-            prefer=prefer,
-            watched=watched,
-            screen=screen,
-            passes=passes,
-            finalists=finalists,
+            calibration=CalibrationConfig(
+                retain_floor=retain_floor,
+                worst_floor=worst_floor,
+                prefer=prefer,
+                positives=positives,
+                negatives=negatives,
+                watched=watched,
+                screen=screen,
+                passes=passes,
+                finalists=finalists,
+            ),
             actors=actors,
             ray=ray,
-            negatives=negatives,
             concepts_per_engine=concepts_per_engine,
             report=report,
             engine_args=tuple(engine_arg or ()),

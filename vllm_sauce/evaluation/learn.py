@@ -21,10 +21,17 @@ from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError, LearnError
+from vllm_sauce.evaluation.calibrate import CalibrationConfig
+from vllm_sauce.evaluation.select import SCORE_NAMES
 from vllm_sauce.training.shards import write_whole
 
 RUN_FILE = "learn.json"
 STAGES_FILE = "stages.json"
+_SEARCH = (
+    *("retain_floor", "worst_floor", "prefer", "positives", "negatives", "watched"),
+    *("screen", "passes", "finalists"),
+)
+"""What of a ``CalibrationConfig`` the command line takes."""
 _HOW = ("device", "engine_args", "concepts_per_engine", "report", "actors", "ray")
 """Where and how fast it runs; this may change between two runs."""
 
@@ -55,16 +62,8 @@ class LearnRequest:
     score: str = "share"
     latents: int = 64
     """Latents a concept that calibration may choose from, at each site."""
-    retain_floor: float = 0.02
-    worst_floor: float = 0.35
-    prefer: str = "forgetting"
-    positives: int = 24
-    negatives: int = 24
-    watched: int = 4
-    """Examples of every other concept; see ``CalibrationConfig`` for all of these."""
-    screen: float = 0.25
-    passes: int = 2
-    finalists: int = 6
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    """How edits are searched, and what they may cost."""
     concepts_per_engine: int = 20
     actors: int = 1
     """Processes that harvest and calibrate, each with an engine."""
@@ -77,6 +76,13 @@ class LearnRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.score not in SCORE_NAMES:
+            raise ConfigError(
+                f"score is one of {', '.join(SCORE_NAMES)}, got {self.score!r}"
+            )
+        for name in ("actors", "concepts_per_engine", "latents"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1")
         if not self.sites or len(set(self.sites)) != len(self.sites):
             raise ConfigError("name each site once: vision or decoder.<i>")
         for site in (*self.sites, *self.saes):
@@ -229,6 +235,10 @@ def _select(request: LearnRequest, site: str) -> Stage:
     return Stage(f"select {site}", command, out)
 
 
+def _option(config: CalibrationConfig, name: str) -> tuple[str, str]:
+    return f"--{name.replace('_', '-')}", str(getattr(config, name))
+
+
 def _calibrate(request: LearnRequest) -> Stage:
     pairs = [
         (
@@ -241,13 +251,7 @@ def _calibrate(request: LearnRequest) -> Stage:
         *("calibrate", "--model", request.model, "--out", str(request.out)),
         *(part for pair in pairs for part in pair),
         *("--concepts", str(request.concepts)),
-        *("--retain-floor", str(request.retain_floor)),
-        *("--positives", str(request.positives)),
-        *("--negatives", str(request.negatives)),
-        *("--watched", str(request.watched), "--prefer", request.prefer),
-        *("--worst-floor", str(request.worst_floor)),
-        *("--screen", str(request.screen), "--passes", str(request.passes)),
-        *("--finalists", str(request.finalists)),
+        *(part for name in _SEARCH for part in _option(request.calibration, name)),
         *("--concepts-per-engine", str(request.concepts_per_engine)),
         *_actors(request),
         *_engine(request),

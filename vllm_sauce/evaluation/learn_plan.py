@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.calibrate import CalibrationConfig
 from vllm_sauce.evaluation.calibration_run import SCORE_SPLIT, SEARCH_SPLIT
 from vllm_sauce.evaluation.learn import LearnRequest
 from vllm_sauce.evaluation.model_size import ModelSize
@@ -182,19 +181,12 @@ def _train(request: LearnRequest, site: str, size: ModelSize) -> Line:
     return Line(f"train {site}", 0, request.tokens, weights, memory, operations)
 
 
-def calibration(request: LearnRequest) -> CalibrationConfig:
-    """Return how the calibration of a request searches."""
-    return CalibrationConfig(
-        screen=request.screen, passes=request.passes, finalists=request.finalists
-    )
-
-
 def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     """Count prompts of a search that goes through its grid as often as it may, and
     operations of one that ends after the first time and shares every picture among
     the questions about it under one mask.
     """
-    config = calibration(request)
+    config = request.calibration
     sites = len(request.sites)
     starts = sites + (sites > 1)
     latents = sum(k <= request.latents for k in config.k) or 1
@@ -373,13 +365,13 @@ def count(request: LearnRequest) -> Counts:
 
 def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
     """Count the questions that calibration will ask on a split."""
-    asked, share = Questionnaire(file, split), calibration(request).screen
+    asked, config = Questionnaire(file, split), request.calibration
     found: list[list[Item]] = []
     screened: list[list[Item]] = []
     for name in file.concepts:
-        items = asked.items(name, request.positives, request.negatives, request.watched)
+        items = asked.items(name, config.positives, config.negatives, config.watched)
         found.append(items)
-        screened.append([items[i] for i in small_part(items, share)])
+        screened.append([items[i] for i in small_part(items, config.screen)])
     shown = [_pictures(items) for items in found]
     return Asked(
         questions=sum(map(len, found)),
