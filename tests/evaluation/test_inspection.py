@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.evaluation.tiny_world import draw, sample_of
+from tests.evaluation.tiny_world import draw, random_sae, sample_of
 from tests.plugin.random_gemma3 import write_gemma3_bundle, write_random_gemma3
 from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
 from vllm_sauce.bundle import Bundle
@@ -16,7 +16,6 @@ from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import ConfigError, UnknownConceptError
 from vllm_sauce.evaluation.activation_maps import (
     ActivationMap,
-    LatentReader,
     SitePeaks,
     activation_maps,
     latent_peaks,
@@ -32,10 +31,8 @@ from vllm_sauce.evaluation.quiz import (
     YES,
     Wording,
     choose_questions,
-    mark,
 )
 from vllm_sauce.evaluation.quiz_asking import PlainPrompts, Quiz, SharedPictures
-from vllm_sauce.sae import SAEWeights, reconstruct
 from vllm_sauce.training.activations import vision_features
 from vllm_sauce.training.concept_schema import Questions
 from vllm_sauce.training.samples import Sample
@@ -154,48 +151,6 @@ def test_pictures_are_shown_as_the_model_sees_them(loaded, samples, pictures):
     assert int((seen - drawn).abs().max()) <= 1
 
 
-def random_sae(kind: str) -> SAEWeights:
-    generator = torch.Generator().manual_seed(3)
-    normed = "layer_norm" if kind == "normed" else "none"
-    return SAEWeights(
-        W_enc=torch.randn(8, 20, generator=generator),
-        W_dec=torch.randn(20, 8, generator=generator),
-        b_enc=torch.randn(20, generator=generator),
-        b_dec=torch.randn(8, generator=generator),
-        threshold=torch.rand(20, generator=generator) if kind == "jumprelu" else None,
-        architecture=kind if kind in ("jumprelu", "topk") else "standard",
-        k=5 if kind == "topk" else None,
-        normalize_activations=normed,
-    )
-
-
-@pytest.mark.parametrize("kind", ["standard", "jumprelu", "topk", "normed"])
-def test_some_latents_read_as_all_of_them(kind):
-    sae = random_sae(kind)
-    x = torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(4))
-    some = LatentReader(sae, (4, 0, 19), torch.device("cpu"))(x)
-    assert torch.allclose(some, sae.encode(x)[..., [4, 0, 19]], atol=1e-5)
-    assert (some > 0).any()
-
-
-@pytest.mark.parametrize("kind", ["standard", "jumprelu", "topk", "normed"])
-def test_every_kind_of_sae_is_edited_in_proportion(kind):
-    sae = random_sae(kind)
-    edit = SiteEdit(
-        latents=(3, 11), gamma=(-0.5, 0.0), shift=(0.0, -1.0), gate=(0.5, 0)
-    )
-    concept = Concept(name="c", domain="d", edits={VISION: edit})
-    x = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(5))
-    whole = reconstruct(sae, x, edit) - x
-    assert whole.abs().max() > 0.1
-    for strength in (0.25, 1.0, 3.0):
-        changed = edit_fns({VISION: sae}, concept, strength)[VISION](x)
-        assert torch.allclose(changed - x, strength * whole, atol=1e-4)
-    half = edit_fns({VISION: sae}, concept, 1.0)[VISION](x.bfloat16())
-    assert half.dtype == torch.bfloat16
-    assert edit_fns({VISION: sae}, concept, 0) == {}
-
-
 def test_statistics_by_hand():
     peaks = SitePeaks(
         latents=(7, 3),
@@ -239,15 +194,6 @@ def test_overlap_by_hand(saes):
     assert found["b"].similarity == pytest.approx((0.6 + 1) / 2)
     assert found["c"].similarity == 0
     assert latent_owners(catalogue)[VISION, 3] == ("a", "b")
-
-
-def test_marks_by_hand():
-    logits = torch.log(torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]]))
-    probability, right = mark(
-        logits, [(0, 0), (0, 0), (0, 1)], [[[0], [1]], [[1, 2]], [[2]]]
-    )
-    assert probability.tolist() == pytest.approx([0.35, 0.5, 0.2])
-    assert right.tolist() == [True, False, False]
 
 
 def test_questions_fit_the_pictures(bundle, samples):
@@ -397,16 +343,6 @@ def test_wrong_settings_are_refused():
         patch_grid(50)
     with pytest.raises(ConfigError, match="concept"):
         Wording.of_options("Is it there?", [])
-
-
-def test_wording_of_a_command_line():
-    wording = Wording.of_options(None, ["What?", "objects=Which object?"])
-    assert wording.naming("objects") == "Which object?"
-    assert wording.naming("colours") == "What?"
-    assert Wording.of_options("See {a concept}?", []).naming("colours") is None
-    assert (
-        Wording.of_options("See {a concept}?", []).default.asks("owl") == "See an owl?"
-    )
 
 
 def test_other_models_are_asked_one_prompt_at_a_time(tmp_path, samples):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples drawn in sauce-tiny's world, whose truth is known patch by patch."""
+"""Samples in sauce-tiny's world, whose truth is known patch by patch; random SAEs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from tiny.world import Picture, Renderer
+from vllm_sauce.sae import SAEWeights
 from vllm_sauce.training.samples import Sample
 
 
@@ -40,4 +42,20 @@ def sample_of(picture: Picture, key: str) -> Sample:
         prompt="What is in the picture?",
         picture=DrawnPicture(key, file.getvalue()),
         concepts=picture.concepts,
+    )
+
+
+def random_sae(kind: str) -> SAEWeights:
+    """Return an SAE of 20 latents, 8 wide: standard, jumprelu, topk, or normed."""
+    generator = torch.Generator().manual_seed(3)
+    normed = "layer_norm" if kind == "normed" else "none"
+    return SAEWeights(
+        W_enc=torch.randn(8, 20, generator=generator),
+        W_dec=torch.randn(20, 8, generator=generator),
+        b_enc=torch.randn(20, generator=generator),
+        b_dec=torch.randn(8, generator=generator),
+        threshold=torch.rand(20, generator=generator) if kind == "jumprelu" else None,
+        architecture=kind if kind in ("jumprelu", "topk") else "standard",
+        k=5 if kind == "topk" else None,
+        normalize_activations=normed,
     )

@@ -223,15 +223,11 @@ def _effects(
         if not held:  # text alone does not pass the tower
             return [torch.zeros(sae.d_sae)] * len(part)
         (gradient,) = torch.autograd.grad(margins.sum(), held)
-    real = torch.ones(held[0].shape[:2], dtype=torch.bool)
-    if held[0].shape[:2] == inputs["input_ids"].shape:
-        real = inputs["attention_mask"].bool().cpu()
+    # Nothing attends to padding, so its gradient is nought.
     with torch.no_grad():
         return [
-            latent_effects(
-                sae, sae.encode(x[keep].float().cpu()), g[keep].float().cpu()
-            )
-            for x, g, keep in zip(held[0].detach(), gradient, real, strict=True)
+            latent_effects(sae, sae.encode(x.float().cpu()), g.float().cpu())
+            for x, g in zip(held[0].detach(), gradient, strict=True)
         ]
 
 
