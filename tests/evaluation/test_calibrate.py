@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which edit is chosen, and what is asked of an engine; the engine is a list here."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.calibrate import (
-    CalibrationConfig,
-    Examiner,
-    Trial,
-    _choose,
-    _distinct,
-)
+from vllm_sauce.evaluation.calibrate import _choose, _distinct, _keeps, _prune
+from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.candidate_engine import CandidateEngine, Reading
 from vllm_sauce.evaluation.edit_choices import EditChoices
+from vllm_sauce.evaluation.examiner import Examiner, Trial
 from vllm_sauce.evaluation.questionnaire import (
     Item,
     Kind,
@@ -29,8 +26,7 @@ CONFIG = CalibrationConfig(
 )
 
 
-@pytest.fixture
-def choices():
+def choices_of(count, config=CONFIG):
     """Two scores that rank alike: their settings differ in name alone."""
     latents = [
         RankedLatent(
@@ -40,24 +36,29 @@ def choices():
             firing_rate=(0.5, 0.1),
             max_acts=(4.0, 2.0),
         )
-        for i, latent in enumerate((5, 3))
+        for i, latent in enumerate(range(count, 0, -1))
     ]
     found = SelectedConcept(domain="d", num_samples=(9, 9), latents=latents)
-    return EditChoices("dog", {"vision": found}, CONFIG.k, CONFIG.gates, CONFIG.actions)
+    return EditChoices("dog", {"vision": found}, config.k, config.gates, config.actions)
+
+
+@pytest.fixture
+def choices():
+    return choices_of(2)
 
 
 class Engine(CandidateEngine):
-    """Answers every probe alike and keeps what it was asked."""
+    """Says "dog", or what ``says`` makes of a probe, and keeps what it was asked."""
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, says=lambda probe: "dog"):
+        self.asked, self.says = [], says
 
     def answer_tokens(self, words):
         return (7,)
 
     def evaluate(self, probes, progress=lambda done, total: None):
         self.asked.append(list(probes))
-        return [Reading({7: -0.1}, (7,), "dog") for _ in probes]
+        return [Reading({7: -0.1}, (7,), self.says(probe)) for probe in probes]
 
 
 class Questions(Questionnaire):
@@ -79,8 +80,9 @@ def examiner(choices):
 
 
 def setting(**values):
-    start = {"sites": ("vision",), "ranking": "share", "k": 1, "gate": 0.0}
-    return tuple({**start, "action": "scale 0", **values}.items())
+    start = {"ranking": "share", "k": 1, "gate": 0.0, "action": "scale 0"}
+    mine = {**start, "without": (), **values}
+    return tuple((f"vision {name}", value) for name, value in mine.items())
 
 
 def test_settings_with_equal_masks_are_asked_once(examiner):
@@ -117,12 +119,12 @@ def test_the_floors_come_before_the_merit(examiner):
     greedy = trial(0.9, setting(k=2), hm=0.9, iras=0.9)
     harms = trial(0.8, setting(action="scale -4"), hm=0.9, worst=("cat", 0.5))
     examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
-    chosen = _choose(examiner, "dog", [greedy, harms, kept], [])
-    assert chosen.setting == kept.setting and chosen.within_floor
-    nothing = _choose(examiner, "dog", [greedy, harms], [])
-    assert nothing.setting == greedy.setting and not nothing.within_floor
+    chosen = _choose(examiner, "dog", [greedy, harms, kept])
+    assert chosen is kept and _keeps(examiner, "dog", chosen)
+    nothing = _choose(examiner, "dog", [greedy, harms])
+    assert nothing is greedy and not _keeps(examiner, "dog", nothing)
     examiner.config = replace(CONFIG, retain_floor=0.2)
-    assert _choose(examiner, "dog", [greedy, harms, kept], []).setting == greedy.setting
+    assert _choose(examiner, "dog", [greedy, harms, kept]) is greedy
 
 
 def test_what_is_preferred_decides_within_the_floors(examiner):
@@ -131,7 +133,60 @@ def test_what_is_preferred_decides_within_the_floors(examiner):
     examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
     for prefer, best in (("forgetting", forgets), ("balance", balanced)):
         examiner.config = replace(CONFIG, retain_floor=1.0, prefer=prefer)
-        assert _choose(examiner, "dog", [forgets, balanced], []).setting == best.setting
+        assert _choose(examiner, "dog", [forgets, balanced]) is best
+
+
+def asked_of(needed):
+    """Return an examiner of 16 latents whose first question needs some bands."""
+    config = replace(CONFIG, k=(4, 8, 16), retain_floor=0.4)
+
+    def says(probe):
+        ranks = {name.split()[3] for name in probe.candidates}
+        return "cat" if needed <= ranks and probe.prompt == "dog?" else "dog"
+
+    class Asked(Questions):
+        def items(self, name, positives, negatives, watched=0):
+            first, other = super().items(name, positives, negatives, watched)
+            return [replace(first, prompt="dog?"), other]
+
+    return Examiner(Engine(says), {"dog": choices_of(16, config)}, Asked(), config)
+
+
+@pytest.mark.parametrize(
+    ("needed", "left"),
+    [
+        ({"0-4"}, {"0-4"}),
+        ({"8-16"}, {"8-16"}),
+        ({"0-4", "8-16"}, {"0-4", "8-16"}),
+        ({"0-4", "4-8", "8-16"}, {"0-4", "4-8", "8-16"}),
+    ],
+)
+def test_latents_are_dropped_that_nothing_needs(needed, left):
+    examiner = asked_of(needed)
+    whole = setting(k=16)
+    best = examiner.trials({"dog": [whole]}, 1.0)["dog"][whole]
+    assert best.scores.UAg == 1.0
+    kept = _prune(examiner, {"dog": best}, lambda what, done, total: None)["dog"]
+    parts = examiner.choices["dog"].parts(kept[-1].setting)
+    assert {name.split()[3] for name in parts} == left
+    assert kept[0] is best and kept[-1].scores.UAg == 1.0
+
+
+def test_an_edit_of_nothing_is_never_chosen():
+    """Where there are two sites, each may be off; both off is no edit."""
+    one = choices_of(2)
+    both = EditChoices(
+        "dog",
+        {"vision": one.latents["vision"], "decoder.1": one.latents["vision"]},
+        CONFIG.k,
+        CONFIG.gates,
+        CONFIG.actions,
+    )
+    examiner = Examiner(Engine(), {"dog": both}, Questions(), CONFIG)
+    nothing = both.setting({})
+    found = examiner.trials({"dog": [nothing]}, 1.0)["dog"]
+    assert found[nothing].objective == -math.inf
+    assert _distinct(examiner, "dog", found, 3) == []
 
 
 def test_a_lost_concept_costs_what_lies_beyond_its_floor(examiner):
@@ -153,9 +208,27 @@ def test_a_lost_concept_costs_what_lies_beyond_its_floor(examiner):
     lenient.items["dog"].append(item)
     lenient.plain["dog"].append(examiner.plain["dog"][-1])
     spared = lenient.trials({"dog": [setting()]}, 1.0)["dog"][setting()]
+    # One lost example of one says no more than one of two.
     assert spared.objective - found.objective == pytest.approx(
-        0.5 * (1.0 - CONFIG.worst_floor)
+        0.5 * (0.5 - CONFIG.worst_floor)
     )
+    # The search itself does not ask for it.
+    blind = examiner.trials({"dog": [setting()]}, 1.0, watched=False)["dog"]
+    assert blind[setting()].worst == ("", 0.0)
+    assert blind[setting()].objective == spared.objective
+
+
+def test_the_search_hands_on_different_latents(examiner):
+    """Else all that it hands on were the last coordinate's values."""
+    actions = ("scale 0", "scale -4")
+    trials = {
+        one: trial(1.0 - 0.1 * place, one)
+        for place, one in enumerate(
+            setting(k=k, action=action) for k in (2, 1) for action in actions
+        )
+    }
+    found = _distinct(examiner, "dog", trials, 3, alike=1)
+    assert found == [setting(k=2), setting(k=1)]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.cli import app
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation import calibration_run
-from vllm_sauce.evaluation.calibrate import CalibrationConfig
+from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.calibration_report import (
     FRONTIER_FILE,
     table,

@@ -38,7 +38,9 @@ from vllm_sauce.evaluation.causal import (
     latent_candidates,
     measure,
 )
+from vllm_sauce.evaluation.rendered_prompts import RenderedPrompts
 from vllm_sauce.evaluation.select import SelectRequest, select
+from vllm_sauce.plugin import compat
 from vllm_sauce.training.concept_examples import ConceptFile
 from vllm_sauce.training.samples import PictureFile
 
@@ -117,8 +119,11 @@ def engine(bundle, dog, request_):
     candidates["wide"] = {"decoder.1": everywhere}
     candidates["both"] = {"vision": everywhere, "decoder.1": everywhere}
     saes = {site: entry.weights for site, entry in bundle.sites.items()}
+    for number, stop in enumerate((1024, 2048)):
+        part = SiteEdit.uniform(range(1024 * number, stop, 4), gamma=-1.0)
+        candidates[f"part {number}"] = {"decoder.1": part}
     with CandidateEngine(
-        MODEL, saes, candidates, engine_args=ENGINE, window=24
+        MODEL, saes, candidates, engine_args=ENGINE, window=24, most=2
     ) as engine:
         yield engine
 
@@ -144,7 +149,7 @@ def test_every_candidate_answers_as_transformers_does(engine):
         Probe(
             prompt=QUESTION,
             picture=Blocks(seed),
-            candidate=name,
+            candidates=() if name is None else (name,),
             strength=0.5 if name == "wide" else 1.0,
             tokens=tuple(range(4, 120)),
         )
@@ -172,7 +177,7 @@ def test_every_candidate_answers_as_transformers_does(engine):
 def test_a_plain_probe_is_the_same_in_any_company(engine):
     plain = Probe(prompt=QUESTION, picture=Blocks(3), tokens=(50, 51))
     edited = [
-        Probe(prompt=QUESTION, picture=Blocks(3), candidate=name, tokens=(50, 51))
+        Probe(prompt=QUESTION, picture=Blocks(3), candidates=(name,), tokens=(50, 51))
         for name in sorted(engine.names)
     ]
     (alone,) = engine.evaluate([plain])
@@ -180,8 +185,83 @@ def test_a_plain_probe_is_the_same_in_any_company(engine):
     assert mixed[len(edited)].logprobs == pytest.approx(alone.logprobs, abs=1e-5)
     for one, other in zip(mixed[: len(edited)], mixed[len(edited) + 1 :], strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
-    off = Probe(prompt=QUESTION, picture=Blocks(3), candidate="wide", strength=0.0)
+    off = Probe(prompt=QUESTION, picture=Blocks(3), candidates=("wide",), strength=0.0)
     assert engine.evaluate([off])[0].said == alone.said
+
+
+def test_candidates_of_one_probe_act_together(engine):
+    """Two halves are the whole, and neither half is."""
+    named = (("wide",), ("part 0", "part 1"), ("part 0",), ("part 1",))
+    probes = [
+        Probe(
+            prompt=QUESTION,
+            picture=Blocks(5),
+            candidates=names,
+            tokens=tuple(range(4, 120)),
+        )
+        for names in named
+    ]
+    whole, both, *halves = engine.evaluate(probes)
+    assert both.logprobs == pytest.approx(whole.logprobs, abs=1e-4)
+    for half in halves:
+        differences = [abs(half.logprobs[t] - whole.logprobs[t]) for t in range(4, 120)]
+        assert max(differences) > 0.01
+    with pytest.raises(UnknownConceptError, match="part 7"):
+        engine.evaluate([Probe(prompt=QUESTION, candidates=("part 0", "part 7"))])
+
+
+def test_a_prompt_is_rendered_once_for_all_its_masks(engine, monkeypatch):
+    rendered = []
+
+    def counted(llm, messages, render=compat.rendered_chat):
+        rendered.append(messages)
+        return render(llm, messages)
+
+    monkeypatch.setattr(compat, "rendered_chat", counted)
+    probes = [
+        Probe(prompt=prompt, picture=picture, candidates=names, tokens=(50,))
+        for prompt in ("What is this?", "And this?")
+        for picture in (Blocks(11), Blocks(12), None)
+        for names in ((), ("wide",), ("both",))
+    ]
+    first = engine.evaluate(probes)
+    assert len(rendered) == 6
+    again = engine.evaluate(probes)
+    assert len(rendered) == 6
+    for one, other in zip(first, again, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    # Without room for pictures each is prepared anew, and answers are the same.
+    monkeypatch.setattr(engine, "_prompts", RenderedPrompts(picture_bytes=1))
+    fresh = engine.evaluate(probes)
+    assert len(rendered) == 6 + 2 * 2 * 3 + 2
+    for one, other in zip(first, fresh, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+def test_pictures_that_take_too_much_are_forgotten_oldest_first(monkeypatch):
+    """The rest of a prompt stays; its picture is prepared again."""
+    asked = []
+
+    def rendered(llm, messages):
+        (part, text) = messages[0]["content"]
+        asked.append((text["text"], part["uuid"]))
+        return {"prompt_token_ids": [1], "mm_kwargs": part["uuid"]}
+
+    monkeypatch.setattr(compat, "rendered_chat", rendered)
+    monkeypatch.setattr(compat, "picture_bytes", lambda pixels: 10)
+    prompts = RenderedPrompts(picture_bytes=25)
+    pictures = [Blocks(seed) for seed in (1, 2, 3)]
+    digests = {id(one): f"p{one.seed}" for one in pictures}
+
+    def ask(number, prompt):
+        probe = Probe(prompt=prompt, picture=pictures[number])
+        found = prompts.of(None, probe, digests)
+        assert found == {"prompt_token_ids": [1], "mm_kwargs": f"p{number + 1}"}
+
+    for number in (0, 1, 0, 2, 0, 1):
+        ask(number, "a")
+    # The third picture took the second's place.
+    assert asked == [("a", "p1"), ("a", "p2"), ("a", "p3"), ("a", "p2")]
 
 
 def test_longer_answers_come_as_text(engine):
@@ -211,7 +291,7 @@ def test_dogs_latents_are_what_dog_hangs_on(engine, dog):
         Probe(
             prompt=QUESTION,
             picture=picture,
-            candidate=name,
+            candidates=() if name is None else (name,),
             tokens=token,
         )
         for picture in dogs(4)
@@ -248,9 +328,9 @@ def test_selecting_by_effect(engine, request_, monkeypatch):
 
 def test_what_it_cannot_do_is_refused(engine, bundle, tmp_path):
     with pytest.raises(UnknownConceptError, match="latent:vision"):
-        engine.evaluate([Probe(prompt=QUESTION, candidate="latent:vision:999")])
+        engine.evaluate([Probe(prompt=QUESTION, candidates=("latent:vision:999",))])
     with pytest.raises(InvalidStrengthError):
-        engine.evaluate([Probe(prompt=QUESTION, candidate="wide", strength=99.0)])
+        engine.evaluate([Probe(prompt=QUESTION, candidates=("wide",), strength=99.0)])
     with pytest.raises(ConfigError, match="at most 128 tokens"):
         engine.evaluate([Probe(prompt=QUESTION, tokens=tuple(range(129)))])
     (tmp_path / "a.png").write_bytes(b"no picture")

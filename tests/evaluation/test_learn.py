@@ -10,7 +10,7 @@ import pytest
 from vllm_sauce.cli.calibrate import calibrate
 from vllm_sauce.cli.learn import learn as learn_command
 from vllm_sauce.errors import ConfigError, LearnError
-from vllm_sauce.evaluation.calibrate import CalibrationConfig
+from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.learn import LearnRequest, learn, stages
 
 TINY = Path(__file__).parents[2] / "examples/tiny"

@@ -14,8 +14,8 @@ from vllm_sauce.cli import app
 from vllm_sauce.cli.options import site_saes
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.calibrate import CalibrationConfig
-from vllm_sauce.evaluation.edit_choices import EditChoices
+from vllm_sauce.evaluation.calibration_config import CalibrationConfig
+from vllm_sauce.evaluation.edit_choices import EditChoices, SiteSetting
 from vllm_sauce.evaluation.learn import LearnRequest
 from vllm_sauce.evaluation.learn_plan import (
     Asked,
@@ -116,8 +116,10 @@ def test_rows_are_stored_as_vllm_is_told(paper):
     assert by_stage(wide, FEW)["harvest concepts"].disk == 400 * 576 * (4096 + 9)
 
 
-def test_no_search_asks_more_than_planned(paper):
+@pytest.mark.parametrize("sites", [("vision",), ("vision", "decoder.16")])
+def test_no_search_asks_more_than_planned(paper, sites):
     """The longest search there is: every round finds something better."""
+    paper = replace(paper, sites=sites)
     ranked = [
         RankedLatent(
             latent=i,
@@ -130,9 +132,10 @@ def test_no_search_asks_more_than_planned(paper):
     ]
     latents = SelectedConcept(domain="animals", num_samples=(9, 9), latents=ranked)
     config = CalibrationConfig()
+    sites = dict.fromkeys(paper.sites, latents)
     choices = EditChoices(
         "dog",
-        {"vision": latents},
+        sites,
         config.k,
         config.gates,
         config.actions,
@@ -148,9 +151,17 @@ def test_no_search_asks_more_than_planned(paper):
                 rising += 1.0
                 scores[setting] = rising
             wanted = search.send(scores)
+    best = choices.setting(
+        {
+            site: SiteSetting(ranking="file", k=64, gate=0.0, action="scale 0")
+            for site in sites
+        }
+    )
+    whole = config.finalists + len(list(choices.smaller(best)))
     line = by_stage(paper, FEW)["calibrate"]
     # Twice as many are asked half of them first.
-    asked = tried * ASKED.screening + (1 + 2 * config.finalists) * ASKED.questions
+    asked = tried * ASKED.screening
+    asked += (1 + whole + config.finalists) * ASKED.questions
     assert asked <= line.passes <= 1.1 * asked
 
 

@@ -91,8 +91,10 @@ def test_every_other_concept_is_watched_where_the_target_is_not(file):
         by_name.setdefault(item.about, []).append(shown(item))
     assert set(by_name) == {*ANIMALS, *COLOURS} - {"dog"}
     assert all(len(set(pictures)) == 2 for pictures in by_name.values())
-    # Half of the questions watch each of them once.
+    # Half of the questions watch each of them once, those of the search none.
+    alone = [items[n] for n in small_part(items, 0.5, watched=False)]
     half = [items[n] for n in small_part(items, 0.5)]
+    assert alone == [item for item in half if item.part is not Part.WATCHED]
     once = [item.about for item in half if item.part is Part.WATCHED]
     assert sorted(once) == sorted({*ANIMALS, *COLOURS} - {"dog"})
     assert not any(
@@ -129,6 +131,23 @@ def test_each_wording_is_asked(tmp_path):
     ):
         asked = {i.prompt for i in items if i.part is part and i.kind is kind}
         assert wanted <= asked
+
+
+def test_an_example_is_asked_one_of_its_own_prompts(tmp_path):
+    file = write(
+        tmp_path,
+        "version: 1\nminimum: 1\n"
+        "pictures: {jsonl: rows.jsonl, image: file, concepts: concepts}\n"
+        "defaults: {prompts: ['One?', 'Two?', 'Three?']}\n"
+        "concepts:\n  dog: {domain: a}\n  cat: {domain: a}\n  red: {domain: b}\n",
+        [["dog", "red"]] * 20 + [["cat"]] * 12,
+    )
+    items = Questionnaire(file, "selection").items("dog", 9, 4)
+    own = [item for item in items if item.optional]
+    assert len(own) == len({shown(item) for item in own}) >= 5
+    assert {item.prompt for item in own} <= {"One?", "Two?", "Three?"}
+    assert len({item.prompt for item in own}) > 1
+    assert all(item.part is Part.UAG for item in own)
 
 
 def test_the_split_and_the_numbers_are_kept_to(file):

@@ -14,7 +14,11 @@ from vllm_sauce.sae import SAEWeights
 from vllm_sauce.training import latent_statistics
 from vllm_sauce.training.activation_store import ActivationStore
 from vllm_sauce.training.concept_examples import ConceptFile
-from vllm_sauce.training.latent_statistics import concept_statistics, sample_groups
+from vllm_sauce.training.latent_statistics import (
+    concept_statistics,
+    quiet_levels,
+    sample_groups,
+)
 from vllm_sauce.training.shard_writer import ShardWriter
 from vllm_sauce.training.shards import (
     HARVEST_FILE,
@@ -139,6 +143,51 @@ def test_only_the_roles_asked_for_count(tmp_path, file, sae):
     group = found.group(0)
     assert group.num_tokens == group.num_samples == 48
     assert seen[-1] == (len(samples), len(samples))
+
+
+@pytest.mark.parametrize("batch", [1, 10**9])
+def test_a_share_of_the_tokens_without_a_concept_stays_below_a_level(
+    tmp_path, file, sae, batch, monkeypatch
+):
+    monkeypatch.setattr(latent_statistics, "BATCH_BYTES", batch)
+    samples = file.samples()
+    store = ActivationStore.open(harvest(tmp_path / "h", samples, rows_of), "decoder.1")
+    concepts = tuple(file.concepts.values())
+    groups = sample_groups(store.samples(), concepts, None, "decoder.1")
+    chosen, shares = ((4, 1), (), (0,)), (0.5, 0.9, 1.0)
+    found = quiet_levels(
+        sae, store, torch.cat([groups, groups[:, :2]], 1), chosen, shares
+    )
+    assert [tuple(one.shape) for one in found] == [(3, 2), (3, 0), (3, 1)]
+    counted = concept_statistics(sae, store, groups).group(1)
+    without = {s.key for e in concepts[0].examples(False) for s in e.samples()}
+    acts = torch.cat(
+        [rows_of(i, "").activations for i, s in enumerate(samples) if s.key in without]
+    ).clamp_min(0)
+    for latent, levels in zip(chosen[0], found[0].T, strict=True):
+        for share, level in zip(shares, levels, strict=True):
+            below = (acts[:, latent] <= level).double().mean()
+            assert share <= below < share + 1.5 / len(acts) or level == 0
+    assert torch.equal(found[0][-1], counted.max_acts[list(chosen[0])])
+
+
+def test_levels_are_read_from_a_bounded_number_of_tokens(
+    tmp_path, file, sae, monkeypatch
+):
+    """Of every fourth token or so, a level is still one that many stay below."""
+    samples = file.samples()
+    store = ActivationStore.open(harvest(tmp_path / "h", samples, rows_of), "decoder.1")
+    groups = sample_groups(
+        store.samples(), tuple(file.concepts.values()), None, "decoder.1"
+    )
+    whole, _ = quiet_levels(sae, store, groups, ((0, 1), (2,)), (0.8,))
+    monkeypatch.setattr(latent_statistics, "LEVEL_TOKENS", 100)
+    part, _ = quiet_levels(sae, store, groups, ((0, 1), (2,)), (0.8,))
+    assert not torch.equal(whole, part)
+    assert (whole - part).abs().max() < 0.5
+    monkeypatch.setattr(latent_statistics, "LEVEL_TOKENS", 1)
+    none, one = quiet_levels(sae, store, groups, ((0, 1), (2,)), (0.8,))
+    assert none.eq(0).all() or one.eq(0).all()  # a lone token is of one concept
 
 
 def test_a_harvest_of_something_else_is_refused(tmp_path, file, sae):

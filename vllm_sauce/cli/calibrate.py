@@ -9,16 +9,20 @@ from typing import Annotated
 import typer
 
 from vllm_sauce.cli.calibration_options import (
+    Action,
     ConceptsPerEngine,
     Finalists,
     Negatives,
     Passes,
     Positives,
     Prefer,
+    Prune,
+    Ranking,
     RetainFloor,
     Screen,
     Watched,
     WorstFloor,
+    narrowed,
 )
 
 
@@ -45,6 +49,9 @@ def calibrate(
     screen: Screen = 0.25,
     passes: Passes = 2,
     finalists: Finalists = 6,
+    ranking: Ranking = None,
+    action: Action = None,
+    prune: Prune = True,
     concepts_per_engine: ConceptsPerEngine = 20,
     actors: Annotated[
         int, typer.Option(help="Processes side by side, each with an engine.")
@@ -76,7 +83,7 @@ def calibrate(
         stages,
     )
     from vllm_sauce.errors import SauceError
-    from vllm_sauce.evaluation.calibrate import CalibrationConfig
+    from vllm_sauce.evaluation.calibration_config import CalibrationConfig
     from vllm_sauce.evaluation.calibration_report import table, write_frontiers
     from vllm_sauce.evaluation.calibration_run import (
         CalibrateRequest,
@@ -84,6 +91,18 @@ def calibrate(
     )
 
     try:
+        config = CalibrationConfig(
+            retain_floor=retain_floor,
+            worst_floor=worst_floor,
+            prefer=prefer,
+            positives=positives,
+            negatives=negatives,
+            watched=watched,
+            screen=screen,
+            passes=passes,
+            finalists=finalists,
+            prune=prune,
+        )
         request = CalibrateRequest(
             model=model,
             saes=site_paths(sae),
@@ -91,17 +110,7 @@ def calibrate(
             concepts=concepts,
             out=out,
             names=tuple(concept or ()),
-            config=CalibrationConfig(
-                retain_floor=retain_floor,
-                worst_floor=worst_floor,
-                prefer=prefer,
-                positives=positives,
-                watched=watched,
-                screen=screen,
-                passes=passes,
-                negatives=negatives,
-                finalists=finalists,
-            ),
+            config=narrowed(config, ranking, action),
             concepts_per_engine=concepts_per_engine,
             engine_args=engine_arguments(engine_arg or ()),
             overwrite=overwrite,

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
+
+from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 
 RetainFloor = Annotated[
     float, typer.Option(help="Share that IRA and CRA may lose each.")
@@ -26,6 +29,33 @@ Passes = Annotated[
     int, typer.Option(help="How often it goes through all settings at most.")
 ]
 Finalists = Annotated[int, typer.Option(help="Settings asked everything.")]
+Ranking = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Score that latents may be ranked by, or file; may be given again. "
+        "Default: all of the selection."
+    ),
+]
+Action = Annotated[
+    list[str] | None,
+    typer.Option(
+        help='"scale G" or "clamp C"; may be given again. Default: gamma 0 to -16, '
+        "clamps 0.5 to 2."
+    ),
+]
+Prune = Annotated[
+    bool, typer.Option(help="Drop latents that the chosen edit does not need.")
+]
 ConceptsPerEngine = Annotated[
     int, typer.Option(help="Concepts whose candidates are asked together.")
 ]
+
+
+def narrowed(
+    config: CalibrationConfig,
+    ranking: list[str] | None,
+    action: list[str] | None,
+) -> CalibrationConfig:
+    """Return a calibration that tries only these rankings and actions, if any."""
+    actions = tuple(action) if action else config.actions
+    return replace(config, rankings=tuple(ranking or ()), actions=actions)

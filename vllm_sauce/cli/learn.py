@@ -9,16 +9,20 @@ from typing import Annotated
 import typer
 
 from vllm_sauce.cli.calibration_options import (
+    Action,
     ConceptsPerEngine,
     Finalists,
     Negatives,
     Passes,
     Positives,
     Prefer,
+    Prune,
+    Ranking,
     RetainFloor,
     Screen,
     Watched,
     WorstFloor,
+    narrowed,
 )
 
 
@@ -65,6 +69,9 @@ def learn(
     screen: Screen = 0.25,
     passes: Passes = 2,
     finalists: Finalists = 6,
+    ranking: Ranking = None,
+    action: Action = None,
+    prune: Prune = True,
     actors: Annotated[
         int, typer.Option(help="Processes that calibrate, each with an engine.")
     ] = 1,
@@ -94,7 +101,7 @@ def learn(
     from vllm_sauce.errors import ConfigError, SauceError
     from vllm_sauce.evaluation import learn as logic
     from vllm_sauce.evaluation import learn_plan
-    from vllm_sauce.evaluation.calibrate import CalibrationConfig
+    from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 
     console = Console(stderr=True)
 
@@ -103,6 +110,18 @@ def learn(
 
     try:
         engine_arguments(engine_arg or ())  # refused before anything runs
+        config = CalibrationConfig(
+            retain_floor=retain_floor,
+            worst_floor=worst_floor,
+            prefer=prefer,
+            positives=positives,
+            negatives=negatives,
+            watched=watched,
+            screen=screen,
+            passes=passes,
+            finalists=finalists,
+            prune=prune,
+        )
         request = logic.LearnRequest(
             model=model,
             sites=tuple(site),
@@ -119,17 +138,7 @@ def learn(
             device=device,
             score=score,
             latents=latents,
-            calibration=CalibrationConfig(
-                retain_floor=retain_floor,
-                worst_floor=worst_floor,
-                prefer=prefer,
-                positives=positives,
-                negatives=negatives,
-                watched=watched,
-                screen=screen,
-                passes=passes,
-                finalists=finalists,
-            ),
+            calibration=narrowed(config, ranking, action),
             actors=actors,
             ray=ray,
             concepts_per_engine=concepts_per_engine,

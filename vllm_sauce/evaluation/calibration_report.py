@@ -100,7 +100,13 @@ def _traces(go: Any, entry: Mapping[str, Any]) -> list[Any]:
 def _points(
     go: Any, trials: list[Mapping[str, Any]], name: str, style: Mapping[str, Any]
 ) -> Any:
-    words = [", ".join(f"{k} {v}" for k, v in t["setting"].items()) for t in trials]
+    words = [
+        "<br>".join(
+            f"{site}: " + ", ".join(f"{name} {value}" for name, value in one.items())
+            for site, one in t["setting"].items()
+        )
+        for t in trials
+    ]
     return go.Scatter(
         x=[t["forgetting"] for t in trials],
         y=[t["keeping"] for t in trials],

@@ -17,17 +17,13 @@ from typing import TYPE_CHECKING, Any
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, check_site
+from vllm_sauce.concepts.calibration import Setting
 from vllm_sauce.errors import BundleMismatchError, ConfigError
-from vllm_sauce.evaluation.calibrate import (
-    Calibrated,
-    CalibrationConfig,
-    Examiner,
-    Note,
-    Trial,
-    calibrate,
-)
+from vllm_sauce.evaluation.calibrate import Calibrated, Note, calibrate
+from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.candidate_engine import CandidateEngine
 from vllm_sauce.evaluation.edit_choices import EditChoices
+from vllm_sauce.evaluation.examiner import Examiner, Trial
 from vllm_sauce.evaluation.frontier import frontier, keeping
 from vllm_sauce.evaluation.questionnaire import Outcome, Questionnaire
 from vllm_sauce.evaluation.select import read_sae
@@ -119,7 +115,9 @@ class _Run:
             for site, one in self.selections.items()
             if name in one.concepts
         }
-        return EditChoices(name, latents, config.k, config.gates, config.actions)
+        return EditChoices(
+            name, latents, config.k, config.gates, config.actions, config.rankings
+        )
 
     def identity(self) -> str:
         """Return what must be the same for a run to go on, as one hash."""
@@ -249,7 +247,12 @@ def _calibrate_group(run: _Run, names: list[str], note: Note) -> dict[str, str]:
     for choice in choices.values():
         candidates |= choice.candidates()
     with CandidateEngine(
-        request.model, run.saes, candidates, engine_args=request.engine_args
+        request.model,
+        run.saes,
+        candidates,
+        engine_args=request.engine_args,
+        widest=max(choice.widest() for choice in choices.values()),
+        most=max(choice.most_parts() for choice in choices.values()),
     ) as engine:
         asked = Questionnaire(run.file, SEARCH_SPLIT, request.config.seed)
         found = calibrate(Examiner(engine, choices, asked, request.config), note)
@@ -258,16 +261,26 @@ def _calibrate_group(run: _Run, names: list[str], note: Note) -> dict[str, str]:
         settings = {name: [one.setting] for name, one in found.items()}
         scored = judge.trials(settings, 1.0)
         return {
-            name: _entry(one, scored[name][one.setting].scores, judge.base(name))
+            name: _entry(
+                one,
+                choices[name],
+                scored[name][one.setting].scores,
+                judge.base(name),
+            )
             for name, one in found.items()
         }
 
 
-def _entry(one: Calibrated, scores: Outcome, base: Outcome) -> str:
+def _entry(
+    one: Calibrated, choices: EditChoices, scores: Outcome, base: Outcome
+) -> str:
+    def told(trial: Trial) -> dict[str, object]:
+        return _trial_json(trial, choices)
+
     entry = {
         "concept": one.name,
         "edits": {site: asdict(edit) for site, edit in one.edits.items()},
-        "setting": _named(one.setting),
+        "setting": _named(one.setting, choices),
         "within_floor": one.within_floor,
         "calibration": {"edited": one.scores.to_json(), "base": one.base.to_json()},
         "scoring": {"edited": scores.to_json(), "base": base.to_json()},
@@ -275,8 +288,8 @@ def _entry(one: Calibrated, scores: Outcome, base: Outcome) -> str:
             "calibration": _worst(one.scores, one.base),
             "scoring": _worst(scores, base),
         },
-        "frontier": [_trial_json(trial) for trial in frontier(one.trials)],
-        "trials": [_trial_json(trial) for trial in one.trials],
+        "frontier": [told(trial) for trial in frontier(one.trials)],
+        "trials": [told(trial) for trial in one.trials],
     }
     return json.dumps(entry, indent=1) + "\n"
 
@@ -286,9 +299,9 @@ def _worst(scores: Outcome, base: Outcome) -> dict[str, object]:
     return {"concept": name, "lost": round(lost, 4)}
 
 
-def _trial_json(trial: Trial) -> dict[str, object]:
+def _trial_json(trial: Trial, choices: EditChoices) -> dict[str, object]:
     return {
-        "setting": _named(trial.setting),
+        "setting": _named(trial.setting, choices),
         "share": trial.share,
         "objective": round(trial.objective, 4),
         "worst_other": {"concept": trial.worst[0], "lost": round(trial.worst[1], 4)},
@@ -298,8 +311,9 @@ def _trial_json(trial: Trial) -> dict[str, object]:
     }
 
 
-def _named(setting: tuple[tuple[str, object], ...]) -> dict[str, object]:
-    return {n: list(v) if isinstance(v, tuple) else v for n, v in setting}
+def _named(setting: Setting, choices: EditChoices) -> dict[str, object]:
+    """Return what is done at each site that is edited."""
+    return {site: one.to_json() for site, one in choices.at(setting).items()}
 
 
 def _path(run: _Run, name: str) -> Path:
@@ -320,8 +334,9 @@ def _concept(run: _Run, name: str, entry: Mapping[str, Any]) -> Concept:
         domain=run.file.concepts[name].domain,
         edits=edits,
         provenance={
-            "method": "sauce calibrate",
-            "setting": entry["setting"],
+            "method": "sauce calibrate: ranking, k, gate and action at each site",
+            "settings": entry["setting"],
+            "seed": run.request.config.seed,
             "within_floor": entry["within_floor"],
             "retain_floor": run.request.config.retain_floor,
             "tried": len(entry["trials"]),

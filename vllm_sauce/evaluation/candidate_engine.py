@@ -18,8 +18,9 @@ from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.client import check_strength, forget
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import ConfigError, UnknownConceptError, UnsupportedVLLMError
+from vllm_sauce.evaluation.rendered_prompts import RenderedPrompts
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.training.samples import Picture, open_picture, picture_digest
+from vllm_sauce.training.samples import Picture, picture_digest
 
 DOMAIN = "candidates"
 MAX_TOKEN_IDS = 128
@@ -41,10 +42,10 @@ class Probe:
     """The user's words; the model's chat template is put around them."""
     picture: Picture | None = None
     """Shown before the words."""
-    candidate: str | None = None
-    """Name of the edit, None for the model as it is."""
+    candidates: tuple[str, ...] = ()
+    """Names of the edits that act together; none for the model as it is."""
     strength: float = 1.0
-    """Factor on the edit's change: with it one candidate serves many gammas."""
+    """Factor on the edits' change."""
     tokens: tuple[int, ...] = ()
     """First tokens of the answer whose log-probabilities are wanted."""
     max_tokens: int = 1
@@ -74,10 +75,13 @@ class CandidateEngine:
         *,
         engine_args: Mapping[str, Any] | None = None,
         window: int = 1024,
+        widest: int = 0,
+        most: int = 1,
     ) -> None:
         """``candidates``: edits by name; each may act at several sites.
 
         ``window``: probes given to the engine at a time, which bounds memory.
+        ``widest``: latents at a site, and ``most``: candidates, of one probe.
 
         Raises: ConfigError, BundleError
         """
@@ -87,15 +91,22 @@ class CandidateEngine:
             raise ConfigError(f"window must be at least 1, got {window}")
         self.names = frozenset(candidates)
         self.window = window
+        self._prompts = RenderedPrompts()
         self._folder = tempfile.TemporaryDirectory(prefix="sauce-candidates-")
         try:
             self._write_bundle(model, saes, candidates)
-            widest = max(
+            alone = max(
                 len(edit.latents)
                 for edits in candidates.values()
                 for edit in edits.values()
             )
-            self.llm = self._start(str(model), widest, dict(engine_args or {}))
+            sauce = {
+                "bundle": str(self.bundle_dir),
+                # Slots are as wide as a mask may be, not as all candidates together.
+                "max_latents": max(alone, widest),
+                "max_concepts": most,
+            }
+            self.llm = self._start(str(model), sauce, dict(engine_args or {}))
         except BaseException:
             self._folder.cleanup()
             raise
@@ -123,14 +134,7 @@ class CandidateEngine:
         Raises: UnknownConceptError for a candidate this engine does not have
         """
         for probe in probes:
-            if probe.candidate is not None and probe.candidate not in self.names:
-                raise UnknownConceptError(probe.candidate, known=sorted(self.names))
-            check_strength(probe.strength)
-            if len(probe.tokens) > MAX_TOKEN_IDS:
-                raise ConfigError(
-                    f"a probe reads at most {MAX_TOKEN_IDS} tokens, got "
-                    f"{len(probe.tokens)}"
-                )
+            self._check(probe)
         digests: dict[int, str] = {}
         for probe in probes:
             if probe.picture is not None and id(probe.picture) not in digests:
@@ -139,7 +143,7 @@ class CandidateEngine:
         order = sorted(
             range(len(probes)),
             key=lambda i: (
-                probes[i].candidate or "",
+                probes[i].candidates,
                 probes[i].strength,
                 digests.get(id(probes[i].picture), ""),
             ),
@@ -153,6 +157,16 @@ class CandidateEngine:
                 readings[i] = reading
             progress(start + len(part), len(probes))
         return [reading for reading in readings if reading is not None]
+
+    def _check(self, probe: Probe) -> None:
+        for name in probe.candidates:
+            if name not in self.names:
+                raise UnknownConceptError(name, known=sorted(self.names))
+        check_strength(probe.strength)
+        if len(probe.tokens) > MAX_TOKEN_IDS:
+            raise ConfigError(
+                f"a probe reads at most {MAX_TOKEN_IDS} tokens, got {len(probe.tokens)}"
+            )
 
     def answer_tokens(self, words: Iterable[str]) -> tuple[int, ...]:
         """Return the tokens an answer with one of these words may begin with.
@@ -190,15 +204,17 @@ class CandidateEngine:
         """The temporary bundle."""
         return Path(self._folder.name) / "bundle"
 
-    def _start(self, model: str, widest: int, engine_args: dict[str, Any]) -> Any:
+    def _start(
+        self, model: str, sauce: Mapping[str, object], engine_args: dict[str, Any]
+    ) -> Any:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM
 
-        # Slots are as wide as the widest candidate, not as all of them together.
-        sauce = {"bundle": str(self.bundle_dir), "max_latents": widest}
         arguments: dict[str, Any] = {
             "enforce_eager": True,
             "enable_prefix_caching": True,
+            # Prompts are prepared once here; vLLM would do it for every candidate.
+            "mm_processor_cache_gb": 0,
             **engine_args,
         }
         return LLM(model=model, additional_config={"sauce": sauce}, **arguments)
@@ -206,20 +222,19 @@ class CandidateEngine:
     def _run(
         self, probes: Sequence[Probe], digests: Mapping[int, str]
     ) -> list[Reading]:
-        # Each picture is decoded once a window.
-        images: dict[str, Any] = {}
-        for probe in probes:
-            if probe.picture is not None and digests[id(probe.picture)] not in images:
-                images[digests[id(probe.picture)]] = open_picture(probe.picture)
-        named = [digests.get(id(probe.picture)) for probe in probes]
-        outputs = self.llm.chat(
-            [_message(p, name, images) for p, name in zip(probes, named, strict=True)],
-            [_params(probe) for probe in probes],
-            use_tqdm=False,
-        )
+        engine, outputs = self.llm.llm_engine, dict[str, Any]()
+        added: list[str] = []
+        try:
+            for number, probe in enumerate(probes):
+                prompt = self._prompts.of(self.llm, probe, digests)
+                added.append(engine.add_request(str(number), prompt, _params(probe)))
+            while engine.has_unfinished_requests():
+                outputs |= {one.request_id: one for one in engine.step()}
+        except BaseException:
+            engine.abort_request(added, internal=True)
+            raise
         return [
-            _reading(probe, output)
-            for probe, output in zip(probes, outputs, strict=True)
+            _reading(probe, outputs[str(number)]) for number, probe in enumerate(probes)
         ]
 
 
@@ -243,28 +258,19 @@ def answer_tokens(tokenizer: Any, words: Iterable[str]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _message(
-    probe: Probe, digest: str | None, images: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "text", "text": probe.prompt}]
-    if probe.picture is not None and digest is not None:
-        # Named by content, a picture is prepared once and not hashed again.
-        part = {"type": "image_pil", "image_pil": images[digest], "uuid": digest}
-        content.insert(0, part)
-    return [{"role": "user", "content": content}]
-
-
 def _params(probe: Probe) -> Any:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-    edited = probe.candidate is not None and probe.strength > 0
+    edited = probe.candidates and probe.strength > 0
     return SamplingParams(
         temperature=0.0,
         max_tokens=probe.max_tokens,
         logprob_token_ids=list(probe.tokens) or None,
         extra_args=(
-            forget(str(probe.candidate), strength=probe.strength) if edited else None
+            forget(*probe.candidates, strength=probe.strength) if edited else None
         ),
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 

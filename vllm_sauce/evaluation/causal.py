@@ -154,7 +154,7 @@ def _probe(question: Question, tokens: tuple[int, ...], candidate: str | None) -
     return Probe(
         prompt=question.prompt,
         picture=question.picture,
-        candidate=candidate,
+        candidates=() if candidate is None else (candidate,),
         tokens=tokens,
     )
 

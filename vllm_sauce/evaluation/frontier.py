@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vllm_sauce.evaluation.questionnaire import Outcome
 
 if TYPE_CHECKING:
-    from vllm_sauce.evaluation.calibrate import Trial
+    from vllm_sauce.evaluation.examiner import Trial
 
 
 def frontier(trials: Sequence[Trial]) -> list[Trial]:

@@ -21,7 +21,7 @@ from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError, LearnError
-from vllm_sauce.evaluation.calibrate import CalibrationConfig
+from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.select import SCORE_NAMES
 from vllm_sauce.training.shards import write_whole
 
@@ -240,6 +240,7 @@ def _option(config: CalibrationConfig, name: str) -> tuple[str, str]:
 
 
 def _calibrate(request: LearnRequest) -> Stage:
+    config = request.calibration
     pairs = [
         (
             *("--sae", f"{site}={request.sae_path(site)}"),
@@ -251,7 +252,10 @@ def _calibrate(request: LearnRequest) -> Stage:
         *("calibrate", "--model", request.model, "--out", str(request.out)),
         *(part for pair in pairs for part in pair),
         *("--concepts", str(request.concepts)),
-        *(part for name in _SEARCH for part in _option(request.calibration, name)),
+        *(part for name in _SEARCH for part in _option(config, name)),
+        *(part for one in config.rankings for part in ("--ranking", one)),
+        *(part for one in config.actions for part in ("--action", one)),
+        "--prune" if config.prune else "--no-prune",
         *("--concepts-per-engine", str(request.concepts_per_engine)),
         *_actors(request),
         *_engine(request),

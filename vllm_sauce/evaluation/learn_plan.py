@@ -30,6 +30,8 @@ PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
 RANKINGS: Final = 6
 """The file's order and five scores."""
+PRUNINGS: Final = 4
+"""Parts of a site's edit that are left out in turn."""
 BATCH_ROWS: Final = 1024
 """Rows a step of training: the default of ``sauce train``."""
 BUFFER_BYTES: Final = 512 * 2**20
@@ -190,18 +192,22 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     sites = len(request.sites)
     starts = sites + (sites > 1)
     latents = sum(k <= request.latents for k in config.k) or 1
-    rankings = RANKINGS + (request.score == ATTRIBUTION)
-    grid = (starts, rankings, latents, len(config.gates), len(config.actions))
+    rankings = len(config.rankings) or RANKINGS + (request.score == ATTRIBUTION)
+    # Where there are several sites each may be left alone.
+    actions = len(config.actions) + (sites > 1)
+    grid = (rankings, latents, len(config.gates), actions)
     # The present value of each is known.
-    more = sum(values - 1 for values in grid)
-    searched, scored, finals = counts.searched, counts.scored, config.finalists
+    more = sites * sum(values - 1 for values in grid)
+    searched, scored = counts.searched, counts.scored
+    finals = config.finalists + (PRUNINGS * sites if config.prune else 0)
     passes = (starts + config.passes * more) * searched.screening
     # The unedited model is asked everything too, on both splits.
     passes += (1 + finals) * searched.questions + 2 * scored.questions
     half = min(1.0, 2 * config.screen)
-    passes += round(2 * finals * half * searched.questions)
+    semifinals = 2 * config.finalists * half
+    passes += round(semifinals * searched.questions)
     least = starts + more
-    whole = finals + 2 * finals * half
+    whole = finals + semifinals
     questions = round(least * searched.screening + whole * searched.questions)
     pictures = round(least * searched.screening_pictures + whole * searched.pictures)
     tokens = (questions + scored.questions) * PROMPT_TOKENS
@@ -371,7 +377,8 @@ def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
     for name in file.concepts:
         items = asked.items(name, config.positives, config.negatives, config.watched)
         found.append(items)
-        screened.append([items[i] for i in small_part(items, config.screen)])
+        asked_first = small_part(items, config.screen, watched=False)
+        screened.append([items[i] for i in asked_first])
     shown = [_pictures(items) for items in found]
     return Asked(
         questions=sum(map(len, found)),

@@ -3,7 +3,8 @@
 
 For a concept c of a concepts.yaml, on examples of one split:
 
-- UAg: its domain's naming question, and the example's own prompts, on examples with c.
+- UAg: its domain's naming question, and one of the example's own prompts, on examples
+  with c.
 - UAd: "is there a c?" on pictures with c.
 - IRA: naming and yes/no questions about the other concepts of c's domain, on pictures
   without c.
@@ -283,12 +284,11 @@ class Questionnaire:
         """Ask about the concept where it is."""
         name, words = concept.name, concept.answers
         prompts = [p for p in example.prompts if p not in concept.questions.name]
-        items = [
-            replace(
-                _item(Part.UAG, Kind.NAME, prompt, example, words, name), optional=True
-            )
-            for prompt in prompts
-        ]
+        items = []
+        if prompts:
+            # One of them: naming it counts as much, and so do other examples.
+            own = _item(Part.UAG, Kind.NAME, rng.choice(prompts), example, words, name)
+            items.append(replace(own, optional=True))
         if example.picture is not None:
             items.append(_naming(rng, Part.UAG, concept, example))
             # Neither yes nor no is no denial: what counts is the word "no".
@@ -368,13 +368,16 @@ def _exists(
     return _item(part, kind, prompt, example, (word,), concept.name)
 
 
-def small_part(items: Sequence[Item], share: float) -> list[int]:
+def small_part(items: Sequence[Item], share: float, watched: bool = True) -> list[int]:
     """Return the numbers of a share of the items, the same share of every kind.
 
     At least one of each part and kind; the first ones, so larger shares hold smaller.
+    ``watched``: whether other concepts are named, which takes pictures of their own.
     """
     groups: dict[tuple[Part, Kind], list[int]] = {}
     for number, item in enumerate(items):
+        if item.part is Part.WATCHED and not watched:
+            continue
         groups.setdefault((item.part, item.kind), []).append(number)
     return sorted(
         number

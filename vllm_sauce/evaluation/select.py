@@ -16,7 +16,7 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.bundle.schema import ModelFingerprint
 from vllm_sauce.concepts import check_site
 from vllm_sauce.concepts.scores import SCORES, CausalScore, Score, crisp, ranked
-from vllm_sauce.concepts.statistics import GroupStatistics
+from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation.attribution_scores import (
     attribution_questions,
@@ -25,10 +25,12 @@ from vllm_sauce.evaluation.attribution_scores import (
 from vllm_sauce.evaluation.causal import CausalTask, Question, score_latents
 from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.evaluation.selection_file import (
+    QUIET_LEVELS,
     Causal,
     RankedLatent,
     SelectedConcept,
     SelectionFile,
+    level_name,
 )
 from vllm_sauce.sae import SAEWeights, from_sae_lens
 from vllm_sauce.training.activation_store import ActivationStore
@@ -36,6 +38,7 @@ from vllm_sauce.training.concept_examples import ConceptExamples, ConceptFile, E
 from vllm_sauce.training.latent_statistics import (
     Progress,
     concept_statistics,
+    quiet_levels,
     sample_groups,
 )
 from vllm_sauce.training.shards import Role
@@ -114,12 +117,7 @@ def select(
     groups = sample_groups(store.samples(), concepts, request.split, request.site)
     roles = [Role[name.upper()] for name in request.roles]
     counted = concept_statistics(sae, store, groups, roles=roles, progress=progress)
-    ways: dict[str, Score] = {**SCORES, "crisp": partial(crisp, k=request.k)}
-    scored = []
-    for number, concept in enumerate(concepts):
-        pos, neg = counted.group(2 * number), counted.group(2 * number + 1)
-        scores = {name: score(pos, neg) for name, score in ways.items()}
-        scored.append(_Scored(concept, pos, neg, scores))
+    scored = _scored(request, concepts, counted)
     if request.score == ATTRIBUTION:
         effects = _attribution(request, sae, store.harvest.model, file, progress)
         for one in scored:
@@ -127,6 +125,8 @@ def select(
     causal: dict[str, dict[int, CausalScore]] = {}
     if request.score == CAUSAL:
         causal = _causal(request, sae, store.harvest.model, scored, progress)
+    chosen = [_chosen(request, one, causal.get(one.concept.name, {})) for one in scored]
+    levels = quiet_levels(sae, store, groups, chosen, QUIET_LEVELS, roles=roles)
     return SelectionFile(
         fingerprint=store.harvest.fingerprint,
         site=request.site,
@@ -136,10 +136,27 @@ def select(
         k=request.k,
         roles=list(request.roles),
         concepts={
-            one.concept.name: _selected(request, one, causal.get(one.concept.name, {}))
-            for one in scored
+            one.concept.name: _selected(
+                one, latents, causal.get(one.concept.name, {}), quiet
+            )
+            for one, latents, quiet in zip(scored, chosen, levels, strict=True)
         },
     )
+
+
+def _scored(
+    request: SelectRequest,
+    concepts: Sequence[ConceptExamples],
+    counted: LatentStatistics,
+) -> list[_Scored]:
+    """Return each concept's groups with the scores that need statistics alone."""
+    ways: dict[str, Score] = {**SCORES, "crisp": partial(crisp, k=request.k)}
+    scored = []
+    for number, concept in enumerate(concepts):
+        pos, neg = counted.group(2 * number), counted.group(2 * number + 1)
+        scores = {name: score(pos, neg) for name, score in ways.items()}
+        scored.append(_Scored(concept, pos, neg, scores))
+    return scored
 
 
 def read_sae(path: Path, site: str, harvested: ModelFingerprint) -> SAEWeights:
@@ -246,26 +263,41 @@ def causal_task(
     )
 
 
-def _selected(
+def _chosen(
     request: SelectRequest, one: _Scored, causal: Mapping[int, CausalScore]
-) -> SelectedConcept:
+) -> tuple[int, ...]:
+    """Return the latents that are kept of a concept, best first."""
     if request.score == CAUSAL:
         order = sorted(causal.values(), key=lambda score: -score.value())
-        chosen = tuple(score.latent for score in order[: request.k])
-    else:
-        chosen = ranked(one.scores[request.score], one.pos, request.k)
-    if request.score == ATTRIBUTION:
-        # Calibration may rank by any score; these are where S(i) differs.
-        first = ranked(one.scores["share"], one.pos, max(1, request.k // 2))
-        chosen = tuple(dict.fromkeys((*chosen, *first)))
+        return tuple(score.latent for score in order[: request.k])
+    chosen = ranked(one.scores[request.score], one.pos, request.k)
+    if request.score != ATTRIBUTION:
+        return chosen
+    # Calibration may rank by any score; these are where S(i) differs.
+    first = ranked(one.scores["share"], one.pos, max(1, request.k // 2))
+    return tuple(dict.fromkeys((*chosen, *first)))
+
+
+def _selected(
+    one: _Scored,
+    chosen: Sequence[int],
+    causal: Mapping[int, CausalScore],
+    quiet: Tensor,
+) -> SelectedConcept:
+    """Shapes: quiet [num_shares, num_latents]"""
     return SelectedConcept(
         domain=one.concept.domain,
         num_samples=(one.pos.num_samples, one.neg.num_samples),
-        latents=[_latent(one, latent, causal.get(latent)) for latent in chosen],
+        latents=[
+            _latent(one, latent, causal.get(latent), levels)
+            for latent, levels in zip(chosen, quiet.T.tolist(), strict=True)
+        ],
     )
 
 
-def _latent(one: _Scored, latent: int, causal: CausalScore | None) -> RankedLatent:
+def _latent(
+    one: _Scored, latent: int, causal: CausalScore | None, levels: Sequence[float]
+) -> RankedLatent:
     def pair(name: str) -> tuple[float, float]:
         return (
             float(getattr(one.pos, name)[latent]),
@@ -285,4 +317,5 @@ def _latent(one: _Scored, latent: int, causal: CausalScore | None) -> RankedLate
         mean_acts=pair("mean_acts"),
         firing_rate=pair("firing_rate"),
         max_acts=pair("max_acts"),
+        quiet=dict(zip(map(level_name, QUIET_LEVELS), levels, strict=True)),
     )

@@ -14,6 +14,14 @@ from vllm_sauce.training.shards import write_whole
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
+QUIET_LEVELS = (0.9, 0.95, 0.99, 0.999)
+"""Shares of the tokens without a concept that gates are measured at."""
+
+
+def level_name(share: float) -> str:
+    """Return how a share is written in the file."""
+    return f"{share:g}"
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +48,9 @@ class RankedLatent(_Strict):
     """Share of tokens with the concept and without."""
     max_acts: tuple[_Number, _Number]
     """Largest activation with the concept and without."""
+    quiet: dict[str, _Number] = {}
+    """By share, as ``level_name`` writes it: the activation that so many of the tokens
+    without the concept stay at or below."""
 
 
 class SelectedConcept(_Strict):

@@ -267,6 +267,34 @@ def resend_images(processor: Any, prompt: Any) -> None:
             invalidate(mm_hash)
 
 
+def rendered_chat(llm: Any, messages: list[dict[str, Any]]) -> Mapping[str, Any]:
+    """Return a conversation as ``LLMEngine.add_request`` takes it, ready to be asked.
+
+    Why: ``LLM.chat`` renders anew whatever is asked again under another mask.
+    Remove when: ``LLM`` has a public method for it.
+
+    Raises: UnsupportedVLLMError.
+    """
+    render = getattr(llm, "_preprocess_chat", None)
+    if render is None:
+        raise UnsupportedVLLMError(
+            f"vLLM {vllm_version()} has no LLM._preprocess_chat; update "
+            "vllm_sauce/plugin/compat.py"
+        )
+    (rendered,) = render([messages])
+    return rendered
+
+
+def picture_bytes(pixels: Any) -> int:
+    """Return the bytes of a rendered prompt's ``mm_kwargs``.
+
+    Why: only vLLM knows what its processors make of a picture.
+    """
+    from vllm.multimodal.cache.base import MultiModalCache
+
+    return int(MultiModalCache.get_item_size(pixels))
+
+
 def is_engine_dead(error: BaseException) -> bool:
     """Tell an engine that has died from a request that it refuses.
 

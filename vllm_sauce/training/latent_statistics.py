@@ -6,6 +6,7 @@ Group 2c holds the samples with the c-th concept, group 2c + 1 those without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from vllm_sauce.training.shards import Role
 
 BATCH_BYTES = 128 * 2**20
 """Memory for the latents of one batch; a longer sample is a batch of its own."""
+
+LEVEL_TOKENS = 16_384
+"""Tokens that levels are read from at most: 16 lie above a level of 0.999."""
 
 Progress = Callable[[int, int], None]
 """Told the tokens that are done and all of them."""
@@ -127,3 +131,55 @@ def _whole_samples(sample: Tensor, batch_tokens: int) -> Iterator[tuple[int, int
         stop = end
     if stop > start:
         yield start, stop
+
+
+@torch.inference_mode()
+def quiet_levels(
+    sae: SAEWeights,
+    store: ActivationStore,
+    groups: Tensor,
+    latents: Sequence[Sequence[int]],
+    shares: Sequence[float],
+    *,
+    roles: Collection[Role] = tuple(Role),
+) -> list[Tensor]:
+    """Return how active latents are at most on shares of the tokens without a concept.
+
+    One entry a concept: its latents' levels, [num_shares, num_latents]. Read from
+    ``LEVEL_TOKENS`` tokens, evenly drawn.
+
+    Shapes: groups [num_samples, 2 * num_concepts] bool
+    """
+    sample, _, role = store.labels()
+    wanted = groups.any(1)[sample.long()] & torch.isin(
+        role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
+    )
+    index = wanted.nonzero()[:, 0]
+    index = index[:: -(-len(index) // LEVEL_TOKENS)]
+    used = torch.tensor(sorted({one for mine in latents for one in mine}))
+    if not len(used):
+        return [torch.zeros(len(shares), 0) for _ in latents]
+    rows = max(1, BATCH_BYTES // (8 * sae.d_sae))
+    acts = torch.cat(
+        [sae.encode(store.rows(part))[:, used] for part in index.split(rows)]
+    )
+    number = sample[index].long()
+    found = []
+    for concept, mine in enumerate(latents):
+        column = torch.searchsorted(used, torch.tensor(mine, dtype=torch.long))
+        quiet = acts[groups[number, 2 * concept + 1]][:, column]
+        found.append(_levels(quiet, shares))
+    return found
+
+
+def _levels(acts: Tensor, shares: Sequence[float]) -> Tensor:
+    """Return the values that shares of the rows stay at or below, each a real row's.
+
+    Shapes: acts [num_tokens, num_latents] -> [num_shares, num_latents]
+    """
+    if not len(acts):
+        # Too few tokens to have been drawn: no gate rather than a made-up one.
+        return torch.zeros(len(shares), acts.shape[1])
+    ordered = acts.sort(dim=0).values
+    rows = [max(0, math.ceil(share * len(acts)) - 1) for share in shares]
+    return ordered[rows].clamp_min(0)
