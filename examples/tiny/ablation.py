@@ -20,7 +20,6 @@ from rich.table import Table
 
 from tiny.concepts import DOMAIN_OF
 from tiny.exam import MODEL_FOLDER, Tiny
-from tiny.learn_saes import LearnConfig
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.cli.options import site_paths
@@ -100,8 +99,7 @@ def main() -> None:
     read = [SelectionFile.read(path) for path in arguments.selection]
     selections = {one.site: one for one in read}
     config = json.loads((arguments.calibration / "run.json").read_text())["config"]
-    recipe = LearnConfig()
-    scorer = Scorer(Tiny.load(), recipe.scoring_per_foreground, recipe.seed)
+    scorer = Scorer(Tiny.load())
     sums: dict[str, dict[str, float]] = {name: {} for name in VARIANTS}
     found = list(settings(arguments.calibration))
     for name, sites in track(found, "concepts"):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tiny.concepts import CONCEPTS, DOMAIN_OF, DOMAINS
 from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
-from tiny.learn_saes import LONGEST_BLOCK, concept_tokens
+from tiny.questions import answer_name
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, SiteEdit
 from vllm_sauce.concepts.scores import SCORES, CausalScore, ranked, saeuron_gate
@@ -37,6 +37,14 @@ from vllm_sauce.evaluation.metrics import NAMES, Scores
 from vllm_sauce.evaluation.shared_prefix import SharedPrefix, Sheet
 from vllm_sauce.evaluation.site_edits import EditTensors
 from vllm_sauce.sae import SAEWeights
+
+LONGEST_BLOCK = 13
+"""Tokens of the longest question that is asked."""
+
+
+def concept_tokens(tiny: Tiny) -> Tensor:
+    """Return the token of each concept's name. Shape [num_concepts]."""
+    return torch.tensor([tiny.token(answer_name(c)) for c in CONCEPTS])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tiny.exam import BUNDLE_FOLDER, Tiny
-from tiny.learn_saes import LearnConfig, measure_saes
+from tiny.sae_figures import measure_saes
 from tiny.scoring import SCORED_PICTURES, Scorer
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Catalogue, Concept
@@ -38,8 +38,7 @@ def measure(
     bundle: Bundle, names: list[str], pictures: int, style: str, *, fp8: bool = False
 ) -> Catalogue:
     """Return the catalogue's concepts with scores measured now."""
-    config = LearnConfig()
-    scorer = Scorer(Tiny.load(), config.scoring_per_foreground, config.seed, style)
+    scorer = Scorer(Tiny.load(), style=style)
     saes = {site: sae.weights for site, sae in bundle.sites.items()}
     measured = []
     for name in track(names, "concepts"):
@@ -59,7 +58,7 @@ def measure(
 def write_bundle(bundle: Bundle, catalogue: Catalogue, out: Path) -> Bundle:
     """Write a bundle anew with measured scores and figures."""
     saes = {site: sae.weights for site, sae in bundle.sites.items()}
-    figures = measure_saes(Tiny.load(), saes, LearnConfig().seed)
+    figures = measure_saes(Tiny.load(), saes)
     measured = Bundle.build(bundle.fingerprint, saes, catalogue, figures)
     measured.save(out)
     return measured

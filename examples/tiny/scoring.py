@@ -23,13 +23,19 @@ from vllm_sauce.sae import SAEWeights
 
 SCORED_PICTURES = 40
 """Pictures with the concept, and again without it, that a concept is scored on."""
+PER_FOREGROUND = 40
+"""Pictures of each foreground concept that these are drawn from."""
 
 
 class Scorer:
     """Holds the scoring split; its pictures are used for nothing else."""
 
     def __init__(
-        self, tiny: Tiny, per_foreground: int, seed: int, style: str = "train"
+        self,
+        tiny: Tiny,
+        per_foreground: int = PER_FOREGROUND,
+        seed: int = 0,
+        style: str = "train",
     ) -> None:
         self.tiny, self.seed = tiny, seed
         pictures = balanced_pictures("scoring", per_foreground, style)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from vllm_sauce.concepts.selection import share_difference, top_latents
+from vllm_sauce.concepts.selection import share_difference
 from vllm_sauce.errors import ConfigError
 
 
@@ -19,20 +19,3 @@ def test_score_of_silent_latents_is_zero():
 def test_score_refuses_other_shapes():
     with pytest.raises(ConfigError, match="d_sae"):
         share_difference(torch.zeros(3), torch.zeros(4))
-
-
-def test_top_latents_break_ties_by_index():
-    scores = torch.tensor([1.0, 5.0, 5.0, 0.0, 5.0] * 50)
-    assert top_latents(scores, 3) == (1, 2, 4)
-    assert top_latents(torch.tensor([0.5, 2.0, 1.0]), 2) == (1, 2)
-
-
-@pytest.mark.parametrize("k", [0, 4])
-def test_top_latents_refuse_k_out_of_range(k):
-    with pytest.raises(ConfigError, match="k must be"):
-        top_latents(torch.zeros(3), k)
-
-
-def test_top_latents_refuse_nan():
-    with pytest.raises(ConfigError, match="finite"):
-        top_latents(torch.tensor([0.0, float("nan")]), 1)

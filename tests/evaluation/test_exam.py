@@ -86,14 +86,6 @@ def test_saying_something_that_is_neither_yes_nor_no_is_not_forgetting():
     assert scores.UAd == 0
 
 
-def test_soft_answers_lie_between_wrong_and_right():
-    exam = build_exam()
-    logits = logits_of(exam.expected) * 0.1
-    soft = Answers.of(exam, logits, soft=0.5).right
-    share = logits.softmax(-1)[0, 0, DOG]
-    assert torch.allclose(soft, 0.5 + 0.5 * share)
-
-
 def test_sampled_pictures_hold_both_kinds_and_repeat():
     exam = build_exam()
     rows = sample_rows(exam, DOG, 2, 2, seed=3)

@@ -5,7 +5,7 @@ import pytest
 
 from tiny.concepts import CONCEPTS, DOMAIN_OF
 from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER, Tiny
-from tiny.learn_saes import LearnConfig, measure_saes
+from tiny.sae_figures import measure_saes
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.evaluation.metrics import NAMES, harmonic_mean
@@ -13,7 +13,8 @@ from vllm_sauce.evaluation.report import good_concepts, rows_of
 
 CHECKED = ("dog", "soccer", "love", "red", "wood")
 """One of each domain."""
-NEEDED_MEAN_HM = 0.82
+NEEDED_MEAN_HM = 0.932
+"""What the bundle before this one had."""
 NEEDED_GOOD = 10
 
 
@@ -39,8 +40,7 @@ def test_the_table_reaches_what_is_asked(bundle: Bundle):
 
 
 def test_scores_are_what_the_model_does(bundle: Bundle):
-    tiny, config = Tiny.load(), LearnConfig()
-    scorer = Scorer(tiny, config.scoring_per_foreground, config.seed)
+    scorer = Scorer(Tiny.load())
     saes = {site: sae.weights for site, sae in bundle.sites.items()}
     for name in CHECKED:
         concept = bundle.catalogue[name]
@@ -52,7 +52,7 @@ def test_scores_are_what_the_model_does(bundle: Bundle):
 
 def test_sae_figures_are_what_the_saes_do(bundle: Bundle):
     saes = {site: sae.weights for site, sae in bundle.sites.items()}
-    figures = measure_saes(Tiny.load(), saes, LearnConfig().seed)
+    figures = measure_saes(Tiny.load(), saes)
     for site, found in figures.items():
         shipped = bundle.sites[site].entry.activation
         assert found == pytest.approx(shipped, rel=0.02, abs=0.01)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All architectures learn a known dictionary, and are saved as what they were."""
 
+from itertools import islice
+
 import pytest
 import torch
 
@@ -11,10 +13,30 @@ from vllm_sauce.training.activation_statistics import ActivationStatistics
 from vllm_sauce.training.sae_lens_training import TrainingRun
 from vllm_sauce.training.sae_quality import sae_quality
 from vllm_sauce.training.sae_settings import TRAINED_ARCHITECTURES, SAETraining
-from vllm_sauce.training.sae_trainer import shuffled_batches, train_sae
 
 pytest.importorskip("sae_lens")
 ALL = list(TRAINED_ARCHITECTURES)
+
+
+def shuffled_batches(activations, batch_tokens, seed):
+    """Yield batches of rows forever, reshuffled every epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(activations), generator=generator)
+        for rows in order.split(batch_tokens):
+            if len(rows) == batch_tokens:
+                yield activations[rows]
+
+
+def train_sae(activations, training):
+    """Train on rows in memory, to the end, scale folded in."""
+    batches = shuffled_batches(activations, training.batch_tokens, training.seed)
+    run = TrainingRun(training, ActivationStatistics.of(activations))
+    for batch in islice(batches, training.total_steps):
+        run.step(batch)
+    run.figures()
+    run.fold()
+    return run.weights()
 
 
 def settings(architecture, **overrides):

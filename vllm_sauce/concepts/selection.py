@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vllm_sauce.errors import ConfigError
@@ -24,20 +23,3 @@ def share_difference(mu_pos: Tensor, mu_neg: Tensor, delta: float = 1e-8) -> Ten
         raise ConfigError(f"delta must be positive, got {delta}")
     pos, neg = mu_pos.float(), mu_neg.float()
     return pos / (pos.sum() + delta) - neg / (neg.sum() + delta)
-
-
-def top_latents(scores: Tensor, k: int) -> tuple[int, ...]:
-    """Return the k best-scored latents, best first; of equals the lower index.
-
-    Shapes: scores [d_sae]
-    Raises: ConfigError if k is out of range or a score is not a finite number
-    """
-    if scores.ndim != 1 or not 0 < k <= scores.numel():
-        raise ConfigError(
-            f"k must be in 1..d_sae of scores [d_sae], got k={k} "
-            f"for shape {tuple(scores.shape)}"
-        )
-    if not bool(torch.isfinite(scores).all()):
-        raise ConfigError("scores must be finite, got NaN or infinity")
-    order = torch.sort(scores, descending=True, stable=True).indices
-    return tuple(order[:k].tolist())

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.attribution import latent_effects
 from vllm_sauce.evaluation.candidate_engine import answer_tokens
 from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.sae import SAEWeights
@@ -42,6 +41,15 @@ class Asked:
     """First tokens of the right answer."""
     rivals: tuple[int, ...]
     """First tokens of what else could be said; empty means anything else."""
+
+
+def latent_effects(sae: SAEWeights, acts: Tensor, gradient: Tensor) -> Tensor:
+    """Return what each latent adds to an output, to first order, over all tokens.
+
+    Shapes: acts [..., num_tokens, d_sae], gradient [..., num_tokens, d_model]
+        -> [..., d_sae]
+    """
+    return (acts * (gradient @ sae.W_dec.T)).sum(-2)
 
 
 def attribution_questions(

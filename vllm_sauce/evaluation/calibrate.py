@@ -13,10 +13,14 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_sauce.concepts import SiteEdit
-from vllm_sauce.concepts.calibration import Setting
 from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.examiner import Examiner, Trial
-from vllm_sauce.evaluation.lockstep import Round, coordinate_rounds, in_step
+from vllm_sauce.evaluation.lockstep import (
+    Round,
+    Setting,
+    coordinate_rounds,
+    in_step,
+)
 from vllm_sauce.evaluation.questionnaire import Outcome
 
 Note = Callable[[str, int, int], None]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, check_site
-from vllm_sauce.concepts.calibration import Setting
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation.calibrate import Calibrated, Note, calibrate
 from vllm_sauce.evaluation.calibration_config import CalibrationConfig
@@ -25,6 +24,7 @@ from vllm_sauce.evaluation.candidate_engine import CandidateEngine
 from vllm_sauce.evaluation.edit_choices import EditChoices
 from vllm_sauce.evaluation.examiner import Examiner, Trial
 from vllm_sauce.evaluation.frontier import frontier, keeping
+from vllm_sauce.evaluation.lockstep import Setting
 from vllm_sauce.evaluation.questionnaire import Outcome, Questionnaire
 from vllm_sauce.evaluation.select import read_sae
 from vllm_sauce.evaluation.selection_file import SelectionFile

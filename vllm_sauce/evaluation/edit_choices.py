@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from vllm_sauce.concepts import SiteEdit
-from vllm_sauce.concepts.calibration import Setting
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.lockstep import Setting
 from vllm_sauce.evaluation.selection_file import (
     QUIET_LEVELS,
     RankedLatent,

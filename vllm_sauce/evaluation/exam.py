@@ -55,7 +55,7 @@ class Exam:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How far each answer is right, and how far it is "no"; 0 or 1, or in between."""
+    """Whether each answer is right, and whether it is "no"; 0 or 1."""
 
     right: Tensor
     """[num_pictures, num_reads]"""
@@ -63,19 +63,14 @@ class Answers:
     """[num_pictures, num_reads]"""
 
     @classmethod
-    def of(cls, exam: Exam, logits: Tensor, soft: float = 0.0) -> Answers:
-        """Read answers from logits; ``soft`` mixes in probabilities.
+    def of(cls, exam: Exam, logits: Tensor) -> Answers:
+        """Read answers from logits.
 
         Shapes: logits [num_pictures, num_reads, vocab]
         """
         said = logits.argmax(-1)
         right = (said == exam.expected).float()
         said_no = (said == exam.no_token).float()
-        if soft:
-            shares = logits.softmax(-1)
-            expected = shares.gather(-1, exam.expected[..., None])[..., 0]
-            right = (1 - soft) * right + soft * expected
-            said_no = (1 - soft) * said_no + soft * shares[..., exam.no_token]
         return cls(right, said_no)
 
 

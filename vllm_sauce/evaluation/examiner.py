@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vllm_sauce.concepts.calibration import Setting
 from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.candidate_engine import CandidateEngine, Probe, Reading
 from vllm_sauce.evaluation.edit_choices import EditChoices
+from vllm_sauce.evaluation.lockstep import Setting
 from vllm_sauce.evaluation.questionnaire import (
     Item,
     Kind,

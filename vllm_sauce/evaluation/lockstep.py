@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Mapping, Sequence
 
-from vllm_sauce.concepts.calibration import Setting
 from vllm_sauce.errors import ConfigError
+
+Setting = tuple[tuple[str, object], ...]
+"""One value for every coordinate of a grid, in the grid's order."""
 
 Point = Mapping[str, Hashable]
 Round = Generator[list[Setting], dict[Setting, float], dict[Setting, float]]

@@ -1,30 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of rows in memory, their median, and an SAE known by heart."""
+"""The median that training starts from, and an SAE known by heart."""
 
 import pytest
 import torch
 
-from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import SAEWeights
+from vllm_sauce.training.activation_statistics import geometric_median
 from vllm_sauce.training.sae_quality import sae_quality
-from vllm_sauce.training.sae_trainer import (
-    geometric_median,
-    shuffled_batches,
-)
-
-
-def test_an_epoch_shows_every_row_once_and_epochs_differ():
-    data = torch.arange(12.0)[:, None]
-    batches = shuffled_batches(data, 4, seed=1)
-    first = torch.cat([next(batches) for _ in range(3)])
-    second = torch.cat([next(batches) for _ in range(3)])
-    assert (
-        sorted(first[:, 0].tolist()) == sorted(second[:, 0].tolist()) == list(range(12))
-    )
-    assert not torch.equal(first, second)
-    assert torch.equal(first[:4], next(shuffled_batches(data, 4, seed=1)))
-    with pytest.raises(ConfigError):
-        next(shuffled_batches(data, 13, seed=1))
 
 
 def test_geometric_median_ignores_an_outlier():
