@@ -111,6 +111,10 @@ class BatchError(SauceError):
     """A batch run, or work on Ray's actors, that cannot go on; what is done is kept."""
 
 
+class ActorDiedError(BatchError):
+    """What an actor holds is dead; the work may be done by a new one."""
+
+
 class LearnError(SauceError):
     """A stage of ``sauce learn`` that failed; what is finished is kept."""
 

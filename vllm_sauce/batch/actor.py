@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in Ray's processes: a chunk's description in, a part's bytes out."""
+"""What holds an engine, here or in Ray's processes: a chunk in, a part's bytes out."""
 
 from __future__ import annotations
 

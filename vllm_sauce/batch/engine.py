@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import queue
-import sys
 import threading
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,12 @@ from typing import Any
 from vllm_sauce.batch.job import Job
 from vllm_sauce.batch.output import Answer
 from vllm_sauce.batch.rows import Question
-from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, SauceError
+from vllm_sauce.errors import (
+    ActorDiedError,
+    BundleMismatchError,
+    InvalidRequestError,
+    SauceError,
+)
 from vllm_sauce.plugin import compat, orphans, settings
 from vllm_sauce.plugin.admission import Admission, has_sauce_keys
 from vllm_sauce.unlearning import Mask
@@ -59,7 +62,11 @@ class _Waiting:
 
     question: Question
     mask: Mask | None
-    done: Callable[[Answer], None]
+    call: _Collected
+
+    def done(self, answer: Answer) -> None:
+        """Hand the answer to the call that asked."""
+        self.call.add(answer)
 
 
 class _Collected:
@@ -76,6 +83,10 @@ class _Collected:
         if not self.missing:
             self.future.set_result(self.answers)
 
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 class Engine:
     """Answers questions of several threads at once; one thread of its own runs vLLM."""
@@ -88,10 +99,14 @@ class Engine:
         self._most = _WAITING * vllm_config.scheduler_config.max_num_seqs
         self._queue: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
         self._inside: dict[str, _Waiting] = {}
+        self._dead: ActorDiedError | None = None
         threading.Thread(target=self._run, name="sauce-engine", daemon=True).start()
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return an answer or a failure for each question, in any order."""
+        """Return an answer or a failure for each question, in any order.
+
+        Raises: ActorDiedError if vLLM died, before or meanwhile
+        """
         refused: list[Answer] = []
         asked: list[tuple[Question, Mask | None]] = []
         for question in questions:
@@ -104,7 +119,9 @@ class Engine:
             return refused
         collected = _Collected(len(asked))
         for question, mask in asked:
-            self._queue.put(_Waiting(question, mask, collected.add))
+            self._queue.put(_Waiting(question, mask, collected))
+        if self._dead is not None:
+            raise self._dead
         return refused + collected.future.result()
 
     def _mask(self, question: Question) -> Mask | None:
@@ -124,12 +141,20 @@ class Engine:
                     if output.finished:
                         waiting = self._inside.pop(output.request_id)
                         waiting.done(self._answer(waiting, output))
-        except BaseException:
-            # The engine is dead: so is this process, which is started again elsewhere.
-            # A chunk whose answers never come would wait for ever.
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
+        except BaseException as error:
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        """Tell everyone who waits, and whoever comes later."""
+        # Before the queue is emptied: who puts something in afterwards looks here.
+        self._dead = ActorDiedError(f"the engine died: {type(error).__name__}: {error}")
+        self._dead.__cause__ = error
+        left = list(self._inside.values())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left.append(self._queue.get_nowait())
+        for waiting in left:
+            waiting.call.fail(self._dead)
 
     def _feed(self) -> None:
         """Give the engine what waits, up to the bound; wait if it has nothing to do."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from vllm_sauce.batch.output import Parts, writing
 from vllm_sauce.batch.progress import Progress
 from vllm_sauce.batch.rows import Row
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.scale.cluster import Resources, connected, results_of
+from vllm_sauce.scale.cluster import Resources, connected, results_here, results_of
 
 ROWS_PER_PART = 128
 """Rows done anew when an actor dies; the engine is fed across their borders."""
@@ -56,13 +56,15 @@ def run(
     source: Path,
     out: Path,
     *,
-    resources: Resources,
+    resources: Resources | None = None,
     rows_per_part: int = ROWS_PER_PART,
     overwrite: bool = False,
     progress: Progress | None = None,
     start: Callable[[Job], Any] = start_engine,
 ) -> Summary:
     """Answer every row of the input, going on where an earlier run was interrupted.
+
+    ``resources``: Ray's actors that answer; None answers in this process.
 
     Raises: SauceError
     """
@@ -95,24 +97,38 @@ def _answer(
     job: Job,
     start: Callable[[Job], Any],
     chunks: Sequence[Chunk],
-    resources: Resources,
+    resources: Resources | None,
     parts: Parts,
     finished: dict[int, Path],
     progress: Progress,
 ) -> None:
     rows_of = {chunk.first: chunk.rows for chunk in chunks}
+    for part in _results(job, start, chunks, resources):
+        first = part["first"]
+        if first in finished:
+            continue
+        finished[first] = parts.add(first, part["part"])
+        progress.advance(rows_of[first], part["failed"])
+
+
+def _results(
+    job: Job,
+    start: Callable[[Job], Any],
+    chunks: Sequence[Chunk],
+    resources: Resources | None,
+) -> Iterator[dict[str, Any]]:
+    """Yield what each chunk came to, from here or from Ray's actors."""
+    rows = [chunk.to_mapping() for chunk in chunks]
+    most = max(chunk.rows for chunk in chunks)
+    if resources is None:
+        import torch
+
+        at_once = chunks_at_once(job, most, torch.cuda.is_available())
+        yield from results_here(ChunkActor(job, start), rows, at_once)
+        return
     with connected(resources) as placed:
-        at_once = chunks_at_once(
-            job, max(rows_of.values()), bool(placed.gpus_per_actor)
-        )
-        described = [chunk.to_mapping() for chunk in chunks]
-        arguments = (job, start)
-        for part in results_of(ChunkActor, arguments, described, placed, at_once):
-            first = part["first"]
-            if first in finished:
-                continue
-            finished[first] = parts.add(first, part["part"])
-            progress.advance(rows_of[first], part["failed"])
+        at_once = chunks_at_once(job, most, bool(placed.gpus_per_actor))
+        yield from results_of(ChunkActor, (job, start), rows, placed, at_once)
 
 
 def chunks_at_once(job: Job, rows_per_chunk: int, gpu: bool) -> int:

@@ -42,9 +42,11 @@ def batch(
     ] = 0.0,
     ray: Annotated[
         str | None,
-        typer.Option("--ray", help="Address of a cluster, or auto. Default: local."),
+        typer.Option("--ray", help="Address of a cluster, or auto."),
     ] = None,
-    actors: Annotated[int, typer.Option("--actors", help="Engines.")] = 1,
+    actors: Annotated[
+        int, typer.Option("--actors", help="Engines; several run on a local Ray.")
+    ] = 1,
     gpus_per_actor: Annotated[
         float | None,
         typer.Option("--gpus-per-actor", help="Default: 1 where there are GPUs."),
@@ -72,8 +74,8 @@ def batch(
 
     from vllm_sauce.batch import job, progress, run
     from vllm_sauce.batch.rows import Defaults
+    from vllm_sauce.cli.options import resources
     from vllm_sauce.errors import SauceError
-    from vllm_sauce.scale.cluster import Resources
 
     console = Console(stderr=True)
     try:
@@ -93,12 +95,7 @@ def batch(
             ),
             source,
             out,
-            resources=Resources(
-                address=ray,
-                actors=actors,
-                gpus_per_actor=gpus_per_actor,
-                cpus_per_actor=cpus_per_actor,
-            ),
+            resources=resources(ray, actors, gpus_per_actor, cpus_per_actor),
             rows_per_part=rows_per_part,
             overwrite=overwrite,
             progress=progress.Bar(console),

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ray: the local one that a run starts for itself, or a cluster."""
+"""Where work is done: in this process, on a Ray started for it, or on a cluster."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import queue
+import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.errors import BatchError, ConfigError
+from vllm_sauce.errors import ActorDiedError, BatchError, ConfigError
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: only descriptions of work and its results pass through it."""
+
+GO_ON = "what is finished is kept: run the same command to go on"
 
 RETRIES = 3
 """How often work is done anew because its actor died, before the run stops."""
@@ -166,7 +172,51 @@ class _Actor:
     def __call__(self, table: Any) -> Any:
         import pyarrow as pa
 
-        return pa.Table.from_pylist([self.actor(row) for row in table.to_pylist()])
+        try:
+            return pa.Table.from_pylist([self.actor(row) for row in table.to_pylist()])
+        except ActorDiedError:
+            # Ray starts another process for the work of one that is gone.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def results_here(
+    actor: Callable[[dict[str, Any]], dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    at_once: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Yield each row's result as it is finished, without Ray: ``results_of``, here.
+
+    The actor is called with a row from ``at_once`` threads.
+
+    Raises: BatchError if what the actor holds died; else what the actor raises
+    """
+    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    found: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
+    for row in rows:
+        waiting.put(dict(row))
+
+    def work() -> None:
+        while not waiting.empty():
+            try:
+                found.put(actor(waiting.get_nowait()))
+            except queue.Empty:
+                return
+            except BaseException as error:
+                found.put(error)
+                return
+
+    for _ in range(min(at_once, len(rows))):
+        # Daemons: an interrupted run does not wait for answers.
+        threading.Thread(target=work, name="sauce-work", daemon=True).start()
+    for _ in rows:
+        result = found.get()
+        if isinstance(result, ActorDiedError):
+            raise BatchError(f"{result}; {GO_ON}") from result
+        if isinstance(result, BaseException):
+            raise result
+        yield result
 
 
 def _init_arguments(resources: Resources) -> dict[str, Any]:
@@ -221,7 +271,6 @@ def _reason(error: BaseException) -> BatchError:
     """Return what to tell: the last line of Ray's report is the error itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return BatchError(
-        f"an actor failed: {lines[-1] if lines else type(error).__name__}; what is "
-        "finished is kept: run the same command to go on. Ray's logs of the actors are "
-        "in /tmp/ray/session_latest/logs"
+        f"an actor failed: {lines[-1] if lines else type(error).__name__}; {GO_ON}. "
+        "Ray's logs of the actors are in /tmp/ray/session_latest/logs"
     )
