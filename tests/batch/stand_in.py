@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-import os
+import threading
 import time
 
 from vllm_sauce.batch.engine import failed
 from vllm_sauce.batch.job import Job
 from vllm_sauce.batch.output import Answer
 from vllm_sauce.batch.rows import Defaults, Question
-from vllm_sauce.errors import BundleMismatchError, InvalidRequestError
+from vllm_sauce.errors import (
+    ActorDiedError,
+    BundleMismatchError,
+    InvalidRequestError,
+)
 
 JOB = Job(model="m", sauce=None, digest=None, defaults=Defaults(), folder="/")
 
@@ -41,12 +45,32 @@ def start_never(job: Job) -> Echo:
     raise BundleMismatchError("another bundle")
 
 
+class Mortal(Echo):
+    """Answers a few times; then what it holds is dead."""
+
+    LIFE = 5
+
+    def __init__(self) -> None:
+        self.left = threading.Semaphore(self.LIFE)
+
+    def answer(self, questions: list[Question]) -> list[Answer]:
+        """Return the answers, or raise."""
+        if not self.left.acquire(blocking=False):
+            raise ActorDiedError("the engine died: out of memory")
+        return super().answer(questions)
+
+
+def start_mortal(job: Job) -> Echo:
+    """Take the place of ``start_engine``."""
+    return Mortal()
+
+
 class DiesAlways(Echo):
-    """Ends its process at the first question, as an engine that dies does."""
+    """Dies at the first question."""
 
     def answer(self, questions: list[Question]) -> list[Answer]:
         """Never return."""
-        os._exit(1)
+        raise ActorDiedError("the engine died: out of memory")
 
 
 def start_dying(job: Job) -> Echo:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sauce batch` on sauce-tiny: two actors with vLLM, one of which is killed."""
+"""`sauce batch` on sauce-tiny: one process, and two actors one of which is killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,8 +18,11 @@ from typer.testing import CliRunner
 
 import vllm_sauce
 from tests.batch.processes import KillsOneActor, gone, wait_until
+from vllm_sauce.batch.engine import Engine
+from vllm_sauce.batch.rows import Question
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.cli import app
+from vllm_sauce.errors import ActorDiedError
 from vllm_sauce.unlearning import parse_request, resolve_mask
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
@@ -95,11 +101,15 @@ def plain() -> list[str]:
 
 def sauce_batch(source: Path, out: Path, *options: str) -> Any:
     """Run the command in this process, with sauce-tiny and its bundle."""
-    arguments = ["batch", str(source), str(out), "--model", str(TINY / "model")]
+    return CliRunner().invoke(app, [*arguments(source, out), *options])
+
+
+def arguments(source: Path, out: Path) -> list[str]:
+    """Return the command's arguments."""
+    given = ["batch", str(source), str(out), "--model", str(TINY / "model")]
     for key, value in ENGINE.items():
-        arguments += ["--engine-arg", f"{key}={json.dumps(value)}"]
-    arguments += ["--bundle", str(TINY / "bundle"), "--max-tokens", "8"]
-    return CliRunner().invoke(app, [*arguments, *options])
+        given += ["--engine-arg", f"{key}={json.dumps(value)}"]
+    return [*given, "--bundle", str(TINY / "bundle"), "--max-tokens", "8"]
 
 
 def write(path: Path, found: list[dict[str, Any]]) -> Path:
@@ -142,6 +152,59 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
     assert killer.children
     wait_until(lambda: gone(killer.children))
     assert not parts.exists()
+
+
+@pytest.mark.slow
+def test_one_process_answers_as_a_plain_loop_does(
+    tmp_path: Path, plain: list[str]
+) -> None:
+    """In a process of its own: in this one another engine has run."""
+    source, out = write(tmp_path / "in.jsonl", rows()[:7]), tmp_path / "out.parquet"
+    command = [sys.executable, "-m", "vllm_sauce.cli", *arguments(source, out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = pq.read_table(out).to_pylist()
+    assert [row["text"] for row in found] == plain[:7]
+    assert "7 of 7 rows answered" in done.stdout
+
+
+class Broken:
+    """A vLLM whose engine dies at its second step."""
+
+    def __init__(self) -> None:
+        self.llm_engine, self.steps = self, 0
+        self.vllm_config = SimpleNamespace(
+            additional_config=None, scheduler_config=SimpleNamespace(max_num_seqs=4)
+        )
+
+    def enqueue(self, prompts: Any, params: Any, use_tqdm: bool) -> list[str]:
+        return ["0-abc"]
+
+    def step(self) -> list[Any]:
+        self.steps += 1
+        if self.steps > 1:
+            raise RuntimeError("out of memory")
+        return []
+
+
+def test_a_dead_engine_leaves_nobody_waiting() -> None:
+    engine = Engine(Broken())
+    question = Question(
+        number=0,
+        id=None,
+        prompt={"prompt": "a"},
+        messages=None,
+        sampling={},
+        extra_args=None,
+        meta=None,
+    )
+    for _ in range(2):
+        with pytest.raises(ActorDiedError, match="RuntimeError: out of memory"):
+            engine.answer([question])
 
 
 def check_masks(found: list[dict[str, Any]]) -> None:

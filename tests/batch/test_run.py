@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs on a real local Ray; an engine's stand-in answers, for speed."""
+"""Runs here and on a real local Ray; an engine's stand-in answers, for speed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from tests.batch import stand_in
 from tests.batch.processes import KillsOneActor, actors, gone, wait_until
 from vllm_sauce.batch import progress, run
-from vllm_sauce.errors import BatchError, ConfigError
+from vllm_sauce.errors import BatchError, BundleMismatchError, ConfigError
 from vllm_sauce.scale import cluster
 from vllm_sauce.scale.cluster import Resources
 
@@ -57,6 +58,57 @@ def check(out: Path, count: int) -> None:
 def parts(out: Path) -> list[Path]:
     """Return the finished parts."""
     return sorted(out.with_name(f"{out.name}.parts").glob("part-*"))
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a run that starts Ray."""
+
+    def refuse(resources: Resources) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(run, "connected", refuse)
+
+
+def test_one_process_answers_without_ray(tmp_path: Path, no_ray: None) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
+    bar = progress.Progress()
+    done = run.run(
+        stand_in.JOB,
+        source,
+        out,
+        rows_per_part=2,
+        progress=bar,
+        start=stand_in.start_echo,
+    )
+    check(out, 61)
+    assert (done.rows, done.failed, done.resumed) == (61, 19, 0)
+    assert (bar.done, bar.total, bar.failed) == (61, 61, 19)
+
+
+def test_an_engine_that_dies_here_costs_what_it_had(
+    tmp_path: Path, no_ray: None
+) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
+    # So few at once that one call after the other is made.
+    job = replace(stand_in.JOB, engine_args={"max_num_seqs": 1})
+    with pytest.raises(BatchError, match="the engine died.* same command to go on"):
+        run.run(job, source, out, rows_per_part=2, start=stand_in.start_mortal)
+    assert not out.exists()
+    before = len(parts(out))
+    assert 3 <= before <= stand_in.Mortal.LIFE
+    done = run.run(job, source, out, rows_per_part=2, start=stand_in.start_echo)
+    check(out, 61)
+    assert done.resumed == 2 * before
+
+
+def test_an_engine_that_cannot_start_here_says_why(
+    tmp_path: Path, no_ray: None
+) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", 4), tmp_path / "out.parquet"
+    with pytest.raises(BundleMismatchError, match="another bundle"):
+        run.run(stand_in.JOB, source, out, start=stand_in.start_never)
+    assert not out.exists()
 
 
 def test_an_actor_is_killed(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from vllm_sauce.errors import ConfigError
+from vllm_sauce.errors import ActorDiedError, BatchError, ConfigError
 from vllm_sauce.scale import cluster
 from vllm_sauce.scale.cluster import Resources
 
@@ -28,6 +29,47 @@ def test_more_than_ray_has_is_refused() -> None:
 def test_nothing_to_do_starts_no_actor() -> None:
     """Ray is not even running."""
     assert list(cluster.results_of(lambda: dict, (), [], Resources())) == []
+
+
+def test_work_of_this_process_comes_as_it_is_done() -> None:
+    """Two at once: the slow one is overtaken, and a third waits for a place."""
+    started: list[int] = []
+    release = threading.Event()
+
+    def actor(row: dict[str, Any]) -> dict[str, Any]:
+        started.append(row["number"])
+        if row["number"] == 0:
+            assert release.wait(60)
+        return {"number": row["number"]}
+
+    results = cluster.results_here(actor, [{"number": n} for n in range(5)], at_once=2)
+    first = [next(results)["number"] for _ in range(4)]
+    assert first == [1, 2, 3, 4]
+    release.set()
+    assert [row["number"] for row in results] == [0]
+    assert sorted(started) == [0, 1, 2, 3, 4]
+    assert list(cluster.results_here(actor, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "words"),
+    [
+        (ActorDiedError("it died: x"), BatchError, "it died: x; .*same command"),
+        (ConfigError("no such picture"), ConfigError, "no such picture"),
+    ],
+)
+def test_what_goes_wrong_here_is_told(
+    error: Exception, told: type[Exception], words: str
+) -> None:
+    def actor(row: dict[str, Any]) -> dict[str, Any]:
+        if row["number"] == 2:
+            raise error
+        return row
+
+    results = cluster.results_here(actor, [{"number": n} for n in range(9)])
+    assert [next(results)["number"] for _ in range(2)] == [0, 1]
+    with pytest.raises(told, match=words):
+        next(results)
 
 
 def slow_actor():
