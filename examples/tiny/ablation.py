@@ -113,8 +113,8 @@ def main() -> None:
     best = sums["as calibrated"]["HM"]
     for variant, scores in sums.items():
         cells = [f"{100 * scores[n] / len(found):.1f}" for n in (*NAMES, "HM")]
-        change = f"{100 * (scores['HM'] - best) / len(found):+.1f}"
-        table.add_row(variant, *cells, change)
+        lost = f"{100 * (scores['HM'] - best) / len(found):+.1f}"
+        table.add_row(variant, *cells, lost)
     Console().print(table)
 
 

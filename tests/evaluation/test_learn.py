@@ -3,6 +3,7 @@
 
 import inspect
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,17 @@ def test_calibration_is_told_how_to_search(request_):
                      "watched", "screen", "passes", "finalists")
     }  # fmt: skip
     assert told == {name: str(getattr(config, name)) for name in told}
+    actions = [b for a, b in pairwise(command) if a == "--action"]
+    assert actions == list(config.actions)
+    assert "--prune" in command and "--ranking" not in command
+    narrow = replace(config, rankings=("share", "file"), prune=False)
+    found = stages(replace(request_, calibration=narrow))
+    stage = next(one for one in found if one.name == "calibrate")
+    assert [b for a, b in pairwise(stage.command) if a == "--ranking"] == [
+        "share",
+        "file",
+    ]
+    assert "--no-prune" in stage.command
 
 
 @pytest.mark.parametrize("command", [calibrate, learn_command])
@@ -104,7 +116,7 @@ def test_the_commands_defaults_are_the_searchs(command):
     defaults = inspect.signature(command).parameters
     config = asdict(CalibrationConfig())
     shared = set(defaults) & set(config) - {"k", "seed"}
-    assert len(shared) == 9
+    assert len(shared) == 10
     assert {name: defaults[name].default for name in shared} == {
         name: config[name] for name in shared
     }

@@ -27,9 +27,9 @@ from vllm_sauce.evaluation.learn_plan import (
     plan,
     planned,
 )
-from vllm_sauce.evaluation.lockstep import coordinate_rounds
 from vllm_sauce.evaluation.model_size import ModelSize
 from vllm_sauce.evaluation.selection_file import RankedLatent, SelectedConcept
+from vllm_sauce.evaluation.site_search import site_rounds
 
 ROOT = Path(__file__).parents[2]
 TINY, PLANS = ROOT / "examples/tiny", ROOT / "examples/plans"
@@ -140,7 +140,7 @@ def test_no_search_asks_more_than_planned(paper, sites):
         config.gates,
         config.actions,
     )
-    search = coordinate_rounds(choices.grid, choices.starts, config.passes)
+    search = site_rounds(choices, config.passes)
     rising, tried = 0.0, 0
     wanted = next(search)
     with pytest.raises(StopIteration):

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.lockstep import coordinate_rounds, in_step, setting_of
+from vllm_sauce.evaluation.lockstep import (
+    Setting,
+    coordinate_rounds,
+    in_step,
+    setting_of,
+)
 
 GRID = {"a": (0, 1, 2), "b": ("x", "y"), "c": (0.0, 0.5, 1.0, 2.0)}
 
@@ -36,7 +41,7 @@ def run(searches, tables):
 
 def search_alone(start, evaluate, passes=2):
     """Search one coordinate after another, one point at a time; a tie does not move."""
-    scores = {}
+    scores: dict[Setting, float] = {}
 
     def ask(point):
         setting = setting_of(point, GRID)

@@ -13,8 +13,7 @@ from vllm_sauce.evaluation.report import good_concepts, rows_of
 
 CHECKED = ("dog", "soccer", "love", "red", "wood")
 """One of each domain."""
-NEEDED_MEAN_HM = 0.932
-"""What the bundle before this one had."""
+NEEDED_MEAN_HM = 0.88
 NEEDED_GOOD = 10
 
 

@@ -15,13 +15,9 @@ from dataclasses import dataclass, field
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.examiner import Examiner, Trial
-from vllm_sauce.evaluation.lockstep import (
-    Round,
-    Setting,
-    coordinate_rounds,
-    in_step,
-)
+from vllm_sauce.evaluation.lockstep import Round, Setting, in_step
 from vllm_sauce.evaluation.questionnaire import Outcome
+from vllm_sauce.evaluation.site_search import site_rounds
 
 Note = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -60,7 +56,7 @@ def calibrate(
     """
     config = examiner.config
     searches: dict[str, Round] = {
-        name: coordinate_rounds(choice.grid, choice.starts, config.passes)
+        name: site_rounds(choice, config.passes)
         for name, choice in examiner.choices.items()
     }
     tried = _search(examiner, searches, note)
@@ -218,7 +214,12 @@ def _calibrated(
     finals: Iterable[Trial],
     searched: Iterable[Trial],
 ) -> Calibrated:
-    trials = {id(trial): trial for trial in (*finals, *searched)}
+    choices = examiner.choices[name]
+    # Settings that differ at a site which both leave alone are one.
+    trials = {
+        (trial.share, *choices.at(trial.setting).items()): trial
+        for trial in (*searched, *finals)
+    }
     return Calibrated(
         name=name,
         edits=examiner.choices[name].edits(best.setting),

@@ -100,6 +100,7 @@ class EditChoices:
     grid: dict[str, tuple[Hashable, ...]] = field(init=False)
     """Values by coordinate: "<site> k", ..."""
     starts: tuple[dict[str, Hashable], ...] = field(init=False)
+    """One for each site, alone."""
 
     def __post_init__(self) -> None:
         for text in self.actions:
@@ -125,8 +126,7 @@ class EditChoices:
             for site in sites
         ]
         object.__setattr__(self, "grid", grid)
-        together = [middle] if len(sites) > 1 else []
-        object.__setattr__(self, "starts", (*alone, *together))
+        object.__setattr__(self, "starts", tuple(alone))
 
     def sites(self) -> tuple[str, ...]:
         """Return the sites where a latent was selected."""

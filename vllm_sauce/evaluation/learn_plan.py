@@ -30,6 +30,8 @@ PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
 RANKINGS: Final = 6
 """The file's order and five scores."""
+PAIRS: Final = 9
+"""Settings of two sites that are tried together."""
 PRUNINGS: Final = 4
 """Parts of a site's edit that are left out in turn."""
 BATCH_ROWS: Final = 1024
@@ -183,31 +185,34 @@ def _train(request: LearnRequest, site: str, size: ModelSize) -> Line:
     return Line(f"train {site}", 0, request.tokens, weights, memory, operations)
 
 
+def _searched(request: LearnRequest, passes: int) -> int:
+    """Return the settings that a search tries which goes through its grid so often."""
+    config, sites = request.calibration, len(request.sites)
+    latents = sum(k <= request.latents for k in config.k) or 1
+    rankings = len(config.rankings) or RANKINGS + (request.score == ATTRIBUTION)
+    grid = (rankings, latents, len(config.gates), len(config.actions))
+    # The present value of each is known.
+    more = sum(values - 1 for values in grid)
+    alone, pairs = sites * (1 + passes * more), sites * (sites - 1) // 2
+    # From the best of these, all sites once more, each of which may be left alone.
+    return alone + (PAIRS * pairs + 1 + sites * (more + 1) if pairs else 0)
+
+
 def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     """Count prompts of a search that goes through its grid as often as it may, and
     operations of one that ends after the first time and shares every picture among
     the questions about it under one mask.
     """
-    config = request.calibration
-    sites = len(request.sites)
-    starts = sites + (sites > 1)
-    latents = sum(k <= request.latents for k in config.k) or 1
-    rankings = len(config.rankings) or RANKINGS + (request.score == ATTRIBUTION)
-    # Where there are several sites each may be left alone.
-    actions = len(config.actions) + (sites > 1)
-    grid = (rankings, latents, len(config.gates), actions)
-    # The present value of each is known.
-    more = sites * sum(values - 1 for values in grid)
+    config, sites = request.calibration, len(request.sites)
     searched, scored = counts.searched, counts.scored
     finals = config.finalists + (PRUNINGS * sites if config.prune else 0)
-    passes = (starts + config.passes * more) * searched.screening
+    passes = _searched(request, config.passes) * searched.screening
     # The unedited model is asked everything too, on both splits.
     passes += (1 + finals) * searched.questions + 2 * scored.questions
     half = min(1.0, 2 * config.screen)
     semifinals = 2 * config.finalists * half
     passes += round(semifinals * searched.questions)
-    least = starts + more
-    whole = finals + semifinals
+    least, whole = _searched(request, 1), finals + semifinals
     questions = round(least * searched.screening + whole * searched.questions)
     pictures = round(least * searched.screening_pictures + whole * searched.pictures)
     tokens = (questions + scored.questions) * PROMPT_TOKENS
