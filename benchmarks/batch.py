@@ -8,10 +8,11 @@ Rounds alternate between
 
 - loop: read 256 rows and their pictures, ``LLM.generate``, the next 256;
 - whole: the same with all rows in one call, which no loop over a large file can do;
-- batch: ``sauce batch`` with a local Ray and one actor, from its engine's readiness to
-  the last part on the disk.
+- batch: ``sauce batch`` in this process, from its engine's readiness to the last part
+  on the disk;
+- ray: the same with a local Ray and one actor.
 
-The plain engine and the actor's have the same arguments and the same bundle. Each
+The plain engine and the others have the same arguments and the same bundle. Each
 round of batch starts an engine of its own, which answers the rows' start once before
 the time is taken, as the plain engine did before the first round. Beside the time stand
 the CPU seconds of all processes, Ray's own included: where the machine is shared, they
@@ -142,7 +143,9 @@ def note_cpu(ready: Path, noted: list[float]) -> None:
     noted.append(cpu_seconds())
 
 
-def batch_round(path: Path, folder: Path, max_tokens: int) -> Spent:
+def batch_round(
+    path: Path, folder: Path, max_tokens: int, on_ray: bool = False
+) -> Spent:
     """Return what `sauce batch` takes from its engine's readiness on."""
     from vllm_sauce.batch import job, progress, run
     from vllm_sauce.batch.rows import Defaults
@@ -170,7 +173,7 @@ def batch_round(path: Path, folder: Path, max_tokens: int) -> Spent:
         ),
         path,
         folder / "out.parquet",
-        resources=Resources(),
+        resources=Resources() if on_ray else None,
         overwrite=True,
         progress=clock,
         start=functools.partial(start_warm, path=str(path), ready=str(ready)),
@@ -197,6 +200,7 @@ def measure(count: int, rounds: int, max_tokens: int) -> dict[str, Any]:
         kinds: dict[str, Callable[[], Spent]] = {
             "loop": lambda: plain_round(llm, path, BLOCK, max_tokens),
             "batch": lambda: batch_round(path, Path(temporary), max_tokens),
+            "ray": lambda: batch_round(path, Path(temporary), max_tokens, on_ray=True),
             "whole": lambda: plain_round(llm, path, count, max_tokens),
         }
         plain_round(llm, path, BLOCK, max_tokens)  # warm-up
