@@ -122,6 +122,18 @@ def test_the_candidates_of_a_setting_are_its_edit(choices):
     assert used == set(candidates)
 
 
+def test_the_ranking_of_most_latents_says_how_many_candidates_there_are():
+    """A mask with one candidate too many would be refused by the engine."""
+    few = selected(range(40), crisp=False)
+    one = few.latents[0].model_copy(update={"scores": {"crisp": 1.0, "share": 1.0}})
+    mixed = few.model_copy(update={"latents": [one, *few.latents[1:]]})
+    choices = EditChoices(
+        "dog", {"vision": mixed}, (4, 32), (0.0,), ("scale 0",), ("crisp", "share")
+    )
+    parts = [len(choices.parts(setting)) for setting in settings_of(choices)]
+    assert min(parts) == 1 and max(parts) == choices.most_parts() > 1
+
+
 def test_every_pruning_is_made_of_candidates(wide):
     candidates = wide.candidates()
     setting, sizes = only(wide, k=32, action="scale -1"), []

@@ -72,6 +72,24 @@ def test_what_goes_wrong_here_is_told(
         next(results)
 
 
+def test_who_stops_listening_gets_nothing_more_begun() -> None:
+    begun: list[int] = []
+    go = threading.Semaphore(1)
+
+    def actor(row: dict[str, Any]) -> dict[str, Any]:
+        assert go.acquire(timeout=60)
+        begun.append(row["number"])
+        return row
+
+    results = cluster.results_here(actor, [{"number": n} for n in range(9)])
+    assert next(results) == {"number": 0}
+    results.close()
+    for _ in range(9):
+        go.release()
+    time.sleep(0.5)
+    assert len(begun) <= 2  # the first, and one that was under way
+
+
 def slow_actor():
     """Return an actor's class; made here, it is sent to Ray as it is."""
 

@@ -64,10 +64,6 @@ class _Waiting:
     mask: Mask | None
     call: _Collected
 
-    def done(self, answer: Answer) -> None:
-        """Hand the answer to the call that asked."""
-        self.call.add(answer)
-
 
 class _Collected:
     """The answers of one call, which is over when none is missing."""
@@ -139,8 +135,9 @@ class Engine:
                 self._feed()
                 for output in self._llm.llm_engine.step():
                     if output.finished:
-                        waiting = self._inside.pop(output.request_id)
-                        waiting.done(self._answer(waiting, output))
+                        waiting = self._inside[output.request_id]
+                        waiting.call.add(self._answer(waiting, output))
+                        del self._inside[output.request_id]
         except BaseException as error:
             self._die(error)
 
@@ -167,9 +164,11 @@ class Engine:
                 self._inside[self._enqueue(waiting.question)] = waiting
             except Exception as error:
                 if compat.is_engine_dead(error):
+                    # Back to those who wait: they must be told.
+                    self._queue.put(waiting)
                     raise
                 question = waiting.question
-                waiting.done(failed(question.number, question.id, error))
+                waiting.call.add(failed(question.number, question.id, error))
 
     def _enqueue(self, question: Question) -> str:
         from vllm import SamplingParams

@@ -95,6 +95,10 @@ class Catalogue(Mapping[str, Concept]):
             if concept.name in self._concepts:
                 raise ConfigError(f"concept {concept.name!r} is in the catalogue twice")
             self._concepts[concept.name] = concept
+        # Asked for with every request.
+        self._sites = tuple(
+            sorted({site for item in self._concepts.values() for site in item.edits})
+        )
 
     def __getitem__(self, name: str) -> Concept:
         return self._concepts[name]
@@ -131,9 +135,7 @@ class Catalogue(Mapping[str, Concept]):
 
     def sites(self) -> tuple[str, ...]:
         """Return the sites that some concept edits, sorted."""
-        return tuple(
-            sorted({site for item in self._concepts.values() for site in item.edits})
-        )
+        return self._sites
 
     def latents(self, site: str, names: Iterable[str] | None = None) -> tuple[int, ...]:
         """Return the distinct latents that concepts (default: all) edit at a site.

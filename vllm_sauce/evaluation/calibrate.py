@@ -40,9 +40,6 @@ class Calibrated:
     within_floor: bool
     """Whether IRA, CRA and every other concept lose no more than they may."""
     trials: tuple[Trial, ...] = field(repr=False)
-    scored: Outcome | None = None
-    """On the scoring split, which chose nothing."""
-    scored_base: Outcome | None = None
 
 
 def calibrate(

@@ -229,12 +229,13 @@ class EditChoices:
 
     def widest(self) -> int:
         """Return how many latents an edit has at most, at a site."""
-        return max(max(map(int, self._counts(site))) for site in self.sites())
+        return max(max(self._counts(site)) for site in self.sites())
 
     def most_parts(self) -> int:
         """Return how many candidates a setting is made of at most."""
         return sum(
-            len(self._bands(site, next(self._widest(site)))) for site in self.sites()
+            max(len(self._bands(site, mine)) for mine in self._widest(site))
+            for site in self.sites()
         )
 
     def _counts(self, site: str) -> list[int]:
@@ -329,6 +330,6 @@ def _gate(latent: RankedLatent, share: float) -> float:
     if level is None:
         raise ConfigError(
             f"the selection has no level {share:g} of latent {latent.latent}; run "
-            "sauce select again, or give --gate 0 and 1 alone"
+            "sauce select again, or calibrate with the gates 0 and 1 alone"
         )
     return max(level, 0.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations, product
 
-from vllm_sauce.evaluation.edit_choices import OFF, EditChoices, SiteSetting
+from vllm_sauce.evaluation.edit_choices import OFF, EditChoices
 from vllm_sauce.evaluation.lockstep import Point, Round, Setting, coordinate_rounds
 
 PARTNERS = slice(0, 7, 3)
@@ -48,12 +48,8 @@ def site_rounds(choices: EditChoices, passes: int) -> Round:
 def _pairs(choices: EditChoices, alone: dict[str, list[Setting]]) -> Iterator[Setting]:
     for sites in combinations(alone, 2):
         mine = [
-            [_at(choices, site, setting) for setting in alone[site][PARTNERS]]
+            [choices.at(setting)[site] for setting in alone[site][PARTNERS]]
             for site in sites
         ]
         for both in product(*mine):
             yield choices.setting(dict(zip(sites, both, strict=True)))
-
-
-def _at(choices: EditChoices, site: str, setting: Setting) -> SiteSetting:
-    return choices.at(setting)[site]

@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat, settings
-from vllm_sauce.unlearning import ForgetRequest, Mask, parse_request, resolve_mask
+from vllm_sauce.unlearning import Mask, parse_request, resolve_mask
 
 KEY = "sauce"
-MASKS = 1024
-"""Resolved masks that an API process remembers."""
 PREFIX = "sauce:"
 """Begins every cache key of a masked request; no client may use it."""
 
@@ -31,19 +28,14 @@ class Admission:
     def __init__(self, config: SauceConfig) -> None:
         self.config = config
         self.bundle = Bundle.load(config.bundle, weights=False)
-        # The same few masks come again and again.
-        self._masks = lru_cache(maxsize=MASKS)(self._resolve)
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> Mask | None:
         """Return the mask of a request, None when there is nothing to forget.
 
         Raises: RequestError (a ValueError: HTTP 400).
         """
-        return self._masks(parse_request(extra_args))
-
-    def _resolve(self, request: ForgetRequest | None) -> Mask | None:
         return resolve_mask(
-            request,
+            parse_request(extra_args),
             self.bundle.catalogue,
             self.config.forget,
             self.bundle.digest,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -198,11 +199,13 @@ def results_here(
         waiting.put(dict(row))
 
     def work() -> None:
-        while not waiting.empty():
+        while True:
             try:
-                found.put(actor(waiting.get_nowait()))
+                row = waiting.get_nowait()
             except queue.Empty:
                 return
+            try:
+                found.put(actor(row))
             except BaseException as error:
                 found.put(error)
                 return
@@ -210,13 +213,19 @@ def results_here(
     for _ in range(min(at_once, len(rows))):
         # Daemons: an interrupted run does not wait for answers.
         threading.Thread(target=work, name="sauce-work", daemon=True).start()
-    for _ in rows:
-        result = found.get()
-        if isinstance(result, ActorDiedError):
-            raise BatchError(f"{result}; {GO_ON}") from result
-        if isinstance(result, BaseException):
-            raise result
-        yield result
+    try:
+        for _ in rows:
+            result = found.get()
+            if isinstance(result, ActorDiedError):
+                raise BatchError(f"{result}; {GO_ON}") from result
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        # Whoever stops listening wants nothing more to be begun.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
 
 
 def _init_arguments(resources: Resources) -> dict[str, Any]:
