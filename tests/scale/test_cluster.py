@@ -83,7 +83,7 @@ def test_who_stops_listening_gets_nothing_more_begun() -> None:
 
     results = cluster.results_here(actor, [{"number": n} for n in range(9)])
     assert next(results) == {"number": 0}
-    results.close()
+    results.close()  # type: ignore[attr-defined]
     for _ in range(9):
         go.release()
     time.sleep(0.5)
