@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write what a user of ``sauce learn`` would have: pictures, labels, concepts.yaml.
 
-``PYTHONPATH=examples python -m tiny.user_pictures FOLDER`` draws 60 pictures of each of
-the 40 foreground concepts for ``concepts.yaml`` and 8,000 without labels, each with a
-question, for training SAEs (``training.jsonl``). None of them is among the pictures
+``PYTHONPATH=examples python -m tiny.user_pictures FOLDER`` draws 150 pictures of each
+of the 40 foreground concepts for ``concepts.yaml`` and 8,000 without labels, each with
+a question, for training SAEs (``training.jsonl``). None of them is among the pictures
 that ``tiny.scores`` measures on.
 """
 
@@ -25,7 +25,7 @@ from tiny.questions import (
     yes_no_questions,
 )
 
-SPLITS = {"selection": 0.35, "calibration": 0.45, "scoring": 0.2}
+SPLITS = {"selection": 0.2, "calibration": 0.6, "scoring": 0.2}
 DESCRIBE = "Describe the picture."
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="A new folder.")
-    parser.add_argument("--per-foreground", type=int, default=60)
+    parser.add_argument("--per-foreground", type=int, default=150)
     parser.add_argument("--training", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

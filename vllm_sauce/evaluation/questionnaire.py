@@ -208,7 +208,9 @@ class Questionnaire:
         """Return the questions that judge one concept's edits.
 
         ``positives`` and ``negatives``: examples with it and without it at most; of
-        the latter half show another concept of its domain, where there are such.
+        the latter half show another concept of its domain, where there are such. What
+        else is in a picture is asked of as many examples with it as without: it is
+        most of the questions, and the few about the concept itself are what is noisy.
         ``watched``: examples of every other concept at most.
 
         Raises: ConfigError if the split has no example of a kind
@@ -227,7 +229,7 @@ class Questionnaire:
                 f"{len(absent)} without it in the split {self.split!r}; give more"
             )
         found = [item for e in shown for item in self._target(rng, concept, e)]
-        for example in shown:
+        for example in shown[: len(absent)]:
             found += self._retain(rng, concept, example, Part.CRA_SHOWN)
         for example in absent:
             found += self._retain(rng, concept, example, Part.CRA_OTHER)
@@ -292,7 +294,9 @@ class Questionnaire:
         if example.picture is not None:
             items.append(_naming(rng, Part.UAG, concept, example))
             # Neither yes nor no is no denial: what counts is the word "no".
-            items.append(_exists(rng, Part.UAD, Kind.NO, concept, example))
+            wordings = range(len(concept.questions.exists))
+            for wording in rng.sample(wordings, min(2, len(wordings))):
+                items.append(_exists(rng, Part.UAD, Kind.NO, concept, example, wording))
         return items
 
     def _retain(
@@ -360,10 +364,13 @@ def _exists(
     kind: Kind,
     concept: ConceptExamples,
     example: Example,
+    wording: int | None = None,
 ) -> Item:
+    """Ask whether it is there, in this or in any wording."""
     questions = concept.questions
     word = questions.yes if kind is Kind.YES else questions.no
-    wording = rng.randrange(len(questions.exists))
+    if wording is None:
+        wording = rng.randrange(len(questions.exists))
     prompt = questions.asks(concept.answers[0], wording)
     return _item(part, kind, prompt, example, (word,), concept.name)
 
