@@ -32,7 +32,8 @@ def assign_splits(
     found: dict[str, str] = {}
     for content in sorted(labels, key=rarest):
         # The empty label balances the whole.
-        mine = (*labels[content], "")
+        # Sums of floats depend on the order, which a set has anew in each process.
+        mine = (*sorted(labels[content]), "")
         for name in mine:
             for split in used:
                 lacking.setdefault((name, split), 0.0)
