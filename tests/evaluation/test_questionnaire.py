@@ -133,6 +133,37 @@ def test_each_wording_is_asked(tmp_path):
         assert wanted <= asked
 
 
+def test_every_denial_is_asked_in_two_wordings(tmp_path):
+    wordings = ["Any {concept}?", "Some {concept}?", "A {concept}?"]
+    file = write(
+        tmp_path,
+        "version: 1\nminimum: 1\n"
+        "pictures: {jsonl: rows.jsonl, image: file, concepts: concepts}\n"
+        f"questions: {{default: {{exists: {json.dumps(wordings)}}}}}\n"
+        "concepts:\n  dog: {domain: a}\n  cat: {domain: a}\n",
+        [["dog"]] * 20 + [["cat"]] * 12,
+    )
+    items = Questionnaire(file, "selection").items("dog", 6, 6)
+    asked: dict[str, list[str]] = {}
+    for item in items:
+        if item.part is Part.UAD:
+            asked.setdefault(shown(item), []).append(item.prompt)
+    assert len(asked) == 6
+    assert {len(set(prompts)) for prompts in asked.values()} == {2}
+    assert len({p for prompts in asked.values() for p in prompts}) == 3
+
+
+def test_as_many_examples_with_it_as_without_tell_what_is_kept(file):
+    items = Questionnaire(file, "selection").items("dog", 5, 2)
+    pictures = {
+        part: {shown(item) for item in items if item.part is part} for part in Part
+    }
+    assert len(pictures[Part.UAG]) == len(pictures[Part.UAD]) == 5
+    assert len(pictures[Part.CRA_SHOWN]) == 2
+    assert pictures[Part.CRA_SHOWN] <= pictures[Part.UAG]
+    assert len(pictures[Part.IRA] | pictures[Part.CRA_OTHER]) == 2
+
+
 def test_an_example_is_asked_one_of_its_own_prompts(tmp_path):
     file = write(
         tmp_path,

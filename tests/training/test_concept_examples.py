@@ -3,6 +3,7 @@
 
 import io
 import json
+import random
 import re
 
 import pytest
@@ -241,6 +242,18 @@ def test_a_label_alone_is_split_to_within_one():
     )
     assert abs(found.count("selection") - 50.5) < 1
     assert abs(found.count("scoring") - 25.25) < 1
+
+
+def test_the_order_of_labels_decides_nothing():
+    """Labels are sets, whose order is another in every process."""
+    rng, labels = random.Random(0), {}
+    for number in range(1500):
+        labels[hash_of(number)] = rng.sample("abcdefgh", rng.randrange(1, 5))
+    shares = {"selection": 0.2, "calibration": 0.6, "scoring": 0.2}
+    found = assign_splits(labels, shares)
+    for _ in range(5):
+        other = {name: rng.sample(mine, len(mine)) for name, mine in labels.items()}
+        assert assign_splits(other, shares) == found
 
 
 def test_only_contents_decide_the_split(two):
