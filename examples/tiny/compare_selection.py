@@ -9,9 +9,11 @@ gate 0) and measures what that forgets on the scoring pictures.
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
@@ -20,12 +22,24 @@ from rich.table import Table
 from torch import Tensor
 
 from tiny.concepts import CONCEPTS, DOMAIN_OF, DOMAINS
-from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
+from tiny.exam import (
+    BUNDLE_FOLDER,
+    MODEL_FOLDER,
+    Tiny,
+    balanced_pictures,
+    build_exam,
+)
 from tiny.questions import answer_name
+from tiny.user_pictures import write_labelled
+from tiny.world import Picture
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, SiteEdit
 from vllm_sauce.concepts.scores import SCORES, CausalScore, ranked, saeuron_gate
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
+from vllm_sauce.evaluation.attribution_scores import (
+    attribution_questions,
+    attribution_scores,
+)
 from vllm_sauce.evaluation.exam import (
     NAME,
     Answers,
@@ -33,10 +47,12 @@ from vllm_sauce.evaluation.exam import (
     concept_scores,
     sample_rows,
 )
+from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.evaluation.metrics import NAMES, Scores
 from vllm_sauce.evaluation.shared_prefix import SharedPrefix, Sheet
 from vllm_sauce.evaluation.site_edits import EditTensors
 from vllm_sauce.sae import SAEWeights
+from vllm_sauce.training.concept_examples import ConceptFile
 
 LONGEST_BLOCK = 13
 """Tokens of the longest question that is asked."""
@@ -142,6 +158,23 @@ class Naming:
         return pages[0], pages[1]
 
 
+def attributed(
+    sae: SAEWeights, pictures: Sequence[Picture], sizes: Comparison
+) -> dict[str, Tensor]:
+    """Return each concept's attribution of every latent, as sauce select finds it.
+
+    Shapes: -> [d_sae] by concept
+    """
+    with TemporaryDirectory() as name, torch.inference_mode(False):
+        write_labelled(Path(name), pictures)
+        file = ConceptFile.read(Path(name) / "concepts.yaml")
+        loaded = LoadedModel.load(MODEL_FOLDER)
+        asked = attribution_questions(
+            file, loaded.processor.tokenizer, None, seed=sizes.seed
+        )
+        return attribution_scores(loaded, sae, VISION, file, asked)
+
+
 @dataclass(frozen=True)
 class Row:
     """One score's edits, measured."""
@@ -181,9 +214,13 @@ Ranking = Callable[[int, GroupStatistics, GroupStatistics], Tensor]
 
 
 def rankings(
-    naming: Naming, sae: SAEWeights, sizes: Comparison
+    naming: Naming, sae: SAEWeights, pictures: Sequence[Picture], sizes: Comparison
 ) -> dict[str, tuple[Ranking, bool]]:
     """Return every way to rank, and whether its edits have SAeUron's gate."""
+    effects = cache(lambda: attributed(sae, pictures, sizes))
+
+    def attribution(concept: int, pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
+        return effects()[CONCEPTS[concept]]
 
     def causal(concept: int, pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
         tried = ranked(SCORES["share"](pos, neg), pos, sizes.causal_candidates)
@@ -197,7 +234,8 @@ def rankings(
         return lambda concept, pos, neg: SCORES[name](pos, neg)
 
     ways = {name: (known(name), name == "saeuron") for name in SCORES}
-    return {"random": (chance, False), **ways, "causal": (causal, False)}
+    slow = {"causal": (causal, False), "attribution": (attribution, False)}
+    return {"random": (chance, False), **ways, **slow}
 
 
 def compare(sizes: Comparison) -> list[Row]:
@@ -205,24 +243,18 @@ def compare(sizes: Comparison) -> list[Row]:
     tiny = Tiny.load()
     sae = Bundle.load(BUNDLE_FOLDER).sites[VISION].weights
     runner = SharedPrefix(tiny.model)
+    pictures = balanced_pictures("selection", sizes.selection_per_foreground)
+    scored = balanced_pictures("scoring", sizes.scoring_per_foreground)
     selection, scoring = (
-        build_exam(
-            tiny,
-            balanced_pictures(split, count),
-            sizes.seed,
-            longest_block=LONGEST_BLOCK,
-        )
-        for split, count in (
-            ("selection", sizes.selection_per_foreground),
-            ("scoring", sizes.scoring_per_foreground),
-        )
+        build_exam(tiny, drawn, sizes.seed, longest_block=LONGEST_BLOCK)
+        for drawn in (pictures, scored)
     )
     counted = count_latents(sae, selection)
     groups = [
         (counted.group(2 * c), counted.group(2 * c + 1)) for c in range(len(CONCEPTS))
     ]
     rows = [Row("(no edit)", measure(runner, sae, scoring, {}, sizes), 0, 0)]
-    ways = rankings(Naming(tiny, sae, selection), sae, sizes)
+    ways = rankings(Naming(tiny, sae, selection), sae, pictures, sizes)
     for name, (score, gated) in track(ways.items(), "scores"):
         started = time.perf_counter()
         edits = {}

@@ -9,6 +9,7 @@ that ``tiny.scores`` measures on.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from tiny.questions import (
     naming_questions,
     yes_no_questions,
 )
+from tiny.world import Picture
 
 SPLITS = {"selection": 0.2, "calibration": 0.6, "scoring": 0.2}
 DESCRIBE = "Describe the picture."
@@ -56,11 +58,11 @@ def concepts_yaml() -> dict[str, object]:
     }
 
 
-def write_labelled(folder: Path, per_foreground: int) -> None:
+def write_labelled(folder: Path, pictures: Sequence[Picture]) -> None:
     """Write pictures, labels.jsonl and concepts.yaml."""
     (folder / "labelled").mkdir(parents=True)
     rows = []
-    for number, picture in enumerate(balanced_pictures("user", per_foreground)):
+    for number, picture in enumerate(pictures):
         file = f"labelled/{number:05d}.png"
         assert picture.image is not None
         picture.image.save(folder / file)
@@ -99,7 +101,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=False)
-    write_labelled(arguments.folder, arguments.per_foreground)
+    pictures = balanced_pictures("user", arguments.per_foreground)
+    write_labelled(arguments.folder, pictures)
     write_training(arguments.folder, arguments.training, arguments.seed)
 
 

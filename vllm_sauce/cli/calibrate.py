@@ -43,7 +43,7 @@ def calibrate(
     retain_floor: RetainFloor = 0.02,
     worst_floor: WorstFloor = 0.35,
     prefer: Prefer = "forgetting",
-    positives: Positives = 24,
+    positives: Positives = 48,
     negatives: Negatives = 24,
     watched: Watched = 4,
     screen: Screen = 0.25,

@@ -33,7 +33,7 @@ class CalibrationConfig:
     prefer: str = "forgetting"
     """What is best among settings that keep to both floors: "forgetting" (of UAg and
     UAd), or "balance" (the harmonic mean of all four)."""
-    positives: int = 24
+    positives: int = 48
     negatives: int = 24
     """Examples with and without the concept at most."""
     watched: int = 4
