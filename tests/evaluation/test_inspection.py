@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -80,15 +81,16 @@ def small_catalogue(bundle: Bundle) -> Catalogue:
     ("site", "name"),
     [(VISION, "clock"), (VISION, "cat"), (VISION, "pig"), ("decoder.1", "clock")],
 )
-def test_a_latent_fires_where_the_thing_is(site, name, loaded, bundle, saes):
+def test_a_latent_fires_where_the_thing_is(site, name, loaded, saes):
     """The latents that tell it best fire on its patches, and the right way round."""
-    drawn = draw([name] * 6 + ["tree", "tennis", "dog"] * 2, seed=1)
+    drawn = draw([name] * 40 + ["tree", "tennis", "dog", "boat"] * 10, seed=1)
     samples = [sample_of(picture, str(i)) for i, picture in enumerate(drawn)]
     own = list(range(6))
-    latents = bundle.catalogue[name].edits[site].latents
+    latents = tuple(range(saes[site].d_sae))
     peaks = latent_peaks(loaded, samples, saes, {site: latents})[site]
     stats = latent_statistics(peaks, latents, samples, name)
-    best = sorted(latents, key=lambda j: stats[j].mean_without - stats[j].mean_with)[:8]
+    best = sorted(latents, key=lambda j: stats[j].firing_without - stats[j].firing_with)
+    best = best[:8]
     found = activation_maps(loaded, samples, saes, {(site, j): own for j in best})
     means = []
     for row in own:
@@ -265,7 +267,9 @@ def test_doses_make_a_concept_fall_and_leave_the_others(measure):
     assert {line.label for line in target} == {"says it is there", "names it"}
     for line in target:
         assert line.probability[0] > 0.8
-        assert list(line.probability) == sorted(line.probability, reverse=True)
+        # Where next to nothing is left, it may be a little more or less.
+        falls = pairwise(line.probability)
+        assert all(after <= before + 1e-3 for before, after in falls)
         assert line.probability[2] < 0.3
     forgotten = max(line.probability[2] for line in target)
     assert min(line.probability[2] for line in kept) > forgotten + 0.25

@@ -13,8 +13,9 @@ from vllm_sauce.evaluation.report import good_concepts, rows_of
 
 CHECKED = ("dog", "soccer", "love", "red", "wood")
 """One of each domain."""
-NEEDED_MEAN_HM = 0.88
-NEEDED_GOOD = 10
+NEEDED_MEAN_HM = 0.9316
+"""What the bundle reached that an older recipe had made."""
+NEEDED_GOOD = 40
 
 
 @pytest.fixture(scope="module")
