@@ -166,7 +166,7 @@ def attributed(
     Shapes: -> [d_sae] by concept
     """
     with TemporaryDirectory() as name, torch.inference_mode(False):
-        write_labelled(Path(name), pictures)
+        write_labelled(Path(name), pictures, minimum=1)
         file = ConceptFile.read(Path(name) / "concepts.yaml")
         loaded = LoadedModel.load(MODEL_FOLDER)
         asked = attribution_questions(

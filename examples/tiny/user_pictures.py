@@ -58,8 +58,11 @@ def concepts_yaml() -> dict[str, object]:
     }
 
 
-def write_labelled(folder: Path, pictures: Sequence[Picture]) -> None:
-    """Write pictures, labels.jsonl and concepts.yaml."""
+def write_labelled(folder: Path, pictures: Sequence[Picture], minimum: int = 8) -> None:
+    """Write pictures, labels.jsonl and concepts.yaml.
+
+    ``minimum``: examples that a split must have of each concept.
+    """
     (folder / "labelled").mkdir(parents=True)
     rows = []
     for number, picture in enumerate(pictures):
@@ -68,7 +71,8 @@ def write_labelled(folder: Path, pictures: Sequence[Picture]) -> None:
         picture.image.save(folder / file)
         rows.append(json.dumps({"file": file, "concepts": list(picture.concepts)}))
     (folder / "labels.jsonl").write_text("\n".join(rows) + "\n")
-    text = yaml.safe_dump(concepts_yaml(), sort_keys=False, width=88)
+    told = concepts_yaml() | {"minimum": minimum}
+    text = yaml.safe_dump(told, sort_keys=False, width=88)
     (folder / "concepts.yaml").write_text(text)
 
 
