@@ -2,20 +2,26 @@
 """The shipped table, recomputed in part from the shipped model and bundle."""
 
 import pytest
+import torch
+from torch import Tensor
 
 from tiny.concepts import CONCEPTS, DOMAIN_OF
 from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER, Tiny
 from tiny.sae_figures import measure_saes
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.evaluation.metrics import NAMES, harmonic_mean
 from vllm_sauce.evaluation.report import good_concepts, rows_of
+from vllm_sauce.training.activations import site_hook
+from vllm_sauce.training.samples import PictureFile, Sample
 
 CHECKED = ("dog", "soccer", "love", "red", "wood")
 """One of each domain."""
 NEEDED_MEAN_HM = 0.9316
 """What the bundle reached that an older recipe had made."""
 NEEDED_GOOD = 40
+TINY = MODEL_FOLDER.parent
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +62,27 @@ def test_sae_figures_are_what_the_saes_do(bundle: Bundle):
     for site, found in figures.items():
         shipped = bundle.sites[site].entry.activation
         assert found == pytest.approx(shipped, rel=0.02, abs=0.01)
+
+
+def test_no_gate_lies_on_what_every_prompt_has(bundle: Bundle):
+    """There rounding, and so the rest of a batch, would decide what is edited."""
+    loaded = LoadedModel.load(MODEL_FOLDER)
+    held: list[Tensor] = []
+
+    def hold(x: Tensor) -> Tensor:
+        held.append(x[0])
+        return x
+
+    picture = PictureFile(TINY / "pictures" / "000.png")
+    inputs = loaded.inputs([Sample(key="", prompt="What?", picture=picture)])
+    with torch.inference_mode(), site_hook(loaded.model, "decoder.1", hold):
+        loaded.model(**inputs)
+    image = inputs["input_ids"][0] == loaded.image_token_id
+    before = int(image.nonzero()[0, 0])
+    acts = bundle.sites["decoder.1"].weights.encode(held[0][:before].float())
+    assert before >= 1 and bool((acts > 1).any())
+    for name, concept in bundle.catalogue.items():
+        if edit := concept.edits.get("decoder.1"):
+            z, gate = acts[:, list(edit.latents)], torch.tensor(edit.gate)
+            near = (z - gate).abs() < 1e-3 * gate
+            assert not near.any(), name

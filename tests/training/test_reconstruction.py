@@ -66,16 +66,25 @@ def test_a_wrong_layer_is_refused_though_it_explains_much(site, decoder):
         check_reconstruction(sae, site, decoder)
     if site == "decoder.2":
         quality = check_reconstruction(sae, site, decoder, compare=False)
-        assert 0.5 < quality.explained_variance < 0.8
+        assert 0.5 < quality.explained_variance < 0.85
 
 
-@pytest.mark.parametrize("layer", [-4, -3, -1])
+@pytest.mark.parametrize("layer", [-4, -3])
 def test_a_wrong_layer_of_the_tower_is_refused(layer, vision):
     other = f"vision (tower layer {layer})"
     swapped = {"vision": vision[other], "vision (tower layer -2)": vision["vision"]}
-    hint = r"t vision \(tower layer -2\) it would be 0.88"
+    hint = r"t vision \(tower layer -2\) it would be 0.87"
     with pytest.raises(ReconstructionError, match=hint):
         check_reconstruction(shipped("vision"), "vision", swapped)
+
+
+def test_a_layer_that_is_reconstructed_as_well_is_not_told(vision):
+    """sauce-tiny's last tower layer adds little: what is explained cannot tell."""
+    other = "vision (tower layer -1)"
+    swapped = {"vision": vision[other], "vision (tower layer -2)": vision["vision"]}
+    there = check_reconstruction(shipped("vision"), "vision", swapped)
+    here = check_reconstruction(shipped("vision"), "vision", vision)
+    assert 0 < here.explained_variance - there.explained_variance < 0.01
 
 
 def test_an_input_scale_that_was_not_folded_is_named(decoder):

@@ -31,6 +31,13 @@ FILE = "file"
 BAND = 8
 """Latents of a band at most: what can be pruned at once."""
 
+GATE_MARGIN = 0.01
+"""How far above the level of a share a gate lies, relative to it.
+
+Tokens before the picture are the same in every prompt, and levels fall on what they
+have: at the level itself rounding, and so the rest of the batch, would decide.
+"""
+
 GATES = (0.0, *QUIET_LEVELS, 1.0)
 """Shares of the tokens without the concept that a gate may leave unedited."""
 
@@ -325,11 +332,11 @@ def _gate(latent: RankedLatent, share: float) -> float:
     if share == 0.0:
         return 0.0
     if share == 1.0:
-        return max(latent.max_acts[1], 0.0)
+        return (1 + GATE_MARGIN) * max(latent.max_acts[1], 0.0)
     level = latent.quiet.get(level_name(share))
     if level is None:
         raise ConfigError(
             f"the selection has no level {share:g} of latent {latent.latent}; run "
             "sauce select again, or calibrate with the gates 0 and 1 alone"
         )
-    return max(level, 0.0)
+    return (1 + GATE_MARGIN) * max(level, 0.0)
