@@ -332,8 +332,9 @@ def _gate(latent: RankedLatent, share: float) -> float:
     if share == 0.0:
         return 0.0
     if share == 1.0:
-        return (1 + GATE_MARGIN) * max(latent.max_acts[1], 0.0)
-    level = latent.quiet.get(level_name(share))
+        level: float | None = latent.max_acts[1]
+    else:
+        level = latent.quiet.get(level_name(share))
     if level is None:
         raise ConfigError(
             f"the selection has no level {share:g} of latent {latent.latent}; run "
