@@ -58,6 +58,8 @@ def test_a_public_layout_becomes_a_bundle(tmp_path, inputs, layout, site):
     assert status == 0, errors
     for word in (layout, "jumprelu", "2048", "explained variance", "L0", "folded"):
         assert word in printed
+    alike = "(tower layer -1): 0." if site == "vision" else "no other layer"
+    assert alike in " ".join(printed.replace("│", " ").split())
     bundle = Bundle.load(out)
     bundle.check_model(MODEL)
     assert (bundle.sites[site].entry.activation["explained_variance"] or 0) > 0.85

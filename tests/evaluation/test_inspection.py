@@ -257,9 +257,10 @@ def test_strength_zero_is_the_unedited_model_exactly(measure):
     )
 
 
-def test_doses_make_a_concept_fall_and_leave_the_others(measure):
+@pytest.mark.parametrize("name", ["tree", "cat"])
+def test_doses_make_a_concept_fall_and_leave_the_others(name, measure):
     ticks = []
-    effects = measure.effects("clock", lambda: ticks.append(1))
+    effects = measure.effects(name, lambda: ticks.append(1))
     assert len(ticks) == len(effects.strengths) == 5
     target = [line for line in effects.lines if line.target]
     kept = [line for line in effects.lines if not line.target]
@@ -271,7 +272,7 @@ def test_doses_make_a_concept_fall_and_leave_the_others(measure):
     forgotten = max(line.probability[2] for line in target)
     assert min(line.probability[2] for line in kept) > forgotten + 0.25
     assert effects.own is not None and effects.own.drop > 0.5
-    assert [d.name for d in effects.damages] and "clock" not in {
+    assert [d.name for d in effects.damages] and name not in {
         d.name for d in effects.damages
     }
     drops = [damage.drop for damage in effects.damages]
@@ -283,9 +284,9 @@ def test_doses_make_a_concept_fall_and_leave_the_others(measure):
         for i, q in enumerate(measure.quiz.questions)
         if q.concept == worst.name
         and q.answer != NO
-        and "clock" not in measure.shown[q.picture]
+        and name not in measure.shown[q.picture]
     ]
-    fns = edit_fns(measure.saes, measure.catalogue["clock"], 1.0)
+    fns = edit_fns(measure.saes, measure.catalogue[name], 1.0)
     after = measure.quiz.ask(fns, mine).probability.mean()
     assert worst.after == pytest.approx(float(after), abs=1e-4)
 

@@ -133,6 +133,38 @@ def test_a_stopped_training_ends_as_if_it_had_not_been(settings, uninterrupted, 
     assert not checkpoint_folder(settings).exists()
 
 
+def test_a_standard_sae_ends_without_dead_latents(settings):
+    """And does so again when it is stopped at its end, or asked to leave them."""
+    training = replace(
+        settings.training, architecture="standard", l1_coefficient=2.0, d_sae=64
+    )
+    settings = replace(settings, training=training)
+    left_dead = replace(
+        settings,
+        out=settings.out.with_name("dead"),
+        training=replace(training, revival_steps=0),
+    )
+    before = train_on_harvest(left_dead)
+    assert before.figures["revived_latents"] == 0
+    assert before.figures["dead_share"] > 0
+    training = replace(training, revival_steps=60)
+    settings = replace(settings, training=training)
+    with pytest.raises(Killed):
+        train_on_harvest(settings, stop_at(STEPS))
+    after = train_on_harvest(replace(settings, resume=True))
+    assert after.figures["dead_latents"] == 0
+    revived = after.figures["revived_latents"]
+    assert revived > 0
+    assert after.figures["dead_share"] < before.figures["dead_share"]
+    moved = (after.weights.W_dec != before.weights.W_dec).any(dim=1)
+    assert int(moved.sum()) == revived
+    whole = replace(settings, out=settings.out.with_name("whole"))
+    train_on_harvest(whole)
+    assert same(
+        *(load_file(one.out / "sae_weights.safetensors") for one in (settings, whole))
+    )
+
+
 def train_slowly(settings):
     """Train slowly enough to be caught in the middle."""
     train_on_harvest(settings, lambda done, figures: time.sleep(0.5))

@@ -57,6 +57,14 @@ def train(
             "all, at most 1000.",
         ),
     ] = None,
+    revival_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--revival-steps",
+            help="Steps that latents dead at the end learn, alone; standard. Default: "
+            "a tenth of all; 0 leaves them dead.",
+        ),
+    ] = None,
     decoder_norm: Annotated[
         float, typer.Option("--decoder-norm", help="Of the decoder's rows at first.")
     ] = 0.1,
@@ -138,6 +146,7 @@ def train(
                 pre_act_coefficient=pre_act,
                 l0_coefficient=l0,
                 dead_steps=dead_steps,
+                revival_steps=revival_steps,
                 decoder_init_norm=decoder_norm,
                 autocast=autocast,
                 device=device,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from vllm_sauce.training.reconstruction import (
     MIN_EXPLAINED_VARIANCE,
     check_reconstruction,
     check_width,
+    layers_alike,
 )
 from vllm_sauce.training.sae_quality import SAEQuality
 from vllm_sauce.training.site_samples import (
@@ -107,6 +108,9 @@ class ImportedSAE:
 
     foreign: ForeignSAE
     quality: SAEQuality
+    alike: Mapping[str, float]
+    """Layers that it explains as well, and how much: it may be one of theirs."""
+
     num_tokens: int
     """Activations it was measured on."""
 
@@ -128,6 +132,11 @@ class ImportedSAE:
             "input normalised": sae.normalize_activations,
             "folded": "\n".join(self.foreign.folded) or "nothing",
             "explained variance": f"{self.quality.explained_variance:.3f}",
+            "explains as well": "\n".join(
+                f"{layer}: {explained:.3f}; make sure that it is not that layer's"
+                for layer, explained in self.alike.items()
+            )
+            or "no other layer",
             "L0": f"{self.quality.l0:.1f}",
             "measured on": f"{self.num_tokens} activations",
             "concepts": str(self.num_concepts or "none: no server starts on it yet"),
@@ -175,6 +184,7 @@ def import_sae(
     return ImportedSAE(
         foreign=foreign,
         quality=quality,
+        alike=layers_alike(foreign.weights, request.site, activations),
         num_tokens=min(len(activations[request.site]), MOST_TOKENS),
         num_concepts=len(catalogue),
     )

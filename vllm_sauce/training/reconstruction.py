@@ -84,6 +84,27 @@ def check_reconstruction(
     raise ReconstructionError(_words(site, quality, min_explained_variance, better[:4]))
 
 
+def layers_alike(
+    sae: SAEWeights, site: str, activations: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return what an SAE explains of layers that might as well be its own.
+
+    Shapes: activations [num_tokens, d_model] each
+    """
+    few = {
+        name: _spread(x, FEW_TOKENS)
+        for name, x in sorted(activations.items())
+        if x.shape[1] == sae.d_model
+    }
+    measured = {name: sae_quality(sae, x) for name, x in few.items()}
+    here = measured.pop(site)
+    return {
+        name: other.explained_variance
+        for name, other in measured.items()
+        if not _clearly_better(here, other)
+    }
+
+
 def readings(
     sae: SAEWeights, site: str, activations: Mapping[str, Tensor]
 ) -> Iterator[Reading]:

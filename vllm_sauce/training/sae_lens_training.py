@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from vllm_sauce.errors import ConfigError, TrainingError
 from vllm_sauce.sae import SAEWeights, from_sae_lens
 from vllm_sauce.training.activation_statistics import ActivationStatistics
+from vllm_sauce.training.revival import Revival, Revived, revive
 from vllm_sauce.training.sae_settings import SAETraining
 
 
@@ -49,6 +51,7 @@ class TrainingRun:
         from sae_lens.training.sae_trainer import SAETrainer
 
         self.training = training
+        self.scale = statistics.scale
         check_device(training.device)
         # Drawn on the CPU, so that a seed means the same on every device.
         with torch.random.fork_rng(devices=[]):
@@ -127,6 +130,25 @@ class TrainingRun:
         self.sae.fold_activation_norm_scaling_factor(scale)
         self.sae.fold_W_dec_norm()
         self._trainer.activation_scaler.scaling_factor = None
+
+    def revive(self, batches: Iterator[Tensor]) -> Revived:
+        """Let the folded SAE's dead latents learn what the others leave unexplained.
+
+        Shapes: batches [batch_tokens, d_model] each
+        """
+        training = self.training
+        settings = Revival(
+            window=training.dead_window,
+            steps=training.steps_of_revival,
+            l1_coefficient=training.l1_coefficient,
+            scale=self.scale,
+            learning_rate=training.learning_rate,
+            seed=training.seed,
+        )
+        revived = revive(self.weights().to(training.device), batches, settings)
+        for name, tensor in revived.weights.tensors().items():
+            getattr(self.sae, name).data = tensor.cpu()
+        return revived
 
     def write(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the folded SAE in SAELens' layout, what is known of it in cfg.json."""

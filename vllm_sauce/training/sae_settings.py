@@ -62,6 +62,10 @@ class SAETraining:
     pre_act_coefficient: float = 3e-3
     """Weight of the loss that pulls dead latents' pre-activations up; jumprelu."""
 
+    revival_steps: int | None = None
+    """Batches that latents dead at the end learn from, alone; standard. 0 leaves them
+    dead, None is a tenth of all steps."""
+
     decoder_init_norm: float = 0.1
     """Norm of each row of the decoder at first; the encoder begins as its transpose."""
 
@@ -109,6 +113,10 @@ class SAETraining:
                 raise ConfigError(
                     f"{name} must not be below 0, got {getattr(self, name)}"
                 )
+        if self.revival_steps is not None and self.revival_steps < 0:
+            raise ConfigError(
+                f"revival_steps must not be below 0, got {self.revival_steps}"
+            )
         if self.training_tokens < self.batch_tokens:
             raise ConfigError(
                 f"training_tokens must be at least one batch of {self.batch_tokens}, "
@@ -125,6 +133,15 @@ class SAETraining:
     def dead_window(self) -> int:
         """Steps without firing after which a latent is dead."""
         return self.dead_steps or min(1000, max(1, self.total_steps // 4))
+
+    @property
+    def steps_of_revival(self) -> int:
+        """Batches that latents dead at the end learn from."""
+        if self.architecture != "standard":
+            return 0
+        if self.revival_steps is None:
+            return self.total_steps // 10
+        return self.revival_steps
 
     @property
     def total_steps(self) -> int:
