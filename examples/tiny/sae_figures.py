@@ -14,7 +14,7 @@ from vllm_sauce.evaluation.shared_prefix import SharedPrefix
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.training.sae_quality import sae_quality
 
-PICTURES_PER_FOREGROUND = 5
+PICTURES_PER_FOREGROUND = 25
 
 
 def site_activations(runner: SharedPrefix, exam: Exam, layer_idx: int) -> Tensor:

@@ -16,7 +16,7 @@ from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.cli import app
 from vllm_sauce.errors import BundleMismatchError, ConfigError
-from vllm_sauce.evaluation import calibration_run
+from vllm_sauce.evaluation import calibration_run, edit_choices
 from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.calibration_report import (
     FRONTIER_FILE,
@@ -234,12 +234,16 @@ def test_a_finished_run_starts_no_engine(found, request_, monkeypatch):
     missing.write_bytes(kept)
 
 
-def test_another_runs_folder_is_refused(found, request_):
+def test_another_runs_folder_is_refused(found, request_, monkeypatch):
     other = replace(request_.config, retain_floor=0.5)
     with pytest.raises(ConfigError, match="holds another calibration"):
         calibrate_bundle(replace(request_, config=other, overwrite=True))
     with pytest.raises(ConfigError, match="--overwrite replaces it"):
         replace(request_)
+    # Begun by a version whose gates were the quantiles themselves.
+    monkeypatch.setattr(edit_choices, "GATE_MARGIN", 0.0)
+    with pytest.raises(ConfigError, match="holds another calibration"):
+        calibrate_bundle(replace(request_, overwrite=True))
 
 
 def test_the_frontier_is_drawn(found, request_):

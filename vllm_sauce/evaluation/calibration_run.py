@@ -18,6 +18,7 @@ from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, check_site
 from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.evaluation import edit_choices
 from vllm_sauce.evaluation.calibrate import Calibrated, Note, calibrate
 from vllm_sauce.evaluation.calibration_config import CalibrationConfig
 from vllm_sauce.evaluation.candidate_engine import CandidateEngine
@@ -124,6 +125,8 @@ class _Run:
         request = self.request
         told = {
             "config": asdict(request.config),
+            # Not a setting, but the same quantile is another gate with another one.
+            "gate_margin": edit_choices.GATE_MARGIN,
             "model": self.fingerprint.model_dump(mode="json"),
             "concepts": file_sha256(request.concepts),
             "examples": [example.digest for example in self.file.examples],
