@@ -64,6 +64,11 @@ def test_sae_figures_are_what_the_saes_do(bundle: Bundle):
         assert found == pytest.approx(shipped, rel=0.02, abs=0.01)
 
 
+def test_no_latent_is_dead(bundle: Bundle):
+    for sae in bundle.sites.values():
+        assert sae.entry.activation["dead_share"] == 0
+
+
 def test_no_gate_lies_on_what_every_prompt_has(bundle: Bundle):
     """There rounding, and so the rest of a batch, would decide what is edited."""
     loaded = LoadedModel.load(MODEL_FOLDER)
