@@ -100,6 +100,15 @@ def test_nothing_is_done_where_nothing_is_dead_or_no_step_is_given(trained):
     assert kept.dead_before == kept.dead_after == 0
 
 
+def test_what_diverges_stays_dead(trained):
+    sae, dead = killed(trained, 4)
+    wild = revive(sae, batches(), replace(SETTINGS, learning_rate=1e30))
+    assert wild.weights.finite()
+    assert wild.dead_after == wild.dead_before
+    density = firing_density(wild.weights, batches(), 20)
+    assert (density[dead] == 0).all()
+
+
 def test_the_unit_of_the_activations_does_not_matter(trained):
     """Ten times the activations: the same latents, ten times as strong."""
     sae, dead = killed(trained, 8)

@@ -75,12 +75,12 @@ def revive(sae: SAEWeights, batches: Iterator[Tensor], settings: Revival) -> Rev
         if not len(weak):
             break
         sae = _trained(sae, weak, batches, settings, number)
-        density = firing_density(sae, batches, settings.window)
+        density[weak] = firing_density(_only(sae, weak), batches, settings.window)
         weak = dead[density[dead] < HARDLY]
-    return Revived(sae, len(dead), int((density[dead] == 0).sum()))
+    return Revived(sae, len(dead), int((density == 0).sum()))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def firing_density(sae: SAEWeights, batches: Iterator[Tensor], window: int) -> Tensor:
     """Return the share of some batches' rows that each latent fires on.
 
@@ -170,6 +170,16 @@ def _drawn(
     return _DeadOnes(directions, sae_in)
 
 
+def _only(sae: SAEWeights, latents: Tensor) -> SAEWeights:
+    """Return an SAE of some of the latents, which is quicker to encode with."""
+    return replace(
+        sae,
+        W_enc=sae.W_enc[:, latents],
+        W_dec=sae.W_dec[latents],
+        b_enc=sae.b_enc[latents],
+    )
+
+
 def _without(sae: SAEWeights, dead: Tensor) -> SAEWeights:
     """Return the SAE with nothing but zeros for dead latents."""
     W_enc, W_dec, b_enc = sae.W_enc.clone(), sae.W_dec.clone(), sae.b_enc.clone()
@@ -181,7 +191,11 @@ def _without(sae: SAEWeights, dead: Tensor) -> SAEWeights:
 def _with(
     sae: SAEWeights, dead: Tensor, latents: _DeadOnes, scale: float
 ) -> SAEWeights:
+    """Return the SAE with what the dead latents learned, if it is finite."""
     W_enc, W_dec, b_enc = sae.W_enc.clone(), sae.W_dec.clone(), sae.b_enc.clone()
-    W_enc[:, dead], W_dec[dead] = latents.W_enc, latents.W_dec
-    b_enc[dead] = latents.b_enc / scale
+    learned = (latents.W_enc.T, latents.W_dec, latents.b_enc[:, None])
+    sound = torch.cat(learned, dim=1).isfinite().all(dim=1)
+    back = dead[sound]
+    W_enc[:, back], W_dec[back] = latents.W_enc[:, sound], latents.W_dec[sound]
+    b_enc[back] = latents.b_enc[sound] / scale
     return replace(sae, W_enc=W_enc, W_dec=W_dec, b_enc=b_enc)
