@@ -172,6 +172,28 @@ def test_latents_are_dropped_that_nothing_needs(needed, left):
     assert kept[0] is best and kept[-1].scores.UAg == 1.0
 
 
+@pytest.mark.parametrize(("iras", "taken"), [(1.0, True), (0.5, False)])
+def test_what_is_dropped_must_not_cost_a_floor(iras, taken):
+    """Even where the smaller edit forgets more and pleases the search more."""
+    examiner = asked_of(set())
+    examiner.config = replace(examiner.config, retain_floor=0.1, prefer="forgetting")
+    examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
+    smaller = []
+
+    def trials(wanted, share, progress):
+        found = {
+            one: trial(0.95, one, hm=0.95, iras=iras) for one in wanted.get("dog", ())
+        }
+        smaller.extend(found.values())
+        return {"dog": found} if found else {}
+
+    examiner.trials = trials
+    best = trial(0.9, setting(k=16), hm=0.9)
+    kept = _prune(examiner, {"dog": best}, lambda what, done, total: None)["dog"]
+    assert smaller
+    assert kept == ([best, *smaller] if taken else [best])
+
+
 def test_an_edit_of_nothing_is_never_chosen():
     """Where there are two sites, each may be off; both off is no edit."""
     one = choices_of(2)

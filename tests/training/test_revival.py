@@ -12,6 +12,7 @@ from tests.training.test_sae_lens_training import settings as training_of
 from tests.training.test_sae_lens_training import shuffled_batches, train_sae
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import SAEWeights
+from vllm_sauce.training import revival
 from vllm_sauce.training.activation_statistics import ActivationStatistics
 from vllm_sauce.training.revival import HARDLY, Revival, firing_density, revive
 from vllm_sauce.training.sae_quality import sae_quality
@@ -65,8 +66,20 @@ def test_dead_latents_learn_what_was_lost_with_them(trained):
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
 
 
+def rarely_firing(sae: SAEWeights, latent: int, rows: int) -> SAEWeights:
+    """Return the SAE with a latent that fires on so many of the rows shown."""
+    hidden_pre = DATA[:5000] - sae.b_dec
+    strength = (hidden_pre @ sae.W_enc)[:, latent].sort(descending=True).values
+    b_enc = sae.b_enc.clone()
+    b_enc[latent] = -(strength[rows - 1] + strength[rows]) / 2
+    return replace(sae, b_enc=b_enc)
+
+
 def test_living_latents_stay_what_they_are_to_the_bit(trained):
     sae, dead = killed(trained, 8)
+    rare = next(j for j in range(64) if j not in dead)
+    sae = rarely_firing(sae, rare, 2)
+    assert 0 < firing_density(sae, batches(), 20)[rare] < HARDLY
     before = {name: tensor.clone() for name, tensor in sae.tensors().items()}
     after = revive(sae, batches(), SETTINGS).weights
     living = firing_density(sae, batches(), 20) > 0
@@ -79,6 +92,28 @@ def test_living_latents_stay_what_they_are_to_the_bit(trained):
     assert torch.equal(after.b_dec, sae.b_dec)
     x = DATA[5000:]
     torch.testing.assert_close(after.encode(x)[:, living], sae.encode(x)[:, living])
+
+
+def test_who_hardly_fires_is_drawn_again_under_half_the_penalty(trained, monkeypatch):
+    sae, dead = killed(trained, 8)
+    settings = replace(SETTINGS, l1_coefficient=4.0, steps=400)
+    after = revive(sae, batches(), settings)
+    assert after.dead_after == 0
+    density = firing_density(after.weights, batches(), 20)[dead]
+    assert (density >= HARDLY).sum() >= 6
+    monkeypatch.setattr(revival, "ROUNDS", 1)
+    assert revive(sae, batches(), settings).dead_after > 0
+
+
+def test_who_is_drawn_again_is_not_missed_by_its_former_self(trained, monkeypatch):
+    """Else each round would learn what the one before left, and then replace it."""
+    sae, dead = killed(trained, 16)
+    rows, explained = DATA[5000:], {}
+    for hardly in (HARDLY, 1.1):
+        monkeypatch.setattr(revival, "HARDLY", hardly)
+        after = revive(sae, batches(), SETTINGS).weights
+        explained[hardly] = sae_quality(after, rows).explained_variance
+    assert explained[1.1] > explained[HARDLY] - 0.02
 
 
 def test_nothing_is_done_where_nothing_is_dead_or_no_step_is_given(trained):

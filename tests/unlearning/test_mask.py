@@ -66,6 +66,10 @@ def test_limits_count_the_union_at_each_site():
     assert resolve("dog", "cat", "red", max_latents=3) is not None
     with pytest.raises(TooManyConceptsError, match="need 3 at 'vision'"):
         resolve("dog", "cat", max_latents=2)
+    with pytest.raises(TooManyConceptsError, match="need 3 at 'vision'"):
+        resolve("dog", "cat", "red", max_latents=2)
+    with pytest.raises(TooManyConceptsError, match="need 1 at 'decoder.1'"):
+        resolve("red", max_latents=0)
     with pytest.raises(TooManyConceptsError, match="at most 1 concepts"):
         resolve("dog", mandatory=("cat",), max_concepts=1)
 
