@@ -178,7 +178,7 @@ def test_what_is_dropped_must_not_cost_a_floor(iras, taken):
     examiner = asked_of(set())
     examiner.config = replace(examiner.config, retain_floor=0.1, prefer="forgetting")
     examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
-    smaller = []
+    smaller: list[Trial] = []
 
     def trials(wanted, share, progress):
         found = {
