@@ -22,6 +22,8 @@ from vllm_sauce.training.harvest_training import (
     check_model,
     train_on_harvest,
 )
+from vllm_sauce.training.revival import Revived
+from vllm_sauce.training.sae_lens_training import TrainingRun
 from vllm_sauce.training.sae_settings import SAETraining
 from vllm_sauce.training.shards import read_harvest
 
@@ -163,6 +165,15 @@ def test_a_standard_sae_ends_without_dead_latents(settings):
     assert same(
         *(load_file(one.out / "sae_weights.safetensors") for one in (settings, whole))
     )
+
+
+def test_who_stays_dead_is_counted(settings, monkeypatch):
+    training = replace(settings.training, architecture="standard", revival_steps=1)
+    monkeypatch.setattr(
+        TrainingRun, "revive", lambda run, batches: Revived(run.weights(), 5, 2)
+    )
+    figures = train_on_harvest(replace(settings, training=training)).figures
+    assert (figures["dead_latents"], figures["revived_latents"]) == (2, 3)
 
 
 def train_slowly(settings):
