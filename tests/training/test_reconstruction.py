@@ -10,7 +10,7 @@ from tests.training.layouts import shipped
 from vllm_sauce.errors import BundleMismatchError, ReconstructionError
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.sae.folding import fold_input_scale
-from vllm_sauce.training.reconstruction import check_reconstruction, layers_alike
+from vllm_sauce.training.reconstruction import check_reconstruction
 from vllm_sauce.training.sae_quality import sae_quality
 
 
@@ -29,14 +29,14 @@ def square(x):
 
 
 def test_the_shipped_saes_pass(vision, decoder):
-    assert check_reconstruction(shipped("vision"), "vision", vision).l0 < 40
-    quality = check_reconstruction(shipped("decoder.1"), "decoder.1", decoder)
+    assert check_reconstruction(shipped("vision"), "vision", vision).quality.l0 < 40
+    quality = check_reconstruction(shipped("decoder.1"), "decoder.1", decoder).quality
     assert quality.explained_variance > 0.85
 
 
 def test_a_square_sae_passes_and_its_transposes_do_not(decoder):
     sae = square(decoder["decoder.1"])
-    quality = check_reconstruction(sae, "decoder.1", decoder)
+    quality = check_reconstruction(sae, "decoder.1", decoder).quality
     assert quality.explained_variance > 0.99
     for words, change in (
         ("W_enc", {"W_enc": sae.W_enc.T}),
@@ -66,7 +66,7 @@ def test_a_wrong_layer_is_refused_though_it_explains_much(site, decoder):
     with pytest.raises(ReconstructionError, match="t decoder.1 it would be 0.9"):
         check_reconstruction(sae, site, decoder)
     if site == "decoder.2":
-        quality = check_reconstruction(sae, site, decoder, compare=False)
+        quality = check_reconstruction(sae, site, decoder, compare=False).quality
         here = sae_quality(sae, decoder["decoder.1"]).explained_variance
         assert quality.explained_variance > 0.5
         assert 1 - quality.explained_variance > 1.5 * (1 - here)
@@ -88,14 +88,15 @@ def test_a_layer_that_is_explained_as_well_is_told(vision, decoder):
     there = sae_quality(sae, vision[other]).explained_variance
     here = sae_quality(sae, vision["vision"]).explained_variance
     assert 0 < here - there < 0.01
-    told = layers_alike(sae, "vision", vision)
+    told = check_reconstruction(sae, "vision", vision).alike
     assert told == {other: pytest.approx(there, abs=0.03)}
     swapped = {"vision": vision[other], "vision (tower layer -2)": vision["vision"]}
-    assert set(layers_alike(sae, "vision", swapped)) == {"vision (tower layer -2)"}
-    assert layers_alike(shipped("decoder.1"), "decoder.1", decoder) == {}
+    last = check_reconstruction(sae, "vision", swapped).alike
+    assert set(last) == {"vision (tower layer -2)"}
+    assert not check_reconstruction(shipped("decoder.1"), "decoder.1", decoder).alike
     # A layer of another width cannot be meant.
     wide = {**decoder, "vision": vision["vision"]}
-    assert layers_alike(shipped("decoder.1"), "decoder.1", wide) == {}
+    assert not check_reconstruction(shipped("decoder.1"), "decoder.1", wide).alike
 
 
 def test_an_input_scale_that_was_not_folded_is_named(decoder):

@@ -25,7 +25,6 @@ from vllm_sauce.training.reconstruction import (
     MIN_EXPLAINED_VARIANCE,
     check_reconstruction,
     check_width,
-    layers_alike,
 )
 from vllm_sauce.training.sae_quality import SAEQuality
 from vllm_sauce.training.site_samples import (
@@ -166,7 +165,7 @@ def import_sae(
     report("sampling activations")
     activations = _activations(request, model_dir)
     report("measuring the reconstruction")
-    quality = check_reconstruction(
+    found = check_reconstruction(
         foreign.weights,
         request.site,
         activations,
@@ -178,13 +177,13 @@ def import_sae(
         fingerprint,
         {request.site: foreign.weights},
         catalogue,
-        {request.site: quality.to_json()},
+        {request.site: found.quality.to_json()},
     )
     _save(bundle, request.out)
     return ImportedSAE(
         foreign=foreign,
-        quality=quality,
-        alike=layers_alike(foreign.weights, request.site, activations),
+        quality=found.quality,
+        alike=found.alike,
         num_tokens=min(len(activations[request.site]), MOST_TOKENS),
         num_concepts=len(catalogue),
     )

@@ -43,6 +43,18 @@ class Reading:
     """Whether doing better convicts. A larger input makes any SAE of ReLU denser and so
     explain more, which says nothing of how it was meant: a hint only."""
 
+    layer: str | None = None
+    """The other layer that it is read at, if it is that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """What an SAE that was not refused reconstructs."""
+
+    quality: SAEQuality
+    alike: Mapping[str, float]
+    """Layers that it explains as well as its own, and how much: it may be theirs."""
+
 
 def check_reconstruction(
     sae: SAEWeights,
@@ -51,7 +63,7 @@ def check_reconstruction(
     *,
     min_explained_variance: float = MIN_EXPLAINED_VARIANCE,
     compare: bool = True,
-) -> SAEQuality:
+) -> Reconstruction:
     """Measure an SAE at its site; refuse it if it explains too little.
 
     ``activations`` has the site's and may have other layers'. With ``compare``
@@ -64,17 +76,20 @@ def check_reconstruction(
     quality = sae_quality(sae, _spread(activations[site], MOST_TOKENS))
     measured = quality.explained_variance
     enough = measured >= min_explained_variance
-    if enough and not compare:
-        return quality
     few = {name: _spread(x, FEW_TOKENS) for name, x in activations.items()}
     as_asked = sae_quality(sae, few[site])
     others = _measured(readings(sae, site, few))
-    outdone = any(
+    outdone = compare and any(
         reading.decisive and _clearly_better(other, as_asked)
         for other, reading in others
     )
     if enough and not outdone:
-        return quality
+        alike = {
+            reading.layer: other.explained_variance
+            for other, reading in others
+            if reading.layer and not _clearly_better(as_asked, other)
+        }
+        return Reconstruction(quality, alike)
     # What explains nothing is no hint, even if it is less wrong.
     better = [
         f"{reading.words} it would be {other.explained_variance:.2f}"
@@ -82,27 +97,6 @@ def check_reconstruction(
         if other.explained_variance > max(measured, 0.0)
     ]
     raise ReconstructionError(_words(site, quality, min_explained_variance, better[:4]))
-
-
-def layers_alike(
-    sae: SAEWeights, site: str, activations: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Return what an SAE explains of layers that might as well be its own.
-
-    Shapes: activations [num_tokens, d_model] each
-    """
-    few = {
-        name: _spread(x, FEW_TOKENS)
-        for name, x in sorted(activations.items())
-        if x.shape[1] == sae.d_model
-    }
-    measured = {name: sae_quality(sae, x) for name, x in few.items()}
-    here = measured.pop(site)
-    return {
-        name: other.explained_variance
-        for name, other in measured.items()
-        if not _clearly_better(here, other)
-    }
 
 
 def readings(
@@ -127,7 +121,7 @@ def readings(
             yield Reading(f"with {words} transposed", _changed(sae, turned), x, True)
     for other, seen in sorted(activations.items()):
         if other != site and seen.shape[1] == sae.d_model:
-            yield Reading(f"at {other}", sae, seen, True)
+            yield Reading(f"at {other}", sae, seen, True, layer=other)
     yield from _rescaled(sae, x)
 
 

@@ -181,10 +181,10 @@ def _only(sae: SAEWeights, latents: Tensor) -> SAEWeights:
 
 
 def _without(sae: SAEWeights, dead: Tensor) -> SAEWeights:
-    """Return the SAE with nothing but zeros for dead latents."""
-    W_enc, W_dec, b_enc = sae.W_enc.clone(), sae.W_dec.clone(), sae.b_enc.clone()
-    W_enc[:, dead], W_dec[dead], b_enc[dead] = 0.0, 0.0, 0.0
-    return replace(sae, W_enc=W_enc, W_dec=W_dec, b_enc=b_enc)
+    """Return the SAE with nothing but zeros decoded from dead latents."""
+    W_dec = sae.W_dec.clone()
+    W_dec[dead] = 0.0
+    return replace(sae, W_dec=W_dec)
 
 
 @torch.no_grad()
