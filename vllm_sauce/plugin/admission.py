@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vllm_sauce.bundle import Bundle
@@ -11,10 +11,8 @@ from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat, settings
 from vllm_sauce.unlearning import Mask, parse_request, resolve_mask
-
-KEY = "sauce"
-PREFIX = "sauce:"
-"""Begins every cache key of a masked request; no client may use it."""
+from vllm_sauce.unlearning.cache_identity import refuse_forged_keys, renamed, salted
+from vllm_sauce.unlearning.wire import carry, has_sauce_keys
 
 
 def install() -> None:
@@ -55,49 +53,10 @@ class Admission:
             return
         sites = mask.sites(self.bundle.catalogue)
         if any(site != "vision" for site in sites):
-            salt = request.cache_salt
-            request.cache_salt = f"{PREFIX}{mask.mask_id}" + (
-                f":{salt}" if salt else ""
-            )
+            request.cache_salt = salted(request.cache_salt, mask)
         if "vision" in sites:
             for feature in features:
-                feature.identifier = f"{PREFIX}{mask.mask_id}:{feature.identifier}"
-
-
-def refuse_forged_keys(salt: str | None, uuids: Iterable[Any]) -> None:
-    """Refuse a client's cache keys that look like ours.
-
-    With them a plain request could read, or poison, the blocks of a masked one.
-
-    Raises: InvalidRequestError.
-    """
-    if (salt or "").startswith(PREFIX):
-        raise InvalidRequestError(
-            f"cache_salt must not begin with {PREFIX!r}, which vllm-sauce reserves; "
-            "choose another salt"
-        )
-    if any(isinstance(uuid, str) and uuid.startswith(PREFIX) for uuid in uuids):
-        raise InvalidRequestError(
-            f"an image's uuid must not begin with {PREFIX!r}, which vllm-sauce "
-            "reserves; choose another uuid"
-        )
-
-
-def has_sauce_keys(extra_args: Mapping[str, Any] | None) -> bool:
-    """Tell whether a request speaks to this plugin at all."""
-    return any(str(key).lower().startswith(KEY) for key in extra_args or ())
-
-
-def carry(extra_args: Mapping[str, Any] | None, mask: Mask | None) -> dict[str, Any]:
-    """Return the extra arguments with our raw keys replaced by the resolved mask."""
-    kept = {
-        key: value
-        for key, value in (extra_args or {}).items()
-        if not str(key).lower().startswith(KEY)
-    }
-    if mask is not None:
-        kept[KEY] = {"mask": mask.to_wire()}
-    return kept
+                feature.identifier = renamed(feature.identifier, mask)
 
 
 def _admission_of(processor: Any) -> Admission | None:
@@ -179,4 +138,5 @@ def _admit(admission: Admission | None, params: Any) -> tuple[Any, Mask | None]:
             "would be answered unedited"
         )
     mask = admission.resolve(extra_args)
-    return compat.with_extra_args(params, carry(extra_args, mask) or None), mask
+    carried = carry(extra_args, None if mask is None else mask.to_wire())
+    return compat.with_extra_args(params, carried or None), mask

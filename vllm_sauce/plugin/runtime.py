@@ -12,9 +12,10 @@ from torch import Tensor
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import CanaryError, InvalidRequestError
-from vllm_sauce.plugin.admission import KEY, PREFIX, has_sauce_keys
 from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.cache_identity import mask_id_of
 from vllm_sauce.unlearning.slots import SiteTable
+from vllm_sauce.unlearning.wire import KEY, has_sauce_keys
 from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
 
 _TENSORS = (
@@ -212,10 +213,10 @@ class SauceRuntime:
         by_id = {mask.mask_id: mask for mask in masks if mask is not None}
         expected: list[Mask | None] = []
         for identifier in identifiers:
-            if not identifier.startswith(PREFIX):
+            mask_id = mask_id_of(identifier)
+            if mask_id is None:
                 expected.append(None)
                 continue
-            mask_id = identifier[len(PREFIX) :].partition(":")[0]
             if mask_id not in by_id:
                 raise CanaryError(f"image {identifier[:40]}… belongs to no known mask")
             expected.append(by_id[mask_id])
