@@ -32,11 +32,13 @@ def has_sauce_keys(extra_args: Mapping[str, Any] | None) -> bool:
 def carry(
     extra_args: Mapping[str, Any] | None, mask: Mapping[str, object] | None
 ) -> dict[str, Any]:
-    """Return the extra arguments with our raw keys replaced by a mask's wire form."""
+    """Return extra arguments with admission's mark in the place of our raw keys.
+
+    The mark holds a mask's wire form, or None: a plain request bears it, too, so that
+    an engine knows one that went around admission.
+    """
     kept = {k: v for k, v in (extra_args or {}).items() if not means_us(k)}
-    if mask is not None:
-        kept[KEY] = {"mask": mask}
-    return kept
+    return {**kept, KEY: {"mask": mask}}
 
 
 def _letters(text: str) -> str:
