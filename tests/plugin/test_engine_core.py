@@ -103,7 +103,7 @@ def test_a_request_around_admission_fails_alone(
 
 def test_a_plain_engine_refuses_a_mask(plain: Any, sauced: Any) -> None:
     """An API process with sauce before an engine without it."""
-    request = processed(sauced, Ask(1, WHAT, ("read",)), "masked")
+    request = processed(sauced, Ask(None, WHAT, ("read",)), "masked")
     with pytest.raises(InvalidRequestError, match="runs without sauce"):
         plain.llm_engine.add_request("masked", request, request.params)
     assert not plain.llm_engine.has_unfinished_requests()

@@ -72,7 +72,7 @@ def refuses(llm: Any) -> None:
 
 def wake_all(llm: Any) -> None:
     """Bring an engine back, whatever a test left."""
-    core(llm).wake_up()
+    llm.wake_up()
     llm.collective_rpc("reload_weights")
 
 
@@ -93,18 +93,18 @@ def test_every_tensor_of_a_site_is_a_buffer(llm: Any) -> None:
 
 def test_sleep_and_wake(llm: Any, expected: list[Reply]) -> None:
     """Asleep, nothing is forgotten and nobody is told otherwise; awake, as before."""
-    core(llm).sleep(1)
+    llm.sleep(1)
     refuses(llm)
-    core(llm).wake_up(["weights"])
+    llm.wake_up(["weights"])
     refuses(llm)
-    core(llm).wake_up(["kv_cache"])
+    llm.wake_up(["kv_cache"])
     assert answers_as(llm, expected)
 
 
 def test_deep_sleep_needs_the_weights_again(llm: Any, expected: list[Reply]) -> None:
     """Level 2 discards them: a proof on what is there would prove nothing."""
-    core(llm).sleep(2)
-    core(llm).wake_up()
+    llm.sleep(2)
+    llm.wake_up()
     refuses(llm)
     llm.collective_rpc("reload_weights")
     assert answers_as(llm, expected)
@@ -119,11 +119,11 @@ def test_rows_lost_in_sleep_are_found(
     table = {"vision": runtime.vision, "decoder": runtime.decoder["decoder.1"]}
     rows = table[site].table.W_dec_rows
     kept = rows.clone()
-    core(llm).sleep(1)
+    llm.sleep(1)
     rows.zero_()
     try:
         with pytest.raises(CanaryError, match="not those that were loaded"):
-            core(llm).wake_up()
+            llm.wake_up()
         refuses(llm)
         assert run(llm, [Ask(1, WHAT)])[0].tokens
     finally:

@@ -31,12 +31,17 @@ async def chunks(*asks: Ask | None) -> AsyncIterator[Any]:
         yield StreamingInput(prompt={"prompt": text}, sampling_params=params)
 
 
-async def session(engine: Any, name: str, first: Ask, *asks: Ask | None) -> list[Any]:
-    """Run a session; returns the tokens and log-probabilities of its last output."""
-    last: Any = None
+async def session(
+    engine: Any, name: str, first: Ask, *asks: Ask | None
+) -> tuple[list[float], int]:
+    """Run a session; returns the log-probabilities of all it said, and what was hit."""
+    said: list[float] = []
+    cached = 0
     async for output in engine.generate(chunks(*asks), first.params(), name):
-        last = output
-    return [list(last.outputs[0].token_ids), last.num_cached_tokens]
+        for step in output.outputs[0].logprobs or ():
+            said += sorted(round(entry.logprob, 2) for entry in step.values())
+        cached = max(cached, output.num_cached_tokens or 0)
+    return said, cached
 
 
 def test_a_session_keeps_its_mask(model_dir: Path, bundle_dir: Path) -> None:
@@ -44,7 +49,7 @@ def test_a_session_keeps_its_mask(model_dir: Path, bundle_dir: Path) -> None:
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    plain, masked = Ask(None, LONG, max_tokens=2), Ask(None, LONG, ("read",))
+    plain, masked = Ask(None, LONG), Ask(None, LONG, ("read",))
     stronger = Ask(None, LONG, ("read",), 2.0)
 
     async def everything() -> None:
@@ -60,17 +65,19 @@ def test_a_session_keeps_its_mask(model_dir: Path, bundle_dir: Path) -> None:
             )
         )
         try:
-            one = await session(engine, "a", masked, masked, None, masked)
-            again = await session(engine, "b", masked, None, masked, None)
-            assert one[0] == again[0] and again[1] > 0
-            other = await session(engine, "c", plain, plain, None, plain)
-            assert other[0] != one[0]
+            one, _ = await session(engine, "a", masked, masked, None, masked)
+            again, cached = await session(engine, "b", masked, masked, None, masked)
+            assert one == again and one and cached >= 32
+            other, cached = await session(engine, "c", plain, plain, None, plain)
+            assert other != one and cached == 0
             for i, (first, chunk) in enumerate(
                 [(masked, plain), (plain, masked), (masked, stronger)]
             ):
                 with pytest.raises(InvalidRequestError, match="same concepts"):
                     await session(engine, f"bad{i}", first, first, chunk)
-            assert await session(engine, "d", plain, plain, None, plain) != one
+            # What the refused ones left in the caches is nobody else's.
+            assert (await session(engine, "d", plain, plain, None, plain))[0] == other
+            assert (await session(engine, "e", masked, masked, None, masked))[0] == one
         finally:
             engine.shutdown()
 
