@@ -12,6 +12,7 @@ from vllm_sauce.plugin import (
     compat,
     flags,
     orphans,
+    seam_check,
     settings,
 )
 
@@ -26,6 +27,7 @@ def install() -> None:
     """
     orphans.install()
     compat.check_version()
+    seam_check.check("all")
     flags.install()
     bench_client.install()
     settings.install()
@@ -36,9 +38,13 @@ def install() -> None:
 def _worker_init(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> None:
-    if settings.from_vllm_config(vllm_config) is not None:
+    edits = settings.from_vllm_config(vllm_config) is not None
+    harvests = settings.harvests(vllm_config)
+    if edits or harvests:
+        seam_check.check_worker(vllm_config)
+    if edits:
         install_worker()
-    if settings.harvests(vllm_config):
+    if harvests:
         install_tap()
     original(self, vllm_config, *args, **kwargs)
 
