@@ -129,8 +129,8 @@ def test_a_picture_is_written_once():
     for sample, names in enumerate((["a", "old"], ["a"], ["b", "b"])):
         spans = [PictureSpan(name, i, 1) for i, name in enumerate(names)]
         tap.begin_sample(sample, spans)
-    tap.expect_pictures(["a", "old", "b"])
-    tap.take_pictures(torch.stack([torch.full((2, 3), i) for i in (1.0, 2.0, 3.0)]))
+    with tap.announced.encoding(["a", "old", "b"]):
+        tap.take_pictures(torch.stack([torch.full((2, 3), i) for i in (1.0, 2.0, 3.0)]))
     tap.finish([Finished(s, 2, 2) for s in range(3)])
     assert kept.pictures == ["a", "b"]
     assert set(kept.samples[0]) == {"vision"}
@@ -142,12 +142,26 @@ def test_a_picture_is_written_once():
 def test_pictures_that_cannot_be_told_apart_are_errors():
     tap, _ = tapping("vision")
     tap.take_pictures(torch.zeros(4, 2, 3))  # profiling: none was announced
-    tap.expect_pictures(["a"])
-    with pytest.raises(ActivationsError, match="cannot tell whose is whose"):
-        tap.take_pictures(torch.zeros(2, 2, 3))
+    with tap.announced.encoding(["a", "b"]):
+        for features in (torch.zeros(3, 2, 3), torch.zeros(1, 2, 3), torch.zeros(4, 3)):
+            with pytest.raises(ActivationsError, match="cannot tell whose is whose"):
+                tap.take_pictures(features)
     tap.begin_sample(0, [PictureSpan("a", 0, 1)])
     with pytest.raises(ActivationsError, match="without passing the vision site"):
         tap.finish([Finished(0, 1, 1)])
+
+
+def test_all_rows_of_a_batch_of_one_picture_are_its_own():
+    """Towers that cut a picture into tiles, or hand on rows without a batch."""
+    for shape in ((1, 6, 3), (2, 3, 3), (6, 3)):
+        tap, kept = tapping("vision")
+        tap.begin_sample(0, [PictureSpan("a", 0, 1)])
+        x = torch.arange(18.0).reshape(shape)
+        with tap.announced.encoding(["a"]):
+            assert tap.take_pictures(x) is x
+        tap.finish([Finished(0, 1, 1)])
+        rows = kept.samples[0]["vision"].activations
+        assert torch.equal(rows, x.reshape(6, 3))
 
 
 def test_a_new_run_forgets_the_last():

@@ -21,8 +21,9 @@ from vllm_sauce.errors import (
     SauceError,
 )
 from vllm_sauce.plugin import compat, orphans, settings
-from vllm_sauce.plugin.admission import Admission, has_sauce_keys
+from vllm_sauce.plugin.admission import Admission
 from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.wire import has_sauce_keys
 
 _WAITING = 2
 """Rows given to the engine, in multiples of those it runs at once: one batch runs and

@@ -3,31 +3,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from typing import Any
 
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import VISION
 from vllm_sauce.config import SauceConfig
-from vllm_sauce.errors import InvalidRequestError, RequestError
+from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat, settings
-from vllm_sauce.unlearning import Mask, parse_request, resolve_mask
+from vllm_sauce.unlearning import (
+    Mask,
+    admitted_mask,
+    check_size,
+    parse_request,
+    resolve_mask,
+)
+from vllm_sauce.unlearning.cache_identity import (
+    mask_id_of,
+    refuse_forged_keys,
+    renamed,
+    salted,
+)
+from vllm_sauce.unlearning.wire import carry, has_sauce_keys
 
-KEY = "sauce"
-PREFIX = "sauce:"
-"""Begins every cache key of a masked request; no client may use it."""
+POOLING = (
+    "sauce edits generation only; pooling requests are refused because they would be "
+    "answered unedited"
+)
 
 
 def install() -> None:
     """Make every request pass admission, whatever entry point it came from."""
-    compat.wrap(compat.input_processor_cls(), "process_inputs", _process_inputs)
+    processor = compat.input_processor_cls()
+    compat.wrap(processor, "__init__", _processor_init)
+    compat.wrap(processor, "process_inputs", _process_inputs)
+    compat.wrap(compat.async_llm_cls(), "_add_streaming_input_request", _add_session)
 
 
 class Admission:
-    """What one API process needs to admit requests: catalogue, policy, limits."""
+    """What a process needs to admit requests: catalogue, policy, limits.
 
-    def __init__(self, config: SauceConfig) -> None:
+    Made at start, so that a bundle replaced on the disk later changes nothing.
+    """
+
+    def __init__(self, config: SauceConfig, digest: str | None = None) -> None:
         self.config = config
         self.bundle = Bundle.load(config.bundle, weights=False)
+        if digest is not None and self.bundle.digest != digest:
+            raise BundleMismatchError(
+                f"the bundle {config.bundle} changed while the engine started: wanted "
+                f"{digest}, found {self.bundle.digest}; start again"
+            )
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> Mask | None:
         """Return the mask of a request, None when there is nothing to forget.
@@ -54,60 +87,91 @@ class Admission:
         if mask is None:
             return
         sites = mask.sites(self.bundle.catalogue)
-        if any(site != "vision" for site in sites):
-            salt = request.cache_salt
-            request.cache_salt = f"{PREFIX}{mask.mask_id}" + (
-                f":{salt}" if salt else ""
-            )
-        if "vision" in sites:
+        if any(site != VISION for site in sites):
+            request.cache_salt = salted(request.cache_salt, mask)
+        if VISION in sites:
+            refuse_unseen(features)
             for feature in features:
-                feature.identifier = f"{PREFIX}{mask.mask_id}:{feature.identifier}"
+                feature.identifier = renamed(feature.identifier, mask)
+
+    def check(self, request: Any) -> None:
+        """Refuse a request that an API process did not admit as this one would.
+
+        Where a request enters the engine core: an error there ends it alone, while in
+        the worker it would end the engine.
+
+        Raises: RequestError.
+        """
+        params = request.sampling_params
+        if params is None:
+            raise InvalidRequestError(POOLING)
+        mask = admitted_mask(params.extra_args, self.bundle.digest, self.config.forget)
+        sites: tuple[str, ...] = ()
+        if mask is not None:
+            limits = self.config.max_latents, self.config.max_concepts
+            check_size(mask.names(), self.bundle.catalogue, *limits)
+            sites = mask.sites(self.bundle.catalogue)
+        in_decoder = any(site != VISION for site in sites)
+        _check_key(request.cache_salt or "", mask if in_decoder else None, "cache_salt")
+        features = request.mm_features or ()
+        in_tower = VISION in sites
+        for feature in features:
+            key = feature.identifier
+            _check_key(key, mask if in_tower else None, "picture's identifier")
+        if in_tower:
+            refuse_unseen(features)
 
 
-def refuse_forged_keys(salt: str | None, uuids: Iterable[Any]) -> None:
-    """Refuse a client's cache keys that look like ours.
+def _check_key(key: str, mask: Mask | None, what: str) -> None:
+    if mask_id_of(key) != (None if mask is None else mask.mask_id):
+        raise InvalidRequestError(
+            f"a request reached the engine with a {what} that does not fit its mask"
+        )
 
-    With them a plain request could read, or poison, the blocks of a masked one.
+
+_admissions: dict[tuple[SauceConfig, str | None], Admission] = {}
+
+
+def admission_for(vllm_config: Any) -> Admission | None:
+    """Return the one admission of a process for an engine, None without sauce.
+
+    Raises: ConfigError, BundleError.
+    """
+    config = settings.from_vllm_config(vllm_config)
+    if config is None:
+        return None
+    key = config, vllm_config.additional_config["sauce"].get("digest")
+    if key not in _admissions:
+        _admissions[key] = Admission(*key)
+    return _admissions[key]
+
+
+def refuse_unseen(features: Iterable[Any]) -> None:
+    """Refuse what would go around the vision tower, and so around its edit.
+
+    The data of a picture that the engine holds already is not here; the engine core
+    looks again when it is.
 
     Raises: InvalidRequestError.
     """
-    if (salt or "").startswith(PREFIX):
-        raise InvalidRequestError(
-            f"cache_salt must not begin with {PREFIX!r}, which vllm-sauce reserves; "
-            "choose another salt"
-        )
-    if any(isinstance(uuid, str) and uuid.startswith(PREFIX) for uuid in uuids):
-        raise InvalidRequestError(
-            f"an image's uuid must not begin with {PREFIX!r}, which vllm-sauce "
-            "reserves; choose another uuid"
-        )
+    for feature in features:
+        keys = sorted(feature.data or ())
+        made = any(key.startswith("pixel_values") for key in keys)
+        if feature.modality != "image" or (
+            keys and (not made or any("embed" in key for key in keys))
+        ):
+            raise InvalidRequestError(
+                "the concepts to forget are edited in the vision tower, so pictures "
+                f"must be given as pixels; got {feature.modality} of "
+                f"{', '.join(keys) or 'no data'}; send the picture itself"
+            )
 
 
-def has_sauce_keys(extra_args: Mapping[str, Any] | None) -> bool:
-    """Tell whether a request speaks to this plugin at all."""
-    return any(str(key).lower().startswith(KEY) for key in extra_args or ())
-
-
-def carry(extra_args: Mapping[str, Any] | None, mask: Mask | None) -> dict[str, Any]:
-    """Return the extra arguments with our raw keys replaced by the resolved mask."""
-    kept = {
-        key: value
-        for key, value in (extra_args or {}).items()
-        if not str(key).lower().startswith(KEY)
-    }
-    if mask is not None:
-        kept[KEY] = {"mask": mask.to_wire()}
-    return kept
-
-
-def _admission_of(processor: Any) -> Admission | None:
-    config = settings.from_vllm_config(processor.vllm_config)
-    if config is None:
-        return None
-    admission: Admission | None = getattr(processor, "_sauce_admission", None)
-    if admission is None:
-        admission = processor._sauce_admission = Admission(config)
-    return admission
+def _processor_init(
+    original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
+    original(self, vllm_config, *args, **kwargs)
+    self._sauce_admission = admission_for(vllm_config)
 
 
 def check_early(renderer: Any, request: Any, messages: Any) -> None:
@@ -117,12 +181,11 @@ def check_early(renderer: Any, request: Any, messages: Any) -> None:
 
     Raises: RequestError.
     """
-    config = settings.from_vllm_config(renderer.config)
-    if config is None:
-        return
     admission: Admission | None = getattr(renderer, "_sauce_admission", None)
     if admission is None:
-        admission = renderer._sauce_admission = Admission(config)
+        admission = renderer._sauce_admission = admission_for(renderer.config)
+    if admission is None:
+        return
     try:
         refuse_forged_keys(getattr(request, "cache_salt", None), _uuids(messages))
         admission.resolve(getattr(request, "vllm_xargs", None))
@@ -148,7 +211,7 @@ def _process_inputs(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    admission = _admission_of(self)
+    admission: Admission | None = self._sauce_admission
     try:
         params, mask = _admit(admission, params)
         request = original(self, request_id, prompt, params, *args, **kwargs)
@@ -174,9 +237,44 @@ def _admit(admission: Admission | None, params: Any) -> tuple[Any, Mask | None]:
             )
         return params, None
     if not compat.is_sampling_params(params):
-        raise InvalidRequestError(
-            "sauce edits generation only; pooling requests are refused because they "
-            "would be answered unedited"
-        )
+        raise InvalidRequestError(POOLING)
     mask = admission.resolve(extra_args)
-    return compat.with_extra_args(params, carry(extra_args, mask) or None), mask
+    carried = carry(extra_args, None if mask is None else mask.to_wire())
+    return compat.with_extra_args(params, carried), mask
+
+
+async def _add_session(
+    original: Callable[..., Any],
+    self: Any,
+    request_id: str,
+    input_stream: Any,
+    sampling_params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    stream = _one_mask(
+        self.input_processor._sauce_admission, input_stream, sampling_params
+    )
+    return await original(self, request_id, stream, sampling_params, *args, **kwargs)
+
+
+async def _one_mask(
+    admission: Admission | None, chunks: AsyncIterable[Any], params: Any
+) -> AsyncIterator[Any]:
+    """Pass a session's chunks on; refuse one that forgets anything else.
+
+    The session's blocks keep the salt of its first chunk, so another mask's would be
+    cached under the wrong name.
+    """
+    async for chunk in chunks:
+        other = chunk.sampling_params
+        if admission is not None and other is not None:
+            wanted, got = (admission.resolve(p.extra_args) for p in (params, other))
+            if wanted != got:
+                raise compat.as_client_error(
+                    InvalidRequestError(
+                        "all chunks of a streaming session forget the same concepts; "
+                        "start another session for another mask"
+                    )
+                )
+        yield chunk

@@ -137,10 +137,8 @@ def _prove_vision(model: Any, runtime: SauceRuntime) -> None:
     before = model.embed_multimodal(pixel_values=pixels)[0].float().clone()
     mask = _a_mask(runtime, "vision")
     (slot,) = vision.table.assign([mask])
-    with _firing_everywhere(vision.table, slot):
-        vision.expect([mask])
+    with _firing_everywhere(vision.table, slot), vision.announced.encoding([mask]):
         after = model.embed_multimodal(pixel_values=pixels)[0].float().clone()
-        vision.finish()
         counted = int(vision.table.edited_tokens.sum())
     changed = _changed(before, after)
     if counted == 0 or not changed:

@@ -95,6 +95,36 @@ def input_processor_cls() -> type:
     return InputProcessor
 
 
+def async_llm_cls() -> type:
+    """``AsyncLLM``: its streaming-input sessions are one request with many prompts.
+
+    Why: a session keeps the cache salt of its first chunk and the mask of its last.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM
+
+
+def engine_core_cls() -> type:
+    """``EngineCore``: ``preprocess_add_request`` is where one request may still fail.
+
+    Why: what is raised later, in the scheduler or a worker, ends the engine.
+    """
+    from vllm.v1.engine.core import EngineCore
+
+    return EngineCore
+
+
+def llm_engine_cls() -> type:
+    """``LLMEngine``: notes a request before the engine core has taken it.
+
+    Why: one that the core refuses would be waited for, for ever.
+    """
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    return LLMEngine
+
+
 def worker_base_cls() -> type:
     """``WorkerBase``: every device's worker begins here, with the whole config.
 
@@ -130,6 +160,29 @@ def runner_v2_cls() -> type:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
     return GPUModelRunner
+
+
+def encoder_modules() -> Iterator[Any]:
+    """The modules that call ``group_and_batch_mm_kwargs``, by a name of their own.
+
+    Why: it is the one function that all encoder runs pass, in both runners and in every
+    ``ModelState``, and gets the very pairs that were listed with their identifiers.
+    """
+    from vllm.v1.worker import gpu_model_runner
+    from vllm.v1.worker.gpu.mm import encoder_runner
+
+    yield gpu_model_runner
+    yield encoder_runner
+
+
+def encoder_runner_cls() -> type:
+    """V2's ``EncoderRunner``: ``prepare_mm_inputs`` lists, ``execute_mm_encoder`` runs.
+
+    Why: a ``ModelState`` may call these two directly, and in 0.26 and 0.27 all do.
+    """
+    from vllm.v1.worker.gpu.mm.encoder_runner import EncoderRunner
+
+    return EncoderRunner
 
 
 def on_cpu() -> bool:

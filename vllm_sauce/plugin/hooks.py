@@ -10,6 +10,7 @@ from vllm_sauce.plugin import (
     admission,
     bench_client,
     compat,
+    engine_core,
     flags,
     orphans,
     seam_check,
@@ -32,6 +33,7 @@ def install() -> None:
     bench_client.install()
     settings.install()
     admission.install()
+    engine_core.install()
     compat.wrap(compat.worker_base_cls(), "__init__", _worker_init)
 
 

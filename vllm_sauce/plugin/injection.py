@@ -20,6 +20,7 @@ from vllm_sauce.errors import (
 )
 from vllm_sauce.plugin import compat, runner_v2, settings
 from vllm_sauce.plugin.runtime import _TENSORS, DecoderSite, SauceRuntime, VisionSite
+from vllm_sauce.plugin.sites import encoder_batches, swap
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import masked_edit, native
 
@@ -33,6 +34,7 @@ PROVEN_VISION = ("LlavaForConditionalGeneration",)
 def install() -> None:
     """Inject into every model a loader returns, when sauce is configured."""
     compat.wrap(compat.model_loader_cls(), "load_model", _load_model)
+    encoder_batches.install()
 
 
 def _load_model(
@@ -77,6 +79,7 @@ def inject(model: nn.Module, vllm_config: Any, config: SauceConfig) -> SauceRunt
         native.prepare()
         compat.logger(__name__).info("sauce: C++ loop for decoding %s", native.how())
     object.__setattr__(model, "_sauce_runtime", runtime)
+    object.__setattr__(model, encoder_batches.ATTRIBUTE, runtime)
     runner_v2.offer_model_state(
         model, vllm_config, lambda base: runner_v2.sauce_model_state(base, runtime)
     )
@@ -206,13 +209,5 @@ def _inject_vision(model: nn.Module, runtime: SauceRuntime, table: SiteTable) ->
             f"{', '.join(PROVEN_VISION)}"
         )
     site = VisionSite(table)
-    projector = model.multi_modal_projector
-    base: Any = type(projector)
-
-    class EditedProjector(base):  # type: ignore[misc, valid-type]
-        def forward(self, image_features: Tensor) -> Any:
-            return super().forward(site.edit(image_features))
-
-    EditedProjector.__name__ = EditedProjector.__qualname__ = f"Sauce{base.__name__}"
-    projector.__class__ = EditedProjector
+    swap.on_input(model.multi_modal_projector, site.edit, prefix="Sauce")
     runtime.vision = site

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_sauce.errors import InvalidRequestError
 from vllm_sauce.plugin import compat
+from vllm_sauce.unlearning import wire
 
 _installed = False
 
@@ -61,7 +62,7 @@ def refuse_misplaced(request: Any) -> None:
 
 def _misplaced(request: Any) -> list[str]:
     extra = getattr(request, "model_extra", None) or {}
-    return sorted(key for key in extra if key.lower().startswith("sauce"))
+    return sorted(key for key in extra if wire.means_us(key))
 
 
 def _to_sampling_params(
@@ -74,7 +75,7 @@ def _to_sampling_params(
 def refuse_beam_search(request: Any) -> None:
     """Refuse sauce fields that beam search drops. Raises: InvalidRequestError."""
     xargs = getattr(request, "vllm_xargs", None) or {}
-    asked = [key for key in xargs if key.lower().startswith("sauce")]
+    asked = [key for key in xargs if wire.means_us(key)]
     if keys := sorted([*asked, *_misplaced(request)]):
         raise InvalidRequestError(
             f"{', '.join(keys)} with use_beam_search: vLLM's beam search drops "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model runner V1: masks into slots before each step and each encoder run."""
+"""Model runner V1: masks into slots before each step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ def install() -> None:
     runner = compat.runner_v1_cls()
     compat.wrap(runner, "_prepare_inputs", _prepare_inputs)
     compat.wrap(runner, "_dummy_run", _dummy_run)
-    compat.wrap(runner, "_batch_mm_inputs_from_scheduler", _batch_mm_inputs)
-    compat.wrap(runner, "_execute_mm_encoder", _execute_mm_encoder)
 
 
 def _runtime(runner: Any) -> SauceRuntime | None:
@@ -49,10 +47,9 @@ def _prepare_inputs(
     if runtime is not None:
         batch = self.input_batch
         req_ids = batch.req_ids[: batch.num_reqs]
-        runtime.begin_step(
-            [_mask_of_request(self, runtime, req_id) for req_id in req_ids],
-            [int(n) for n in num_scheduled_tokens],
-        )
+        masks = [_mask_of_request(self, runtime, req_id) for req_id in req_ids]
+        runtime.live = dict(zip(req_ids, masks, strict=True))
+        runtime.begin_step(masks, [int(n) for n in num_scheduled_tokens])
     return original(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
 
 
@@ -63,27 +60,3 @@ def _dummy_run(
     if runtime is not None and not runtime.in_canary:
         runtime.clear_step()
     return original(self, *args, **kwargs)
-
-
-def _batch_mm_inputs(
-    original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any
-) -> Any:
-    batched = original(self, scheduler_output, *args)
-    runtime = _runtime(self)
-    if runtime is not None:
-        masks = [
-            _mask_of_request(self, runtime, req_id)
-            for req_id in scheduler_output.scheduled_encoder_inputs
-        ]
-        runtime.expect_images(batched[0], masks)
-    return batched
-
-
-def _execute_mm_encoder(
-    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
-) -> Any:
-    outputs = original(self, *args, **kwargs)
-    runtime = _runtime(self)
-    if runtime is not None:
-        runtime.images_done()
-    return outputs

@@ -10,7 +10,6 @@ from torch import nn
 
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.runtime import SauceRuntime
-from vllm_sauce.unlearning import Mask
 
 
 def offer_model_state(
@@ -37,27 +36,21 @@ def sauce_model_state(base: Any, runtime: SauceRuntime) -> type:
     """Return a subclass of a ``ModelState`` that drives the runtime."""
 
     class SauceModelState(base):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._sauce_masks: dict[str, Mask] = {}
-
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             params = new_req_data.sampling_params
             mask = runtime.mask_of(getattr(params, "extra_args", None))
-            self._sauce_masks.pop(new_req_data.req_id, None)
-            if mask is not None:
-                self._sauce_masks[new_req_data.req_id] = mask
+            runtime.live[new_req_data.req_id] = mask
             super().add_request(req_index, new_req_data)
 
         def remove_request(self, req_id: str) -> None:
-            self._sauce_masks.pop(req_id, None)
+            runtime.live.pop(req_id, None)
             super().remove_request(req_id)
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
             # Dummy batches come here too; their request ids have no mask.
             if not runtime.in_canary:
                 runtime.begin_step(
-                    [self._sauce_masks.get(req_id) for req_id in input_batch.req_ids],
+                    [runtime.live.get(req_id) for req_id in input_batch.req_ids],
                     [int(n) for n in input_batch.num_scheduled_tokens],
                 )
             return super().prepare_inputs(input_batch, req_states)
@@ -66,14 +59,5 @@ def sauce_model_state(base: Any, runtime: SauceRuntime) -> type:
             if not runtime.in_canary:
                 runtime.clear_step()
             return super().prepare_dummy_inputs(num_reqs, num_tokens)
-
-        def execute_mm_encoder(self, scheduled_encoder_inputs: Any) -> None:
-            identifiers, _ = self.encoder_runner.prepare_mm_inputs(
-                scheduled_encoder_inputs
-            )
-            masks = [self._sauce_masks.get(r) for r in scheduled_encoder_inputs]
-            runtime.expect_images(identifiers, masks)
-            super().execute_mm_encoder(scheduled_encoder_inputs)
-            runtime.images_done()
 
     return SauceModelState

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.config import SauceConfig
-from vllm_sauce.errors import CanaryError, InvalidRequestError
-from vllm_sauce.plugin.admission import KEY, PREFIX, has_sauce_keys
-from vllm_sauce.unlearning import Mask
+from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.sites.encoder_batches import Announced
+from vllm_sauce.unlearning import Mask, admitted_mask
+from vllm_sauce.unlearning.cache_identity import mask_id_of
 from vllm_sauce.unlearning.slots import SiteTable
+from vllm_sauce.unlearning.wire import has_sauce_keys
 from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
 
 _TENSORS = (
@@ -83,59 +85,34 @@ class DecoderSite:
 
 
 class VisionSite:
-    """The vision tower's table and the masks of the images about to be encoded."""
+    """The vision tower's table; a batch in the encoder is edited by its one mask."""
+
+    PATH = "vision"
 
     def __init__(self, table: SiteTable) -> None:
         self.table = table
-        self._pending: list[Mask | None] = []
-
-    def expect(self, masks: Sequence[Mask | None]) -> None:
-        """Announce the images of the next encoder run, in order."""
-        self._pending = list(masks)
-
-    def finish(self) -> None:
-        """Check that every announced image passed the site.
-
-        Raises: CanaryError when an image went around the tower.
-        """
-        left, self._pending = self._pending, []
-        if any(mask is not None for mask in left):
-            raise CanaryError(
-                f"{len(left)} images were encoded without passing the vision site; "
-                "refusing to serve them unedited"
-            )
+        self.announced = Announced(split=True, required=True)
+        self.announced.paths.add(self.PATH)
 
     def edit(self, image_features: Tensor) -> Tensor:
-        """Return the features of the next images, edited where their mask says.
+        """Return the features of the batch in the encoder, under its mask.
 
-        Shapes: image_features [num_images, num_patches, d_model], same out.
-        Raises: CanaryError when there are more images than were announced.
+        Shapes: image_features [..., d_model], same out.
+        Raises: CanaryError for pictures that nobody announced.
         """
-        if not self._pending or all(mask is None for mask in self._pending):
-            # No masked image in this run (or profiling): nothing may be touched.
-            del self._pending[: image_features.shape[0]]
-            return image_features
-        if image_features.dim() != 3 or len(self._pending) < image_features.shape[0]:
-            raise CanaryError(
-                f"the vision site got features of shape {tuple(image_features.shape)} "
-                f"for {len(self._pending)} announced images; cannot tell whose is whose"
-            )
-        num_images, num_patches, d_model = image_features.shape
-        masks, self._pending = (
-            self._pending[:num_images],
-            self._pending[num_images:],
+        masks = self.announced.enter(self.PATH)
+        if not masks or masks[0] is None:
+            return image_features  # nobody's, or profiling: nothing may be touched
+        (slot,) = self.table.assign(masks[:1])
+        edited = image_features.reshape(-1, image_features.shape[-1]).clone()
+        slot_of_token = torch.full(
+            (len(edited),), slot, dtype=torch.int32, device=edited.device
         )
-        slots = self.table.assign(masks)
-        slot_of_token = torch.tensor(slots, dtype=torch.int32).repeat_interleave(
-            num_patches
-        )
-        slot_of_token = slot_of_token.to(image_features.device)
         planner, plan = make_plan(self.table, slot_of_token)
         if plan is not None:
-            plan.copy_(planner.plan(slots, [num_patches] * num_images))
-        edited = image_features.reshape(-1, d_model).clone()
+            plan.copy_(planner.plan([slot], [len(edited)]))
         run_edit(edited, None, slot_of_token, self.table, plan)
-        return edited.view(num_images, num_patches, d_model)
+        return edited.view(image_features.shape)
 
 
 class SauceRuntime:
@@ -146,11 +123,23 @@ class SauceRuntime:
         self.config = config
         self.decoder: dict[str, DecoderSite] = {}
         self.vision: VisionSite | None = None
-        self.proven = False
-        """True once the canary has seen the op fire in the model as served."""
+        self.live: dict[str, Mask | None] = {}
+        """Masks of the requests a runner holds, or at least of those in this step."""
         self.in_canary = False
         """True while the canary itself drives dummy runs with a slot set."""
         self._masks: dict[str, Mask] = {}
+        self._proven = False
+
+    @property
+    def proven(self) -> bool:
+        """True once the canary has seen the op fire in the model as served."""
+        return self._proven
+
+    @proven.setter
+    def proven(self, value: bool) -> None:
+        self._proven = value
+        if self.vision is not None:
+            self.vision.announced.strict = value
 
     def mask_of(self, extra_args: Mapping[str, Any] | None) -> Mask | None:
         """Return the mask admission resolved for a request.
@@ -158,22 +147,14 @@ class SauceRuntime:
         Raises: InvalidRequestError for a request that went around admission;
             CanaryError for a masked request before the canary has passed.
         """
-        wire = (extra_args or {}).get(KEY)
-        if not isinstance(wire, Mapping) or set(wire) != {"mask"}:
-            if has_sauce_keys(extra_args) or (self.config.forget and self.proven):
-                raise InvalidRequestError(
-                    "a request reached the worker without passing sauce's admission; "
-                    "refusing to serve it unedited"
-                )
-            return None
-        resolved = wire["mask"]
-        mask = self._masks.get(resolved.get("mask_id", ""))
+        if not self.proven and not has_sauce_keys(extra_args):
+            return None  # vLLM's own warm-up
+        mask = admitted_mask(
+            extra_args, self.bundle.digest, self.config.forget, self._masks
+        )
         if mask is None:
-            mask = Mask.from_wire(resolved, self.bundle.digest)
-            if not set(self.config.forget) <= set(mask.names()):
-                raise InvalidRequestError(
-                    "a mask without this server's mandatory concepts reached the worker"
-                )
+            return None
+        if mask.mask_id not in self._masks:
             self._remember(mask)
         if not self.proven:
             raise CanaryError(
@@ -198,10 +179,10 @@ class SauceRuntime:
         for site in self.decoder.values():
             site.clear()
 
-    def expect_images(
-        self, identifiers: Sequence[str], masks: Sequence[Mask | None]
+    def announce(
+        self, identifiers: Sequence[str], pairs: Sequence[Any], req_ids: Sequence[str]
     ) -> None:
-        """Announce images by cache identifier; the key decides the edit.
+        """Announce the pictures of an encoder run; the cache's key decides the edit.
 
         So an encoder output cached under a mask's key is always edited by that mask.
 
@@ -209,22 +190,20 @@ class SauceRuntime:
         """
         if self.vision is None:
             return
-        by_id = {mask.mask_id: mask for mask in masks if mask is not None}
-        expected: list[Mask | None] = []
+        carried = [self.live.get(req_id) for req_id in req_ids]
+        by_id = {mask.mask_id: mask for mask in carried if mask is not None}
+        masks: list[Mask | None] = []
         for identifier in identifiers:
-            if not identifier.startswith(PREFIX):
-                expected.append(None)
-                continue
-            mask_id = identifier[len(PREFIX) :].partition(":")[0]
-            if mask_id not in by_id:
+            mask_id = mask_id_of(identifier)
+            if mask_id is not None and mask_id not in by_id:
                 raise CanaryError(f"image {identifier[:40]}… belongs to no known mask")
-            expected.append(by_id[mask_id])
-        self.vision.expect(expected)
+            masks.append(None if mask_id is None else by_id[mask_id])
+        self.vision.announced.announce(pairs, masks)
 
-    def images_done(self) -> None:
+    def finish_pictures(self) -> None:
         """Check that the encoder run passed the site. Raises: CanaryError."""
         if self.vision is not None:
-            self.vision.finish()
+            self.vision.announced.finish()
 
 
 def run_edit(

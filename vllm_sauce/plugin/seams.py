@@ -23,8 +23,8 @@ class Seam:
     """
 
     place: str
-    """Who needs it: "all" processes; the engine's "core"; a "worker", one of runner
-    "v1" or "v2", on "cpu" or "gpu"; "http", "offline", "bench"."""
+    """Who needs it: "all" processes; a "worker", one of runner "v1" or "v2", on "cpu"
+    or "gpu"; "http", "offline", "bench"."""
 
     module: str
     name: str
@@ -63,6 +63,10 @@ into its module and calls it there, so that is where it is replaced."""
 ARGS = "vllm.engine.arg_utils"
 PROCESSOR = "vllm.v1.engine.input_processor"
 CORE = "vllm.v1.engine.core"
+ASYNC_LLM = "vllm.v1.engine.async_llm"
+LLM_ENGINE = "vllm.v1.engine.llm_engine"
+CPU = "vllm.v1.worker.cpu_worker"
+GPU = "vllm.v1.worker.gpu_worker"
 LOADER = "vllm.model_executor.model_loader.base_loader"
 SCHEDULED = "vllm.v1.core.sched.output"
 V1 = "vllm.v1.worker.gpu_model_runner"
@@ -90,6 +94,7 @@ SEAMS = (
     Seam("all", ARGS, "EngineArgs.create_engine_config", leads="self"),
     # A request's way in.
     Seam("all", PROCESSOR, "InputProcessor", has="renderer vllm_config"),
+    Seam("all", PROCESSOR, "InputProcessor.__init__", leads="self vllm_config"),
     Seam(
         "all",
         PROCESSOR,
@@ -124,18 +129,44 @@ SEAMS = (
     Seam("http", COMPLETION, "CompletionRequest.to_sampling_params", leads="self"),
     Seam("http", RESPONSES, "ResponsesRequest.to_sampling_params", leads="self"),
     Seam("http", "vllm.exceptions", "VLLMClientError", versions=">=0.27"),
+    Seam("all", ASYNC_LLM, "AsyncLLM", has="input_processor"),
     Seam(
-        "core",
+        "all",
+        ASYNC_LLM,
+        "AsyncLLM._add_streaming_input_request",
+        leads="self request_id input_stream sampling_params",
+        calls="process_inputs",
+    ),
+    # What the engine core refuses ends one request: its input thread says so.
+    Seam("all", CORE, "EngineCore", has="model_executor sleep wake_up collective_rpc"),
+    Seam("all", CORE, "EngineCore.__init__", leads="self vllm_config"),
+    Seam(
+        "all",
         CORE,
         "EngineCore.preprocess_add_request",
         leads="self request",
         calls="from_engine_core_request",
     ),
     Seam(
-        "core",
+        "all",
         CORE,
         "EngineCoreProc.process_input_sockets",
         calls="preprocess_add_request _handle_request_preproc_error",
+    ),
+    Seam(
+        "all",
+        "vllm.v1.request",
+        "Request",
+        has="sampling_params cache_salt mm_features",
+    ),
+    Seam("all", LLM_ENGINE, "LLMEngine", has="output_processor"),
+    Seam("all", LLM_ENGINE, "LLMEngine.add_request", leads="self", calls="add_request"),
+    Seam(
+        "all",
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor.abort_requests",
+        leads="self request_ids",
+        takes="internal",
     ),
     # A worker, whichever its runner.
     Seam(
@@ -160,18 +191,13 @@ SEAMS = (
         leads="mm_kwargs",
         takes="device pin_memory",
     ),
-    Seam(
-        "cpu",
-        "vllm.v1.worker.cpu_worker",
-        "CPUWorker.compile_or_warm_up_model",
-        leads="self",
-    ),
-    Seam(
-        "gpu",
-        "vllm.v1.worker.gpu_worker",
-        "Worker.compile_or_warm_up_model",
-        leads="self",
-    ),
+    Seam("cpu", CPU, "CPUWorker.compile_or_warm_up_model", leads="self"),
+    Seam("cpu", CPU, "CPUWorker.sleep", leads="self level"),
+    Seam("cpu", CPU, "CPUWorker.wake_up", leads="self tags"),
+    Seam("gpu", GPU, "Worker.compile_or_warm_up_model", leads="self"),
+    Seam("gpu", GPU, "Worker.sleep", leads="self level"),
+    Seam("gpu", GPU, "Worker.wake_up", leads="self tags"),
+    Seam("worker", GPU, "Worker.reload_weights", leads="self"),
     # Model runner V1.
     Seam(
         "v1",
@@ -214,6 +240,7 @@ SEAMS = (
         has="req_ids num_reqs num_scheduled_tokens num_computed_tokens_np",
     ),
     Seam("v2", V2_ENCODER, GROUPING),
+    Seam("v2", V2_ENCODER, "EncoderRunner", has="model"),
     Seam(
         "v2",
         V2_ENCODER,

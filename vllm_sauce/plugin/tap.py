@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ActivationsError
+from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.training.shard_writer import ShardWriter
 from vllm_sauce.training.shards import Role, Rows
 
@@ -70,7 +72,7 @@ class ActivationTap:
         self._written: set[str] = set()
         self._held: dict[int, _Held] = {}
         self._pictures: dict[str, Tensor] = {}
-        self._expected: list[str] = []
+        self.announced = Announced(split=False, required=False)
         self._waiting: dict[str, list[Span]] = {}
 
     def begin(self, writer: ShardWriter, written_pictures: Sequence[str] = ()) -> None:
@@ -115,30 +117,39 @@ class ActivationTap:
             if held is not None:
                 held.chunks.setdefault(site, []).append((span.start, part))
 
-    def expect_pictures(self, identifiers: Sequence[str]) -> None:
-        """Announce the pictures of the next encoder run, in order."""
-        self._expected = list(identifiers)
+    def announce(
+        self, identifiers: Sequence[str], pairs: Sequence[Any], req_ids: Sequence[str]
+    ) -> None:
+        """Announce the pictures of the next encoder run."""
+        self.announced.announce(pairs, identifiers)
 
-    def take_pictures(self, features: Tensor) -> None:
-        """Keep the vision site's activations of the next pictures.
+    def finish_pictures(self) -> None:
+        """End an encoder run; what did not pass is found when its sample ends."""
+        self.announced.finish()
 
-        Shapes: features [num_pictures, num_patches, d_model]
+    def take_pictures(self, features: Tensor) -> Tensor:
+        """Keep the vision site's activations of the batch in the encoder.
+
+        Shapes: features [num_pictures, num_patches, d_model], or [..., d_model] of one
+            picture; returned as they came
         Raises: ActivationsError if they cannot be told apart
         """
-        if not self._expected:
-            return  # profiling
-        count = features.shape[0]
-        if features.dim() != 3 or count > len(self._expected):
+        names = self.announced.enter(VISION)
+        if not names:
+            return features  # profiling
+        rows = features.detach().to(dtype=self.dtype, copy=True).cpu()
+        if len(names) == 1:
+            rows = rows.reshape(1, -1, rows.shape[-1])
+        elif features.dim() != 3 or len(rows) != len(names):
             raise ActivationsError(
                 f"the vision site got features of shape {tuple(features.shape)} for "
-                f"{len(self._expected)} announced pictures; cannot tell whose is whose"
+                f"{len(names)} pictures; cannot tell whose is whose"
             )
-        rows = features.detach().to(dtype=self.dtype, copy=True).cpu()
-        names, self._expected = self._expected[:count], self._expected[count:]
         for name, part in zip(names, rows, strict=True):
             if name not in self._written:
                 # Rows of a batch share memory; a picture kept alone must not keep all.
                 self._pictures[name] = part.clone()
+        return features
 
     def finish(self, finished: Sequence[Finished]) -> int:
         """Write samples whose requests have ended; return the tokens still in memory.

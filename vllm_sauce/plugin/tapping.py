@@ -22,6 +22,7 @@ from vllm_sauce.plugin import compat, features
 from vllm_sauce.plugin.injection import PROVEN_LAYERS, PROVEN_VISION
 from vllm_sauce.plugin.runner_v2 import offer_model_state
 from vllm_sauce.plugin.settings import HARVEST_KEY
+from vllm_sauce.plugin.sites import encoder_batches, swap
 from vllm_sauce.plugin.tap import ActivationTap, Finished, PictureSpan, Span
 from vllm_sauce.training.shard_writer import ShardWriter
 from vllm_sauce.training.shards import read_index
@@ -65,7 +66,7 @@ def install() -> None:
     runner = compat.runner_v1_cls()
     compat.wrap(runner, "_prepare_inputs", _prepare_inputs)
     compat.wrap(runner, "_dummy_run", _dummy_run)
-    compat.wrap(runner, "_batch_mm_inputs_from_scheduler", _batch_mm_inputs)
+    encoder_batches.install()
 
 
 def tap_of(model: Any) -> ActivationTap | None:
@@ -129,6 +130,7 @@ def inject(model: nn.Module, vllm_config: Any, settings: TapSettings) -> Activat
         else:
             _tap_decoder(model, tap, site)
     object.__setattr__(model, "_sauce_tap", tap)
+    object.__setattr__(model, encoder_batches.ATTRIBUTE, tap)
     offer_model_state(model, vllm_config, lambda base: _tapped_state(base, tap))
     return tap
 
@@ -174,16 +176,7 @@ def _tap_vision(model: nn.Module, tap: ActivationTap) -> None:
             f"the vision site is not proven for {type(model).__name__}; supported: "
             f"{', '.join(PROVEN_VISION)}"
         )
-    projector: Any = model.multi_modal_projector
-    base: Any = type(projector)
-
-    class TappedProjector(base):  # type: ignore[misc, valid-type]
-        def forward(self, image_features: Tensor) -> Any:
-            tap.take_pictures(image_features)
-            return super().forward(image_features)
-
-    TappedProjector.__name__ = TappedProjector.__qualname__ = f"Tapped{base.__name__}"
-    projector.__class__ = TappedProjector
+    swap.on_input(model.multi_modal_projector, tap.take_pictures, prefix="Tapped")
 
 
 def _sample_of(params: Any) -> int | None:
@@ -241,16 +234,6 @@ def _dummy_run(
     return original(self, *args, **kwargs)
 
 
-def _batch_mm_inputs(
-    original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any
-) -> Any:
-    batched = original(self, scheduler_output, *args)
-    tap = tap_of(self.model)
-    if tap is not None:
-        tap.expect_pictures(batched[0])
-    return batched
-
-
 def _tapped_state(base: Any, tap: ActivationTap) -> type:
     """Return a subclass of V2's ``ModelState`` that tells the tap what a step holds."""
 
@@ -288,12 +271,5 @@ def _tapped_state(base: Any, tap: ActivationTap) -> type:
         def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> Any:
             tap.clear_step()
             return super().prepare_dummy_inputs(num_reqs, num_tokens)
-
-        def execute_mm_encoder(self, scheduled_encoder_inputs: Any) -> None:
-            identifiers, _ = self.encoder_runner.prepare_mm_inputs(
-                scheduled_encoder_inputs
-            )
-            tap.expect_pictures(identifiers)
-            super().execute_mm_encoder(scheduled_encoder_inputs)
 
     return TappedModelState

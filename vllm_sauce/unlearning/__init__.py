@@ -8,7 +8,13 @@ without torch.
 from typing import TYPE_CHECKING
 
 from vllm_sauce.unlearning.edits import MaskRows, site_rows
-from vllm_sauce.unlearning.mask import Mask, check_mandatory, resolve_mask
+from vllm_sauce.unlearning.mask import (
+    Mask,
+    admitted_mask,
+    check_mandatory,
+    check_size,
+    resolve_mask,
+)
 from vllm_sauce.unlearning.request import ForgetRequest, parse_request
 
 if TYPE_CHECKING:
@@ -19,7 +25,9 @@ __all__ = [
     "Mask",
     "MaskRows",
     "SiteTable",
+    "admitted_mask",
     "check_mandatory",
+    "check_size",
     "parse_request",
     "resolve_mask",
     "site_rows",

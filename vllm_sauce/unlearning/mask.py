@@ -8,6 +8,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from vllm_sauce.client import MAX_STRENGTH
 from vllm_sauce.concepts import Catalogue
@@ -18,6 +20,7 @@ from vllm_sauce.errors import (
     UnknownConceptError,
 )
 from vllm_sauce.unlearning.request import ForgetRequest
+from vllm_sauce.unlearning.wire import KEY
 
 _MASK_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -80,6 +83,40 @@ class Mask:
         return cls(concepts=concepts, mask_id=mask_id)
 
 
+def admitted_mask(
+    extra_args: Mapping[str, Any] | None,
+    digest: str,
+    mandatory: Sequence[str],
+    known: Mapping[str, Mask] = MappingProxyType({}),
+) -> Mask | None:
+    """Return the mask that admission has put into a request, None for a plain one.
+
+    ``known`` masks are not read again.
+
+    Raises: InvalidRequestError for a request without admission's mark, or with a mask
+        of another bundle, or without the mandatory concepts
+    """
+    mark = (extra_args or {}).get(KEY)
+    if not isinstance(mark, Mapping) or set(mark) != {"mask"}:
+        raise InvalidRequestError(
+            "a request reached the engine without passing sauce's admission; refusing "
+            "to serve it unedited (every process that takes requests needs the plugin)"
+        )
+    wire = mark["mask"]
+    if wire is None:
+        mask = None
+    else:
+        mask = known.get(wire.get("mask_id", "")) if isinstance(wire, Mapping) else None
+        mask = mask or Mask.from_wire(wire, digest)
+    missing = sorted(set(mandatory) - set(() if mask is None else mask.names()))
+    if missing:
+        raise InvalidRequestError(
+            f"a request reached the engine without the concepts that every one must "
+            f"forget here: {', '.join(missing)}"
+        )
+    return mask
+
+
 def resolve_mask(
     request: ForgetRequest | None,
     catalogue: Catalogue,
@@ -106,7 +143,7 @@ def resolve_mask(
         strengths[name] = max(1.0, strengths.get(name, 0.0))
     if not strengths:
         return None
-    _check_size(strengths, catalogue, max_latents, max_concepts)
+    check_size(strengths, catalogue, max_latents, max_concepts)
     return Mask.of(strengths.items(), digest)
 
 
@@ -123,17 +160,18 @@ def check_mandatory(
     try:
         for name in mandatory:
             catalogue.concept(name)
-        _check_size(mandatory, catalogue, max_latents, max_concepts)
+        check_size(mandatory, catalogue, max_latents, max_concepts)
     except (UnknownConceptError, TooManyConceptsError) as error:
         raise ConfigError(f"mandatory concepts: {error}") from error
 
 
-def _check_size(
+def check_size(
     names: Iterable[str],
     catalogue: Catalogue,
     max_latents: int | None,
     max_concepts: int | None,
 ) -> None:
+    """Refuse a mask larger than the server's limits. Raises: TooManyConceptsError"""
     wanted = sorted(set(names))
     if max_concepts is not None and len(wanted) > max_concepts:
         raise TooManyConceptsError(

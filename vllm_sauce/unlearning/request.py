@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vllm_sauce.client import check_strength
 from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.unlearning.wire import means_us
 
 _FIELDS = ("forget", "profile", "strength")
 _FLAT = tuple(f"sauce_{name}" for name in _FIELDS)
@@ -31,13 +32,7 @@ def parse_request(extra_args: Mapping[str, object] | None) -> ForgetRequest | No
     """
     if not extra_args:
         return None
-    # Any spelling that looks meant for us must be understood: a typo that is ignored
-    # would serve the unedited model.
-    ours = {
-        key: value
-        for key, value in extra_args.items()
-        if isinstance(key, str) and key.strip().casefold().startswith("sauce")
-    }
+    ours = {key: value for key, value in extra_args.items() if means_us(key)}
     if not ours:
         return None
     unknown = sorted(key for key in ours if key != "sauce" and key not in _FLAT)
@@ -88,6 +83,10 @@ def _request(fields: Mapping[str, object]) -> ForgetRequest:
             raise InvalidRequestError(
                 f"'forget' must be a list of names, got {type(name).__name__} in it"
             )
+    if not names:
+        raise InvalidRequestError(
+            "'forget' is empty: name at least one concept, or leave the key out"
+        )
     strength = check_strength(fields.get("strength", 1.0))
     return ForgetRequest(forget=tuple(names), strength=strength)
 

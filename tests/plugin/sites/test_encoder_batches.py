@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose picture is in the encoder: by identity, never by order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.unlearning.test_slots import build_table, mask
+from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.runtime import VisionSite, run_edit
+from vllm_sauce.plugin.sites import swap
+from vllm_sauce.plugin.sites.encoder_batches import Announced, _by_label
+from vllm_sauce.unlearning import SiteTable
+
+
+def vllms(mm_kwargs: Sequence[Any], **_: Any) -> Iterator[Any]:
+    """Group as vLLM does: what follows each other and is alike, four at most."""
+    at = 0
+    while at < len(mm_kwargs):
+        end = at
+        kind = mm_kwargs[at][1]["kind"]
+        while end < min(at + 4, len(mm_kwargs)) and mm_kwargs[end][1]["kind"] == kind:
+            end += 1
+        yield kind, end - at, mm_kwargs[at:end]
+        at = end
+
+
+def pair(name: str, kind: str = "image") -> Any:
+    """Return what a runner lists for a picture."""
+    return "image", {"name": name, "kind": kind}
+
+
+def announced(split: bool = True, required: bool = True) -> Announced:
+    """Return announcements of a proven model with one path."""
+    one = Announced(split=split, required=required)
+    one.paths.add("vision")
+    one.strict = True
+    return one
+
+
+@given(
+    labels=st.lists(st.sampled_from([None, "a", "b"]), min_size=1, max_size=12),
+    kinds=st.randoms(use_true_random=False),
+    split=st.booleans(),
+)
+def test_each_batch_is_encoded_under_its_pictures_labels(
+    labels: list[str | None], kinds: random.Random, split: bool
+) -> None:
+    """In any order that a runner makes, with equal items among them."""
+    one = announced(split)
+    item = {"name": "same", "kind": "image"}
+    # The same item under two masks: vLLM keeps one object for one picture.
+    pairs: list[Any] = [
+        ("image", item) if kinds.random() < 0.5 else pair(str(i), kinds.choice("xy"))
+        for i in range(len(labels))
+    ]
+    label_of = {id(p): label for p, label in zip(pairs, labels, strict=True)}
+    one.announce(pairs, labels)
+    order = list(pairs)
+    kinds.shuffle(order)
+    seen: list[Any] = []
+    for _, count, batch in _by_label(vllms, order, device=None):
+        inside = one.enter("vision")
+        assert len(inside) == count == len(batch)
+        assert list(inside) == [label_of[id(p)] for p in batch]
+        assert not split or len(set(inside)) == 1
+        seen += batch
+    assert [id(p) for p in seen] == [id(p) for p in order]
+    one.finish()
+
+
+def test_equal_labels_cost_no_extra_call() -> None:
+    """A run of one mask is one batch, as vLLM would have made it."""
+    for label in (None, "a"):
+        one = announced()
+        pairs = [pair(str(i)) for i in range(4)]
+        one.announce(pairs, [label] * 4)
+        batches = []
+        for batch in _by_label(vllms, pairs):
+            one.enter("vision")
+            batches.append(batch)
+        assert len(batches) == 1
+
+
+def drain(one: Announced, pairs: Sequence[Any], paths: Sequence[str]) -> None:
+    """Encode pictures; each batch passes some paths."""
+    for _ in _by_label(vllms, pairs):
+        for path in paths:
+            one.enter(path)
+
+
+def test_a_picture_nobody_announced_is_an_error_once_proven() -> None:
+    """While the model is profiled it is not."""
+    one = announced()
+    with pytest.raises(CanaryError, match="nobody announced"):
+        drain(one, [pair("a")], ["vision"])
+    one.strict = False
+    drain(one, [pair("a")], ["vision"])
+    one.announce([known := pair("a")], ["m"])
+    with pytest.raises(CanaryError, match="never announced"):
+        drain(one, [known, pair("b")], ["vision"])
+
+
+def test_a_masked_picture_that_goes_around_a_path_is_an_error() -> None:
+    """Every path must be entered; what must not be edited may go where it likes."""
+    one = announced()
+    one.paths.add("vision.1")
+    pairs = [pair("a"), pair("b")]
+    one.announce(pairs, [None, None])
+    drain(one, pairs, [])
+    for paths in ([], ["vision"], ["vision.1"]):
+        one.announce(pairs, [None, "m"])
+        with pytest.raises(CanaryError, match="without passing"):
+            drain(one, pairs, paths)
+    one.announce(pairs, [None, "m"])
+    drain(one, pairs, ["vision", "vision.1"])
+
+
+def test_a_masked_picture_that_is_never_encoded_is_an_error() -> None:
+    """At the end of the run, and before the next one at the latest."""
+    one = announced()
+    for end in (one.finish, lambda: one.announce([], [])):
+        one.announce([pair("a"), pair("b")], [None, "m"])
+        with pytest.raises(CanaryError, match="1 pictures that must be edited"):
+            end()
+    one.announce([pair("a")], [None])
+    one.finish()
+
+
+def test_a_tap_lets_pictures_go_around() -> None:
+    """It says so itself, of the sample that lacks them."""
+    one = announced(split=False, required=False)
+    pairs = [pair("a"), pair("b", "embeds")]
+    one.announce(pairs, ["a", "b"])
+    drain(one, pairs, [])
+    one.announce(pairs, ["a", "b"])
+    one.finish()
+
+
+def test_a_call_within_a_call_belongs_to_the_outer_batch() -> None:
+    """vLLM encodes videos one by one, by a generator that it never ends."""
+    one = announced()
+    pairs = [pair("a"), pair("b")]
+    one.announce(pairs, ["m", "m"])
+    for _ in _by_label(vllms, pairs):
+        for inner in pairs:
+            next(_by_label(vllms, [inner]))
+            assert set(one.enter("vision")) == {"m"}
+    one.finish()
+
+
+def test_an_encoder_that_fails_leaves_nothing_behind() -> None:
+    """The next run begins anew, whether the generator was closed or thrown into."""
+    one = announced()
+    for _ in range(2):
+        pairs = [pair("a"), pair("b")]
+        one.announce(pairs, ["m", "n"])
+        batches = _by_label(vllms, pairs)
+        next(batches)
+        one.enter("vision")
+        batches.close()  # type: ignore[attr-defined]
+        assert not one.busy
+        one._waiting.clear()
+
+
+def test_two_models_in_one_process_keep_apart() -> None:
+    """Pictures of a model without announcements pass as vLLM groups them."""
+    one, other = announced(), announced()
+    mine, theirs, plain = pair("a"), pair("a"), pair("a")
+    one.announce([mine], ["m"])
+    other.announce([theirs], ["n"])
+    assert [count for _, count, _ in _by_label(vllms, [plain])] == [1]
+    for announcer, its, label in ((other, theirs, "n"), (one, mine, "m")):
+        for _ in _by_label(vllms, [its]):
+            assert announcer.enter("vision") == [label]
+
+
+def build_table_of(name: str) -> SiteTable:
+    """Return a table whose slot 0 holds a mask."""
+    table = build_table()
+    assert table.assign([mask(name)]) == [0]
+    return table
+
+
+def connector(kind: Callable[..., nn.Module] = nn.Linear) -> tuple[VisionSite, Any]:
+    """Return a vision site and a module that it edits."""
+    site = VisionSite(build_table())
+    module = kind(site.table.W_dec_rows.shape[1], 3)
+    swap.on_input(module, site.edit, prefix="Sauce")
+    return site, module
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 6), (6,), (1, 2, 3)])
+def test_every_row_of_a_batch_is_edited_whatever_its_shape(
+    shape: tuple[int, ...],
+) -> None:
+    """Towers hand on [images, patches, d], [1, rows, d] or [rows, d]."""
+    site, module = connector()
+    d_model = site.table.W_dec_rows.shape[1]
+    x = 3 * torch.randn(*shape, d_model, generator=torch.Generator().manual_seed(1))
+    plain = module(x)
+    with site.announced.encoding([mask("dog")] * 2):
+        edited = module(x)
+        by_name = module(input=x)
+    whole = x.reshape(6, d_model).clone()
+    run_edit(whole, None, torch.zeros(6, dtype=torch.int32), build_table_of("dog"))
+    assert torch.equal(edited, module(whole.view_as(x)))
+    assert (whole != x.reshape(6, d_model)).any(1).sum() >= 3
+    assert torch.equal(edited, by_name)
+    with site.announced.encoding([None]):
+        assert torch.equal(module(x), plain)
+    assert int(site.table.edited_tokens.sum()) == 12
+
+
+def test_a_module_called_without_a_tensor_is_an_error() -> None:
+    """What cannot be seen cannot be edited."""
+    _, module = connector()
+    with pytest.raises(CanaryError, match="without a tensor"):
+        module(input=None)

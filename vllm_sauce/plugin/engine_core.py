@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine core's own look at every request, where an error ends that request alone.
+
+Admission runs in an API process and the masks are read in a worker, where an error ends
+the engine. Whatever the worker would have to refuse is refused here: a request without
+admission's mark, a mask of another bundle, a picture that is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_sauce.errors import InvalidRequestError, RequestError
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.admission import admission_for
+from vllm_sauce.unlearning.wire import has_sauce_keys
+
+
+def install() -> None:
+    """Look at every request that comes to an engine core, whoever sent it."""
+    core = compat.engine_core_cls()
+    compat.wrap(core, "__init__", _core_init)
+    compat.wrap(core, "preprocess_add_request", _preprocess_add_request)
+    compat.wrap(compat.llm_engine_cls(), "add_request", _add_request)
+
+
+def _core_init(
+    original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
+    self._sauce_admission = admission_for(vllm_config)
+    original(self, vllm_config, *args, **kwargs)
+
+
+def _preprocess_add_request(
+    original: Callable[..., Any], self: Any, request: Any
+) -> Any:
+    # After vLLM has put in the data of pictures that it kept from earlier requests.
+    processed = original(self, request)
+    try:
+        if self._sauce_admission is not None:
+            self._sauce_admission.check(processed[0])
+        elif has_sauce_keys(getattr(request.sampling_params, "extra_args", None)):
+            raise InvalidRequestError(
+                "a request asks to forget concepts, but its engine runs without sauce"
+            )
+    except RequestError as error:
+        error.add_note(f"request {request.request_id}")
+        error.sauce_request_id = request.request_id  # type: ignore[attr-defined]
+        raise compat.as_client_error(error) from None
+    return processed
+
+
+def _add_request(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return original(self, *args, **kwargs)
+    except RequestError as error:
+        # vLLM waits for the answer of what it has noted, for ever.
+        if noted := getattr(error, "sauce_request_id", None):
+            self.output_processor.abort_requests([noted], internal=True)
+        raise

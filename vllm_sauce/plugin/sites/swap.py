@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Swap the class of one module for a subclass that does something on the way.
+
+As ``torch.nn.utils.parametrize`` does: names, weights and compilation stay. A hook will
+not do: modules that vLLM compiles call ``forward`` without running hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from vllm_sauce.errors import CanaryError
+
+
+def on_input(module: Any, act: Callable[[Tensor], Tensor], *, prefix: str) -> None:
+    """Let ``act`` see, and replace, the first tensor that a module is called with."""
+    base: Any = type(module)
+
+    class Swapped(base):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            for at, value in enumerate(args):
+                if isinstance(value, Tensor):
+                    args = (*args[:at], act(value), *args[at + 1 :])
+                    return super().forward(*args, **kwargs)
+            for name, value in kwargs.items():
+                if isinstance(value, Tensor):
+                    return super().forward(*args, **{**kwargs, name: act(value)})
+            raise CanaryError(f"{base.__name__} was called without a tensor")
+
+    Swapped.__name__ = Swapped.__qualname__ = f"{prefix}{base.__name__}"
+    module.__class__ = Swapped
