@@ -94,8 +94,8 @@ class Admission:
             for feature in features:
                 feature.identifier = renamed(feature.identifier, mask)
 
-    def check(self, request: Any) -> None:
-        """Refuse a request that an API process did not admit as this one would.
+    def check(self, request: Any) -> Mask | None:
+        """Return a request's mask; refuse one not admitted as this process would.
 
         Where a request enters the engine core: an error there ends it alone, while in
         the worker it would end the engine.
@@ -120,6 +120,7 @@ class Admission:
             _check_key(key, mask if in_tower else None, "picture's identifier")
         if in_tower:
             refuse_unseen(features)
+        return mask
 
 
 def _check_key(key: str, mask: Mask | None, what: str) -> None:

@@ -207,6 +207,24 @@ def worker_classes() -> Iterator[type]:
         yield Worker
 
 
+def worker_method_owner(name: str, *, needed: bool = True) -> type | None:
+    """Return the class that defines a method of this platform's worker.
+
+    Why: CPU workers inherit some of the GPU worker's methods and override others.
+    Raises: UnsupportedVLLMError for one that is needed and gone.
+    """
+    for worker in worker_classes():
+        for cls in worker.__mro__:
+            if name in vars(cls):
+                return cls
+    if needed:
+        raise UnsupportedVLLMError(
+            f"vLLM {vllm_version()} has no worker method {name}; update "
+            "vllm_sauce/plugin/compat.py"
+        )
+    return None
+
+
 def model_state_cls(vllm_config: Any, model: Any) -> type:
     """Return the ``ModelState`` class V2 would take for this model.
 

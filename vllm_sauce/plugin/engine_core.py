@@ -22,6 +22,8 @@ def install() -> None:
     core = compat.engine_core_cls()
     compat.wrap(core, "__init__", _core_init)
     compat.wrap(core, "preprocess_add_request", _preprocess_add_request)
+    for name in ("sleep", "wake_up", "collective_rpc"):
+        compat.wrap(core, name, _after_changes)
     compat.wrap(compat.llm_engine_cls(), "add_request", _add_request)
 
 
@@ -29,7 +31,27 @@ def _core_init(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> None:
     self._sauce_admission = admission_for(vllm_config)
+    self._sauce_proven = True  # or the start fails
     original(self, vllm_config, *args, **kwargs)
+
+
+def _after_changes(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        # Whatever it was, and whether or not it failed: is the edit proven now?
+        if self._sauce_admission is not None:
+            self._sauce_proven = all(self.model_executor.collective_rpc(is_proven))
+
+
+def is_proven(worker: Any) -> bool:
+    """Say whether a worker's edit is proven, for ``collective_rpc``."""
+    from vllm_sauce.plugin.runtime import runtime_of
+
+    runtime = runtime_of(worker.model_runner.model)
+    return runtime is not None and runtime.proven
 
 
 def _preprocess_add_request(
@@ -39,7 +61,13 @@ def _preprocess_add_request(
     processed = original(self, request)
     try:
         if self._sauce_admission is not None:
-            self._sauce_admission.check(processed[0])
+            mask = self._sauce_admission.check(processed[0])
+            if mask is not None and not self._sauce_proven:
+                raise InvalidRequestError(
+                    "nothing can be forgotten now: the engine sleeps, or its weights "
+                    "are not whole, and the edit is not proven again; wake it, and "
+                    "reload its weights if they were discarded"
+                )
         elif has_sauce_keys(getattr(request.sampling_params, "extra_args", None)):
             raise InvalidRequestError(
                 "a request asks to forget concepts, but its engine runs without sauce"

@@ -60,10 +60,12 @@ def install_worker() -> None:
     if _worker_installed:
         return
     from vllm_sauce.plugin import canary, injection, runner_v1
+    from vllm_sauce.plugin.worker import lifecycle
 
     injection.install()
     runner_v1.install()
     canary.install()
+    lifecycle.install()
     _worker_installed = True
 
 
