@@ -205,14 +205,25 @@ SEAMS = (
         "SchedulerOutput",
         has="scheduled_encoder_inputs scheduled_new_reqs",
     ),
-    Seam("v1", V1, "GPUModelRunner", has="requests input_batch model vllm_config"),
+    Seam(
+        "v1",
+        V1,
+        "GPUModelRunner",
+        has="requests input_batch model vllm_config model_config",
+    ),
     Seam(
         "v1",
         V1,
         "GPUModelRunner._prepare_inputs",
         leads="self scheduler_output num_scheduled_tokens",
     ),
-    Seam("v1", V1, "GPUModelRunner._dummy_run", leads="self num_tokens"),
+    Seam(
+        "v1",
+        V1,
+        "GPUModelRunner._dummy_run",
+        leads="self num_tokens",
+        takes="force_attention uniform_decode",
+    ),
     Seam(
         "v1",
         V1,
@@ -230,8 +241,19 @@ SEAMS = (
     Seam("v1", V1_BATCH, "InputBatch", has="req_ids num_reqs num_computed_tokens_cpu"),
     Seam("v1", V1_BATCH, "CachedRequestState", has="sampling_params mm_features"),
     # Model runner V2.
-    Seam("v2", V2, "GPUModelRunner", has="model model_state supports_mm_inputs"),
-    Seam("v2", V2, "GPUModelRunner._dummy_run", leads="self num_tokens"),
+    Seam(
+        "v2",
+        V2,
+        "GPUModelRunner",
+        has="model model_state supports_mm_inputs vllm_config model_config",
+    ),
+    Seam(
+        "v2",
+        V2,
+        "GPUModelRunner._dummy_run",
+        leads="self num_tokens",
+        takes="uniform_decode",
+    ),
     Seam("v2", V2, "GPUModelRunner.add_requests", calls="add_request"),
     Seam(
         "v2",
