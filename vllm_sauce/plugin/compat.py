@@ -19,7 +19,9 @@ from packaging.version import Version
 
 from vllm_sauce.errors import UnsupportedVLLMError
 
-SUPPORTED_VLLM = SpecifierSet(">=0.26,<0.34", prereleases=True)
+SUPPORTED_VLLM = SpecifierSet(">=0.26,<0.33", prereleases=True)
+"""What scripts/versions ran (docs/compatibility.md), and 0.26, whose CPU build does not
+install: its seams are recorded from its source (tests/plugin/test_seams.py)."""
 
 
 def vllm_version() -> str:
@@ -183,14 +185,19 @@ def encoder_runner_cls() -> type:
     return EncoderRunner
 
 
+def on_cpu() -> bool:
+    """Tell whether vLLM's platform is the CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
 def worker_classes() -> Iterator[type]:
     """The worker classes whose ``compile_or_warm_up_model`` ends the warm-up.
 
     Why: the canary must run in the compiled, captured model, before serving.
     """
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
+    if on_cpu():
         from vllm.v1.worker.cpu_worker import CPUWorker
 
         yield CPUWorker
@@ -221,8 +228,10 @@ def worker_method_owner(name: str, *, needed: bool = True) -> type | None:
 def model_state_cls(vllm_config: Any, model: Any) -> type:
     """Return the ``ModelState`` class V2 would take for this model.
 
-    0.26 has no ``resolve_model_state_cls``; the model families we accept take
-    ``DefaultModelState`` there.
+    0.26 - 0.28 have no ``resolve_model_state_cls``: there only what takes
+    ``DefaultModelState`` is let through.
+
+    Raises: UnsupportedVLLMError.
     """
     from vllm.v1.worker.gpu import model_states
 
@@ -230,6 +239,13 @@ def model_state_cls(vllm_config: Any, model: Any) -> type:
     if resolve is not None:
         cls: type = resolve(vllm_config, model)
         return cls
+    config = vllm_config.model_config
+    for kind in ("is_encoder_decoder", "is_hybrid", "is_attention_free"):
+        if getattr(config, kind):
+            raise UnsupportedVLLMError(
+                f"a model that {kind.replace('_', ' ')} needs vLLM 0.29 or later with "
+                f"sauce, this is {vllm_version()}"
+            )
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
     return DefaultModelState
@@ -330,9 +346,11 @@ def resend_images(processor: Any, prompt: Any) -> None:
     Remove when: vLLM notes an image as sent only when its request is.
     """
     cache = getattr(processor.renderer, "mm_processor_cache", None)
-    invalidate = getattr(cache, "invalidate", None)
-    if invalidate is None or not isinstance(prompt, Mapping):
+    if not isinstance(prompt, Mapping):
         return
+    # 0.26 and 0.27 take no note back: it is taken from where they are kept.
+    notes = getattr(cache, "_cache", {})
+    invalidate = getattr(cache, "invalidate", lambda mm_hash: notes.pop(mm_hash, None))
     for hashes in (prompt.get("mm_hashes") or {}).values():
         for mm_hash in hashes:
             invalidate(mm_hash)
@@ -361,7 +379,10 @@ def picture_bytes(pixels: Any) -> int:
 
     Why: only vLLM knows what its processors make of a picture.
     """
-    from vllm.multimodal.cache.base import MultiModalCache
+    try:
+        from vllm.multimodal.cache.base import MultiModalCache
+    except ModuleNotFoundError:  # one module until 0.30
+        from vllm.multimodal.cache import MultiModalCache
 
     return int(MultiModalCache.get_item_size(pixels))
 
@@ -434,7 +455,8 @@ def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
     rows: Any = None
     if buffer is not None:
         rows = buffer.gpu[:num_tokens]
-    elif getattr(runner, "uses_inputs_embeds", False):  # V2
+    elif getattr(runner, "uses_inputs_embeds", runner.supports_mm_inputs):
+        # V2; until 0.28 only multimodal models use embeddings, and it does not say so.
         rows = runner.model_state.dummy_inputs_embeds(num_tokens)
     if rows is None:
         yield

@@ -13,6 +13,7 @@ from vllm_sauce.plugin import (
     engine_core,
     flags,
     orphans,
+    seam_check,
     settings,
 )
 
@@ -27,6 +28,7 @@ def install() -> None:
     """
     orphans.install()
     compat.check_version()
+    seam_check.check("all")
     flags.install()
     bench_client.install()
     settings.install()
@@ -38,9 +40,13 @@ def install() -> None:
 def _worker_init(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> None:
-    if settings.from_vllm_config(vllm_config) is not None:
+    edits = settings.from_vllm_config(vllm_config) is not None
+    harvests = settings.harvests(vllm_config)
+    if edits or harvests:
+        seam_check.check_worker(vllm_config)
+    if edits:
         install_worker()
-    if settings.harvests(vllm_config):
+    if harvests:
         install_tap()
     original(self, vllm_config, *args, **kwargs)
 
