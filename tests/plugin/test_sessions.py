@@ -38,8 +38,8 @@ async def session(
     said: list[float] = []
     cached = 0
     async for output in engine.generate(chunks(*asks), first.params(), name):
-        for step in output.outputs[0].logprobs or ():
-            said += sorted(round(entry.logprob, 2) for entry in step.values())
+        steps = output.outputs[0].logprobs or ()
+        said = [round(top.logprob, 2) for step in steps for top in step.values()]
         cached = max(cached, output.num_cached_tokens or 0)
     return said, cached
 

@@ -20,19 +20,20 @@ from vllm_sauce.unlearning.wire import has_sauce_keys
 def install() -> None:
     """Look at every request that comes to an engine core, whoever sent it."""
     core = compat.engine_core_cls()
-    compat.wrap(core, "__init__", _core_init)
+    compat.wrap(core, "_initialize_kv_caches", _initialize)
     compat.wrap(core, "preprocess_add_request", _preprocess_add_request)
     for name in ("sleep", "wake_up", "collective_rpc"):
         compat.wrap(core, name, _after_changes)
     compat.wrap(compat.llm_engine_cls(), "add_request", _add_request)
 
 
-def _core_init(
+def _initialize(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
-) -> None:
+) -> Any:
+    # In a process of its own the core's __init__ has begun when it loads plugins.
     self._sauce_admission = admission_for(vllm_config)
     self._sauce_proven = True  # or the start fails
-    original(self, vllm_config, *args, **kwargs)
+    return original(self, vllm_config, *args, **kwargs)
 
 
 def _after_changes(

@@ -139,7 +139,9 @@ SEAMS = (
     ),
     # What the engine core refuses ends one request: its input thread says so.
     Seam("all", CORE, "EngineCore", has="model_executor sleep wake_up collective_rpc"),
-    Seam("all", CORE, "EngineCore.__init__", leads="self vllm_config"),
+    # Between loading plugins and the first request, in the core's own process, too.
+    Seam("all", CORE, "EngineCore._initialize_kv_caches", leads="self vllm_config"),
+    Seam("all", CORE, "EngineCore.__init__", calls="_initialize_kv_caches"),
     Seam(
         "all",
         CORE,

@@ -79,7 +79,7 @@ def _wake_up(
 ) -> Any:
     result = original(self, tags, *args, **kwargs)
     if _edits(self):
-        asleep = getattr(self, "_sauce_asleep", set())
+        asleep: set[str] = getattr(self, "_sauce_asleep", set())
         self._sauce_asleep = asleep - (_PARTS if tags is None else set(tags))
         _prove_if_whole(self)
     return result

@@ -8,6 +8,7 @@ a batch can take is compared with the reference on a few tokens of random activa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def _compare(
     # The reference takes a token and a latent at a time: a few tokens say enough.
     few = torch.linspace(0, num_tokens - 1, min(_ROWS, num_tokens)).long()
     want = x[few].cpu()
-    args = {
+    args: dict[str, Any] = {
         k: v.cpu() if isinstance(v, Tensor) else v for k, v in table.op_args().items()
     }
     masked_edit_ref(want, residual[few].cpu(), slot_of_token[few].cpu(), **args)
