@@ -103,6 +103,48 @@ def worker_base_cls() -> type:
     return WorkerBase
 
 
+def add_worker_call(name: str, method: Callable[[Any], Any]) -> None:
+    """Give every worker a method that ``collective_rpc`` can call by its name.
+
+    Why: an API process did not start the engine and cannot see its configuration.
+
+    Raises: UnsupportedVLLMError when vLLM has such a method itself.
+    """
+    owner = worker_base_cls()
+    if getattr(owner, name, method) is not method:
+        raise UnsupportedVLLMError(
+            f"vLLM {vllm_version()} has a {owner.__name__}.{name} of its own; update "
+            "vllm_sauce/plugin/compat.py"
+        )
+    setattr(owner, name, method)
+
+
+def async_llm_cls() -> type:
+    """``AsyncLLM``: what every server awaits ``get_supported_tasks`` of at its start.
+
+    Why: vLLM's handshake compares nothing of ``additional_config``.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM
+
+
+def rust_frontend() -> bool:
+    """Tell whether vLLM is to serve HTTP from its Rust program.
+
+    Why: it runs no Python, so nothing of a request passes admission.
+    """
+    from vllm import envs
+
+    return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
+
+
+def takes_pictures(vllm_config: Any) -> bool:
+    """Tell whether a request may bring a picture; vLLM leaves out the tower if not."""
+    multimodal = vllm_config.model_config.multimodal_config
+    return multimodal is None or multimodal.get_limit_per_prompt("image") > 0
+
+
 def model_loader_cls() -> type:
     """``BaseModelLoader``: the one place both runners and all devices load through.
 

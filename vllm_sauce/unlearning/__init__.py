@@ -8,7 +8,12 @@ without torch.
 from typing import TYPE_CHECKING
 
 from vllm_sauce.unlearning.edits import MaskRows, site_rows
-from vllm_sauce.unlearning.mask import Mask, check_mandatory, resolve_mask
+from vllm_sauce.unlearning.mask import (
+    Mask,
+    check_mandatory,
+    resolve_mask,
+    without_decoder,
+)
 from vllm_sauce.unlearning.request import ForgetRequest, parse_request
 
 if TYPE_CHECKING:
@@ -23,6 +28,7 @@ __all__ = [
     "parse_request",
     "resolve_mask",
     "site_rows",
+    "without_decoder",
 ]
 
 
