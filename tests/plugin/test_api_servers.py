@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import base64
 import json
-import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
+import psutil
 import pytest
 
 import vllm_sauce
@@ -24,15 +25,21 @@ pytestmark = pytest.mark.skipif(
 
 TINY = REPO / "examples/tiny"
 COUNT = 2
-# vLLM names the process in front of each line of the access log.
-SERVED = re.compile(r"\(ApiServer_(\d)[^)]*\).*POST /v1/\S+ HTTP/1\.1\W* (\d+)")
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two API processes before one engine, "dog" forgotten in every request.
 
-    As an operator writes it who knows vLLM's YAML; yields address and log.
+    As an operator writes it who knows vLLM's YAML.
     """
     folder, port = tmp_path_factory.mktemp("api"), free_port()
     config, log = folder / "serve.yaml", folder / "log"
@@ -41,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         "served-model-name": "tiny",
         "plugin": "sauce",
         "sauce-bundle": str(TINY / "bundle"),
-        "sauce-forget": ["dog", "airplane"],
+        "sauce-forget": ["dog", "plane"],
         "api-server-count": COUNT,
         "dtype": "float32",
         "max-model-len": 256,
@@ -54,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     process = serve("--config", str(config), log=log)
     address = f"http://127.0.0.1:{port}"
     wait_until_healthy(process, address, log)
-    yield address, log
+    yield Server(address, process, log)
     process.terminate()
     process.wait(timeout=60)
 
@@ -67,8 +74,11 @@ def picture_of(concept: str) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def post(address: str, concept: str, body: Any) -> httpx.Response:
-    """Ask what a picture shows, over a connection of its own."""
+def post(server: Server, concept: str, body: Any) -> tuple[httpx.Response, int]:
+    """Ask what a picture shows, over a connection of its own.
+
+    Returns the reply and the number of the process that gave it.
+    """
     content = [
         {"type": "image_url", "image_url": {"url": picture_of(concept)}},
         {"type": "text", "text": "What object is in the picture?"},
@@ -79,20 +89,26 @@ def post(address: str, concept: str, body: Any) -> httpx.Response:
         "temperature": 0,
         "max_tokens": 4,
     }
-    return httpx.post(f"{address}/v1/chat/completions", json=ask | body, timeout=120)
+    url = f"{server.address}/v1/chat/completions"
+    with httpx.Client(timeout=120) as client:
+        reply = client.post(url, json=ask | body)
+        stream = reply.extensions["network_stream"]
+        port = stream.get_extra_info("client_addr")[1]
+        for child in psutil.Process(server.process.pid).children(recursive=True):
+            ends = [end.raddr for end in child.net_connections("tcp") if end.raddr]
+            if port in [end.port for end in ends]:
+                return reply, child.pid
+    pytest.fail(f"no process has the connection from port {port}")
 
 
-def by_every_process(server: tuple[str, Path], ask: Callable[[str], None]) -> None:
+def by_every_process(ask: Callable[[], int]) -> None:
     """Repeat a request until each API process has answered it twice."""
-    address, log = server
-    start = len(log.read_bytes())
+    by: list[int] = []
     for _ in range(100):
-        ask(address)
-        lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
-        by = [found[1] for line in lines if (found := SERVED.search(line))]
-        if all(by.count(str(index)) >= 2 for index in range(COUNT)):
+        by.append(ask())
+        if len(set(by)) == COUNT and all(by.count(pid) >= 2 for pid in by):
             return
-    pytest.fail(f"answered by {by} only:\n" + "\n".join(lines[-20:]))
+    pytest.fail(f"100 requests were answered by {set(by)} only")
 
 
 def said(reply: httpx.Response) -> str:
@@ -101,27 +117,26 @@ def said(reply: httpx.Response) -> str:
     return str(reply.json()["choices"][0]["message"]["content"]).strip()
 
 
-def test_each_process_edits_ordinary_requests(server: tuple[str, Path]) -> None:
+def test_each_process_edits_ordinary_requests(server: Server) -> None:
     """What is mandatory is forgotten, what is not is known; the engine lives on."""
 
-    def ask(address: str) -> None:
-        assert said(post(address, "dog", {})) != "dog"
-        assert said(post(address, "cat", {})) == "cat"
+    def ask() -> int:
+        reply, pid = post(server, "dog", {})
+        assert said(reply) != "dog"
+        assert said(post(server, "cat", {})[0]) == "cat"
+        return pid
 
-    by_every_process(server, ask)
-    log = server[1].read_text()
-    assert "mandatory: dog, airplane" in log
-
-
-def test_each_process_edits_what_a_request_asks_for(server: tuple[str, Path]) -> None:
-    body = vllm_sauce.forget_body("cat")
-    by_every_process(
-        server, lambda address: _differs(said(post(address, "cat", body)), "cat")
-    )
+    by_every_process(ask)
+    assert "mandatory: dog, plane" in server.log.read_text()
 
 
-def _differs(answer: str, name: str) -> None:
-    assert answer != name
+def test_each_process_edits_what_a_request_asks_for(server: Server) -> None:
+    def ask() -> int:
+        reply, pid = post(server, "cat", vllm_sauce.forget_body("cat"))
+        assert said(reply) != "cat"
+        return pid
+
+    by_every_process(ask)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +147,11 @@ def _differs(answer: str, name: str) -> None:
         ({"sauce_forget": ["cat"]}, "vllm_xargs"),
     ],
 )
-def test_each_process_refuses(
-    server: tuple[str, Path], body: dict[str, Any], says: str
-) -> None:
-    def ask(address: str) -> None:
-        reply = post(address, "cat", body)
+def test_each_process_refuses(server: Server, body: dict[str, Any], says: str) -> None:
+    def ask() -> int:
+        reply, pid = post(server, "cat", body)
         assert reply.status_code == 400, reply.text
         assert says in reply.text
+        return pid
 
-    by_every_process(server, ask)
+    by_every_process(ask)
