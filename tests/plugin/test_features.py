@@ -25,7 +25,11 @@ def config(**changes: Any) -> Any:
         model_config=SimpleNamespace(
             runner_type="generate",
             enable_prompt_embeds=False,
-            multimodal_config=SimpleNamespace(enable_mm_embeds=False),
+            multimodal_config=SimpleNamespace(
+                enable_mm_embeds=False,
+                mm_encoder_only=False,
+                get_limit_per_prompt=lambda modality: 999,
+            ),
         ),
         compilation_config=SimpleNamespace(
             cudagraph_mm_encoder=False, compile_mm_encoder=False
@@ -64,6 +68,7 @@ def test_nothing_on_is_accepted() -> None:
         ("lora_config", object(), "LoRA"),
         ("model_config__enable_prompt_embeds", True, "prompt embeddings"),
         ("model_config__multimodal_config__enable_mm_embeds", True, "image embeddings"),
+        ("model_config__multimodal_config__mm_encoder_only", True, "without its model"),
         ("model_config__runner_type", "pooling", "pooling"),
     ],
 )
@@ -72,6 +77,31 @@ def test_each_unproven_feature_is_refused(change: str, value: Any, says: str) ->
     with pytest.raises(UnsupportedFeatureError, match=says) as caught:
         refuse_unproven(config(**{change: value}), sites=("vision",))
     assert "switch these off" in str(caught.value)
+
+
+def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another program: no request would pass admission."""
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(UnsupportedFeatureError, match="VLLM_USE_RUST_FRONTEND"):
+        refuse_unproven(config(), sites=("decoder.1",))
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "0")
+    refuse_unproven(config(), sites=("decoder.1",))
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit_per_prompt": {"image": 0}}, {"language_model_only": True}]
+)
+def test_a_vision_site_needs_pictures(options: dict[str, Any]) -> None:
+    """Without any, vLLM leaves out the tower and the canary could not tell why."""
+    from vllm.config import MultiModalConfig
+
+    without = config(model_config__multimodal_config=MultiModalConfig(**options))
+    with pytest.raises(UnsupportedFeatureError, match="--limit-mm-per-prompt") as told:
+        refuse_unproven(without, sites=("decoder.1", "vision"))
+    assert "serve a bundle of decoder sites" in str(told.value)
+    refuse_unproven(without, sites=("decoder.1",))
+    one = MultiModalConfig(limit_per_prompt={"image": 1})
+    refuse_unproven(config(model_config__multimodal_config=one), sites=("vision",))
 
 
 def test_every_watched_switch_exists_in_this_vllm() -> None:

@@ -24,6 +24,7 @@ from vllm_sauce.unlearning import (
     check_size,
     parse_request,
     resolve_mask,
+    without_decoder,
 )
 from vllm_sauce.unlearning.cache_identity import (
     mask_id_of,
@@ -67,7 +68,7 @@ class Admission:
 
         Raises: RequestError (a ValueError: HTTP 400).
         """
-        return resolve_mask(
+        mask = resolve_mask(
             parse_request(extra_args),
             self.bundle.catalogue,
             self.config.forget,
@@ -75,6 +76,15 @@ class Admission:
             self.config.max_latents,
             self.config.max_concepts,
         )
+        if mask is not None and self.config.require_decoder:
+            unread = without_decoder(mask.names(), self.bundle.catalogue)
+            if unread:
+                raise InvalidRequestError(
+                    f"{', '.join(unread)} can be forgotten in pictures only, and this "
+                    "server answers no question where that may not be enough "
+                    "(--sauce-require-decoder); name other concepts"
+                )
+        return mask
 
     def identify(self, request: Any, mask: Mask | None) -> None:
         """Give the request's KV blocks and images an identity of their mask.

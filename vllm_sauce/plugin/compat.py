@@ -96,9 +96,10 @@ def input_processor_cls() -> type:
 
 
 def async_llm_cls() -> type:
-    """``AsyncLLM``: its streaming-input sessions are one request with many prompts.
+    """``AsyncLLM``: its streaming sessions, and what a server awaits at its start.
 
-    Why: a session keeps the cache salt of its first chunk and the mask of its last.
+    Why: a session keeps the cache salt of its first chunk and the mask of its last; and
+    vLLM's handshake with the engine compares nothing of ``additional_config``.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -133,6 +134,38 @@ def worker_base_cls() -> type:
     from vllm.v1.worker.worker_base import WorkerBase
 
     return WorkerBase
+
+
+def add_worker_call(name: str, method: Callable[[Any], Any]) -> None:
+    """Give every worker a method that ``collective_rpc`` can call by its name.
+
+    Why: an API process did not start the engine and cannot see its configuration.
+
+    Raises: UnsupportedVLLMError when vLLM has such a method itself.
+    """
+    owner = worker_base_cls()
+    if getattr(owner, name, method) is not method:
+        raise UnsupportedVLLMError(
+            f"vLLM {vllm_version()} has a {owner.__name__}.{name} of its own; update "
+            "vllm_sauce/plugin/compat.py"
+        )
+    setattr(owner, name, method)
+
+
+def rust_frontend() -> bool:
+    """Tell whether vLLM is to serve HTTP from its Rust program.
+
+    Why: it runs no Python, so nothing of a request passes admission.
+    """
+    from vllm import envs
+
+    return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
+
+
+def takes_pictures(vllm_config: Any) -> bool:
+    """Tell whether a request may bring a picture; vLLM leaves out the tower if not."""
+    multimodal = vllm_config.model_config.multimodal_config
+    return multimodal is None or multimodal.get_limit_per_prompt("image") > 0
 
 
 def model_loader_cls() -> type:

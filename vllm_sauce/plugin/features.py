@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_sauce.errors import UnsupportedFeatureError
+from vllm_sauce.plugin import compat
 
 
 def _get(config: Any, path: str) -> Any:
@@ -36,6 +37,7 @@ _SWITCHES = (
     ("parallel_config.enable_elastic_ep", "elastic expert parallelism"),
     ("model_config.enable_prompt_embeds", "prompt embeddings"),
     ("model_config.multimodal_config.enable_mm_embeds", "image embeddings as input"),
+    ("model_config.multimodal_config.mm_encoder_only", "an encoder without its model"),
     ("compilation_config.cudagraph_mm_encoder", "CUDA graphs of the encoder"),
     ("compilation_config.compile_mm_encoder", "compilation of the encoder"),
 )
@@ -49,6 +51,8 @@ def unproven(vllm_config: Any) -> list[str]:
         if (size := _get(vllm_config, f"parallel_config.{name}")) not in (None, 1)
     ]
     found += [what for path, what in _SWITCHES if _get(vllm_config, path)]
+    if compat.rust_frontend():
+        found.append("the Rust front end (VLLM_USE_RUST_FRONTEND)")
     runner = _get(vllm_config, "model_config.runner_type")
     if runner not in (None, "generate"):
         found.append(f"the {runner} runner")
@@ -64,4 +68,10 @@ def refuse_unproven(vllm_config: Any, *, sites: tuple[str, ...]) -> None:
         raise UnsupportedFeatureError(
             f"sauce is not proven correct with: {'; '.join(found)} (sites "
             f"{', '.join(sites)}); switch these off, or serve without --plugin sauce"
+        )
+    if "vision" in sites and not compat.takes_pictures(vllm_config):
+        raise UnsupportedFeatureError(
+            "no picture may come (--limit-mm-per-prompt or --language-model-only), so "
+            "vLLM leaves out the vision tower and the bundle's vision site has nothing "
+            "to edit; allow pictures, or serve a bundle of decoder sites"
         )

@@ -16,6 +16,7 @@ from vllm_sauce.plugin import (
     seam_check,
     settings,
 )
+from vllm_sauce.plugin.frontend import agreement
 
 _worker_installed = False
 _tap_installed = False
@@ -34,6 +35,7 @@ def install() -> None:
     settings.install()
     admission.install()
     engine_core.install()
+    agreement.install()
     compat.wrap(compat.worker_base_cls(), "__init__", _worker_init)
 
 
