@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "client", "config"},
+    {"errors", "client", "config", "git_lfs", "locks"},
     {"scale"},
     {"sae"},
     {"concepts"},

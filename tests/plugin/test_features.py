@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,8 @@ def config(**changes: Any) -> Any:
         parallel_config=SimpleNamespace(**parallel),
         model_config=SimpleNamespace(
             runner_type="generate",
+            hf_overrides={},
+            hf_config_path=None,
             enable_prompt_embeds=False,
             multimodal_config=SimpleNamespace(
                 enable_mm_embeds=False,
@@ -70,6 +74,13 @@ def test_nothing_on_is_accepted() -> None:
         ("model_config__multimodal_config__enable_mm_embeds", True, "image embeddings"),
         ("model_config__multimodal_config__mm_encoder_only", True, "without its model"),
         ("model_config__runner_type", "pooling", "pooling"),
+        (
+            "model_config__hf_overrides",
+            {"vision_config": {"image_size": 448}},
+            "--hf-overrides",
+        ),
+        ("model_config__hf_overrides", lambda config: config, "--hf-overrides"),
+        ("model_config__hf_config_path", "another/model", "--hf-config-path"),
     ],
 )
 def test_each_unproven_feature_is_refused(change: str, value: Any, says: str) -> None:
@@ -102,6 +113,45 @@ def test_a_vision_site_needs_pictures(options: dict[str, Any]) -> None:
     refuse_unproven(without, sites=("decoder.1",))
     one = MultiModalConfig(limit_per_prompt={"image": 1})
     refuse_unproven(config(model_config__multimodal_config=one), sites=("vision",))
+
+
+@pytest.mark.parametrize("load_format", ["auto", "mistral", "safetensors"])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_weights_that_vllm_prefers_to_the_hashed_ones_are_refused(
+    tmp_path: Path, indexed: bool, load_format: str
+) -> None:
+    """Without an index every file is hashed."""
+    (tmp_path / "consolidated.safetensors").touch()
+    if indexed:
+        (tmp_path / "model.safetensors.index.json").touch()
+    found = unproven(
+        config(
+            model_config__model=str(tmp_path),
+            load_config=SimpleNamespace(load_format=load_format),
+        )
+    )
+    refused = indexed and load_format != "safetensors"
+    assert ["consolidated.safetensors in" in one for one in found] == [True] * refused
+
+
+def test_vllm_does_prefer_a_consolidated_file(tmp_path: Path) -> None:
+    """What the refusal rests on; without it the fingerprint would do."""
+    from vllm.config import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    shard, other = "model-1-of-1.safetensors", "consolidated.safetensors"
+    for name in (shard, other):
+        (tmp_path / name).touch()
+    index = {"weight_map": {"weight": shard}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def read(load_format: str) -> list[str]:
+        loader: Any = DefaultModelLoader(LoadConfig(load_format=load_format))
+        found = loader._prepare_weights(str(tmp_path), None, None, True, None)
+        return [Path(path).name for path in found[1]]
+
+    assert read("auto") == [other]
+    assert read("safetensors") == [shard]
 
 
 def test_every_watched_switch_exists_in_this_vllm() -> None:

@@ -8,7 +8,6 @@ already is refused.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_sauce import locks
 from vllm_sauce.errors import ActivationsError
 from vllm_sauce.training.shards import (
     Rows,
@@ -160,12 +160,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ActivationsError(f"cannot write to {folder}: {error}") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise ActivationsError(
-                f"{folder} cannot be locked: {error}; harvest to another file system"
-            ) from error
+        locks.take(file, folder, wait=True, error=ActivationsError)
         yield
 
 
