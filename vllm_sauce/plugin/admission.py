@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm_sauce.bundle import Bundle
@@ -59,7 +59,8 @@ class Admission:
                 feature.identifier = renamed(feature.identifier, mask)
 
 
-def _admission_of(processor: Any) -> Admission | None:
+def admission_of(processor: Any) -> Admission | None:
+    """Return what an engine's ``InputProcessor`` admits with, None without sauce."""
     config = settings.from_vllm_config(processor.vllm_config)
     if config is None:
         return None
@@ -67,35 +68,6 @@ def _admission_of(processor: Any) -> Admission | None:
     if admission is None:
         admission = processor._sauce_admission = Admission(config)
     return admission
-
-
-def check_early(renderer: Any, request: Any, messages: Any) -> None:
-    """Refuse over HTTP what admission would refuse, before the prompt is rendered.
-
-    Admission proper still decides; this only moves its errors ahead of side effects.
-
-    Raises: RequestError.
-    """
-    config = settings.from_vllm_config(renderer.config)
-    if config is None:
-        return
-    admission: Admission | None = getattr(renderer, "_sauce_admission", None)
-    if admission is None:
-        admission = renderer._sauce_admission = Admission(config)
-    try:
-        refuse_forged_keys(getattr(request, "cache_salt", None), _uuids(messages))
-        admission.resolve(getattr(request, "vllm_xargs", None))
-    except RequestError as error:
-        raise compat.as_client_error(error) from None
-
-
-def _uuids(messages: Any) -> Iterator[Any]:
-    """Yield the uuids that a conversation gives its pictures."""
-    for message in messages or ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict):
-                yield part.get("uuid")
 
 
 def _process_inputs(
@@ -107,7 +79,7 @@ def _process_inputs(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    admission = _admission_of(self)
+    admission = admission_of(self)
     try:
         params, mask = _admit(admission, params)
         request = original(self, request_id, prompt, params, *args, **kwargs)

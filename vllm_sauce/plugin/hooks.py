@@ -14,6 +14,7 @@ from vllm_sauce.plugin import (
     orphans,
     settings,
 )
+from vllm_sauce.plugin.frontend import middleware
 
 _worker_installed = False
 _tap_installed = False
@@ -30,6 +31,7 @@ def install() -> None:
     bench_client.install()
     settings.install()
     admission.install()
+    middleware.install()
     compat.wrap(compat.worker_base_cls(), "__init__", _worker_init)
 
 

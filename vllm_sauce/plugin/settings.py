@@ -12,7 +12,7 @@ from vllm_sauce import __version__
 from vllm_sauce.bundle import Bundle, hub
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleNotFoundError, ConfigError
-from vllm_sauce.plugin import compat, features, protocols
+from vllm_sauce.plugin import compat, features
 from vllm_sauce.unlearning import check_mandatory
 
 ENVIRONMENT = {
@@ -148,7 +148,6 @@ def _create_engine_config(
             "version": __version__,
         },
     }
-    protocols.install()
     vllm_config = original(self, *args, **kwargs)
     features.refuse_unproven(vllm_config, sites=tuple(sorted(bundle.sites)))
     compat.logger(__name__).info(
