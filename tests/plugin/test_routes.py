@@ -126,12 +126,12 @@ def test_a_route_of_a_plugin_is_checked_too(model_dir: Path, bundle_dir: Path) -
     """What is in no table carries nothing: a wish is refused, the rest passes."""
     app = built(model_dir, bundle_dir)
 
-    @app.post("/someones/own")
     async def own() -> str:
         return "served"
 
-    assert send(app, "POST", "/someones/own", json={"prompt": "sauce"}).text
-    assert_refused(send(app, "POST", "/someones/own", json=XARGS))
+    app.add_api_route("/someones/own", own, methods=["PUT"])
+    assert "served" in send(app, "PUT", "/someones/own", json={"prompt": "sauce"}).text
+    assert_refused(send(app, "PUT", "/someones/own", json=XARGS))
 
 
 BODY = json.dumps({"prompt": "x", **XARGS})
