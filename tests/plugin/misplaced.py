@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Iterator
 from typing import Any
 
 NOBODY = ["nobody"]
@@ -51,6 +54,14 @@ BODIES: dict[str, dict[str, Any]] = {
         "vllm_xargs": {"sauce_forget": ["seen"], "sauce_strength": "2"}
     },
     "strength alone": {"vllm_xargs": {"sauce_strength": 2}},
+    "nested very deep": {
+        "vllm_xargs": {
+            "sauce_forget": functools.reduce(lambda inner, _: [inner], range(900), 0)
+        }
+    },
+    "a mask of one's own": {
+        "sampling_params": {"extra_args": {"sauce": {"mask": {"mask_id": "x"}}}}
+    },
     "beam search": {"vllm_xargs": {"sauce_forget": ["seen"]}, "use_beam_search": True},
     "beam search by a number": {
         "vllm_xargs": {"sauce_forget": ["seen"]},
@@ -61,3 +72,23 @@ BODIES: dict[str, dict[str, Any]] = {
     "uuid": {"messages": [{"content": [{"uuid": "sauce:x"}]}]},
     "content part": {"content_parts": [{"uuid": "sauce:x"}]},
 }
+
+RIGHT = {
+    "vllm_xargs": ("vllm_xargs",),
+    "vllm_xargs nested": ("vllm_xargs",),
+    "extra_args": ("sampling_params", "extra_args"),
+    "chat_request": ("chat_request", "vllm_xargs"),
+}
+"""Which of the bodies are wrong by their concept only, where a wish stands there."""
+
+
+def contents(name: str, place: tuple[str, ...] | None) -> Iterator[str]:
+    """Yield a body as it is sent, and with a concept that the random bundle has.
+
+    The second would be carried out where it is understood, so it shows what is not;
+    it is left out for a route that carries a wish at the body's place.
+    """
+    content = json.dumps(BODIES[name])
+    yield content
+    if RIGHT.get(name, ()) != place:
+        yield content.replace(NOBODY[0], "seen")

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.plugin.misplaced import BODIES, NOBODY
+from tests.plugin.misplaced import BODIES, NOBODY, contents
+from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
 
 XARGS = {"vllm_xargs": {"sauce_forget": NOBODY}}
 CHAT = "/v1/chat/completions"
@@ -96,8 +97,6 @@ def assert_refused(reply: Any, why: object = "") -> None:
 
 def test_every_route_has_been_decided(app: Any) -> None:
     """A route that a new vLLM brings fails here until somebody reads what it does."""
-    from vllm_sauce.plugin.frontend.routes import ROUTES
-
     paths = {path for _, path in takes_bodies(app)}
     assert {CHAT, "/generative_scoring", "/inference/v1/generate"} <= paths
     assert {
@@ -116,10 +115,11 @@ def test_every_route_has_been_decided(app: Any) -> None:
 @pytest.mark.parametrize("name", BODIES)
 def test_no_route_ignores_a_wish(app: Any, name: str) -> None:
     """400 for every spelling and place, whatever the route and the rest of the body."""
-    content = {"content": json.dumps(BODIES[name])}
+    headers = {"content-type": "application/json"}
     for method, path in takes_bodies(app):
-        headers = {"content-type": "application/json"}
-        assert_refused(send(app, method, path, headers=headers, **content), path)
+        for content in contents(name, place_of(path)):
+            reply = send(app, method, path, headers=headers, content=content)
+            assert_refused(reply, (path, content))
 
 
 def test_a_route_of_a_plugin_is_checked_too(model_dir: Path, bundle_dir: Path) -> None:

@@ -17,10 +17,10 @@ import pytest
 
 import vllm_sauce
 from tests.plugin.conftest import RUNNER
-from tests.plugin.misplaced import BODIES
+from tests.plugin.misplaced import BODIES, contents
 from tests.plugin.support import Ask, ReferenceModel
 from tests.plugin.test_server import VLLM, free_port, serve, wait_until_healthy
-from vllm_sauce.plugin.frontend.routes import ROUTES
+from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
 
 pytestmark = pytest.mark.skipif(
     RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
@@ -83,13 +83,12 @@ def test_the_running_server_ignores_no_wish(
     assert {"/collective_rpc", "/v1/messages/render", "/v1/load_lora_adapter"} <= paths
     assert paths <= set(ROUTES), "decide: vllm_sauce/plugin/frontend/routes.py"
     for method, path in sorted(asked):
-        for name, body in BODIES.items():
-            content = json.dumps(body)
+        url = path.replace("{response_id}", "x").replace("{adapter_name}", "x")
+        for content in (c for name in BODIES for c in contents(name, place_of(path))):
             headers = {"content-type": "application/json"}
-            url = path.replace("{response_id}", "x").replace("{adapter_name}", "x")
             reply = client.request(method, url, content=content, headers=headers)
-            assert reply.status_code == 400, (path, name, reply.text[:500])
-            assert re.search("forg[eo]t|sauce|strength|unknown", reply.text), path
+            assert reply.status_code == 400, (path, content, reply.text[:500])
+            assert re.search("forg[eo]t|sauce|strength|unknown|deeply", reply.text)
     assert client.get("/health").is_success
 
 

@@ -92,9 +92,7 @@ class Body:
         try:
             root = json.loads(text, object_pairs_hook=members)
         except RecursionError:
-            raise InvalidRequestError(
-                "the body is nested too deeply to be checked; send a flatter one"
-            ) from None
+            raise _too_deep() from None
         return cls(root, any(map(means_us, keys)), tuple(identities))
 
     def check(
@@ -127,7 +125,10 @@ class Body:
             _refuse_twice(where, members)
             if place is not None and where == place[:-1]:
                 _refuse_beam_search(members)
-        extra_args = _plain(wish, place or ())
+        try:
+            extra_args = _plain(wish, place or ())
+        except RecursionError:
+            raise _too_deep() from None
         if admission is None:
             parse_request(extra_args)
         else:
@@ -160,6 +161,12 @@ def _is_users(where: Path, user_data: tuple[str, ...]) -> bool:
     if last in _SAID:
         return not _MESSAGES.isdisjoint(above)
     return last in _SCHEMAS and not _TYPED.isdisjoint(above)
+
+
+def _too_deep() -> InvalidRequestError:
+    return InvalidRequestError(
+        "the body is nested too deeply to be checked; send a flatter one"
+    )
 
 
 def _misplaced(path: str, place: Place | None, where: Path) -> InvalidRequestError:
