@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +33,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "metadata": {"metadata": {"sauce_forget": "nobody"}},
     "template": {"chat_template_kwargs": {"sauce_forget": NOBODY}},
     "a tool": {"tools": [{"type": "function", "sauce_forget": NOBODY}]},
+    "content of nothing": {"content": {"sauce_forget": NOBODY}},
+    "schema of nothing": {"schema": {"sauce_forget": NOBODY}},
+    "documents of metadata": {"metadata": {"documents": {"sauce_forget": NOBODY}}},
     # Spellings.
     "space": {" sauce_forget": NOBODY},
     "space in xargs": {"vllm_xargs": {"sauce_forget ": NOBODY}},
@@ -55,9 +57,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "strength alone": {"vllm_xargs": {"sauce_strength": 2}},
     "nested very deep": {
-        "vllm_xargs": {
-            "sauce_forget": functools.reduce(lambda inner, _: [inner], range(900), 0)
-        }
+        "vllm_xargs": {"sauce_forget": json.loads("[" * 900 + "]" * 900)}
     },
     "a mask of one's own": {
         "sampling_params": {"extra_args": {"sauce": {"mask": {"mask_id": "x"}}}}
