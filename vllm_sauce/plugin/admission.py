@@ -8,7 +8,6 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
 )
 from typing import Any
@@ -185,32 +184,10 @@ def _processor_init(
     self._sauce_admission = admission_for(vllm_config)
 
 
-def check_early(renderer: Any, request: Any, messages: Any) -> None:
-    """Refuse over HTTP what admission would refuse, before the prompt is rendered.
-
-    Admission proper still decides; this only moves its errors ahead of side effects.
-
-    Raises: RequestError.
-    """
-    admission: Admission | None = getattr(renderer, "_sauce_admission", None)
-    if admission is None:
-        admission = renderer._sauce_admission = admission_for(renderer.config)
-    if admission is None:
-        return
-    try:
-        refuse_forged_keys(getattr(request, "cache_salt", None), _uuids(messages))
-        admission.resolve(getattr(request, "vllm_xargs", None))
-    except RequestError as error:
-        raise compat.as_client_error(error) from None
-
-
-def _uuids(messages: Any) -> Iterator[Any]:
-    """Yield the uuids that a conversation gives its pictures."""
-    for message in messages or ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict):
-                yield part.get("uuid")
+def admission_of(processor: Any) -> Admission | None:
+    """Return what an engine's ``InputProcessor`` admits with, None without sauce."""
+    admission: Admission | None = processor._sauce_admission
+    return admission
 
 
 def _process_inputs(
@@ -222,7 +199,7 @@ def _process_inputs(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    admission: Admission | None = self._sauce_admission
+    admission = admission_of(self)
     try:
         params, mask = _admit(admission, params)
         request = original(self, request_id, prompt, params, *args, **kwargs)

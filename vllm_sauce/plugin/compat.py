@@ -9,6 +9,7 @@ edit that cannot be placed must never be skipped.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -284,44 +285,6 @@ def model_state_cls(vllm_config: Any, model: Any) -> type:
     return DefaultModelState
 
 
-def request_protocols() -> Iterator[type]:
-    """Request models of the HTTP API that turn into sampling parameters.
-
-    Why: pydantic keeps unknown body fields in ``model_extra`` and vLLM ignores them,
-    so ``"sauce_forget"`` at the top level would be served unedited.
-    """
-    import importlib
-
-    for module in (
-        "vllm.entrypoints.openai.chat_completion.protocol",
-        "vllm.entrypoints.openai.completion.protocol",
-        "vllm.entrypoints.openai.responses.protocol",
-        "vllm.entrypoints.speech_to_text.transcription.protocol",
-        "vllm.entrypoints.speech_to_text.translation.protocol",
-    ):
-        try:
-            found = vars(importlib.import_module(module))
-        except ModuleNotFoundError:
-            continue
-        for value in found.values():
-            if (
-                isinstance(value, type)
-                and value.__module__ == module
-                and "to_sampling_params" in vars(value)
-            ):
-                yield value
-
-
-def online_renderer_cls() -> type:
-    """What every HTTP route renders prompts with; ``renderer.config`` is VllmConfig.
-
-    Why: a bad request must be refused before its pictures are noted as sent.
-    """
-    from vllm.renderers.online_renderer import OnlineRenderer
-
-    return OnlineRenderer
-
-
 def is_sampling_params(params: Any) -> bool:
     """Tell generation requests from pooling ones."""
     from vllm import SamplingParams
@@ -500,3 +463,82 @@ def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
         yield
     finally:
         rows.copy_(kept)
+
+
+def wrap_function(module: Any, name: str, around: Callable[..., Any]) -> None:
+    """``wrap`` a module's function, also where other modules have imported it by name.
+
+    Raises: UnsupportedVLLMError when vLLM has renamed the seam.
+    """
+    original = getattr(module, name, None)
+    wrap(module, name, around)
+    for loaded in list(sys.modules.values()):
+        if getattr(loaded, "__name__", "").startswith("vllm.") and (
+            vars(loaded).get(name) is original
+        ):
+            setattr(loaded, name, getattr(module, name))
+
+
+def http_app_module() -> Any:
+    """The module of ``build_app``, which makes every HTTP server's application.
+
+    Why: ``--middleware`` would be outermost, before authentication. Remove when vLLM
+    lets a plugin place middleware.
+    """
+    try:
+        from vllm.entrypoints.launchers import app
+    except ModuleNotFoundError:  # 0.26 to 0.28
+        from vllm.entrypoints.openai import api_server as app
+    return app
+
+
+def add_innermost_middleware(app: Any, middleware: Callable[..., Any]) -> None:
+    """Place ASGI middleware around an application's routes, inside all other.
+
+    Why: ``add_middleware`` puts it outside the others, and not at all once vLLM has
+    built their stack.
+    """
+    from starlette.middleware import Middleware
+
+    app.user_middleware.append(Middleware(middleware))
+    app.middleware_stack = app.build_middleware_stack()
+
+
+def route_path(scope: Mapping[str, Any]) -> str | None:
+    """Return the path, as declared, of the route that will answer a request.
+
+    None when none will: the application answers 404 or 405.
+    """
+    from starlette.routing import Match
+
+    for route in scope["app"].router.routes:
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            return str(getattr(route, "path", route))
+    return None
+
+
+def messages_carry() -> bool:
+    """Say whether ``/v1/messages`` hands ``vllm_xargs`` on. Remove with vLLM 0.28."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+
+    return "vllm_xargs" in AnthropicMessagesRequest.model_fields
+
+
+def run_batch_module() -> Any:
+    """The module of ``vllm run-batch``, which asks the routes' handlers directly."""
+    try:
+        from vllm.entrypoints.launchers import run_batch
+    except ImportError:  # 0.26 to 0.28
+        from vllm.entrypoints.openai import run_batch
+    return run_batch
+
+
+def wrap_batch_lines(around: Callable[..., Any]) -> None:
+    """Wrap how ``vllm run-batch`` makes a request of a line of its file.
+
+    Why: nothing after it sees the line.
+    """
+    line_cls = run_batch_module().BatchRequestInput
+    original = line_cls.model_validate_json
+    line_cls.model_validate_json = staticmethod(functools.partial(around, original))

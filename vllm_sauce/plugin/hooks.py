@@ -16,7 +16,7 @@ from vllm_sauce.plugin import (
     seam_check,
     settings,
 )
-from vllm_sauce.plugin.frontend import agreement
+from vllm_sauce.plugin.frontend import agreement, middleware
 
 _worker_installed = False
 _tap_installed = False
@@ -36,6 +36,7 @@ def install() -> None:
     admission.install()
     engine_core.install()
     agreement.install()
+    middleware.install()
     compat.wrap(compat.worker_base_cls(), "__init__", _worker_init)
 
 

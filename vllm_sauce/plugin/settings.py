@@ -17,7 +17,7 @@ from vllm_sauce.errors import (
     BundleNotFoundError,
     ConfigError,
 )
-from vllm_sauce.plugin import compat, features, protocols
+from vllm_sauce.plugin import compat, features
 from vllm_sauce.unlearning import check_mandatory, without_decoder
 
 ENVIRONMENT = {
@@ -226,7 +226,6 @@ def _create_engine_config(
         return original(self, *args, **kwargs)
     if (model_dir := _model_dir(self)) is not None:
         bundle.check_model(model_dir)
-    protocols.install()
     vllm_config = original(self, *args, **kwargs)
     features.refuse_unproven(vllm_config, sites=tuple(sorted(bundle.sites)))
     vllm_config.additional_config["sauce"].update(table_sizes(vllm_config))
