@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vllm_sauce.concepts import VISION, check_site, decoder_layer_idx
 from vllm_sauce.errors import ConfigError, SauceError
+from vllm_sauce.models.chat_prompts import chat_inputs
 from vllm_sauce.training.activations import decoder_layers, site_hook
 
 TOWER_NEIGHBOURS: Final = 2
@@ -241,11 +242,7 @@ def _read(
             model(input_ids=inputs["input_ids"].to(model.device))
         return
     for i, picture in enumerate(pictures):
-        content = [{"type": "image"}, {"type": "text", "text": texts[i % len(texts)]}]
-        prompt = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        inputs = processor(text=prompt, images=picture, return_tensors="pt")
+        inputs = chat_inputs(processor, [texts[i % len(texts)]], [picture])
         model(**_on_device(inputs, model))
 
 
