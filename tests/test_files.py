@@ -38,7 +38,7 @@ def test_what_is_no_utf8_is_an_error(tmp_path):
     "value", ["\ud83d", {"a": ["b", {"c": "x\ude00"}]}, {"\ud83d": 1}, ("\udcff",)]
 )
 def test_half_a_character_is_seen_anywhere(value):
-    with pytest.raises(ValueError, match=r"half of one .*\\ud"):
+    with pytest.raises(UnicodeError, match=r"half of one .*\\ud"):
         check_unicode(value)
 
 

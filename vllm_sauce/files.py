@@ -27,14 +27,14 @@ def check_unicode(value: object) -> None:
 
     JSON and YAML can hold one, an unpaired surrogate such as \\ud83d; Python then does.
 
-    Raises: ValueError
+    Raises: UnicodeError
     """
     left = [value]
     while left:
         found = left.pop()
         if isinstance(found, str):
             if not is_unicode(found):
-                raise ValueError(
+                raise UnicodeError(
                     "text must be whole characters, got half of one (an unpaired "
                     f"surrogate) in {ascii(found):.80}; write it anew from its source"
                 )
