@@ -99,19 +99,20 @@ def test_a_mark_and_windows_line_ends_spoil_nothing(tmp_path: Path, end: str) ->
 
 def test_categories_are_the_words_they_stand_for(tmp_path: Path) -> None:
     """Each row group has categories of its own, and chunks go across them."""
-    words = [
-        ["dog", "cat", None, "dog", "red"][i % 5] if i < 6 else "owl" for i in range(12)
+    words = ["dog", "cat", None, "dog", "red", "owl", "cat", None, "owl", "sun"]
+    tables = [
+        pa.table(
+            {
+                "prompt": pa.array(["?"] * 5).dictionary_encode(),
+                "forget": pa.array(part).dictionary_encode(),
+                "max_tokens": pa.array(range(first, first + 5)).dictionary_encode(),
+            }
+        )
+        for first, part in ((1, words[:5]), (6, words[5:]))
     ]
-    table = pa.table(
-        {
-            "prompt": pa.array(["?"] * 12).dictionary_encode(),
-            "forget": pa.array(words).dictionary_encode(),
-            "max_tokens": pa.array(list(range(1, 13))).dictionary_encode(),
-        }
-    )
-    found = rows_of(table, tmp_path, row_group_size=5)
+    found = rows_of(pa.concat_tables(tables), tmp_path, row_group_size=5)
     assert [row.get("forget") for row in found] == words
-    assert [row["max_tokens"] for row in found] == list(range(1, 13))
+    assert [row["max_tokens"] for row in found] == list(range(1, 11))
     named = pa.DictionaryArray.from_arrays([0, 1, 0], ["dog", "cat"])
     lists = pa.ListArray.from_arrays([0, 2, 3, 3], named)
     (first, *others) = rows_of(
