@@ -8,7 +8,7 @@ import pytest
 from tests.training.layouts import MODEL, TINY, sae_lens, shipped, sparsify
 from vllm_sauce.bundle import Bundle, fingerprint_model, weights_sha256
 from vllm_sauce.errors import BundleCorruptError, ConfigError
-from vllm_sauce.git_lfs import refuse_pointer
+from vllm_sauce.files import refuse_pointer
 from vllm_sauce.sae import from_sae_lens
 from vllm_sauce.sae.formats import read_checkpoint
 

@@ -5,17 +5,17 @@ import errno
 
 import pytest
 
-from vllm_sauce import locks
 from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.files import lock_folder
 
 
 def test_another_run_is_named(tmp_path):
     with (tmp_path / "lock").open("w") as mine, (tmp_path / "lock").open("w") as theirs:
-        locks.take(theirs, tmp_path, wait=False, error=ConfigError)
+        lock_folder(theirs, tmp_path, wait=False, error=ConfigError)
         with pytest.raises(ConfigError, match="another run is writing to"):
-            locks.take(mine, tmp_path, wait=False, error=ConfigError)
+            lock_folder(mine, tmp_path, wait=False, error=ConfigError)
         theirs.close()
-        locks.take(mine, tmp_path, wait=False, error=ConfigError)
+        lock_folder(mine, tmp_path, wait=False, error=ConfigError)
 
 
 @pytest.mark.parametrize("wait", [True, False])
@@ -29,5 +29,5 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number, wai
         (tmp_path / "lock").open("w") as file,
         pytest.raises(ActivationsError, match="cannot be locked .No locks avail") as e,
     ):
-        locks.take(file, tmp_path, wait=wait, error=ActivationsError)
+        lock_folder(file, tmp_path, wait=wait, error=ActivationsError)
     assert "another run" not in str(e.value)

@@ -281,6 +281,24 @@ def test_forged_cache_keys_are_refused(sauced: Any) -> None:
         )
 
 
+def test_a_refused_raw_prompt_leaves_its_picture_alone(sauced: Any) -> None:
+    """Rendered while it was admitted, and refused after that: sent again next time."""
+    engine = sauced.llm_engine
+    for seed, spoilt in enumerate(
+        ({"cache_salt": "sauce:x"}, {"multi_modal_uuids": {"image": "sauce:x"}}), 60
+    ):
+        ask = Ask(seed, WHAT, ("both",))
+        with pytest.raises(InvalidRequestError, match="reserves"):
+            engine.add_request("bad", {**ask.prompt(), **spoilt}, ask.params())
+        assert not engine.has_unfinished_requests()
+        assert len(run(sauced, [ask])[0].tokens) == ask.max_tokens
+        with pytest.raises(InvalidRequestError, match="reserves"):
+            engine.add_request("bad", {**ask.prompt(), **spoilt}, ask.params())
+        engine.add_request("good", ask.prompt(), ask.params())
+        while engine.has_unfinished_requests():
+            engine.step()
+
+
 def test_a_users_own_salt_still_separates(sauced: Any) -> None:
     """A salt and a mask together key the blocks."""
     ask = Ask(None, LONG, ("read",))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.git_lfs import refuse_pointer
+from vllm_sauce.files import refuse_pointer
 
 INDEX_FILE = "model.safetensors.index.json"
 """Says in which of several files each weight lies."""

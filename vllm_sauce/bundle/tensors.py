@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm_sauce.bundle.schema import SiteFile
 from vllm_sauce.errors import BundleCorruptError
-from vllm_sauce.git_lfs import refuse_pointer
+from vllm_sauce.files import refuse_pointer
 
 if TYPE_CHECKING:
     from vllm_sauce.sae import SAEWeights

@@ -334,22 +334,25 @@ def _client_error_cls(cls: type, client_error: type) -> type:
     return _client_errors[cls]
 
 
-def resend_images(processor: Any, prompt: Any) -> None:
-    """Make the API side send the images of a refused prompt again next time.
+def resend_images(processor: Any, prompt: Any, request: Any = None) -> None:
+    """Make the API side send the images of a refused request again next time.
+
+    They are in the prompt if it was rendered before, else in the request made of it.
 
     Why: rendering has noted them as already sent to the engine, but a refused request
     never gets there, so the next request with the same image would find no data.
     Remove when: vLLM notes an image as sent only when its request is.
     """
     cache = getattr(processor.renderer, "mm_processor_cache", None)
-    if not isinstance(prompt, Mapping):
-        return
     # 0.26 and 0.27 take no note back: it is taken from where they are kept.
     notes = getattr(cache, "_cache", {})
     invalidate = getattr(cache, "invalidate", lambda mm_hash: notes.pop(mm_hash, None))
-    for hashes in (prompt.get("mm_hashes") or {}).values():
-        for mm_hash in hashes:
-            invalidate(mm_hash)
+    rendered = prompt.get("mm_hashes") if isinstance(prompt, Mapping) else None
+    found = {mm_hash for hashes in (rendered or {}).values() for mm_hash in hashes}
+    for feature in getattr(request, "mm_features", None) or ():
+        found.add(feature.mm_hash or feature.identifier)
+    for mm_hash in found:
+        invalidate(mm_hash)
 
 
 def rendered_chat(llm: Any, messages: list[dict[str, Any]]) -> Mapping[str, Any]:

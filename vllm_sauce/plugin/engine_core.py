@@ -58,26 +58,32 @@ def is_proven(worker: Any) -> bool:
 def _preprocess_add_request(
     original: Callable[..., Any], self: Any, request: Any
 ) -> Any:
-    # After vLLM has put in the data of pictures that it kept from earlier requests.
-    processed = original(self, request)
     try:
-        if self._sauce_admission is not None:
-            mask = self._sauce_admission.check(processed[0])
-            if mask is not None and not self._sauce_proven:
-                raise InvalidRequestError(
-                    "nothing can be forgotten now: the engine sleeps, or its weights "
-                    "are not whole, and the edit is not proven again; wake it, and "
-                    "reload its weights if they were discarded"
-                )
-        elif has_sauce_keys(getattr(request.sampling_params, "extra_args", None)):
+        # After vLLM has put in the data of pictures that it kept from earlier requests.
+        processed = original(self, request)
+        _check(self, processed[0])
+    except Exception as error:
+        error.sauce_request_id = request.request_id  # type: ignore[attr-defined]
+        if isinstance(error, RequestError):
+            raise compat.as_client_error(error) from None
+        raise
+    return processed
+
+
+def _check(core: Any, request: Any) -> None:
+    if core._sauce_admission is None:
+        if has_sauce_keys(getattr(request.sampling_params, "extra_args", None)):
             raise InvalidRequestError(
                 "a request asks to forget concepts, but its engine runs without sauce"
             )
-    except RequestError as error:
-        error.add_note(f"request {request.request_id}")
-        error.sauce_request_id = request.request_id  # type: ignore[attr-defined]
-        raise compat.as_client_error(error) from None
-    return processed
+        return
+    mask = core._sauce_admission.check(request)
+    if mask is not None and not core._sauce_proven:
+        raise InvalidRequestError(
+            "nothing can be forgotten now: the engine sleeps, or its weights are not "
+            "whole, and the edit is not proven again; wake it, and reload its weights "
+            "if they were discarded"
+        )
 
 
 def _add_request(
@@ -85,7 +91,7 @@ def _add_request(
 ) -> Any:
     try:
         return original(self, *args, **kwargs)
-    except RequestError as error:
+    except Exception as error:
         # vLLM waits for the answer of what it has noted, for ever.
         if noted := getattr(error, "sauce_request_id", None):
             self.output_processor.abort_requests([noted], internal=True)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError
-from vllm_sauce.git_lfs import refuse_pointer
+from vllm_sauce.files import refuse_pointer
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_sauce import locks
 from vllm_sauce.errors import ActivationsError
+from vllm_sauce.files import lock_folder
 from vllm_sauce.training.shards import (
     Rows,
     ShardEntry,
@@ -160,7 +160,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ActivationsError(f"cannot write to {folder}: {error}") from error
     with file:
-        locks.take(file, folder, wait=True, error=ActivationsError)
+        lock_folder(file, folder, wait=True, error=ActivationsError)
         yield
 
 

@@ -18,7 +18,7 @@ from vllm_sauce.errors import (
     BundleNotFoundError,
     UnsupportedSAEError,
 )
-from vllm_sauce.git_lfs import refuse_pointer
+from vllm_sauce.files import refuse_pointer
 from vllm_sauce.sae.tensors_file import read_tensors
 
 PICKLES = (".pt", ".pth", ".bin")
