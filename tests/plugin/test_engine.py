@@ -284,9 +284,11 @@ def test_forged_cache_keys_are_refused(sauced: Any) -> None:
 def test_a_refused_raw_prompt_leaves_its_picture_alone(sauced: Any) -> None:
     """Rendered while it was admitted, and refused after that: sent again next time."""
     engine = sauced.llm_engine
-    for seed, spoilt in enumerate(
-        ({"cache_salt": "sauce:x"}, {"multi_modal_uuids": {"image": "sauce:x"}}), 60
-    ):
+    forged: list[dict[str, Any]] = [
+        {"cache_salt": "sauce:x"},
+        {"multi_modal_uuids": {"image": "sauce:x"}},
+    ]
+    for seed, spoilt in enumerate(forged, 60):
         ask = Ask(seed, WHAT, ("both",))
         with pytest.raises(InvalidRequestError, match="reserves"):
             engine.add_request("bad", {**ask.prompt(), **spoilt}, ask.params())
