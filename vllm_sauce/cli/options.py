@@ -150,4 +150,7 @@ def _bars() -> Any:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    # Where nobody watches, rich shows no bar, but an empty line after it.
+    quiet = not console.is_interactive
+    return Progress(*columns, console=console, transient=True, disable=quiet)
