@@ -10,6 +10,9 @@ _CORE = "tests/plugin/test_engine_core.py"
 _ENGINE = "tests/plugin/test_engine.py -k leak or mixed or image or chunked"
 _OP = "tests/plugin/worker/test_op_check.py"
 _LIFE = "tests/plugin/test_lifecycle.py"
+_EMBEDS = "tests/plugin/test_embeddings.py"
+_RAW = "tests/plugin/test_raw_body.py tests/plugin/test_routes.py"
+_FLAGS = "tests/plugin/test_flags.py"
 
 SERVED = (
     ("plugin/sites/encoder_batches.py", "found = [self._waiting.pop(id(pair), None) for pair in pairs]", "found = [self._waiting.pop(next(iter(self._waiting)), None) for pair in pairs]", "labels go by order", _BATCHES),
@@ -40,5 +43,21 @@ SERVED = (
     ("unlearning/wire.py", "unicodedata.normalize(\"NFKC\", key).casefold()", "key.casefold()", "full-width letters pass", _WIRE),
     ("unlearning/wire.py", " or letters == \"forget\"", "", "forget alone passes", _WIRE),
     ("unlearning/mask.py", "    if missing:\n        raise InvalidRequestError(\n            f\"a request reached", "    if False:\n        raise InvalidRequestError(\n            f\"a request reached", "a request without the mandatory concepts", _CORE),
+    ("plugin/admission.py", "made = any(key.startswith(\"pixel_values\") for key in keys)", "made = True", "embeddings under a vision mask", _EMBEDS),
+    ("plugin/admission.py", "compat.resend_images(self, prompt, request)", "compat.resend_images(self, prompt)", "a refused raw prompt takes its picture along", "tests/plugin/test_engine.py -k raw_prompt"),
+    ("plugin/canary.py", "if counted != batch.num_tokens:", "if counted == 0:", "an op that runs twice is proven", "tests/plugin/test_canary.py"),
+    ("plugin/canary.py", "    if not _changed(before, after):\n", "    if False:\n", "an output that did not change is proven", "tests/plugin/test_canary.py"),
+    ("plugin/frontend/raw_body.py", "if ours and where != place:", "if False:", "a wish in the wrong place", _RAW),
+    ("plugin/frontend/raw_body.py", "        if count > 1:", "        if False:", "the last of two equal keys", _RAW),
+    ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),
+    ("plugin/frontend/agreement.py", "        if section != mine:", "        if False:", "processes that disagree serve", "tests/plugin/frontend/test_agreement.py"),
+    ("plugin/flags.py", "nargs=\"+\", action=\"extend\"", "action=\"append\"", "a list of the YAML loses its second concept", _FLAGS),
+    ("plugin/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", _FLAGS),
+    ("plugin/features.py", "    if compat.rust_frontend():", "    if False:", "the Rust front end", "tests/plugin/test_features.py"),
+    ("data/pictures.py", "image = ImageOps.exif_transpose(image)", "pass", "pictures lie on their side", "tests/data/test_pictures.py"),
+    ("data/pictures.py", "shown = Image.new(\"RGB\", image.size, _WHITE)", "shown = Image.new(\"RGB\", image.size)", "what is transparent is black", "tests/data/test_pictures.py"),
+    ("files.py", ".split(\"\\n\")", ".splitlines()", "lines are cut at U+2028", "tests/test_files.py"),
+    ("files.py", "decode(\"utf-8-sig\")", "decode()", "a BOM stands in the first line", "tests/test_files.py"),
+    ("models/chat_prompts.py", "add_special_tokens=False,", "add_special_tokens=True,", "a first token twice", "tests/models/test_chat_prompts.py"),
 )  # fmt: skip
 """What was broken once, to see its test fail."""

@@ -82,26 +82,24 @@ def vllm_here(monkeypatch):
     return plugins
 
 
-@pytest.mark.parametrize("ask", [vllm_sauce.forget, vllm_sauce.forget_body])
 @pytest.mark.parametrize("named", ["", "other", "other,sauces"])
-def test_a_process_that_leaves_the_plugin_out_is_told(
-    vllm_here, monkeypatch, ask, named
-):
-    assert ask("dog")
+def test_a_process_that_leaves_the_plugin_out_is_told(vllm_here, monkeypatch, named):
+    assert vllm_sauce.forget("dog")
     monkeypatch.setenv("VLLM_PLUGINS", named)
     with pytest.raises(vllm_sauce.ConfigError, match=f"VLLM_PLUGINS={named} "):
-        ask("dog")
+        vllm_sauce.forget("dog")
+    assert vllm_sauce.forget_body("dog"), "its server runs elsewhere"
     monkeypatch.setenv("VLLM_PLUGINS", f"sauce,{named}")
-    assert ask("dog")
+    assert vllm_sauce.forget("dog")
     monkeypatch.delitem(sys.modules, "vllm")
     monkeypatch.setenv("VLLM_PLUGINS", named)
-    assert ask("dog"), "a mere client"
+    assert vllm_sauce.forget("dog"), "no engine can be here"
 
 
-@pytest.mark.parametrize("ask", [vllm_sauce.forget, vllm_sauce.forget_body])
-def test_plugins_loaded_without_ours_are_told(vllm_here, monkeypatch, ask):
+def test_plugins_loaded_without_ours_are_told(vllm_here, monkeypatch):
     vllm_here.plugins_loaded = True
     with pytest.raises(vllm_sauce.ConfigError, match="but not vllm-sauce"):
-        ask("dog")
+        vllm_sauce.forget("dog")
+    assert vllm_sauce.forget_body("dog"), "its server runs elsewhere"
     monkeypatch.setattr(client, "plugin_registered", True)
-    assert ask("dog")
+    assert vllm_sauce.forget("dog")

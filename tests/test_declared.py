@@ -13,7 +13,9 @@ from vllm_sauce.cli.failures import EXTRAS
 
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {"resvg_py": "resvg-py", "sae_lens": "sae-lens", "yaml": "pyyaml"}
-BROUGHT_BY_VLLM = {"numpy", "PIL", "torch", "transformers", "triton", "vllm"}
+BROUGHT_BY_VLLM = {
+    *("numpy", "PIL", "starlette", "torch", "transformers", "triton", "vllm"),
+}
 
 
 def declared():

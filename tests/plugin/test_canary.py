@@ -74,6 +74,29 @@ def two_edits(model: Any) -> Callable[[], None]:
     return undo
 
 
+def no_effect(model: Any) -> Callable[[], None]:
+    """Run the op on numbers that nobody reads."""
+    from vllm_sauce.plugin.runtime import run_edit
+
+    (layer,) = [m for m in model.modules() if type(m).__name__.startswith("SauceLlama")]
+    edited: Any = type(layer)
+    (site,) = model._sauce_runtime.decoder.values()
+
+    class Lost(edited):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            hidden_states, residual = edited.__mro__[1].forward(self, *args, **kwargs)
+            lost = hidden_states.clone()
+            run_edit(lost, residual, site.slot_of_token, site.table, site.plan)
+            return hidden_states, residual
+
+    layer.__class__ = Lost
+
+    def undo() -> None:
+        layer.__class__ = edited
+
+    return undo
+
+
 def no_vision(model: Any) -> Callable[[], None]:
     """Let pictures go around the vision site."""
     projector = model.multi_modal_projector
@@ -99,6 +122,7 @@ def zero_rows(model: Any) -> Callable[[], None]:
     [
         (no_edit, "counted 0 edited tokens"),
         (two_edits, "counted .* edited tokens"),
+        (no_effect, "the model's output did not change"),
         (no_vision, "without passing vision"),
         (zero_rows, "not those that were loaded"),
     ],

@@ -329,7 +329,7 @@ def test_what_hides_tokens_from_the_sites_is_refused(samples):
         (True, True, "prefix_caching"),
     ):
         config = Config(
-            model_config=Config(enforce_eager=eager),
+            model_config=Config(enforce_eager=eager, multimodal_config=None),
             cache_config=Config(enable_prefix_caching=caching),
         )
         with pytest.raises(UnsupportedFeatureError, match=words):

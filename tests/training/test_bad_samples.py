@@ -55,15 +55,32 @@ def test_a_samples_picture_is_what_the_server_sees(tmp_path, kind):
     assert np.array_equal(np.asarray(imported), wanted)
 
 
-def test_import_passes_over_what_it_cannot_read(tmp_path, caplog):
+@pytest.fixture
+def warned(caplog, monkeypatch):
+    """Catch what is warned of, whatever earlier tests' libraries did to logging."""
+    logging.disable(logging.NOTSET)
+    for name in (
+        "",
+        ".training",
+        ".training.site_samples",
+        ".training.concept_examples",
+    ):
+        logger = logging.getLogger(f"vllm_sauce{name}")
+        monkeypatch.setattr(logger, "disabled", False)
+        monkeypatch.setattr(logger, "propagate", True)
+    caplog.set_level(logging.WARNING)
+    return caplog
+
+
+def test_import_passes_over_what_it_cannot_read(tmp_path, warned):
     folder_of(tmp_path, 20)
     assert len(read_pictures(tmp_path)) == 16
-    assert not caplog.records
+    assert not warned.records
     for number, content in enumerate(refused().values()):
         (tmp_path / f"0-{number}.png").write_bytes(content)
     assert len(read_pictures(tmp_path)) == 16
-    assert len(caplog.records) == len(refused())
-    assert "0-0.png is no picture" in caplog.records[0].message
+    assert len(warned.records) == len(refused())
+    assert "0-0.png is no picture" in warned.records[0].message
     only = tmp_path / "only"
     only.mkdir()
     (only / "big.png").write_bytes(BOMB)
@@ -242,10 +259,10 @@ def concept_table(path, extra=""):
     return path / "concepts.yaml"
 
 
-def test_concepts_leave_out_what_cannot_be_shown(tmp_path, caplog):
+def test_concepts_leave_out_what_cannot_be_shown(tmp_path, warned):
     file = concept_table(tmp_path)
     whole = ConceptFile.read(file)
-    assert not whole.failed and not caplog.records
+    assert not whole.failed and not warned.records
     assert len(whole.examples) == 24
     assert whole.examples[3].prompts == ("a\u2028b 3\x85",)
     (tmp_path / "a.png").write_bytes(saved(colours(), "PNG"))
@@ -259,7 +276,7 @@ def test_concepts_leave_out_what_cannot_be_shown(tmp_path, caplog):
     assert (read.examples, read.concepts) == (whole.examples, whole.concepts)
     assert len(read.failed) == 1 + len(refused())
     assert "t.jsonl#24" in read.failed
-    (record,) = caplog.records
+    (record,) = warned.records
     assert record.levelno == logging.WARNING
     assert f"{1 + len(refused())} examples cannot be shown" in record.message
     samples = find_samples(concepts=file, split="scoring")

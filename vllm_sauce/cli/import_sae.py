@@ -64,7 +64,9 @@ def import_sae(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
     request = importing.ImportRequest(format=options.pop("format_name"), **options)
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Where nobody watches, rich shows no bar, but an empty line after it.
+    quiet = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("starting", total=None)
         imported = importing.import_sae(
             request, lambda step: progress.update(task, description=step)

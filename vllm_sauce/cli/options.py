@@ -43,11 +43,11 @@ def check_place(out: Path) -> None:
     """
     folder = out.resolve().parent
     if out.is_dir():
-        raise ConfigError(f"{out} is a folder; name a file")
+        raise ConfigError(f"cannot write {out}: it is a folder; name a file")
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder; make it first")
+        raise ConfigError(f"cannot write {out}: {folder} is no folder; make it first")
     if not os.access(out if out.exists() else folder, os.W_OK):
-        raise ConfigError(f"{out} cannot be written to; name another file")
+        raise ConfigError(f"cannot write {out}: no permission; name another file")
 
 
 def resources(
@@ -150,4 +150,7 @@ def _bars() -> Any:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    # Where nobody watches, rich shows no bar, but an empty line after it.
+    quiet = not console.is_interactive
+    return Progress(*columns, console=console, transient=True, disable=quiet)

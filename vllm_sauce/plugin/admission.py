@@ -186,6 +186,8 @@ def _processor_init(
 
 def admission_of(processor: Any) -> Admission | None:
     """Return what an engine's ``InputProcessor`` admits with, None without sauce."""
+    if not hasattr(processor, "_sauce_admission"):
+        processor._sauce_admission = admission_for(processor.vllm_config)
     admission: Admission | None = processor._sauce_admission
     return admission
 

@@ -94,12 +94,11 @@ def inject(model: nn.Module, vllm_config: Any, config: SauceConfig) -> SauceRunt
 def _table(
     bundle: Bundle, site: str, vllm_config: Any, config: SauceConfig, device: Any
 ) -> SiteTable:
-    # Every request of a step may carry its own mask, so this many slots always do.
     table = SiteTable(
         bundle.sites[site].weights,
         bundle.catalogue,
         site,
-        num_slots=vllm_config.scheduler_config.max_num_seqs,
+        num_slots=settings.table_sizes(vllm_config)["num_slots"],
         # No mask is larger than all of the catalogue's latents together.
         max_latents=min(config.max_latents, len(bundle.catalogue.latents(site)) or 1),
         device=device,
@@ -121,11 +120,6 @@ def _table(
     return table
 
 
-def _max_num_tokens(vllm_config: Any) -> int:
-    sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
-    return int(max(vllm_config.scheduler_config.max_num_batched_tokens, *sizes, 1))
-
-
 def _inject_decoder(
     model: nn.Module,
     runtime: SauceRuntime,
@@ -145,7 +139,7 @@ def _inject_decoder(
             f"decoder layers of type {type(layer).__name__} are not proven; supported: "
             f"{', '.join(PROVEN_LAYERS)}"
         )
-    decoder = DecoderSite(table, _max_num_tokens(vllm_config))
+    decoder = DecoderSite(table, settings.table_sizes(vllm_config)["max_num_tokens"])
     layer.register_buffer(
         "sauce_slot_of_token", decoder.slot_of_token, persistent=False
     )

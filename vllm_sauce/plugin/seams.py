@@ -78,10 +78,6 @@ STATES = "vllm.v1.worker.gpu.model_states"
 STATE = f"{STATES}.interface"
 DEFAULT = f"{STATES}.default"
 INPUTS = "vllm.multimodal.inputs"
-RENDERER = "vllm.renderers.online_renderer"
-CHAT = "vllm.entrypoints.openai.chat_completion.protocol"
-COMPLETION = "vllm.entrypoints.openai.completion.protocol"
-RESPONSES = "vllm.entrypoints.openai.responses.protocol"
 BENCH = "vllm.benchmarks.serve"
 
 _EMBED = "self scheduled_encoder_inputs input_batch req_states"
@@ -116,18 +112,22 @@ SEAMS = (
         has="data modality identifier mm_position mm_hash",
     ),
     Seam("all", INPUTS, "PlaceholderRange", has="offset length is_embed"),
-    Seam(
-        "http",
-        RENDERER,
-        "OnlineRenderer.preprocess_chat",
-        leads="self request messages",
+    # A body's way in: what a server builds, and a file's lines.
+    Seam("all", ARGS, "EngineArgs.create_model_config", leads="self"),
+    Seam("http", "vllm.entrypoints.launchers.app", "build_app", versions=">=0.29"),
+    Seam("http", "vllm.entrypoints.openai.api_server", "build_app", versions="<0.29"),
+    *(
+        Seam("http", module, name, leads=leads, versions=versions)
+        for module, versions in (
+            ("vllm.entrypoints.launchers.run_batch", ">=0.29"),
+            ("vllm.entrypoints.openai.run_batch", "<0.29"),
+        )
+        for name, leads in (
+            ("run_batch", "engine_client args"),
+            ("make_async_error_request_output", "request error_msg"),
+            ("BatchRequestInput", ""),
+        )
     ),
-    Seam(
-        "http", RENDERER, "OnlineRenderer.preprocess_cmpl", leads="self request prompts"
-    ),
-    Seam("http", CHAT, "ChatCompletionRequest.to_sampling_params", leads="self"),
-    Seam("http", COMPLETION, "CompletionRequest.to_sampling_params", leads="self"),
-    Seam("http", RESPONSES, "ResponsesRequest.to_sampling_params", leads="self"),
     Seam("http", "vllm.exceptions", "VLLMClientError", versions=">=0.27"),
     Seam("all", ASYNC_LLM, "AsyncLLM", has="input_processor"),
     Seam(

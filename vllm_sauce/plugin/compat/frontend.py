@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM in an API process: arguments, admission, the HTTP application."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def engine_args_cls() -> type:
+    """``EngineArgs``: flags, the config every entry point builds.
+
+    Why: vLLM has no hook for a plugin's own flags. Remove when it offers one.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs
+
+
+def input_processor_cls() -> type:
+    """``InputProcessor``: makes the ``EngineCoreRequest`` of every entry point.
+
+    Why: ``LogitsProcessor.validate_params`` cannot set the cache identity and is
+    refused with other features. Remove when vLLM has a request-admission hook.
+    """
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    return InputProcessor
+
+
+def async_llm_cls() -> type:
+    """``AsyncLLM``: its streaming sessions, and what a server awaits at its start.
+
+    Why: a session keeps the cache salt of its first chunk and the mask of its last; and
+    vLLM's handshake with the engine compares nothing of ``additional_config``.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM
+
+
+def llm_engine_cls() -> type:
+    """``LLMEngine``: notes a request before the engine core has taken it.
+
+    Why: one that the core refuses would be waited for, for ever.
+    """
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    return LLMEngine
+
+
+def rust_frontend() -> bool:
+    """Tell whether vLLM is to serve HTTP from its Rust program.
+
+    Why: it runs no Python, so nothing of a request passes admission.
+    """
+    from vllm import envs
+
+    return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
+
+
+def takes_pictures(vllm_config: Any) -> bool:
+    """Tell whether a request may bring a picture; vLLM leaves out the tower if not."""
+    multimodal = vllm_config.model_config.multimodal_config
+    return multimodal is None or multimodal.get_limit_per_prompt("image") > 0
+
+
+def is_sampling_params(params: Any) -> bool:
+    """Tell generation requests from pooling ones."""
+    from vllm import SamplingParams
+
+    return isinstance(params, SamplingParams)
+
+
+def with_extra_args(params: Any, extra_args: Mapping[str, Any] | None) -> Any:
+    """Return a copy of ``params`` with other ``extra_args``; the caller's stays."""
+    import copy
+
+    changed = copy.copy(params)
+    changed.extra_args = None if extra_args is None else dict(extra_args)
+    return changed
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """Return what vLLM raises for a prompt that cannot be served."""
+    import vllm.exceptions
+
+    client_error = getattr(vllm.exceptions, "VLLMClientError", ValueError)
+    return ValueError, client_error
+
+
+def as_client_error(error: Exception) -> Exception:
+    """Make vLLM answer 400 for an error of ours; it stays what it was, too.
+
+    Why: the async engine turns what is not a ``VLLMClientError`` into a 500 without its
+    message. vLLM versions without that class answer 400 to any ``ValueError``.
+    """
+    import vllm.exceptions
+
+    client_error = getattr(vllm.exceptions, "VLLMClientError", None)
+    if client_error is not None and not isinstance(error, client_error):
+        error.__class__ = _client_error_cls(type(error), client_error)
+    return error
+
+
+_client_errors: dict[type, type] = {}
+
+
+def _client_error_cls(cls: type, client_error: type) -> type:
+    if cls not in _client_errors:
+        _client_errors[cls] = type(
+            cls.__name__, (cls, client_error), {"__module__": cls.__module__}
+        )
+    return _client_errors[cls]
+
+
+def resend_images(processor: Any, prompt: Any, request: Any = None) -> None:
+    """Make the API side send the images of a refused request again next time.
+
+    They are in the prompt if it was rendered before, else in the request made of it.
+
+    Why: rendering has noted them as already sent to the engine, but a refused request
+    never gets there, so the next request with the same image would find no data.
+    Remove when: vLLM notes an image as sent only when its request is.
+    """
+    cache = getattr(processor.renderer, "mm_processor_cache", None)
+    # 0.26 and 0.27 take no note back: it is taken from where they are kept.
+    notes = getattr(cache, "_cache", {})
+    invalidate = getattr(cache, "invalidate", lambda mm_hash: notes.pop(mm_hash, None))
+    rendered = prompt.get("mm_hashes") if isinstance(prompt, Mapping) else None
+    found = {mm_hash for hashes in (rendered or {}).values() for mm_hash in hashes}
+    for feature in getattr(request, "mm_features", None) or ():
+        found.add(feature.mm_hash or feature.identifier)
+    for mm_hash in found:
+        invalidate(mm_hash)
+
+
+def http_app_module() -> Any:
+    """The module of ``build_app``, which makes every HTTP server's application.
+
+    Why: ``--middleware`` would be outermost, before authentication. Remove when vLLM
+    lets a plugin place middleware.
+    """
+    try:
+        from vllm.entrypoints.launchers import app
+    except ModuleNotFoundError:  # 0.26 to 0.28
+        from vllm.entrypoints.openai import api_server as app
+    return app
+
+
+def add_innermost_middleware(app: Any, middleware: Callable[..., Any]) -> None:
+    """Place ASGI middleware around an application's routes, inside all other.
+
+    Why: ``add_middleware`` puts it outside the others, and not at all once vLLM has
+    built their stack.
+    """
+    from starlette.middleware import Middleware
+
+    app.user_middleware.append(Middleware(middleware))
+    app.middleware_stack = app.build_middleware_stack()
+
+
+def route_path(scope: Mapping[str, Any]) -> str | None:
+    """Return the path, as declared, of the route that will answer a request.
+
+    None when none will: the application answers 404 or 405.
+    """
+    from starlette.routing import Match
+
+    for route in scope["app"].router.routes:
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            return str(getattr(route, "path", route))
+    return None
+
+
+def messages_carry() -> bool:
+    """Say whether ``/v1/messages`` hands ``vllm_xargs`` on. Remove with vLLM 0.28."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+
+    return "vllm_xargs" in AnthropicMessagesRequest.model_fields
+
+
+def run_batch_module() -> Any:
+    """The module of ``vllm run-batch``, which asks the routes' handlers directly."""
+    try:
+        from vllm.entrypoints.launchers import run_batch
+    except ImportError:  # 0.26 to 0.28
+        from vllm.entrypoints.openai import run_batch
+    return run_batch
+
+
+def wrap_batch_lines(around: Callable[..., Any]) -> None:
+    """Wrap how ``vllm run-batch`` makes a request of a line of its file.
+
+    Why: nothing after it sees the line.
+    """
+    line_cls = run_batch_module().BatchRequestInput
+    original = line_cls.model_validate_json
+    line_cls.model_validate_json = staticmethod(functools.partial(around, original))
