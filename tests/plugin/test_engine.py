@@ -281,6 +281,22 @@ def test_forged_cache_keys_are_refused(sauced: Any) -> None:
         )
 
 
+def test_a_refused_raw_prompt_leaves_its_picture_alone(sauced: Any) -> None:
+    """The next request with the picture brings its data, or it could not be served."""
+    engine = sauced.llm_engine
+    ask = Ask(77, WHAT)
+    for forged in (
+        {"cache_salt": "sauce:abc"},
+        {"multi_modal_uuids": {"image": "sauce:a:b"}},
+    ):
+        sauced.reset_mm_cache()
+        with pytest.raises(InvalidRequestError):
+            engine.add_request("refused", {**ask.prompt(), **forged}, ask.params())
+        engine.add_request("good", ask.prompt(), ask.params())
+        while engine.has_unfinished_requests():
+            engine.step()
+
+
 def test_a_users_own_salt_still_separates(sauced: Any) -> None:
     """A salt and a mask together key the blocks."""
     ask = Ask(None, LONG, ("read",))

@@ -212,13 +212,14 @@ def _process_inputs(
     **kwargs: Any,
 ) -> Any:
     admission: Admission | None = self._sauce_admission
+    request = None
     try:
         params, mask = _admit(admission, params)
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if admission is not None:
             admission.identify(request, mask)
     except RequestError as error:
-        compat.resend_images(self, prompt)
+        compat.resend_images(self, prompt, request)
         raise compat.as_client_error(error) from None
     return request
 

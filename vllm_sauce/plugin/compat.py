@@ -304,8 +304,11 @@ def _client_error_cls(cls: type, client_error: type) -> type:
     return _client_errors[cls]
 
 
-def resend_images(processor: Any, prompt: Any) -> None:
+def resend_images(processor: Any, prompt: Any, request: Any) -> None:
     """Make the API side send the images of a refused prompt again next time.
+
+    A prompt that vLLM has rendered names them; of one that it renders on the way, the
+    request does, if it came so far.
 
     Why: rendering has noted them as already sent to the engine, but a refused request
     never gets there, so the next request with the same image would find no data.
@@ -313,11 +316,13 @@ def resend_images(processor: Any, prompt: Any) -> None:
     """
     cache = getattr(processor.renderer, "mm_processor_cache", None)
     invalidate = getattr(cache, "invalidate", None)
-    if invalidate is None or not isinstance(prompt, Mapping):
+    if invalidate is None:
         return
-    for hashes in (prompt.get("mm_hashes") or {}).values():
-        for mm_hash in hashes:
-            invalidate(mm_hash)
+    rendered = isinstance(prompt, Mapping) and prompt.get("mm_hashes") or {}
+    named = {mm_hash for hashes in rendered.values() for mm_hash in hashes}
+    named.update(f.mm_hash for f in getattr(request, "mm_features", None) or ())
+    for mm_hash in named - {None}:
+        invalidate(mm_hash)
 
 
 def rendered_chat(llm: Any, messages: list[dict[str, Any]]) -> Mapping[str, Any]:

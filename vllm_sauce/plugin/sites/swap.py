@@ -15,9 +15,7 @@ from torch import Tensor
 from vllm_sauce.errors import CanaryError
 
 
-def on_input(
-    module: Any, act: Callable[[Tensor], Tensor], *, prefix: str
-) -> None:
+def on_input(module: Any, act: Callable[[Tensor], Tensor], *, prefix: str) -> None:
     """Let ``act`` see, and replace, the first tensor that a module is called with."""
     base: Any = type(module)
 
