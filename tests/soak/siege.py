@@ -174,6 +174,8 @@ def server(bundle: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], s
     limits = [
         text
         for name, value in LIMITS.items()
+        # Preemption on V1 can end vLLM's engine: see ``_send_pictures_whole``.
+        if name != "num_gpu_blocks_override"
         for text in (f"--{name.replace('_', '-')}", str(value))
     ]
     process = serve(
