@@ -102,10 +102,13 @@ class Siege:
         assert call.request is not None
         want = self.answers.get(call.request)
         assert want is not None, call.request
-        if text.startswith("data:"):
-            got = [calls.reply_of_stream(text)]
-        else:
-            got = calls.replies_of(json.loads(text))
+        try:
+            if text.startswith("data:"):
+                got = [calls.reply_of_stream(text)]
+            else:
+                got = calls.replies_of(json.loads(text))
+        except (KeyError, TypeError, ValueError):
+            return f"{call.request}: cannot be read: {text[:500]}"
         for reply in got:
             if len(reply.tokens) != call.max_tokens:
                 return f"{call.request}: {len(reply.tokens)} tokens"
