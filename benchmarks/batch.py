@@ -103,17 +103,17 @@ def cpu_seconds() -> float:
 
 def plain_round(llm: Any, path: Path, block: int, max_tokens: int) -> Spent:
     """Return what a loop of ``LLM.generate`` takes, from file to answers."""
-    from PIL import Image
     from vllm import SamplingParams
 
     import vllm_sauce
+    from vllm_sauce.data.pictures import decode_picture
 
     cpu_s, start_s = cpu_seconds(), time.perf_counter()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for at in range(0, len(rows), block):
         prompts, params = [], []
         for row in rows[at : at + block]:
-            image = Image.open(row["image"]).convert("RGB")
+            image = decode_picture(Path(row["image"]).read_bytes())
             prompts.append(
                 {"prompt": row["prompt"], "multi_modal_data": {"image": image}}
             )

@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="within a process")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--output-len", type=int, default=64)
-    parser.add_argument("--max-model-len", type=int, default=512)
+    parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--bundle", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=sorted(ENGINES), help=argparse.SUPPRESS)

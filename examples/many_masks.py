@@ -7,10 +7,10 @@ Run from the repository: ``python examples/many_masks.py``.
 import json
 from pathlib import Path
 
-from PIL import Image
 from vllm import LLM, SamplingParams
 
 import vllm_sauce
+from vllm_sauce.data.pictures import decode_picture
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -30,7 +30,7 @@ def main() -> None:
         {
             "prompt": "USER: <image>\nDescribe the picture. ASSISTANT:",
             "multi_modal_data": {
-                "image": Image.open(TINY / "pictures" / row["file"]).convert("RGB")
+                "image": decode_picture((TINY / "pictures" / row["file"]).read_bytes())
             },
         }
         for row in rows

@@ -7,10 +7,10 @@ Run from the repository: ``python examples/offline.py``.
 import json
 from pathlib import Path
 
-from PIL import Image
 from vllm import LLM, SamplingParams
 
 import vllm_sauce
+from vllm_sauce.data.pictures import decode_picture
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -26,7 +26,7 @@ def main() -> None:
     )
     labels = map(json.loads, (TINY / "pictures" / "labels.jsonl").open())
     row = next(row for row in labels if "dog" in row["concepts"])
-    picture = Image.open(TINY / "pictures" / row["file"]).convert("RGB")
+    picture = decode_picture((TINY / "pictures" / row["file"]).read_bytes())
     prompt = {
         "prompt": "USER: <image>\nWhat object is in the picture? ASSISTANT:",
         "multi_modal_data": {"image": picture},

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plant bugs in a copy of the kernels, one at a time; do the tests catch each?
+"""Plant bugs in a copy of the code, one at a time; do the tests catch each?
 
-``python scripts/plant_bugs.py [--table FILE]`` prints what caught each bug and exits
-with 1 if one survived. For each file only the tests of its form run: what a part of the
-tests catches, all of them catch.
+``python scripts/plant_bugs.py kernels|served [--table FILE]`` prints what caught each
+bug and exits with 1 if one survived: ``kernels`` are those of the op, ``served`` those
+of everything that must not be served wrong. For each file only some tests run: what a
+part of the tests catches, all of them catch.
 """
 
 import argparse
@@ -13,15 +14,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import track
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from planted_served import SERVED  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 OP = Path("kernels/vllm_sauce_kernels/masked_edit")
-COPIED = ("kernels", "tests")
-LINKED = ("vllm_sauce", "examples", "pyproject.toml")
+COPIED = ("kernels", "tests", "vllm_sauce", "scripts")
+LINKED = ("examples", "pyproject.toml", "docs", "README.md", "benchmarks")
 TESTS_OF = {
     "native.cpp": "native and not build",
     "native.py": "build",
@@ -48,12 +54,12 @@ class Bug:
     what: str
 
 
-HEAD = """# Planted bugs
+HEAD = """# Planted bugs: {group}
 
-Each line is one change of the op's code, made alone in a copy of the tree, and the test
-that failed first. A bug that no test catches ends the command with 1.
+Each line is one change of the code, made alone in a copy of the tree, and the test that
+failed first. A bug that no test catches ends the command with 1.
 
-    python scripts/plant_bugs.py --table docs/planted-bugs.md
+    python scripts/plant_bugs.py {group} --table {table}
 
 """
 
@@ -115,16 +121,17 @@ def workspace(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
 
 
-def caught_by(folder: Path, tests: str, cache: Path) -> str | None:
+def caught_by(folder: Path, tests: Sequence[str], cache: Path) -> str | None:
     """Return the first of some tests that fails in a workspace, None if all pass.
 
     ``cache`` keeps what the kernels build: each of their states is built once.
     """
+    own = os.pathsep.join(str(folder / part) for part in ("", "kernels", "examples"))
     done = subprocess.run(
-        [sys.executable, "-B", "-m", "pytest", "-q", "-x", "tests/kernels"]
-        + ["-k", tests, "-p", "no:cacheprovider", "--no-header", "--tb=no"],
+        [sys.executable, "-B", "-m", "pytest", "-q", "-x", *tests]
+        + ["-p", "no:cacheprovider", "--no-header", "--tb=no"],
         cwd=folder,
-        env={**os.environ, "VLLM_SAUCE_CACHE": str(cache)},
+        env={**os.environ, "VLLM_SAUCE_CACHE": str(cache), "PYTHONPATH": own},
         capture_output=True,
         text=True,
     )
@@ -135,45 +142,66 @@ def caught_by(folder: Path, tests: str, cache: Path) -> str | None:
     found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"pytest did not run:\n{done.stdout}\n{done.stderr}")
-    return found[1].removeprefix("tests/kernels/")
+    return found[1].removeprefix("tests/")
 
 
-def plant(bug: Bug, cache: Path) -> str | None:
+def plant(
+    file: Path, right: str, wrong: str, tests: Sequence[str], cache: Path
+) -> str | None:
     """Return the test that catches a bug, None if none does."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         workspace(folder)
-        file = folder / OP / bug.file
-        source = file.read_text()
-        if bug.right not in source:
-            raise RuntimeError(
-                f"{bug.file} has no {bug.right!r}; bring BUGS up to date"
-            )
-        file.write_text(source.replace(bug.right, bug.wrong))
-        return caught_by(folder, TESTS_OF[bug.file], cache)
+        source = (folder / file).read_text()
+        if right not in source:
+            raise RuntimeError(f"{file} has no {right!r}; bring the bugs up to date")
+        (folder / file).write_text(source.replace(right, wrong))
+        return caught_by(folder, tests, cache)
+
+
+def planned(group: str) -> list[tuple[Path, Bug, list[str]]]:
+    """Return a group's bugs, each with its file and the tests to run."""
+    if group == "kernels":
+        return [
+            (OP / bug.file, bug, ["tests/kernels", "-k", TESTS_OF[bug.file]])
+            for bug in BUGS
+        ]
+    return [
+        (Path("vllm_sauce") / file, Bug(file, right, wrong, what), tests.split())
+        for file, right, wrong, what, tests in SERVED
+    ]
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("group", choices=("kernels", "served"))
     parser.add_argument("--table", type=Path, default=None)
+    parser.add_argument("--only", default="", help="part of a bug's file or name")
     arguments = parser.parse_args()
+    bugs = [
+        (file, bug, tests)
+        for file, bug, tests in planned(arguments.group)
+        if arguments.only in bug.file + bug.what
+    ]
     lines = ["| file | bug | caught first by |", "|---|---|---|"]
     survived = 0
     with tempfile.TemporaryDirectory() as temporary:
         cache, clean = Path(temporary) / "cache", Path(temporary) / "clean"
         clean.mkdir()
         workspace(clean)
-        if (failed := caught_by(clean, "test", cache)) is not None:
-            sys.exit(f"the tests fail without a bug: {failed}")
-        for bug in track(BUGS, "bugs"):
-            test = plant(bug, cache)
+        for tests in {tuple(tests): None for _, _, tests in bugs}:
+            if (failed := caught_by(clean, tests, cache)) is not None:
+                sys.exit(f"the tests fail without a bug: {failed}")
+        for file, bug, tests in track(bugs, "bugs"):
+            test = plant(file, bug.right, bug.wrong, tests, cache)
             survived += test is None
             name = "**nothing**" if test is None else f"`{test}`".replace("|", "\\|")
             lines.append(f"| `{bug.file}` | {bug.what} | {name} |")
             print(lines[-1], flush=True)
     if arguments.table is not None:
-        arguments.table.write_text(HEAD + "\n".join(lines) + "\n")
+        head = HEAD.format(group=arguments.group, table=arguments.table)
+        arguments.table.write_text(head + "\n".join(lines) + "\n")
     sys.exit(1 if survived else 0)
 
 

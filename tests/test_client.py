@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import pickle
+import sys
+import types
 
 import pytest
 
 import vllm_sauce
+from vllm_sauce import client
 from vllm_sauce.config import SauceConfig
 
 
@@ -60,8 +63,45 @@ def test_config_round_trip():
         {"bundle": "b", "pool_dtype": "fp4"},
         {"bundle": "b", "approximate": "topk"},
         {"bundle": "b", "max_concepts": 1.5},
+        {"bundle": "b", "require_decoder": 1},
     ],
 )
 def test_bad_configs_are_refused(data):
     with pytest.raises(vllm_sauce.ConfigError):
         SauceConfig.from_mapping(data)
+
+
+@pytest.fixture
+def vllm_here(monkeypatch):
+    """A process in which vLLM is imported, and has not loaded its plugins yet."""
+    plugins = types.SimpleNamespace(plugins_loaded=False)
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.plugins", plugins)
+    monkeypatch.setattr(client, "plugin_registered", False)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    return plugins
+
+
+@pytest.mark.parametrize("ask", [vllm_sauce.forget, vllm_sauce.forget_body])
+@pytest.mark.parametrize("named", ["", "other", "other,sauces"])
+def test_a_process_that_leaves_the_plugin_out_is_told(
+    vllm_here, monkeypatch, ask, named
+):
+    assert ask("dog")
+    monkeypatch.setenv("VLLM_PLUGINS", named)
+    with pytest.raises(vllm_sauce.ConfigError, match=f"VLLM_PLUGINS={named} "):
+        ask("dog")
+    monkeypatch.setenv("VLLM_PLUGINS", f"sauce,{named}")
+    assert ask("dog")
+    monkeypatch.delitem(sys.modules, "vllm")
+    monkeypatch.setenv("VLLM_PLUGINS", named)
+    assert ask("dog"), "a mere client"
+
+
+@pytest.mark.parametrize("ask", [vllm_sauce.forget, vllm_sauce.forget_body])
+def test_plugins_loaded_without_ours_are_told(vllm_here, monkeypatch, ask):
+    vllm_here.plugins_loaded = True
+    with pytest.raises(vllm_sauce.ConfigError, match="but not vllm-sauce"):
+        ask("dog")
+    monkeypatch.setattr(client, "plugin_registered", True)
+    assert ask("dog")

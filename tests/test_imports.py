@@ -10,12 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "client", "config"},
+    {"errors", "client", "config", "files"},
     {"scale"},
     {"sae"},
     {"concepts"},
     {"bundle"},
     {"unlearning"},
+    {"data"},
+    {"models"},
     {"plugin", "training", "evaluation", "batch"},
     {"server", "cli"},
 ]
@@ -24,7 +26,7 @@ ALLOWED = {
     for height, layer in enumerate(LAYERS)
     for part in layer
 }
-CORE = ("sae", "concepts", "bundle", "unlearning")
+CORE = ("sae", "concepts", "bundle", "unlearning", "data", "models")
 
 
 def imported(path):

@@ -4,18 +4,25 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 
-from vllm_sauce.errors import InvalidRequestError, InvalidStrengthError
+from vllm_sauce.errors import ConfigError, InvalidRequestError, InvalidStrengthError
 
 MAX_STRENGTH = 10.0
 """Largest strength a request may ask for; 1.0 is the catalogue's calibrated edit."""
+
+plugin_registered = False
+"""True once vLLM has run ``vllm_sauce.plugin.register`` in this process."""
 
 
 def forget(*concepts: str, strength: float = 1.0) -> dict[str, object]:
     """Return ``SamplingParams.extra_args`` that make a request forget concepts.
 
-    Raises: InvalidRequestError, InvalidStrengthError
+    Raises: InvalidRequestError, InvalidStrengthError, ConfigError where vLLM runs
+        without the plugin
     """
+    _refuse_without_plugin()
     names, amount = _checked(concepts, strength)
     return {"sauce": {"forget": names, "strength": amount}}
 
@@ -23,8 +30,10 @@ def forget(*concepts: str, strength: float = 1.0) -> dict[str, object]:
 def forget_body(*concepts: str, strength: float = 1.0) -> dict[str, object]:
     """Return the OpenAI client's ``extra_body`` that makes a request forget concepts.
 
-    Raises: InvalidRequestError, InvalidStrengthError
+    Raises: InvalidRequestError, InvalidStrengthError, ConfigError where vLLM runs
+        without the plugin
     """
+    _refuse_without_plugin()
     names, amount = _checked(concepts, strength)
     # vLLM's vllm_xargs holds scalars and lists only, so the form is flat.
     return {"vllm_xargs": {"sauce_forget": names, "sauce_strength": amount}}
@@ -47,6 +56,30 @@ def check_strength(strength: object) -> float:
             "1.0 is the catalogue's calibrated edit"
         )
     return float(strength)
+
+
+def _refuse_without_plugin() -> None:
+    """Say so where vLLM is in this process, but not the plugin: it ignores our keys.
+
+    Before vLLM has loaded its plugins only ``VLLM_PLUGINS`` is known, which names all
+    that it will load; one whose import fails is logged and left out.
+
+    Raises: ConfigError
+    """
+    if plugin_registered or "vllm" not in sys.modules:
+        return
+    named = os.environ.get("VLLM_PLUGINS")
+    if named is not None and "sauce" not in named.split(","):
+        raise ConfigError(
+            f"VLLM_PLUGINS={named} keeps vLLM from loading vllm-sauce, so nothing "
+            "would be forgotten; name sauce in it, too"
+        )
+    if getattr(sys.modules.get("vllm.plugins"), "plugins_loaded", False):
+        raise ConfigError(
+            "vLLM has loaded its plugins in this process, but not vllm-sauce, so "
+            "nothing would be forgotten; install vllm-sauce in this Python (its entry "
+            "point is how vLLM finds it), and look for its error in vLLM's log"
+        )
 
 
 def _checked(concepts: tuple[str, ...], strength: float) -> tuple[list[str], float]:

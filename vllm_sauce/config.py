@@ -31,6 +31,9 @@ class SauceConfig:
     approximate: str | None = None
     """``relu`` lets a TopK SAE's masked latents count wherever they are positive."""
 
+    require_decoder: bool = False
+    """Refuse concepts that no decoder site edits: text alone goes around the others."""
+
     def __post_init__(self) -> None:
         _check_str("bundle", self.bundle)
         if not isinstance(self.forget, tuple):
@@ -41,6 +44,10 @@ class SauceConfig:
         _check_positive("max_concepts", self.max_concepts)
         _check_choice("pool_dtype", self.pool_dtype, ("auto", "fp8"))
         _check_choice("approximate", self.approximate, (None, "relu"))
+        if not isinstance(self.require_decoder, bool):
+            raise ConfigError(
+                f"require_decoder must be true or false, got {self.require_decoder!r}"
+            )
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, object]) -> SauceConfig:

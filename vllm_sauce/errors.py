@@ -15,6 +15,7 @@ SauceError
 │   ├── ReconstructionError
 │   └── UnsupportedSAEError
 ├── ActivationsError              harvested activations cannot be used or written
+│   └── PictureError              a picture that cannot be read; its sample fails alone
 ├── TrainingError                 an SAE's training cannot go on, or its result be kept
 ├── BatchError                    a batch run, or work on actors, that cannot go on
 ├── LearnError                    a stage of sauce learn that failed
@@ -101,6 +102,10 @@ class UnsupportedSAEError(BundleError):
 
 class ActivationsError(SauceError):
     """A folder of activations that is damaged, foreign, or cannot be written."""
+
+
+class PictureError(ActivationsError):
+    """A picture that is there but cannot be shown; its sample or row fails alone."""
 
 
 class TrainingError(SauceError):

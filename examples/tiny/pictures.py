@@ -22,6 +22,7 @@ from tiny.concepts import (
 )
 from tiny.dataset import HELD_OUT_SEED
 from tiny.world import Picture, Renderer
+from vllm_sauce.data.pictures import decode_picture
 
 PICTURE_FOLDER = Path(__file__).parent / "pictures"
 LABELS = "labels.jsonl"
@@ -43,7 +44,7 @@ class LabelledPicture:
     @property
     def image(self) -> Image.Image:
         """The picture itself."""
-        return Image.open(self.file).convert("RGB")
+        return decode_picture(self.file.read_bytes(), str(self.file))
 
 
 def shipped_pictures(folder: Path = PICTURE_FOLDER) -> list[LabelledPicture]:

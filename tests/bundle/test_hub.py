@@ -17,7 +17,7 @@ import pytest
 
 from tests.bundle.stand_in_hub import Hub, serving
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.bundle.hub import HubName, is_hub_name
+from vllm_sauce.bundle.hub import HubName, is_hub_name, pull
 from vllm_sauce.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +129,18 @@ def test_an_unknown_repository_is_named(sauce: Sauce) -> None:
     done = sauce("pull", "org/nobody@v1")
     assert done.returncode == 2
     assert "no bundle org/nobody at v1" in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["HOME", "VLLM_SAUCE_CACHE"])
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("VLLM_SAUCE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="cannot write to .*give --out, or set VLLM_"):
+        pull(HubName("org/name", "0" * 40))
 
 
 def test_names_and_paths_are_told_apart(

@@ -136,6 +136,18 @@ def test_a_failed_stage_stops_and_is_where_it_goes_on(request_):
     assert learn(request_, run=Sauce(request_, fails_at=("harvest",))) == seconds
 
 
+def test_a_report_that_fails_loses_nothing(request_):
+    told = []
+    failing = Sauce(request_, fails_at=("inspect",))
+    seconds = learn(request_, lambda *said: told.append(said[2:]), failing)
+    assert ("inspect", "failed; the rest is whole") in told
+    assert (request_.out / "bundle.json").exists()
+    assert list(seconds) == names(request_)[:-1]
+    again = Sauce(request_)
+    learn(request_, run=again)
+    assert again.ran == ["inspect"]
+
+
 def test_a_lost_result_is_made_again(request_):
     learn(request_, run=Sauce(request_))
     (request_.folder / "selection-vision.json").unlink()

@@ -282,16 +282,20 @@ def test_forged_cache_keys_are_refused(sauced: Any) -> None:
 
 
 def test_a_refused_raw_prompt_leaves_its_picture_alone(sauced: Any) -> None:
-    """The next request with the picture brings its data, or it could not be served."""
+    """Rendered while it was admitted, and refused after that: sent again next time."""
     engine = sauced.llm_engine
-    ask = Ask(77, WHAT)
-    for forged in (
-        {"cache_salt": "sauce:abc"},
-        {"multi_modal_uuids": {"image": "sauce:a:b"}},
-    ):
-        sauced.reset_mm_cache()
-        with pytest.raises(InvalidRequestError):
-            engine.add_request("refused", {**ask.prompt(), **forged}, ask.params())
+    forged: list[dict[str, Any]] = [
+        {"cache_salt": "sauce:x"},
+        {"multi_modal_uuids": {"image": "sauce:x"}},
+    ]
+    for seed, spoilt in enumerate(forged, 60):
+        ask = Ask(seed, WHAT, ("both",))
+        with pytest.raises(InvalidRequestError, match="reserves"):
+            engine.add_request("bad", {**ask.prompt(), **spoilt}, ask.params())
+        assert not engine.has_unfinished_requests()
+        assert len(run(sauced, [ask])[0].tokens) == ask.max_tokens
+        with pytest.raises(InvalidRequestError, match="reserves"):
+            engine.add_request("bad", {**ask.prompt(), **spoilt}, ask.params())
         engine.add_request("good", ask.prompt(), ask.params())
         while engine.has_unfinished_requests():
             engine.step()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.data.picture_kinds import claiming
 from tests.plugin.conftest import RUNNER
 from tests.plugin.support import LONG, MODEL, REPO, picture
 from vllm_sauce.errors import ActivationsError, ConfigError, UnsupportedFeatureError
@@ -209,13 +210,19 @@ def test_a_bad_picture_fails_alone(engine, samples, tmp_path):
     broken.write_bytes(b"no picture")
     huge = Sample(key="huge", prompt="dog " * 400)
     bad = Sample(key="bad", prompt="What is it?", picture=PictureFile(broken))
-    given = (samples[0], bad, huge, samples[1])
+    (tmp_path / "bomb.png").write_bytes(claiming(20_000, 20_000))
+    bomb = Sample(key="bomb", prompt="?", picture=PictureFile(tmp_path / "bomb.png"))
+    half = Sample(key="half", prompt="", problem="half of one")
+    given = (samples[0], bad, huge, bomb, half, samples[1])
     report = harvest(request(given, tmp_path / "h"), engine=engine)
     assert report.num_samples == 2
+    assert report.failed["half"] == "half of one"
+    assert "400000000 pixels" in report.failed["bomb"]
     assert "no picture" in report.failed["bad"] or "is no" in report.failed["bad"]
     assert "256" in report.failed["huge"]
     lines = (tmp_path / "h" / FAILURES_FILE).read_text().splitlines()
-    assert {json.loads(line)["key"] for line in lines} == {"bad", "huge"}
+    keys = {json.loads(line)["key"] for line in lines}
+    assert keys == {"bad", "huge", "bomb", "half"}
     assert len(ActivationStore.open(tmp_path / "h", "vision")) == 49
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,22 @@ def test_more_than_ray_has_is_refused() -> None:
         cluster.placed(replace(asked, actors=3, cpus_per_actor=1), has)
     with pytest.raises(ConfigError, match="2 actors of 5 CPU need 10, Ray has 8"):
         cluster.placed(replace(asked, cpus_per_actor=5), has)
+
+
+def test_a_temporary_folder_with_a_long_name_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's sockets lie in it, and their names are limited."""
+    pytest.importorskip("ray")
+    folder = tmp_path / ("x" * 80)
+    folder.mkdir()
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with (
+        pytest.raises(ConfigError, match="AF_UNIX.*set RAY_TMPDIR to a short one"),
+        cluster.connected(Resources()),
+    ):
+        pass
 
 
 def test_nothing_to_do_starts_no_actor() -> None:

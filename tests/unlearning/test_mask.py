@@ -4,6 +4,7 @@ import json
 import pytest
 
 from tests.unlearning.catalogues import DIGEST, build_catalogue
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import (
     ConfigError,
     InvalidRequestError,
@@ -16,6 +17,7 @@ from vllm_sauce.unlearning import (
     check_mandatory,
     resolve_mask,
     site_rows,
+    without_decoder,
 )
 
 CATALOGUE = build_catalogue()
@@ -128,3 +130,16 @@ def test_shared_latents_take_the_strongest_edit():
     assert rows.shift == (0.0, -1.0, 0.0)
     assert rows.gate == (0.0, 0.3, 0.5)
     assert len(site_rows(resolve("red"), CATALOGUE, "vision")) == 0
+
+
+def test_concepts_that_no_decoder_site_edits():
+    assert without_decoder(("red", "dog", "cat", "dog"), CATALOGUE) == ("cat", "dog")
+    assert without_decoder(("red",), CATALOGUE) == ()
+    both = Concept(
+        name="both",
+        domain="objects",
+        edits={"vision": SiteEdit.uniform([1]), "decoder.1": SiteEdit.uniform([1])},
+    )
+    assert without_decoder(("both",), Catalogue([both])) == ()
+    with pytest.raises(UnknownConceptError):
+        without_decoder(("dgo",), CATALOGUE)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 
 from vllm_sauce.batch.rows import parse_line
 from vllm_sauce.errors import ConfigError, InvalidRequestError
+from vllm_sauce.files import BOM
+
+_INDEX = re.compile(r"__index_level_\d+__")
+"""What pandas calls a table's index that has no name; nobody asked for it."""
 
 SPOOL = "rows.arrow"
 """A parquet input copied so that each chunk is one record batch."""
@@ -81,7 +86,7 @@ def split_lines(path: Path, rows_per_chunk: int) -> list[Chunk]:
     with path.open("rb") as file:
         for number, line in enumerate(file):
             offset += len(line)
-            rows += bool(line.strip())
+            rows += bool(_without_mark(line).strip())
             if number + 1 - first == rows_per_chunk:
                 chunks.append(_lines(path, first, rows, start, offset))
                 first, rows, start = number + 1, 0, offset
@@ -104,19 +109,22 @@ def split_parquet(
 
     try:
         source = pq.ParquetFile(path)
-        _check_columns(source.schema_arrow.names, columns)
+        plain = _plain_schema(source.schema_arrow)
+        _check_columns(plain.names, columns)
         chunks: list[Chunk] = []
         first = 0
         with (
             pa.OSFile(str(spool), "wb") as file,
-            pa.ipc.new_file(file, source.schema_arrow) as writer,
+            pa.ipc.new_file(file, plain) as writer,
         ):
-            for batch in _regrouped(source, rows_per_chunk):
+            for batch in _regrouped(source, rows_per_chunk, plain):
                 writer.write_batch(batch)
                 chunks.append(_batch(spool, first, batch.num_rows, len(chunks)))
                 first += batch.num_rows
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ConfigError(f"{path} is no whole parquet file: {error}") from error
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"{path} is no whole parquet file that can be read: {error}"
+        ) from error
     return chunks
 
 
@@ -129,12 +137,16 @@ def read_chunk(chunk: Chunk) -> Iterator[Numbered]:
         file.seek(chunk.offset)
         lines = file.read(chunk.num_bytes).split(b"\n")
     for number, line in enumerate(lines, chunk.first):
-        if not line.strip():
+        if not _without_mark(line).strip():
             continue
         try:
             yield Numbered(number, parse_line(line))
         except InvalidRequestError as error:
             yield Numbered(number, None, error)
+
+
+def _without_mark(line: bytes) -> bytes:
+    return line.removeprefix(BOM)
 
 
 def _lines(path: Path, first: int, rows: int, start: int, end: int) -> Chunk:
@@ -161,7 +173,35 @@ def _check_columns(found: list[str], columns: set[str]) -> None:
         )
 
 
-def _regrouped(source: Any, rows_per_chunk: int) -> Iterator[Any]:
+def _plain_schema(schema: Any) -> Any:
+    """Return the columns that count, categories as the values they stand for.
+
+    Each row group has categories of its own, and a copy has room for one set only.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            field.with_type(_plain(field.type))
+            for field in schema
+            if not _INDEX.fullmatch(field.name)
+        ]
+    )
+
+
+def _plain(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    return kind
+
+
+def _regrouped(source: Any, rows_per_chunk: int, plain: Any) -> Iterator[Any]:
     """Yield record batches of exactly so many rows: parquet's stop at row groups."""
     import pyarrow as pa
 
@@ -172,25 +212,32 @@ def _regrouped(source: Any, rows_per_chunk: int) -> Iterator[Any]:
         count += batch.num_rows
         while count >= rows_per_chunk:
             table = pa.Table.from_batches(waiting)
-            yield _one_batch(table.slice(0, rows_per_chunk))
+            yield _one_batch(table.slice(0, rows_per_chunk), plain)
             waiting = table.slice(rows_per_chunk).to_batches()
             count -= rows_per_chunk
     if count:
-        yield _one_batch(pa.Table.from_batches(waiting))
+        yield _one_batch(pa.Table.from_batches(waiting), plain)
 
 
-def _one_batch(table: Any) -> Any:
-    return table.combine_chunks().to_batches()[0]
+def _one_batch(table: Any, plain: Any) -> Any:
+    return table.select(plain.names).cast(plain).combine_chunks().to_batches()[0]
 
 
 def _read_batch(chunk: Chunk) -> Iterator[Numbered]:
     import pyarrow as pa
 
     with pa.memory_map(chunk.path) as file:
-        rows = pa.ipc.open_file(file).get_batch(chunk.offset).to_pylist()
-    for number, row in enumerate(rows, chunk.first):
-        data = {k: v if k == "meta" else _without_nulls(v) for k, v in row.items()}
-        yield Numbered(number, {k: v for k, v in data.items() if v is not None})
+        batch = pa.ipc.open_file(file).get_batch(chunk.offset)
+        for number in range(batch.num_rows):
+            try:
+                row = batch.slice(number, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                wrong = InvalidRequestError(f"the row's text is not UTF-8: {error}")
+                yield Numbered(chunk.first + number, None, wrong)
+                continue
+            data = {k: v if k == "meta" else _without_nulls(v) for k, v in row.items()}
+            kept = {k: v for k, v in data.items() if v is not None}
+            yield Numbered(chunk.first + number, kept)
 
 
 def _without_nulls(value: Any) -> Any:

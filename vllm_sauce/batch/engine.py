@@ -20,6 +20,7 @@ from vllm_sauce.errors import (
     InvalidRequestError,
     SauceError,
 )
+from vllm_sauce.files import writable
 from vllm_sauce.plugin import compat, orphans, settings
 from vllm_sauce.plugin.admission import Admission
 from vllm_sauce.unlearning import Mask
@@ -204,4 +205,5 @@ class Engine:
 def failed(row: int, name: str | None, error: Exception) -> Answer:
     """Return the result of a row that got no answer."""
     # Another class of the same name makes vLLM answer 400: compat.as_client_error.
-    return Answer(row=row, id=name, error=type(error).__name__, message=str(error))
+    message = writable(str(error))
+    return Answer(row=row, id=name, error=type(error).__name__, message=message)

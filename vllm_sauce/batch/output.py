@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -18,6 +17,7 @@ from typing import Any
 
 from vllm_sauce.batch.chunks import SPOOL, Chunk
 from vllm_sauce.errors import BatchError, ConfigError
+from vllm_sauce.files import lock_folder
 
 RUN_FILE = "run.json"
 _OF_FAILURES = ("error", "message")
@@ -247,12 +247,7 @@ def _digest(content: bytes) -> str:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"another run is writing to {folder}; wait for it, or end it"
-            ) from None
+        lock_folder(file, folder, wait=False, error=ConfigError)
         yield
 
 

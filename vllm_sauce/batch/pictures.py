@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.data.pictures import decode_picture
+from vllm_sauce.errors import InvalidRequestError, PictureError
 
 
 def read_picture(source: Any, folder: Path) -> Any:
@@ -19,13 +19,9 @@ def read_picture(source: Any, folder: Path) -> Any:
 
     Raises: InvalidRequestError
     """
-    from PIL import Image
-
-    raw = _bytes_of(source, folder)
     try:
-        # A warning of PIL's about a huge picture is an error where it is twice as huge.
-        return Image.open(io.BytesIO(raw)).convert("RGB")
-    except Exception as error:  # a decoder of PIL's fails in ways of its own
+        return decode_picture(_bytes_of(source, folder))
+    except PictureError as error:
         raise InvalidRequestError(f"the image cannot be read: {error}") from None
 
 

@@ -9,11 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from vllm_sauce.batch.pictures import read_picture
 from vllm_sauce.client import forget
 from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.files import check_unicode, writable
+
+_EXACT = 2**53
+"""Whole numbers below are exact as floats."""
+
+
+def _whole(value: object) -> object:
+    # A table of numbers with gaps holds floats: pandas makes 4.0 of 4.
+    exact = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
+    return int(value) if exact else value  # type: ignore[call-overload]
+
 
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=1024)]
 
@@ -23,7 +40,7 @@ class Row(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    id: str | int | None = None
+    id: Annotated[str | int | None, BeforeValidator(_whole)] = None
     """Carried to the output; nothing checks that it is unique."""
     prompt: str | None = None
     """Text as the model takes it, placeholders of pictures included."""
@@ -35,10 +52,14 @@ class Row(BaseModel):
     """Concepts, besides those the whole run forgets."""
     strength: float | None = None
     """Factor on the catalogue's edits for all this row forgets."""
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Annotated[int | None, BeforeValidator(_whole)] = Field(
+        default=None, ge=1
+    )
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    seed: Annotated[int | None, BeforeValidator(_whole)] = Field(
+        default=None, ge=0, lt=2**63
+    )
     stop: str | Names | None = None
     meta: Any = None
     """Anything; carried to the output as JSON."""
@@ -91,7 +112,8 @@ def parse_line(line: bytes) -> dict[str, Any]:
     Raises: InvalidRequestError
     """
     try:
-        data = json.loads(line.decode("utf-8"), object_pairs_hook=_distinct_keys)
+        # Files that were joined have a mark inside, too.
+        data = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the line is not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -103,9 +125,9 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def row_id(data: Mapping[str, Any]) -> str | None:
-    """Return the id of a row that may be wrong otherwise, as text."""
-    found = data.get("id")
-    return str(found) if isinstance(found, str | int) else None
+    """Return the id of a row that may be wrong otherwise, as text that can be kept."""
+    found = _whole(data.get("id"))
+    return writable(str(found)) if isinstance(found, str | int) else None
 
 
 def read_row(
@@ -115,6 +137,10 @@ def read_row(
 
     Raises: InvalidRequestError, InvalidStrengthError
     """
+    try:
+        check_unicode(data)
+    except UnicodeError as error:
+        raise InvalidRequestError(str(error)) from None
     row = _validated(data, defaults.forget_column)
     if (row.prompt is None) == (row.messages is None):
         raise InvalidRequestError("a row has either a prompt or messages, and one")

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import refuse_pointer
+
+INDEX_FILE = "model.safetensors.index.json"
+"""Says in which of several files each weight lies."""
 
 _TEXT = tuple(TextModel.model_fields)
 _VISION = tuple(VisionModel.model_fields)
@@ -20,7 +24,7 @@ def fingerprint_model(
 ) -> ModelFingerprint:
     """Return the fingerprint of a model folder; ``weights=False`` skips the hash.
 
-    Raises: ConfigError if there is no readable config.json
+    Raises: ConfigError if there is no readable config.json, or no whole weights
     """
     folder = Path(model_dir)
     config = _read_config(folder / "config.json")
@@ -29,6 +33,7 @@ def fingerprint_model(
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise ConfigError(f"{folder / 'config.json'} names no architecture")
+    _weights_files(folder)
     try:
         return ModelFingerprint(
             architecture=architectures[0],
@@ -43,11 +48,14 @@ def fingerprint_model(
 
 
 def weights_sha256(model_dir: str | Path) -> str | None:
-    """Return a hash over the folder's safetensors files, None if it has none.
+    """Return a hash over the folder's weights, None if it has none.
 
-    SHA-256 over one "<sha256 of the file>  <file name>\\n" line a file, by name.
+    SHA-256 over one "<sha256 of the file>  <file name>\\n" line a file, by name. The
+    files are those that the index names, without one all safetensors files.
+
+    Raises: ConfigError if a file is missing or only a pointer to it
     """
-    files = sorted(Path(model_dir).glob("*.safetensors"), key=lambda file: file.name)
+    files = _weights_files(Path(model_dir))
     if not files:
         return None
     # hashlib lets go of the GIL: shards are hashed side by side.
@@ -55,6 +63,23 @@ def weights_sha256(model_dir: str | Path) -> str | None:
         digests = list(pool.map(file_sha256, files))
     lines = (f"{d}  {f.name}\n" for d, f in zip(digests, files, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if index.exists():
+        weight_map = _read_config(index).get("weight_map")
+        named = weight_map.values() if isinstance(weight_map, dict) else (None,)
+        if not all(isinstance(name, str) for name in named):
+            raise ConfigError(f"{index} must say in which file each weight lies")
+        files = [folder / name for name in set(map(str, named))]
+    else:
+        files = list(folder.glob("*.safetensors"))
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"{index} names {file.name}, which is missing")
+        refuse_pointer(file, ConfigError)
+    return sorted(files, key=lambda file: file.name)
 
 
 def file_sha256(path: Path) -> str:

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,12 +118,29 @@ def _commit(name: HubName) -> str:
     return found
 
 
+@contextmanager
+def _beside(target: Path) -> Iterator[str]:
+    """Give a folder beside a target, for what is renamed to it when it is whole.
+
+    Raises: ConfigError
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {target.parent}: {error.strerror}; give --out, or set "
+            "VLLM_SAUCE_CACHE to a folder that can be written to"
+        ) from error
+    with temporary as folder:
+        yield folder
+
+
 def _fetch(repo: str, commit: str, target: Path) -> None:
     """Fetch into a neighbour of the target and rename: whole, or not there."""
     from huggingface_hub import snapshot_download
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as temporary:
+    with _beside(target) as temporary:
         folder = Path(temporary) / "bundle"
         try:
             # Into a folder of our own: the hub's cache holds links, which bundles lack.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm_sauce.bundle.schema import SiteFile
 from vllm_sauce.errors import BundleCorruptError
+from vllm_sauce.files import refuse_pointer
 
 if TYPE_CHECKING:
     from vllm_sauce.sae import SAEWeights
@@ -60,19 +61,13 @@ def check_header(path: Path, site: SiteFile) -> None:
 def read_weights(path: Path, site: SiteFile) -> SAEWeights:
     """Read an SAE whose header has been checked.
 
-    Raises: BundleCorruptError
+    Raises: BundleNotFoundError, BundleCorruptError
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from vllm_sauce.sae import SAEWeights
+    from vllm_sauce.sae.tensors_file import read_tensors
 
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise BundleCorruptError(f"{path} is damaged: {error}") from error
     sae = SAEWeights(
-        **tensors,
+        **read_tensors(path),
         architecture=site.architecture,
         apply_b_dec_to_input=site.apply_b_dec_to_input,
         k=site.k,
@@ -86,6 +81,7 @@ def read_weights(path: Path, site: SiteFile) -> SAEWeights:
 
 
 def _read_header(path: Path) -> tuple[dict[str, object], int]:
+    refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

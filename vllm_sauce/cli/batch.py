@@ -75,7 +75,6 @@ def batch(
     from vllm_sauce.batch import job, progress, run
     from vllm_sauce.batch.rows import Defaults
     from vllm_sauce.cli.options import resources
-    from vllm_sauce.errors import SauceError
 
     console = Console(stderr=True)
     try:
@@ -100,12 +99,9 @@ def batch(
             overwrite=overwrite,
             progress=progress.Bar(console),
         )
-    except SauceError as error:
-        typer.echo(f"sauce batch: {error}", err=True)
-        raise typer.Exit(2) from error
     except KeyboardInterrupt:
         typer.echo("sauce batch: run the same command to go on", err=True)
-        raise typer.Exit(130) from None
+        raise
     typer.echo(done.line())
     if done.failed:
         raise typer.Exit(1)

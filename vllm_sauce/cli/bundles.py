@@ -3,26 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 NAME = typer.Argument(help="org/name or org/name@revision on the Hugging Face hub.")
-
-
-@contextmanager
-def _errors(command: str) -> Iterator[None]:
-    """Turn our errors into one line and exit status 2."""
-    from vllm_sauce.errors import SauceError
-
-    try:
-        yield
-    except SauceError as error:
-        typer.echo(f"sauce {command}: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 def push(
@@ -35,8 +21,7 @@ def push(
     """Check a bundle and upload it."""
     from vllm_sauce.bundle import hub
 
-    with _errors("push"):
-        typer.echo(hub.push(folder, hub.HubName.parse(name), private=private))
+    typer.echo(hub.push(folder, hub.HubName.parse(name), private=private))
 
 
 def pull(
@@ -52,11 +37,10 @@ def pull(
     """Fetch a bundle, check it, and print its folder."""
     from vllm_sauce.bundle import Bundle, hub
 
-    with _errors("pull"):
-        folder = hub.pull(hub.HubName.parse(name), out)
-        if model is not None:
-            Bundle.load(folder, weights=False).check_model(model)
-        typer.echo(folder)
+    folder = hub.pull(hub.HubName.parse(name), out)
+    if model is not None:
+        Bundle.load(folder, weights=False).check_model(model)
+    typer.echo(folder)
 
 
 def diff(
@@ -67,14 +51,13 @@ def diff(
     from vllm_sauce.bundle import Bundle, hub
     from vllm_sauce.bundle.difference import differences
 
-    with _errors("diff"):
-        bundles = [
-            Bundle.load(
-                hub.pull(hub.HubName.parse(text)) if hub.is_hub_name(text) else text,
-                weights=False,
-            )
-            for text in (old, new)
-        ]
+    bundles = [
+        Bundle.load(
+            hub.pull(hub.HubName.parse(text)) if hub.is_hub_name(text) else text,
+            weights=False,
+        )
+        for text in (old, new)
+    ]
     lines = differences(*bundles)
     for line in lines:
         typer.echo(line)

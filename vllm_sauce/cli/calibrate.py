@@ -76,13 +76,13 @@ def calibrate(
     """Search latents, edit, gate and site of each concept; run again to go on."""
     from rich.console import Console
 
+    from vllm_sauce.cli.failures import only_shown
     from vllm_sauce.cli.options import (
         engine_arguments,
         resources,
         site_paths,
         stages,
     )
-    from vllm_sauce.errors import SauceError
     from vllm_sauce.evaluation.calibration_config import CalibrationConfig
     from vllm_sauce.evaluation.calibration_report import table, write_frontiers
     from vllm_sauce.evaluation.calibration_run import (
@@ -90,37 +90,34 @@ def calibrate(
         calibrate_bundle,
     )
 
-    try:
-        config = CalibrationConfig(
-            retain_floor=retain_floor,
-            worst_floor=worst_floor,
-            prefer=prefer,
-            positives=positives,
-            negatives=negatives,
-            watched=watched,
-            screen=screen,
-            passes=passes,
-            finalists=finalists,
-            prune=prune,
-        )
-        request = CalibrateRequest(
-            model=model,
-            saes=site_paths(sae),
-            selections=tuple(selection),
-            concepts=concepts,
-            out=out,
-            names=tuple(concept or ()),
-            config=narrowed(config, ranking, action),
-            concepts_per_engine=concepts_per_engine,
-            engine_args=engine_arguments(engine_arg or ()),
-            overwrite=overwrite,
-            resources=resources(ray, actors, gpus_per_actor, cpus_per_actor),
-        )
-        with stages() as note:
-            bundle = calibrate_bundle(request, note, note)
-        write_frontiers(request.folder)
-    except SauceError as error:
-        typer.echo(f"sauce calibrate: {error}", err=True)
-        raise typer.Exit(2) from error
+    config = CalibrationConfig(
+        retain_floor=retain_floor,
+        worst_floor=worst_floor,
+        prefer=prefer,
+        positives=positives,
+        negatives=negatives,
+        watched=watched,
+        screen=screen,
+        passes=passes,
+        finalists=finalists,
+        prune=prune,
+    )
+    request = CalibrateRequest(
+        model=model,
+        saes=site_paths(sae),
+        selections=tuple(selection),
+        concepts=concepts,
+        out=out,
+        names=tuple(concept or ()),
+        config=narrowed(config, ranking, action),
+        concepts_per_engine=concepts_per_engine,
+        engine_args=engine_arguments(engine_arg or ()),
+        overwrite=overwrite,
+        resources=resources(ray, actors, gpus_per_actor, cpus_per_actor),
+    )
+    with stages() as note:
+        bundle = calibrate_bundle(request, note, note)
     Console().print(table(bundle.catalogue))
     typer.echo(f"bundle: {out}; everything that was tried: {request.folder}")
+    with only_shown("the frontier of each concept"):
+        write_frontiers(request.folder)

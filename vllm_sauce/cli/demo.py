@@ -20,24 +20,23 @@ def demo(
     """Ask sauce-tiny about pictures with nothing, one and three concepts forgotten."""
     from rich.console import Console
 
-    from vllm_sauce.errors import SauceError
+    from vllm_sauce.cli.failures import only_shown
+    from vllm_sauce.cli.options import check_place
     from vllm_sauce.evaluation import demo as logic
 
-    try:
-        folder = logic.find_tiny()
-        typer.echo("Starting vLLM on sauce-tiny; this takes about half a minute ...")
-        answers = logic.ask(folder, logic.read_cases(folder))
-    except SauceError as error:
-        typer.echo(f"sauce demo: {error}", err=True)
-        raise typer.Exit(2) from error
+    for path in (json_path, html_path):
+        if path is not None:
+            check_place(path)
+    folder = logic.find_tiny()
+    typer.echo("Starting vLLM on sauce-tiny; this takes about half a minute ...")
+    answers = logic.ask(folder, logic.read_cases(folder))
     Console().print(logic.as_table(answers))
-    html_path.write_text(logic.as_html(folder, answers), encoding="utf-8")
     if json_path is not None:
         json_path.write_text(logic.as_json(answers), encoding="utf-8")
     wrong = [answer for answer in answers if not answer.right]
-    typer.echo(
-        f"{len(answers) - len(wrong)} of {len(answers)} answers as they must be; "
-        f"pictures and answers side by side: {html_path}"
-    )
+    typer.echo(f"{len(answers) - len(wrong)} of {len(answers)} answers as they must be")
+    with only_shown(f"the page {html_path}"):
+        html_path.write_text(logic.as_html(folder, answers), encoding="utf-8")
+        typer.echo(f"pictures and answers side by side: {html_path}")
     if wrong:
         raise typer.Exit(1)

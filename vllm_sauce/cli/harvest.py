@@ -70,42 +70,37 @@ def harvest(
     from rich.console import Console
 
     from vllm_sauce.cli.options import engine_arguments, progress_bar, resources
-    from vllm_sauce.errors import SauceError
     from vllm_sauce.training.harvest import HarvestRequest
     from vllm_sauce.training.harvest_actors import harvest_anywhere
     from vllm_sauce.training.sample_sources import find_samples
     from vllm_sauce.training.samples import distinct
 
-    try:
-        where = resources(ray, actors, gpus_per_actor, cpus_per_actor)
-        samples, repeated = distinct(
-            find_samples(
-                concepts=concepts,
-                split=split,
-                pictures=pictures,
-                table=table,
-                image_column=image_column,
-                prompt_column=prompt_column,
-                texts=texts,
-                prompts=prompt or (),
-            )
+    where = resources(ray, actors, gpus_per_actor, cpus_per_actor)
+    samples, repeated = distinct(
+        find_samples(
+            concepts=concepts,
+            split=split,
+            pictures=pictures,
+            table=table,
+            image_column=image_column,
+            prompt_column=prompt_column,
+            texts=texts,
+            prompts=prompt or (),
         )
-        request = HarvestRequest(
-            model=model,
-            sites=tuple(site),
-            samples=tuple(samples),
-            out=out,
-            max_tokens=max_tokens,
-            dtype=dtype,
-            shard_tokens=shard_tokens,
-            in_flight=in_flight,
-            engine_args=engine_arguments(engine_arg or ()),
-        )
-        with progress_bar("samples") as progress:
-            report = harvest_anywhere(request, where, progress)
-    except SauceError as error:
-        typer.echo(f"sauce harvest: {error}", err=True)
-        raise typer.Exit(2) from error
+    )
+    request = HarvestRequest(
+        model=model,
+        sites=tuple(site),
+        samples=tuple(samples),
+        out=out,
+        max_tokens=max_tokens,
+        dtype=dtype,
+        shard_tokens=shard_tokens,
+        in_flight=in_flight,
+        engine_args=engine_arguments(engine_arg or ()),
+    )
+    with progress_bar("samples") as progress:
+        report = harvest_anywhere(request, where, progress)
     Console().print(report.as_table(out, len(repeated)))
     if report.failed:
         typer.echo(

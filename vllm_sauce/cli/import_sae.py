@@ -59,20 +59,15 @@ def import_sae(
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from vllm_sauce.errors import SauceError
     from vllm_sauce.training import importing
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
-    try:
-        request = importing.ImportRequest(format=options.pop("format_name"), **options)
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("starting", total=None)
-            imported = importing.import_sae(
-                request, lambda step: progress.update(task, description=step)
-            )
-    except SauceError as error:
-        typer.echo(f"sauce import: {error}", err=True)
-        raise typer.Exit(2) from error
+    request = importing.ImportRequest(format=options.pop("format_name"), **options)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        imported = importing.import_sae(
+            request, lambda step: progress.update(task, description=step)
+        )
     Console().print(imported.as_table())
     typer.echo(f"bundle: {out}")

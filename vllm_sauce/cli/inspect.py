@@ -47,15 +47,12 @@ def inspect(
     ] = None,
 ) -> None:
     """Show each concept's latents, where they fire, and what forgetting it does."""
-    from vllm_sauce.errors import SauceError
+    from vllm_sauce.cli.options import check_place
     from vllm_sauce.evaluation import inspecting
 
-    try:
-        shown = inspecting.read_shown(concepts, pictures, split, question, naming or ())
-        size = inspecting.write_report(
-            bundle, model, shown, names or (), out, latents, top, probes
-        )
-    except SauceError as error:
-        typer.echo(f"sauce inspect: {error}", err=True)
-        raise typer.Exit(2) from error
+    check_place(out)
+    shown = inspecting.read_shown(concepts, pictures, split, question, naming or ())
+    size = inspecting.write_report(
+        bundle, model, shown, names or (), out, latents, top, probes
+    )
     typer.echo(f"{out}: {size / 1e6:.1f} MB")

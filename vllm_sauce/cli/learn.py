@@ -98,7 +98,7 @@ def learn(
     from rich.console import Console
 
     from vllm_sauce.cli.options import engine_arguments, site_saes
-    from vllm_sauce.errors import ConfigError, SauceError
+    from vllm_sauce.errors import ConfigError
     from vllm_sauce.evaluation import learn as logic
     from vllm_sauce.evaluation import learn_plan
     from vllm_sauce.evaluation.calibration_config import CalibrationConfig
@@ -108,53 +108,49 @@ def learn(
     def announce(number: int, total: int, name: str, what: str) -> None:
         console.print(f"[bold]\\[{number}/{total}][/bold] {name}: {what}")
 
-    try:
-        engine_arguments(engine_arg or ())  # refused before anything runs
-        config = CalibrationConfig(
-            retain_floor=retain_floor,
-            worst_floor=worst_floor,
-            prefer=prefer,
-            positives=positives,
-            negatives=negatives,
-            watched=watched,
-            screen=screen,
-            passes=passes,
-            finalists=finalists,
-            prune=prune,
-        )
-        request = logic.LearnRequest(
-            model=model,
-            sites=tuple(site),
-            concepts=concepts,
-            out=out,
-            saes=site_saes(sae or ()),
-            train_pictures=train_pictures,
-            architecture=architecture,
-            d_sae=d_sae,
-            k=k,
-            l1=l1,
-            tokens=tokens,
-            learning_rate=lr,
-            device=device,
-            score=score,
-            latents=latents,
-            calibration=narrowed(config, ranking, action),
-            actors=actors,
-            ray=ray,
-            concepts_per_engine=concepts_per_engine,
-            report=report,
-            engine_args=tuple(engine_arg or ()),
-            seed=seed,
-        )
-        if plan_pictures is not None and not plan:
-            raise ConfigError("--plan-pictures is a number to plan with; add --plan")
-        Console().print(learn_plan.planned(request, plan_pictures))
-        if plan:
-            return
-        seconds = logic.learn(request, announce)
-    except SauceError as error:
-        typer.echo(f"sauce learn: {error}", err=True)
-        raise typer.Exit(2) from error
+    engine_arguments(engine_arg or ())  # refused before anything runs
+    config = CalibrationConfig(
+        retain_floor=retain_floor,
+        worst_floor=worst_floor,
+        prefer=prefer,
+        positives=positives,
+        negatives=negatives,
+        watched=watched,
+        screen=screen,
+        passes=passes,
+        finalists=finalists,
+        prune=prune,
+    )
+    request = logic.LearnRequest(
+        model=model,
+        sites=tuple(site),
+        concepts=concepts,
+        out=out,
+        saes=site_saes(sae or ()),
+        train_pictures=train_pictures,
+        architecture=architecture,
+        d_sae=d_sae,
+        k=k,
+        l1=l1,
+        tokens=tokens,
+        learning_rate=lr,
+        device=device,
+        score=score,
+        latents=latents,
+        calibration=narrowed(config, ranking, action),
+        actors=actors,
+        ray=ray,
+        concepts_per_engine=concepts_per_engine,
+        report=report,
+        engine_args=tuple(engine_arg or ()),
+        seed=seed,
+    )
+    if plan_pictures is not None and not plan:
+        raise ConfigError("--plan-pictures is a number to plan with; add --plan")
+    Console().print(learn_plan.planned(request, plan_pictures))
+    if plan:
+        return
+    seconds = logic.learn(request, announce)
     for name, spent in seconds.items():
         typer.echo(f"{name}: {spent:.0f} s")
     typer.echo(f"bundle: {out}; what was measured on the way: {request.folder}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,20 @@ def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             arguments[name] = value
     return arguments
+
+
+def check_place(out: Path) -> None:
+    """Refuse a file that cannot be written, before the work and not after it.
+
+    Raises: ConfigError
+    """
+    folder = out.resolve().parent
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder; name a file")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; make it first")
+    if not os.access(out if out.exists() else folder, os.W_OK):
+        raise ConfigError(f"{out} cannot be written to; name another file")
 
 
 def resources(

@@ -50,27 +50,23 @@ def select(
     ] = None,
 ) -> None:
     """Rank every concept's latents by one score and keep the best with all scores."""
-    from vllm_sauce.cli.options import engine_arguments, progress_bar
-    from vllm_sauce.errors import SauceError
+    from vllm_sauce.cli.options import check_place, engine_arguments, progress_bar
     from vllm_sauce.evaluation import select as logic
 
-    try:
-        request = logic.SelectRequest(
-            sae=sae,
-            site=site,
-            harvest=harvest,
-            concepts=concepts,
-            score=score,
-            k=k,
-            split=split,
-            roles=tuple(role or logic.ROLE_NAMES),
-            model=model,
-            engine_args=engine_arguments(engine_arg or ()),
-        )
-        with progress_bar("latents") as progress:
-            selection = logic.select(request, progress)
-        selection.write(out)
-    except SauceError as error:
-        typer.echo(f"sauce select: {error}", err=True)
-        raise typer.Exit(2) from error
+    check_place(out)
+    request = logic.SelectRequest(
+        sae=sae,
+        site=site,
+        harvest=harvest,
+        concepts=concepts,
+        score=score,
+        k=k,
+        split=split,
+        roles=tuple(role or logic.ROLE_NAMES),
+        model=model,
+        engine_args=engine_arguments(engine_arg or ()),
+    )
+    with progress_bar("latents") as progress:
+        selection = logic.select(request, progress)
+    selection.write(out)
     typer.echo(f"{len(selection.concepts)} concepts, up to {k} latents each: {out}")

@@ -115,7 +115,6 @@ def train(
     """Train an SAE, measure it in its model, and save it in SAELens' layout."""
     from rich.console import Console
 
-    from vllm_sauce.errors import SauceError
     from vllm_sauce.training.activation_store import ActivationStore
     from vllm_sauce.training.harvest_training import (
         FidelitySettings,
@@ -127,51 +126,47 @@ def train(
     from vllm_sauce.training.training_report import figures_table, shown_progress
 
     console = Console()
-    try:
-        if d_sae is None:
-            d_sae = expansion * ActivationStore.open(harvest, site).d_model
-        settings = HarvestTraining(
-            harvest=harvest,
-            site=site,
-            out=out,
-            training=SAETraining(
-                d_sae=d_sae,
-                architecture=architecture,
-                l1_coefficient=l1,
-                k=k,
-                training_tokens=tokens,
-                batch_tokens=batch,
-                learning_rate=lr,
-                aux_coefficient=aux,
-                pre_act_coefficient=pre_act,
-                l0_coefficient=l0,
-                dead_steps=dead_steps,
-                revival_steps=revival_steps,
-                decoder_init_norm=decoder_norm,
-                autocast=autocast,
-                device=device,
-                seed=seed,
-            ),
-            fidelity=FidelitySettings(
-                model=model,
-                pictures=tuple(pictures or ()),
-                samples=fidelity_samples,
-                ablation=ablation,
-            ),
-            roles=parse_roles(role or ()),
-            keep_first=keep_first,
-            held_out=held_out,
-            buffer_mib=buffer_mib,
-            checkpoint_steps=checkpoint_steps,
-            resume=resume,
-            verify=verify,
-        )
-        steps = settings.training.total_steps
-        with shown_progress(f"{architecture} at {site}", steps, console) as report:
-            trained = train_on_harvest(settings, report)
-    except SauceError as error:
-        typer.echo(f"sauce train: {error}", err=True)
-        raise typer.Exit(2) from error
+    if d_sae is None:
+        d_sae = expansion * ActivationStore.open(harvest, site).d_model
+    settings = HarvestTraining(
+        harvest=harvest,
+        site=site,
+        out=out,
+        training=SAETraining(
+            d_sae=d_sae,
+            architecture=architecture,
+            l1_coefficient=l1,
+            k=k,
+            training_tokens=tokens,
+            batch_tokens=batch,
+            learning_rate=lr,
+            aux_coefficient=aux,
+            pre_act_coefficient=pre_act,
+            l0_coefficient=l0,
+            dead_steps=dead_steps,
+            revival_steps=revival_steps,
+            decoder_init_norm=decoder_norm,
+            autocast=autocast,
+            device=device,
+            seed=seed,
+        ),
+        fidelity=FidelitySettings(
+            model=model,
+            pictures=tuple(pictures or ()),
+            samples=fidelity_samples,
+            ablation=ablation,
+        ),
+        roles=parse_roles(role or ()),
+        keep_first=keep_first,
+        held_out=held_out,
+        buffer_mib=buffer_mib,
+        checkpoint_steps=checkpoint_steps,
+        resume=resume,
+        verify=verify,
+    )
+    steps = settings.training.total_steps
+    with shown_progress(f"{architecture} at {site}", steps, console) as report:
+        trained = train_on_harvest(settings, report)
     console.print(figures_table(str(out), [trained.figures]))
     if reason := trained.figures.get("fidelity_missing"):
         console.print(f"loss recovered is not measured: {reason}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_sauce.client import forget
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.training.samples import PictureFile, open_picture
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,13 +129,10 @@ def ask(folder: Path, cases: Sequence[Case]) -> list[Answer]:
 
 def prompt(folder: Path, case: Case) -> dict[str, Any]:
     """Return a case's prompt in sauce-tiny's chat form."""
-    from PIL import Image
-
+    picture = PictureFile(folder / "pictures" / case.picture)
     return {
         "prompt": f"USER: <image>\n{case.question} ASSISTANT:",
-        "multi_modal_data": {
-            "image": Image.open(folder / "pictures" / case.picture).convert("RGB")
-        },
+        "multi_modal_data": {"image": open_picture(picture)},
     }
 
 

@@ -85,8 +85,6 @@ def write_report(
     # Before the long part: a wrong name or a folder that is not there costs nothing.
     for name in names:
         bundle.catalogue.concept(name)
-    if not out.resolve().parent.is_dir():
-        raise ConfigError(f"{out.resolve().parent} is no folder; make it first")
     with _progress() as watch:
         inspection = inspect_bundle(
             bundle,

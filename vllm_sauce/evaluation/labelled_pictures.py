@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import read_lines
 from vllm_sauce.training.samples import PictureFile, Sample
 
 LABELS = "labels.jsonl"
@@ -33,7 +34,7 @@ def read_labelled(folder: str | Path) -> list[Sample]:
     folder = Path(folder)
     path = folder / LABELS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}; it needs a line a picture, such as "

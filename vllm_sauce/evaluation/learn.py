@@ -129,6 +129,8 @@ class Stage:
     result: Path
     failures: Path | None = None
     """Named here, single samples may fail (status 1) and the rest goes on."""
+    only_shows: bool = False
+    """Whether it shows what is there: if it fails, the run is whole all the same."""
 
 
 def stages(request: LearnRequest) -> list[Stage]:
@@ -270,7 +272,7 @@ def _inspect(request: LearnRequest) -> Stage:
         *("--concepts", str(request.concepts), "--split", "scoring"),
         *("--out", str(out)),
     )
-    return Stage("inspect", command, out)
+    return Stage("inspect", command, out, only_shows=True)
 
 
 Announce = Callable[[int, int, str, str], None]
@@ -307,6 +309,9 @@ def learn(
         some_failed = status == 1 and stage.failures and stage.failures.exists()
         if some_failed:
             announce(number, len(todo), stage.name, f"see {stage.failures}")
+        elif status != 0 and stage.only_shows:
+            announce(number, len(todo), stage.name, "failed; the rest is whole")
+            continue
         elif status != 0:
             raise LearnError(
                 f"{stage.name} ended with status {status}; mend what it says above and "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.models.chat_prompts import chat_inputs
 from vllm_sauce.training.samples import Sample, open_picture
 
 
@@ -53,22 +54,6 @@ class LoadedModel:
         """Where the model computes."""
         return self.model.device
 
-    def chat(self, prompt: str, *, picture: bool) -> str:
-        """Return the user's words in the model's chat template, answer due next.
-
-        Raises: ConfigError if the model has no chat template
-        """
-        content = [{"type": "text", "text": prompt}]
-        if picture:
-            content.insert(0, {"type": "image"})
-        try:
-            text: str = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-        except ValueError as error:
-            raise ConfigError(f"the model cannot chat: {error}") from error
-        return text
-
     def inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return a batch, padded on the left, on the model's device.
 
@@ -77,18 +62,8 @@ class LoadedModel:
         Raises: ConfigError, ActivationsError
         """
         pictures = [open_picture(s.picture) for s in samples if s.picture is not None]
-        texts = [self.chat(s.prompt, picture=bool(pictures)) for s in samples]
-        # One list a prompt: what Gemma 3 wants, and LLaVA takes.
-        shown = {"images": [[picture] for picture in pictures]} if pictures else {}
-        bos = self.processor.tokenizer.bos_token
-        batch = self.processor(
-            text=texts,
-            **shown,
-            return_tensors="pt",
-            padding=True,
-            # Some templates write the first token themselves; once is enough.
-            add_special_tokens=not (bos and texts[0].startswith(bos)),
-        )
+        prompts = [sample.prompt for sample in samples]
+        batch = chat_inputs(self.processor, prompts, pictures)
         pixels = batch.get("pixel_values")
         if pixels is not None and (pixels.ndim != 4 or len(pixels) != len(samples)):
             raise ConfigError(

@@ -15,7 +15,8 @@ def register() -> None:
     global _registered
     if _registered:
         return
+    from vllm_sauce import client
     from vllm_sauce.plugin import hooks
 
     hooks.install()
-    _registered = True
+    _registered = client.plugin_registered = True

@@ -8,7 +8,6 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
 )
 from typing import Any
@@ -24,6 +23,7 @@ from vllm_sauce.unlearning import (
     check_size,
     parse_request,
     resolve_mask,
+    without_decoder,
 )
 from vllm_sauce.unlearning.cache_identity import (
     mask_id_of,
@@ -67,7 +67,7 @@ class Admission:
 
         Raises: RequestError (a ValueError: HTTP 400).
         """
-        return resolve_mask(
+        mask = resolve_mask(
             parse_request(extra_args),
             self.bundle.catalogue,
             self.config.forget,
@@ -75,6 +75,15 @@ class Admission:
             self.config.max_latents,
             self.config.max_concepts,
         )
+        if mask is not None and self.config.require_decoder:
+            unread = without_decoder(mask.names(), self.bundle.catalogue)
+            if unread:
+                raise InvalidRequestError(
+                    f"{', '.join(unread)} can be forgotten in pictures only, and this "
+                    "server answers no question where that may not be enough "
+                    "(--sauce-require-decoder); name other concepts"
+                )
+        return mask
 
     def identify(self, request: Any, mask: Mask | None) -> None:
         """Give the request's KV blocks and images an identity of their mask.
@@ -94,8 +103,8 @@ class Admission:
             for feature in features:
                 feature.identifier = renamed(feature.identifier, mask)
 
-    def check(self, request: Any) -> None:
-        """Refuse a request that an API process did not admit as this one would.
+    def check(self, request: Any) -> Mask | None:
+        """Return a request's mask; refuse one not admitted as this process would.
 
         Where a request enters the engine core: an error there ends it alone, while in
         the worker it would end the engine.
@@ -120,6 +129,7 @@ class Admission:
             _check_key(key, mask if in_tower else None, "picture's identifier")
         if in_tower:
             refuse_unseen(features)
+        return mask
 
 
 def _check_key(key: str, mask: Mask | None, what: str) -> None:
@@ -174,32 +184,10 @@ def _processor_init(
     self._sauce_admission = admission_for(vllm_config)
 
 
-def check_early(renderer: Any, request: Any, messages: Any) -> None:
-    """Refuse over HTTP what admission would refuse, before the prompt is rendered.
-
-    Admission proper still decides; this only moves its errors ahead of side effects.
-
-    Raises: RequestError.
-    """
-    admission: Admission | None = getattr(renderer, "_sauce_admission", None)
-    if admission is None:
-        admission = renderer._sauce_admission = admission_for(renderer.config)
-    if admission is None:
-        return
-    try:
-        refuse_forged_keys(getattr(request, "cache_salt", None), _uuids(messages))
-        admission.resolve(getattr(request, "vllm_xargs", None))
-    except RequestError as error:
-        raise compat.as_client_error(error) from None
-
-
-def _uuids(messages: Any) -> Iterator[Any]:
-    """Yield the uuids that a conversation gives its pictures."""
-    for message in messages or ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict):
-                yield part.get("uuid")
+def admission_of(processor: Any) -> Admission | None:
+    """Return what an engine's ``InputProcessor`` admits with, None without sauce."""
+    admission: Admission | None = processor._sauce_admission
+    return admission
 
 
 def _process_inputs(
@@ -211,7 +199,7 @@ def _process_inputs(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    admission: Admission | None = self._sauce_admission
+    admission = admission_of(self)
     request = None
     try:
         params, mask = _admit(admission, params)

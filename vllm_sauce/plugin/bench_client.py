@@ -28,20 +28,18 @@ def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
     group = parser.add_argument_group(
         title="sauce", description="Ask the server to forget concepts (vllm-sauce)."
     )
-    group.add_argument(
+    flags.add_list(
+        group,
         "--plugin",
-        action="append",
         type=flags.plugin_names,
-        default=None,
         metavar="NAME[,NAME]",
         help="Plugins the server runs; 'sauce' allows --sauce-forget here.",
     )
-    group.add_argument(
+    flags.add_list(
+        group,
         "--sauce-forget",
-        action="append",
-        default=None,
         metavar="NAME",
-        help="A concept every request of the benchmark asks to forget.",
+        help="Concepts every request of the benchmark asks to forget.",
     )
     return result
 

@@ -8,8 +8,10 @@ graph has dropped, or a site that data goes around, is found here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +21,8 @@ from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.runtime import SauceRuntime, runtime_of
 from vllm_sauce.plugin.settings import from_vllm_config
+from vllm_sauce.plugin.worker.op_check import SIZES, check_op, measure_forms
 from vllm_sauce.unlearning import Mask, SiteTable
-
-NUM_TOKENS = 16
 
 
 def install() -> None:
@@ -30,28 +31,55 @@ def install() -> None:
         compat.wrap(worker, "compile_or_warm_up_model", _after_warm_up)
 
 
+@torch.inference_mode()
 def _after_warm_up(
     original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
+    if from_vllm_config(self.vllm_config) is None:
+        return original(self, *args, **kwargs)
+    # vLLM's JIT monitor forbids compiling once the warm-up ends, so the op's kernels
+    # are compiled, and compared, before it.
+    runner = self.model_runner
+    _prepare(runner)
+    _check_ops(runner)
     result = original(self, *args, **kwargs)
-    if from_vllm_config(self.vllm_config) is not None:
-        prove(self.model_runner)
+    _prove_sites(runner)
     return result
 
 
 @torch.inference_mode()
 def prove(runner: Any) -> None:
-    """Run the canary at every site of a model runner.
+    """Prove the edit again, after sleep or new weights.
 
     Raises: CanaryError naming the site where the edit did not run.
     """
+    _runtime(runner).proven = False
+    _check_ops(runner)
+    _prove_sites(runner)
+
+
+def _runtime(runner: Any) -> SauceRuntime:
     runtime = runtime_of(runner.model)
     if runtime is None:
         raise CanaryError("sauce is configured but was not injected into the model")
-    runtime.in_canary = True
+    return runtime
+
+
+def _prepare(runner: Any) -> None:
+    runtime = _runtime(runner)
+    for site in runtime.decoder.values():
+        measure_forms(site.table)
+        site.planner.costs = site.table.costs
+    if runtime.vision is not None:
+        measure_forms(runtime.vision.table)
+
+
+def _prove_sites(runner: Any) -> None:
+    runtime = _runtime(runner)
+    started = time.monotonic()
+    runtime.proven, runtime.in_canary = False, True
     try:
-        for site in runtime.decoder:
-            _prove_decoder(runner, runtime, site)
+        _prove_decoders(runner, runtime)
         if runtime.vision is not None:
             _prove_vision(runner.model, runtime)
     finally:
@@ -59,15 +87,69 @@ def prove(runner: Any) -> None:
         runtime.clear_step()
     runtime.proven = True
     compat.logger(__name__).info(
-        "sauce: canary passed at %s", ", ".join(sorted(runtime.bundle.sites))
+        "sauce: canary passed at %s in %.1f s",
+        ", ".join(sorted(runtime.bundle.sites)),
+        time.monotonic() - started,
     )
 
 
-def _a_mask(runtime: SauceRuntime, site: str) -> Mask:
-    for name in runtime.bundle.catalogue.names():
-        if site in runtime.bundle.catalogue[name].edits:
-            return Mask.of([(name, 1.0)], runtime.bundle.digest)
-    raise CanaryError(f"no concept of the bundle edits site {site}; nothing to prove")
+@dataclass(frozen=True)
+class DummyBatch:
+    """A batch that vLLM runs in a way of its own."""
+
+    num_tokens: int
+    uniform_decode: bool = False
+
+
+def dummy_batches(vllm_config: Any) -> list[DummyBatch]:
+    """Return one batch for each way in which vLLM runs a step.
+
+    A uniform decode batch, the smallest and the largest captured size, and a chunk
+    larger than any, which runs without a graph.
+    """
+    scheduler = vllm_config.scheduler_config
+    sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [16]
+    most = scheduler.max_num_batched_tokens
+    counts = {min(size, most) for size in (min(sizes), max(sizes), max(sizes) + 1)}
+    decodes = min(scheduler.max_num_seqs, max(sizes), most)
+    return [
+        DummyBatch(decodes, uniform_decode=True),
+        *(DummyBatch(count) for count in sorted(counts)),
+    ]
+
+
+def _check_ops(runner: Any) -> None:
+    runtime, started = _runtime(runner), time.monotonic()
+    batches = dummy_batches(runner.vllm_config)
+    sizes = {*SIZES, *(batch.num_tokens for batch in batches)}
+    tables = {site: decoder.table for site, decoder in runtime.decoder.items()}
+    if runtime.vision is not None:
+        tables["vision"] = runtime.vision.table
+    for site, table in tables.items():
+        if table.checksum() != table.loaded_checksum:
+            raise CanaryError(
+                f"site {site}: the SAE's rows on the device are not those that were "
+                "loaded; start again"
+            )
+        masks = _masks(runtime, site)[: table.num_slots]
+        check_op(table, masks, sizes, runner.model_config.dtype)
+    compat.logger(__name__).info(
+        "sauce: the op agrees with its reference, %.1f s", time.monotonic() - started
+    )
+
+
+def _masks(runtime: SauceRuntime, site: str) -> list[Mask]:
+    """Return masks of single concepts at a site: the smallest and the largest."""
+    catalogue = runtime.bundle.catalogue
+    found = [
+        (len(catalogue[name].edits[site].latents), name)
+        for name in catalogue.names()
+        if site in catalogue[name].edits
+    ]
+    if not found:
+        raise CanaryError(f"no concept of the bundle edits site {site}; nothing to do")
+    names = dict.fromkeys((min(found)[1], max(found)[1]))
+    return [Mask.of([(name, 1.0)], runtime.bundle.digest) for name in names]
 
 
 @contextmanager
@@ -89,23 +171,32 @@ def _firing_everywhere(table: SiteTable, slot: int) -> Iterator[None]:
         table.reset()
 
 
-def _prove_decoder(runner: Any, runtime: SauceRuntime, site: str) -> None:
+def _prove_decoders(runner: Any, runtime: SauceRuntime) -> None:
+    runtime.clear_step()
+    for batch in dummy_batches(runner.vllm_config):
+        with compat.dummy_embeddings(runner, batch.num_tokens):
+            before = _hidden(runner, batch)
+            for site in runtime.decoder:
+                _prove_decoder(runner, runtime, site, batch, before)
+
+
+def _prove_decoder(
+    runner: Any, runtime: SauceRuntime, site: str, batch: DummyBatch, before: Tensor
+) -> None:
     decoder = runtime.decoder[site]
+    mask = _masks(runtime, site)[0]
+    (slot,) = decoder.table.assign([mask])
+    with _firing_everywhere(decoder.table, slot):
+        decoder.set_spans([mask], [batch.num_tokens])
+        after = _hidden(runner, batch)
+        counted = int(decoder.table.edited_tokens.sum())
     runtime.clear_step()
-    mask = _a_mask(runtime, site)
-    with compat.dummy_embeddings(runner, NUM_TOKENS):
-        before = _hidden(runner)
-        (slot,) = decoder.table.assign([mask])
-        with _firing_everywhere(decoder.table, slot):
-            decoder.set_spans([mask], [NUM_TOKENS])
-            after = _hidden(runner)
-            counted = int(decoder.table.edited_tokens.sum())
-    runtime.clear_step()
-    if counted < NUM_TOKENS:
+    if counted != batch.num_tokens:
         raise CanaryError(
-            f"site {site}: the op counted {counted} edited tokens of {NUM_TOKENS}: "
-            "the compiled model does not run it; clear vLLM's compile cache and start "
-            "again"
+            f"site {site}: the op counted {counted} edited tokens of a batch of "
+            f"{batch.num_tokens}{' decoding' if batch.uniform_decode else ''}: the "
+            "model as compiled does not run it as it must; clear vLLM's compile cache "
+            "and start again"
         )
     if not _changed(before, after):
         raise CanaryError(
@@ -113,13 +204,15 @@ def _prove_decoder(runner: Any, runtime: SauceRuntime, site: str) -> None:
         )
 
 
-def _hidden(runner: Any) -> Tensor:
+def _hidden(runner: Any, batch: DummyBatch) -> Tensor:
     """Return the model's output for a dummy batch that attends to itself.
 
     Without ``force_attention`` V1 leaves the attention's output uninitialised, and
     garbage of any size hides the edit.
     """
-    hidden: Tensor = runner._dummy_run(NUM_TOKENS, force_attention=True)[0]
+    hidden: Tensor = runner._dummy_run(
+        batch.num_tokens, force_attention=True, uniform_decode=batch.uniform_decode
+    )[0]
     return hidden.float().clone()
 
 
@@ -135,7 +228,7 @@ def _prove_vision(model: Any, runtime: SauceRuntime) -> None:
     weight = next(model.parameters())
     pixels = torch.rand(1, 3, size, size, device=weight.device, dtype=weight.dtype)
     before = model.embed_multimodal(pixel_values=pixels)[0].float().clone()
-    mask = _a_mask(runtime, "vision")
+    mask = _masks(runtime, "vision")[0]
     (slot,) = vision.table.assign([mask])
     with _firing_everywhere(vision.table, slot), vision.announced.encoding([mask]):
         after = model.embed_multimodal(pixel_values=pixels)[0].float().clone()

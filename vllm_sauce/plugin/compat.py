@@ -9,6 +9,7 @@ edit that cannot be placed must never be skipped.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ from packaging.version import Version
 
 from vllm_sauce.errors import UnsupportedVLLMError
 
-SUPPORTED_VLLM = SpecifierSet(">=0.26,<0.34", prereleases=True)
+SUPPORTED_VLLM = SpecifierSet(">=0.26,<0.33", prereleases=True)
+"""What scripts/versions ran (docs/compatibility.md), and 0.26, whose CPU build does not
+install: its seams are recorded from its source (tests/plugin/test_seams.py)."""
 
 
 def vllm_version() -> str:
@@ -94,9 +97,10 @@ def input_processor_cls() -> type:
 
 
 def async_llm_cls() -> type:
-    """``AsyncLLM``: its streaming-input sessions are one request with many prompts.
+    """``AsyncLLM``: its streaming sessions, and what a server awaits at its start.
 
-    Why: a session keeps the cache salt of its first chunk and the mask of its last.
+    Why: a session keeps the cache salt of its first chunk and the mask of its last; and
+    vLLM's handshake with the engine compares nothing of ``additional_config``.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -131,6 +135,38 @@ def worker_base_cls() -> type:
     from vllm.v1.worker.worker_base import WorkerBase
 
     return WorkerBase
+
+
+def add_worker_call(name: str, method: Callable[[Any], Any]) -> None:
+    """Give every worker a method that ``collective_rpc`` can call by its name.
+
+    Why: an API process did not start the engine and cannot see its configuration.
+
+    Raises: UnsupportedVLLMError when vLLM has such a method itself.
+    """
+    owner = worker_base_cls()
+    if getattr(owner, name, method) is not method:
+        raise UnsupportedVLLMError(
+            f"vLLM {vllm_version()} has a {owner.__name__}.{name} of its own; update "
+            "vllm_sauce/plugin/compat.py"
+        )
+    setattr(owner, name, method)
+
+
+def rust_frontend() -> bool:
+    """Tell whether vLLM is to serve HTTP from its Rust program.
+
+    Why: it runs no Python, so nothing of a request passes admission.
+    """
+    from vllm import envs
+
+    return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
+
+
+def takes_pictures(vllm_config: Any) -> bool:
+    """Tell whether a request may bring a picture; vLLM leaves out the tower if not."""
+    multimodal = vllm_config.model_config.multimodal_config
+    return multimodal is None or multimodal.get_limit_per_prompt("image") > 0
 
 
 def model_loader_cls() -> type:
@@ -183,14 +219,19 @@ def encoder_runner_cls() -> type:
     return EncoderRunner
 
 
+def on_cpu() -> bool:
+    """Tell whether vLLM's platform is the CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
 def worker_classes() -> Iterator[type]:
     """The worker classes whose ``compile_or_warm_up_model`` ends the warm-up.
 
     Why: the canary must run in the compiled, captured model, before serving.
     """
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
+    if on_cpu():
         from vllm.v1.worker.cpu_worker import CPUWorker
 
         yield CPUWorker
@@ -200,11 +241,31 @@ def worker_classes() -> Iterator[type]:
         yield Worker
 
 
+def worker_method_owner(name: str, *, needed: bool = True) -> type | None:
+    """Return the class that defines a method of this platform's worker.
+
+    Why: CPU workers inherit some of the GPU worker's methods and override others.
+    Raises: UnsupportedVLLMError for one that is needed and gone.
+    """
+    for worker in worker_classes():
+        for cls in worker.__mro__:
+            if name in vars(cls):
+                return cls
+    if needed:
+        raise UnsupportedVLLMError(
+            f"vLLM {vllm_version()} has no worker method {name}; update "
+            "vllm_sauce/plugin/compat.py"
+        )
+    return None
+
+
 def model_state_cls(vllm_config: Any, model: Any) -> type:
     """Return the ``ModelState`` class V2 would take for this model.
 
-    0.26 has no ``resolve_model_state_cls``; the model families we accept take
-    ``DefaultModelState`` there.
+    0.26 - 0.28 have no ``resolve_model_state_cls``: there only what takes
+    ``DefaultModelState`` is let through.
+
+    Raises: UnsupportedVLLMError.
     """
     from vllm.v1.worker.gpu import model_states
 
@@ -212,47 +273,16 @@ def model_state_cls(vllm_config: Any, model: Any) -> type:
     if resolve is not None:
         cls: type = resolve(vllm_config, model)
         return cls
+    config = vllm_config.model_config
+    for kind in ("is_encoder_decoder", "is_hybrid", "is_attention_free"):
+        if getattr(config, kind):
+            raise UnsupportedVLLMError(
+                f"a model that {kind.replace('_', ' ')} needs vLLM 0.29 or later with "
+                f"sauce, this is {vllm_version()}"
+            )
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
     return DefaultModelState
-
-
-def request_protocols() -> Iterator[type]:
-    """Request models of the HTTP API that turn into sampling parameters.
-
-    Why: pydantic keeps unknown body fields in ``model_extra`` and vLLM ignores them,
-    so ``"sauce_forget"`` at the top level would be served unedited.
-    """
-    import importlib
-
-    for module in (
-        "vllm.entrypoints.openai.chat_completion.protocol",
-        "vllm.entrypoints.openai.completion.protocol",
-        "vllm.entrypoints.openai.responses.protocol",
-        "vllm.entrypoints.speech_to_text.transcription.protocol",
-        "vllm.entrypoints.speech_to_text.translation.protocol",
-    ):
-        try:
-            found = vars(importlib.import_module(module))
-        except ModuleNotFoundError:
-            continue
-        for value in found.values():
-            if (
-                isinstance(value, type)
-                and value.__module__ == module
-                and "to_sampling_params" in vars(value)
-            ):
-                yield value
-
-
-def online_renderer_cls() -> type:
-    """What every HTTP route renders prompts with; ``renderer.config`` is VllmConfig.
-
-    Why: a bad request must be refused before its pictures are noted as sent.
-    """
-    from vllm.renderers.online_renderer import OnlineRenderer
-
-    return OnlineRenderer
 
 
 def is_sampling_params(params: Any) -> bool:
@@ -304,24 +334,24 @@ def _client_error_cls(cls: type, client_error: type) -> type:
     return _client_errors[cls]
 
 
-def resend_images(processor: Any, prompt: Any, request: Any) -> None:
-    """Make the API side send the images of a refused prompt again next time.
+def resend_images(processor: Any, prompt: Any, request: Any = None) -> None:
+    """Make the API side send the images of a refused request again next time.
 
-    A prompt that vLLM has rendered names them; of one that it renders on the way, the
-    request does, if it came so far.
+    They are in the prompt if it was rendered before, else in the request made of it.
 
     Why: rendering has noted them as already sent to the engine, but a refused request
     never gets there, so the next request with the same image would find no data.
     Remove when: vLLM notes an image as sent only when its request is.
     """
     cache = getattr(processor.renderer, "mm_processor_cache", None)
-    invalidate = getattr(cache, "invalidate", None)
-    if invalidate is None:
-        return
-    rendered = isinstance(prompt, Mapping) and prompt.get("mm_hashes") or {}
-    named = {mm_hash for hashes in rendered.values() for mm_hash in hashes}
-    named.update(f.mm_hash for f in getattr(request, "mm_features", None) or ())
-    for mm_hash in named - {None}:
+    # 0.26 and 0.27 take no note back: it is taken from where they are kept.
+    notes = getattr(cache, "_cache", {})
+    invalidate = getattr(cache, "invalidate", lambda mm_hash: notes.pop(mm_hash, None))
+    rendered = prompt.get("mm_hashes") if isinstance(prompt, Mapping) else None
+    found = {mm_hash for hashes in (rendered or {}).values() for mm_hash in hashes}
+    for feature in getattr(request, "mm_features", None) or ():
+        found.add(feature.mm_hash or feature.identifier)
+    for mm_hash in found:
         invalidate(mm_hash)
 
 
@@ -348,7 +378,10 @@ def picture_bytes(pixels: Any) -> int:
 
     Why: only vLLM knows what its processors make of a picture.
     """
-    from vllm.multimodal.cache.base import MultiModalCache
+    try:
+        from vllm.multimodal.cache.base import MultiModalCache
+    except ModuleNotFoundError:  # one module until 0.30
+        from vllm.multimodal.cache import MultiModalCache
 
     return int(MultiModalCache.get_item_size(pixels))
 
@@ -421,7 +454,8 @@ def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
     rows: Any = None
     if buffer is not None:
         rows = buffer.gpu[:num_tokens]
-    elif getattr(runner, "uses_inputs_embeds", False):  # V2
+    elif getattr(runner, "uses_inputs_embeds", runner.supports_mm_inputs):
+        # V2; until 0.28 only multimodal models use embeddings, and it does not say so.
         rows = runner.model_state.dummy_inputs_embeds(num_tokens)
     if rows is None:
         yield
@@ -432,3 +466,82 @@ def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
         yield
     finally:
         rows.copy_(kept)
+
+
+def wrap_function(module: Any, name: str, around: Callable[..., Any]) -> None:
+    """``wrap`` a module's function, also where other modules have imported it by name.
+
+    Raises: UnsupportedVLLMError when vLLM has renamed the seam.
+    """
+    original = getattr(module, name, None)
+    wrap(module, name, around)
+    for loaded in list(sys.modules.values()):
+        if getattr(loaded, "__name__", "").startswith("vllm.") and (
+            vars(loaded).get(name) is original
+        ):
+            setattr(loaded, name, getattr(module, name))
+
+
+def http_app_module() -> Any:
+    """The module of ``build_app``, which makes every HTTP server's application.
+
+    Why: ``--middleware`` would be outermost, before authentication. Remove when vLLM
+    lets a plugin place middleware.
+    """
+    try:
+        from vllm.entrypoints.launchers import app
+    except ModuleNotFoundError:  # 0.26 to 0.28
+        from vllm.entrypoints.openai import api_server as app
+    return app
+
+
+def add_innermost_middleware(app: Any, middleware: Callable[..., Any]) -> None:
+    """Place ASGI middleware around an application's routes, inside all other.
+
+    Why: ``add_middleware`` puts it outside the others, and not at all once vLLM has
+    built their stack.
+    """
+    from starlette.middleware import Middleware
+
+    app.user_middleware.append(Middleware(middleware))
+    app.middleware_stack = app.build_middleware_stack()
+
+
+def route_path(scope: Mapping[str, Any]) -> str | None:
+    """Return the path, as declared, of the route that will answer a request.
+
+    None when none will: the application answers 404 or 405.
+    """
+    from starlette.routing import Match
+
+    for route in scope["app"].router.routes:
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            return str(getattr(route, "path", route))
+    return None
+
+
+def messages_carry() -> bool:
+    """Say whether ``/v1/messages`` hands ``vllm_xargs`` on. Remove with vLLM 0.28."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+
+    return "vllm_xargs" in AnthropicMessagesRequest.model_fields
+
+
+def run_batch_module() -> Any:
+    """The module of ``vllm run-batch``, which asks the routes' handlers directly."""
+    try:
+        from vllm.entrypoints.launchers import run_batch
+    except ImportError:  # 0.26 to 0.28
+        from vllm.entrypoints.openai import run_batch
+    return run_batch
+
+
+def wrap_batch_lines(around: Callable[..., Any]) -> None:
+    """Wrap how ``vllm run-batch`` makes a request of a line of its file.
+
+    Why: nothing after it sees the line.
+    """
+    line_cls = run_batch_module().BatchRequestInput
+    original = line_cls.model_validate_json
+    line_cls.model_validate_json = staticmethod(functools.partial(around, original))

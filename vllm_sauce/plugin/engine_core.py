@@ -20,35 +20,70 @@ from vllm_sauce.unlearning.wire import has_sauce_keys
 def install() -> None:
     """Look at every request that comes to an engine core, whoever sent it."""
     core = compat.engine_core_cls()
-    compat.wrap(core, "__init__", _core_init)
+    compat.wrap(core, "_initialize_kv_caches", _initialize)
     compat.wrap(core, "preprocess_add_request", _preprocess_add_request)
+    for name in ("sleep", "wake_up", "collective_rpc"):
+        compat.wrap(core, name, _after_changes)
     compat.wrap(compat.llm_engine_cls(), "add_request", _add_request)
 
 
-def _core_init(
+def _initialize(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
-) -> None:
+) -> Any:
+    # In a process of its own the core's __init__ has begun when it loads plugins.
     self._sauce_admission = admission_for(vllm_config)
-    original(self, vllm_config, *args, **kwargs)
+    self._sauce_proven = True  # or the start fails
+    return original(self, vllm_config, *args, **kwargs)
+
+
+def _after_changes(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        # Whatever it was, and whether or not it failed: is the edit proven now?
+        if self._sauce_admission is not None:
+            self._sauce_proven = all(self.model_executor.collective_rpc(is_proven))
+
+
+def is_proven(worker: Any) -> bool:
+    """Say whether a worker's edit is proven, for ``collective_rpc``."""
+    from vllm_sauce.plugin.runtime import runtime_of
+
+    runtime = runtime_of(worker.model_runner.model)
+    return runtime is not None and runtime.proven
 
 
 def _preprocess_add_request(
     original: Callable[..., Any], self: Any, request: Any
 ) -> Any:
-    # After vLLM has put in the data of pictures that it kept from earlier requests.
-    processed = original(self, request)
     try:
-        if self._sauce_admission is not None:
-            self._sauce_admission.check(processed[0])
-        elif has_sauce_keys(getattr(request.sampling_params, "extra_args", None)):
+        # After vLLM has put in the data of pictures that it kept from earlier requests.
+        processed = original(self, request)
+        _check(self, processed[0])
+    except Exception as error:
+        error.sauce_request_id = request.request_id  # type: ignore[attr-defined]
+        if isinstance(error, RequestError):
+            raise compat.as_client_error(error) from None
+        raise
+    return processed
+
+
+def _check(core: Any, request: Any) -> None:
+    if core._sauce_admission is None:
+        if has_sauce_keys(getattr(request.sampling_params, "extra_args", None)):
             raise InvalidRequestError(
                 "a request asks to forget concepts, but its engine runs without sauce"
             )
-    except RequestError as error:
-        error.add_note(f"request {request.request_id}")
-        error.sauce_request_id = request.request_id  # type: ignore[attr-defined]
-        raise compat.as_client_error(error) from None
-    return processed
+        return
+    mask = core._sauce_admission.check(request)
+    if mask is not None and not core._sauce_proven:
+        raise InvalidRequestError(
+            "nothing can be forgotten now: the engine sleeps, or its weights are not "
+            "whole, and the edit is not proven again; wake it, and reload its weights "
+            "if they were discarded"
+        )
 
 
 def _add_request(
@@ -56,7 +91,7 @@ def _add_request(
 ) -> Any:
     try:
         return original(self, *args, **kwargs)
-    except RequestError as error:
+    except Exception as error:
         # vLLM waits for the answer of what it has noted, for ever.
         if noted := getattr(error, "sauce_request_id", None):
             self.output_processor.abort_requests([noted], internal=True)

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from vllm_sauce.bundle.fingerprint import INDEX_FILE
 from vllm_sauce.errors import UnsupportedFeatureError
+from vllm_sauce.plugin import compat
 
 
 def _get(config: Any, path: str) -> Any:
@@ -35,10 +38,23 @@ _SWITCHES = (
     ("parallel_config.enable_expert_parallel", "expert parallelism"),
     ("parallel_config.enable_elastic_ep", "elastic expert parallelism"),
     ("model_config.enable_prompt_embeds", "prompt embeddings"),
+    # The fingerprint is of the config.json beside the weights.
+    ("model_config.hf_overrides", "--hf-overrides, which changes the model's config"),
+    ("model_config.hf_config_path", "--hf-config-path, another model's config"),
     ("model_config.multimodal_config.enable_mm_embeds", "image embeddings as input"),
+    ("model_config.multimodal_config.mm_encoder_only", "an encoder without its model"),
     ("compilation_config.cudagraph_mm_encoder", "CUDA graphs of the encoder"),
     ("compilation_config.compile_mm_encoder", "compilation of the encoder"),
 )
+
+
+def _other_weights(vllm_config: Any) -> list[str]:
+    """Return the weights that vLLM prefers to those that the fingerprint is of."""
+    folder = Path(str(_get(vllm_config, "model_config.model")))
+    load_format = _get(vllm_config, "load_config.load_format")
+    if load_format not in ("auto", "mistral") or not (folder / INDEX_FILE).exists():
+        return []
+    return sorted(path.name for path in folder.glob("consolidated*.safetensors"))
 
 
 def unproven(vllm_config: Any) -> list[str]:
@@ -49,6 +65,13 @@ def unproven(vllm_config: Any) -> list[str]:
         if (size := _get(vllm_config, f"parallel_config.{name}")) not in (None, 1)
     ]
     found += [what for path, what in _SWITCHES if _get(vllm_config, path)]
+    if compat.rust_frontend():
+        found.append("the Rust front end (VLLM_USE_RUST_FRONTEND)")
+    if names := _other_weights(vllm_config):
+        found.append(
+            f"{', '.join(names)} in the model's folder, which vLLM reads instead of "
+            "the weights that were hashed (remove it, or set --load-format safetensors)"
+        )
     runner = _get(vllm_config, "model_config.runner_type")
     if runner not in (None, "generate"):
         found.append(f"the {runner} runner")
@@ -64,4 +87,10 @@ def refuse_unproven(vllm_config: Any, *, sites: tuple[str, ...]) -> None:
         raise UnsupportedFeatureError(
             f"sauce is not proven correct with: {'; '.join(found)} (sites "
             f"{', '.join(sites)}); switch these off, or serve without --plugin sauce"
+        )
+    if "vision" in sites and not compat.takes_pictures(vllm_config):
+        raise UnsupportedFeatureError(
+            "no picture may come (--limit-mm-per-prompt or --language-model-only), so "
+            "vLLM leaves out the vision tower and the bundle's vision site has nothing "
+            "to edit; allow pictures, or serve a bundle of decoder sites"
         )

@@ -13,8 +13,10 @@ from vllm_sauce.plugin import (
     engine_core,
     flags,
     orphans,
+    seam_check,
     settings,
 )
+from vllm_sauce.plugin.frontend import agreement, middleware
 
 _worker_installed = False
 _tap_installed = False
@@ -27,20 +29,27 @@ def install() -> None:
     """
     orphans.install()
     compat.check_version()
+    seam_check.check("all")
     flags.install()
     bench_client.install()
     settings.install()
     admission.install()
     engine_core.install()
+    agreement.install()
+    middleware.install()
     compat.wrap(compat.worker_base_cls(), "__init__", _worker_init)
 
 
 def _worker_init(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> None:
-    if settings.from_vllm_config(vllm_config) is not None:
+    edits = settings.from_vllm_config(vllm_config) is not None
+    harvests = settings.harvests(vllm_config)
+    if edits or harvests:
+        seam_check.check_worker(vllm_config)
+    if edits:
         install_worker()
-    if settings.harvests(vllm_config):
+    if harvests:
         install_tap()
     original(self, vllm_config, *args, **kwargs)
 
@@ -54,10 +63,12 @@ def install_worker() -> None:
     if _worker_installed:
         return
     from vllm_sauce.plugin import canary, injection, runner_v1
+    from vllm_sauce.plugin.worker import lifecycle
 
     injection.install()
     runner_v1.install()
     canary.install()
+    lifecycle.install()
     _worker_installed = True
 
 

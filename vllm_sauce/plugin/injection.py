@@ -19,7 +19,12 @@ from vllm_sauce.errors import (
     UnsupportedFeatureError,
 )
 from vllm_sauce.plugin import compat, runner_v2, settings
-from vllm_sauce.plugin.runtime import _TENSORS, DecoderSite, SauceRuntime, VisionSite
+from vllm_sauce.plugin.runtime import (
+    KEPT_TENSORS,
+    DecoderSite,
+    SauceRuntime,
+    VisionSite,
+)
 from vllm_sauce.plugin.sites import encoder_batches, swap
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import masked_edit, native
@@ -113,24 +118,7 @@ def _table(
         table.pool_bytes / 2**20,
         "; TopK taken as ReLU, an approximation" if table.approximate else "",
     )
-    _measure(table)
     return table
-
-
-def _measure(table: SiteTable) -> None:
-    """Measure on a GPU what the op's forms cost there, to choose between them."""
-    if table.mask_len.device.type != "cuda" or table.topk:
-        return
-    from vllm_sauce_kernels.masked_edit.measure import measure
-
-    logger = compat.logger(__name__)
-    try:
-        table.costs = measure(table.op_args())
-    except Exception as error:
-        # Speed only: the tiles form is right for every batch.
-        logger.warning("sauce: %s: forms not measured: %s", table.site, error)
-        return
-    logger.info("sauce: %s: measured %s", table.site, table.costs)
 
 
 def _max_num_tokens(vllm_config: Any) -> int:
@@ -162,11 +150,16 @@ def _inject_decoder(
         "sauce_slot_of_token", decoder.slot_of_token, persistent=False
     )
     layer.register_buffer("sauce_plan", decoder.plan, persistent=False)
-    for name in _TENSORS:
-        layer.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
+    _keep(layer, table)
     layer.sauce_topk, layer.sauce_normalize = table.topk, table.normalize
     layer.__class__ = _edited_layer(type(layer))
     runtime.decoder[site] = decoder
+
+
+def _keep(module: nn.Module, table: SiteTable) -> None:
+    """Make a site's tensors buffers of its module."""
+    for name in KEPT_TENSORS:
+        module.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
 
 
 def _edited_layer(base: type) -> type:
@@ -209,5 +202,7 @@ def _inject_vision(model: nn.Module, runtime: SauceRuntime, table: SiteTable) ->
             f"{', '.join(PROVEN_VISION)}"
         )
     site = VisionSite(table)
-    swap.on_input(model.multi_modal_projector, site.edit, prefix="Sauce")
+    projector: Any = model.multi_modal_projector
+    _keep(projector, table)
+    swap.on_input(projector, site.edit, prefix="Sauce")
     runtime.vision = site

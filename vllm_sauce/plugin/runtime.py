@@ -15,11 +15,11 @@ from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.unlearning import Mask, admitted_mask
 from vllm_sauce.unlearning.cache_identity import mask_id_of
-from vllm_sauce.unlearning.slots import SiteTable
+from vllm_sauce.unlearning.slots import SiteTable, stage
 from vllm_sauce.unlearning.wire import has_sauce_keys
 from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
 
-_TENSORS = (
+OP_TENSORS = (
     "mask_latents",
     "mask_scale",
     "mask_shift",
@@ -30,6 +30,10 @@ _TENSORS = (
     "b_enc",
     "edited_tokens",
 )
+"""Of a ``SiteTable``, in the op's order."""
+
+KEPT_TENSORS = (*OP_TENSORS, "tokens_before")
+"""Of a ``SiteTable``, as buffers: vLLM saves those and nothing else when it sleeps."""
 
 
 class DecoderSite:
@@ -68,9 +72,9 @@ class DecoderSite:
         total = max(self._written, len(spans))
         padded = torch.full((total,), -1, dtype=torch.int32)
         padded[: len(spans)] = spans
-        self.slot_of_token[:total].copy_(padded)
+        stage(self.slot_of_token[:total], padded)
         if self.plan is not None:
-            self.plan.copy_(self.planner.plan(slots, num_tokens))
+            stage(self.plan, self.planner.plan(slots, num_tokens))
         self._written = len(spans) if any(slot >= 0 for slot in slots) else 0
         self._step = step
 
@@ -110,7 +114,7 @@ class VisionSite:
         )
         planner, plan = make_plan(self.table, slot_of_token)
         if plan is not None:
-            plan.copy_(planner.plan([slot], [len(edited)]))
+            stage(plan, planner.plan([slot], [len(edited)]))
         run_edit(edited, None, slot_of_token, self.table, plan)
         return edited.view(image_features.shape)
 

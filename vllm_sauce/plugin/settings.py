@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from typing import Any
 from vllm_sauce import __version__
 from vllm_sauce.bundle import Bundle, hub
 from vllm_sauce.config import SauceConfig
-from vllm_sauce.errors import BundleNotFoundError, ConfigError
-from vllm_sauce.plugin import compat, features, protocols
-from vllm_sauce.unlearning import check_mandatory
+from vllm_sauce.errors import (
+    BundleMismatchError,
+    BundleNotFoundError,
+    ConfigError,
+)
+from vllm_sauce.plugin import compat, features
+from vllm_sauce.unlearning import check_mandatory, without_decoder
 
 ENVIRONMENT = {
     "VLLM_SAUCE_BUNDLE": "bundle",
@@ -22,16 +27,34 @@ ENVIRONMENT = {
     "VLLM_SAUCE_POOL_DTYPE": "pool_dtype",
     "VLLM_SAUCE_APPROXIMATE": "approximate",
 }
-"""``VLLM_SAUCE_FORGET`` holds names with commas between. A flag wins over these."""
+"""``VLLM_SAUCE_FORGET`` holds names with commas between. A flag wins over these.
+
+Each of them asks for sauce, as ``--plugin sauce`` does: none that is set is ignored.
+"""
 
 _READ_BY_KERNELS = ("VLLM_SAUCE_CACHE", "VLLM_SAUCE_KERNEL", "VLLM_SAUCE_NATIVE")
+
+_SERVICE_LINK = re.compile(
+    r"VLLM_SAUCE(_[A-Z0-9_]+)?_"
+    r"(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?"
+    r"|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every pod beside a Service named ``vllm-sauce``."""
 
 HARVEST_KEY = "sauce_harvest"
 """In ``additional_config``: what ``tapping.TapSettings`` reads."""
 
-_DERIVED = ("digest", "sites", "version")
+_DERIVED = ("digest", "sites", "version", "num_slots", "max_num_tokens")
 """Written by us beside the user's settings: they key vLLM's compile cache, where a
-custom op is otherwise invisible and a stale model without it would be served."""
+custom op and its tables' shapes are otherwise invisible and a stale model without it
+would be served. A ``digest`` that is there already, as in the arguments of a process
+that another started, is compared."""
+
+
+_NO_DECODER = (
+    "mandatory without an edit in the decoder: {}; a question without a picture is "
+    "answered as if nothing were forgotten"
+)
 
 
 def install() -> None:
@@ -46,7 +69,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """
     given: dict[str, Any] = {}
     for name in sorted(n for n in environ if n.startswith("VLLM_SAUCE_")):
-        if name in _READ_BY_KERNELS:
+        if name in _READ_BY_KERNELS or _SERVICE_LINK.fullmatch(name):
             continue
         if name not in ENVIRONMENT:
             raise ConfigError(
@@ -67,13 +90,18 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return given
 
 
+def section_of(vllm_config: Any) -> dict[str, Any] | None:
+    """Return what an engine's configuration says of sauce, None without sauce."""
+    additional = vllm_config.additional_config
+    return additional.get("sauce") if isinstance(additional, dict) else None
+
+
 def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
     """Return the configuration an engine runs with, None without sauce.
 
     Raises: ConfigError.
     """
-    additional = vllm_config.additional_config
-    section = additional.get("sauce") if isinstance(additional, dict) else None
+    section = section_of(vllm_config)
     if section is None:
         return None
     return SauceConfig.from_mapping(
@@ -87,19 +115,22 @@ def harvests(vllm_config: Any) -> bool:
     return isinstance(additional, dict) and HARVEST_KEY in additional
 
 
-def requested(engine_args: Any, environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the merged settings, None when nobody asked for sauce."""
-    additional = engine_args.additional_config
-    section = additional.get("sauce") if isinstance(additional, dict) else None
-    from_env = from_environment(environ)
-    if section is None and not from_env:
+def requested(args: Any, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the merged settings, None when nobody asked for sauce.
+
+    Without that no variable is read: a stray one must not end a plain start.
+
+    Raises: ConfigError.
+    """
+    section = section_of(args)
+    if section is None and not any(name in environ for name in ENVIRONMENT):
         return None
     if section is not None and not isinstance(section, Mapping):
         raise ConfigError(
             f"additional_config['sauce'] must be an object, got {section!r}"
         )
     given = {k: v for k, v in (section or {}).items() if k not in _DERIVED}
-    return {**from_env, **given}
+    return {**from_environment(environ), **given}
 
 
 def locate_bundle(given: dict[str, Any], model_dir: Path | None) -> str:
@@ -123,24 +154,35 @@ def locate_bundle(given: dict[str, Any], model_dir: Path | None) -> str:
     )
 
 
-def _create_engine_config(
-    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
-) -> Any:
-    given = requested(self, os.environ)
+def resolve(args: Any) -> Bundle | None:
+    """Put the settings that somebody asked for into ``args``, whole and checked.
+
+    ``args`` are a command line's or an engine's: processes that are started later are
+    handed them, and find there what to run with whatever they have installed by then.
+    Returns the bundle without its weights, None when nobody asked for sauce.
+
+    Raises: ConfigError, BundleError.
+    """
+    given = requested(args, os.environ)
     if given is None:
-        return original(self, *args, **kwargs)
-    model_dir = compat.local_model_dir(self.model, getattr(self, "revision", None))
+        return None
     config = SauceConfig.from_mapping(
-        {**given, "bundle": locate_bundle(given, model_dir)}
+        {**given, "bundle": locate_bundle(given, _model_dir(args))}
     )
     bundle = Bundle.load(config.bundle, weights=False)
+    wanted = (section_of(args) or {}).get("digest")
+    if wanted not in (None, bundle.digest):
+        raise BundleMismatchError(
+            f"the bundle {config.bundle} changed while the server started: wanted "
+            f"{wanted}, found {bundle.digest}; start again"
+        )
     check_mandatory(
         config.forget, bundle.catalogue, config.max_latents, config.max_concepts
     )
-    if model_dir is not None:
-        bundle.check_model(model_dir)
-    self.additional_config = {
-        **(self.additional_config or {}),
+    if config.require_decoder:
+        _refuse_without_decoder(config, bundle)
+    args.additional_config = {
+        **(args.additional_config or {}),
         "sauce": {
             **config.to_mapping(),
             "digest": bundle.digest,
@@ -148,10 +190,53 @@ def _create_engine_config(
             "version": __version__,
         },
     }
-    protocols.install()
+    return bundle
+
+
+def _model_dir(args: Any) -> Path | None:
+    # ``vllm serve MODEL`` parses the model into an attribute of its own.
+    model = getattr(args, "model_tag", None) or args.model
+    return compat.local_model_dir(model, getattr(args, "revision", None))
+
+
+def _refuse_without_decoder(config: SauceConfig, bundle: Bundle) -> None:
+    if names := without_decoder(config.forget, bundle.catalogue):
+        raise ConfigError(
+            f"{_NO_DECODER.format(', '.join(names))}, which --sauce-require-decoder "
+            "forbids; forget others, or take a bundle that edits them in the decoder"
+        )
+
+
+def table_sizes(vllm_config: Any) -> dict[str, int]:
+    """Return the sizes of the edit's tables that an engine's configuration decides."""
+    sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
+    scheduler = vllm_config.scheduler_config
+    return {
+        # Every request of a step may carry its own mask, so this many always do.
+        "num_slots": scheduler.max_num_seqs,
+        "max_num_tokens": int(max(scheduler.max_num_batched_tokens, *sizes, 1)),
+    }
+
+
+def _create_engine_config(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    bundle = resolve(self)
+    if bundle is None:
+        return original(self, *args, **kwargs)
+    if (model_dir := _model_dir(self)) is not None:
+        bundle.check_model(model_dir)
     vllm_config = original(self, *args, **kwargs)
     features.refuse_unproven(vllm_config, sites=tuple(sorted(bundle.sites)))
-    compat.logger(__name__).info(
+    vllm_config.additional_config["sauce"].update(table_sizes(vllm_config))
+    _say_what_runs(vllm_config, bundle)
+    return vllm_config
+
+
+def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
+    config, logger = from_vllm_config(vllm_config), compat.logger(__name__)
+    assert config is not None
+    logger.info(
         "sauce: bundle %s (%s), sites %s, %d concepts, mandatory: %s",
         config.bundle,
         bundle.digest[:12],
@@ -159,4 +244,8 @@ def _create_engine_config(
         len(bundle.catalogue),
         ", ".join(config.forget) or "none",
     )
-    return vllm_config
+    if names := without_decoder(config.forget, bundle.catalogue):
+        logger.warning(
+            "sauce: %s; --sauce-require-decoder refuses such concepts",
+            _NO_DECODER.format(", ".join(names)),
+        )

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of SAELens v6: ``cfg.json`` and ``sae_weights.safetensors``."""
+"""Checkpoints of SAELens: ``cfg.json`` and ``sae_weights.safetensors``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
 from vllm_sauce.errors import (
@@ -15,13 +14,16 @@ from vllm_sauce.errors import (
     BundleNotFoundError,
     UnsupportedSAEError,
 )
-from vllm_sauce.sae.architectures import check_architecture
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_gated
-from vllm_sauce.sae.normalization import check_normalization
+from vllm_sauce.sae.sae_lens_config import SAELensConfig, parse_config
+from vllm_sauce.sae.tensors_file import read_tensors
 from vllm_sauce.sae.weights import SAEWeights
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
+FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
+"""Names that the factors of a finetuned SAE's latents have had."""
+
 _OWN_TENSORS = {
     "standard": {"b_enc"},
     "topk": {"b_enc"},
@@ -34,25 +36,16 @@ def from_sae_lens(path: str | Path) -> SAEWeights:
     """Read a standard, jumprelu, topk or gated SAE that SAELens saved.
 
     A gated one becomes the jumprelu SAE that it is; norms of the decoder that scale
-    activations are folded into the weights.
+    activations, and factors of finetuning, are folded into the weights.
 
     Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
-    Source: SAELens v6, ``SAE.save_model``
+    Source: SAELens v6, ``SAE.save_model``; v5, ``SAE.decode``
     """
     folder = Path(path)
-    cfg = _read_config(folder / CONFIG_FILE)
-    architecture = cfg.get("architecture")
-    if not isinstance(architecture, str):
-        raise UnsupportedSAEError(f"{folder / CONFIG_FILE} names no architecture")
-    if architecture != "gated":
-        check_architecture(architecture)
-    normalization = _check_options(cfg, architecture)
-    apply_b_dec = cfg.get("apply_b_dec_to_input", True)
-    if not isinstance(apply_b_dec, bool):
-        raise UnsupportedSAEError(
-            f"apply_b_dec_to_input must be true or false, got {apply_b_dec!r}"
-        )
-    tensors = _read_weights(folder / WEIGHTS_FILE)
+    config = parse_config(_read_config(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    architecture = config.architecture
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    factors = _finetuning(tensors, config)
     names = {"W_enc", "W_dec", "b_dec"} | _OWN_TENSORS[architecture]
     if set(tensors) != names:
         raise UnsupportedSAEError(
@@ -64,25 +57,20 @@ def from_sae_lens(path: str | Path) -> SAEWeights:
         W_enc, b_enc, threshold = fold_gated(tensors["W_enc"], *biases)
         tensors |= {"W_enc": W_enc, "b_enc": b_enc, "threshold": threshold}
         architecture = "jumprelu"
-    if cfg.get("rescale_acts_by_decoder_norm", False):
+    if config.rescale_acts_by_decoder_norm:
         W_enc, b_enc, W_dec = fold_decoder_norm(
             tensors["W_enc"], tensors["b_enc"], tensors["W_dec"]
         )
         tensors |= {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec}
+    if factors is not None:
+        tensors["W_dec"] = tensors["W_dec"] * factors[:, None]
     return SAEWeights(
         **tensors,
         architecture=architecture,
-        apply_b_dec_to_input=apply_b_dec,
-        k=_k_of(cfg) if architecture == "topk" else None,
-        normalize_activations=normalization,
+        apply_b_dec_to_input=config.apply_b_dec_to_input,
+        k=config.k,
+        normalize_activations=config.normalize_activations,
     )
-
-
-def _k_of(cfg: dict[str, object]) -> int:
-    k = cfg.get("k")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise UnsupportedSAEError(f"a topk SAE needs a whole k >= 1, got {k!r}")
-    return k
 
 
 def _read_config(path: Path) -> dict[str, object]:
@@ -97,29 +85,22 @@ def _read_config(path: Path) -> dict[str, object]:
     return cfg
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise BundleNotFoundError(f"no SAELens checkpoint: {path} is missing") from None
-    except SafetensorError as error:
-        raise BundleCorruptError(f"{path} is damaged: {error}") from error
-
-
-def _check_options(cfg: dict[str, object], architecture: str) -> str:
-    # Each of these changes the maths; ignoring one would edit the wrong latents.
-    normalization = check_normalization(str(cfg.get("normalize_activations") or "none"))
-    if cfg.get("rescale_acts_by_decoder_norm", False) and architecture != "topk":
-        raise UnsupportedSAEError(
-            "rescale_acts_by_decoder_norm is known for topk SAEs only, got "
-            f"{architecture!r}; fold the norm into the weights first"
-        )
-    reshape = cfg.get("reshape_activations", "none")
-    if reshape not in (None, "none"):
-        raise UnsupportedSAEError(
-            f"reshape_activations must be 'none', got {reshape!r}"
-        )
-    activation = cfg.get("activation_fn", "relu")
-    if activation not in (None, "relu"):
-        raise UnsupportedSAEError(f"activation_fn must be 'relu', got {activation!r}")
-    return normalization
+def _finetuning(tensors: dict[str, Tensor], config: SAELensConfig) -> Tensor | None:
+    """Take the factors of finetuning out of the tensors; None if they do nothing."""
+    for name in FINETUNED:
+        factors = tensors.pop(name, None)
+        # For a while every checkpoint had them, and they were 1.
+        if factors is None or torch.allclose(factors, torch.ones_like(factors)):
+            continue
+        if not config.finetuning_scaling_factor:
+            raise UnsupportedSAEError(
+                f"{name} holds factors, but finetuning_scaling_factor is not true: the "
+                "two files belong to different SAEs"
+            )
+        if factors.shape != tensors["W_dec"].shape[:1]:
+            raise UnsupportedSAEError(
+                f"{name} must have one number for each latent, got "
+                f"{list(factors.shape)}"
+            )
+        return factors
+    return None

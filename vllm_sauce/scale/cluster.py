@@ -97,6 +97,15 @@ def connected(resources: Resources) -> Iterator[Resources]:
             f"cannot connect to Ray: {error}; a cluster that wants a token is given "
             "it where RAY_AUTH_MODE=token is set here, too"
         ) from error
+    except OSError as error:
+        # ConnectionError, above, is one of these.
+        hint = (
+            "; its sockets' names are too long because its temporary folder's is: set "
+            "RAY_TMPDIR to a short one, such as /tmp"
+            if "AF_UNIX" in str(error)
+            else ""
+        )
+        raise ConfigError(f"cannot start Ray: {error}{hint}") from error
     try:
         yield placed(resources, ray.cluster_resources())
     finally:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllm_sauce.concepts.catalogue import check_concept_text
-from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.data.pictures import decode_picture
+from vllm_sauce.errors import ActivationsError, ConfigError, PictureError
 from vllm_sauce.training.concept_schema import (
     SPLITS,
     ConceptEntry,
@@ -21,7 +23,9 @@ from vllm_sauce.training.concept_schema import (
 from vllm_sauce.training.example_sources import RawExample, Source, read_source
 from vllm_sauce.training.example_splits import assign_splits
 from vllm_sauce.training.located_yaml import Lines
-from vllm_sauce.training.samples import Picture, Sample, picture_digest
+from vllm_sauce.training.samples import Picture, Sample
+
+_logger = logging.getLogger(__name__)
 
 __all__ = ["SPLITS", "ConceptExamples", "ConceptFile", "Example", "Questions"]
 
@@ -84,15 +88,26 @@ class ConceptFile:
     """By name, in the file's order."""
     examples: tuple[Example, ...] = field(repr=False)
     """Each once, in the order in which the file leads to them."""
+    failed: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Key of each example that cannot be shown, and why; it is left out of all else."""
 
     @classmethod
     def read(cls, path: str | Path) -> ConceptFile:
         """Read the file and find every example; reads each picture once.
 
+        A picture or text that is there but cannot be shown is left out, with a warning.
+
         Raises: ConfigError naming the file, the line, the concept and what was wanted;
-            ActivationsError for a picture that cannot be read
+            ActivationsError for a picture that is not there
         """
-        return _Reader(Path(path)).read()
+        file = _Reader(Path(path)).read()
+        if file.failed:
+            key, reason = next(iter(file.failed.items()))
+            _logger.warning(
+                f"{path}: {len(file.failed)} examples cannot be shown and are left "
+                f"out; the first is {key}: {reason}"
+            )
+        return file
 
     def samples(self, split: str | None = None) -> list[Sample]:
         """Return all samples of one split or all, each key once.
@@ -149,6 +164,9 @@ class _Reader:
         self.file: ConceptsYaml
         self.lines: Lines
         self.found: dict[str, _Found] = {}
+        self.failed: dict[str, str] = {}
+        self._decoded: set[str] = set()
+        """Digests of pictures that can be shown."""
 
     def read(self) -> ConceptFile:
         """Return the file with its examples."""
@@ -164,7 +182,7 @@ class _Reader:
         concepts = {name: self._concept(name, examples) for name in self.file.concepts}
         used = {e.digest for c in concepts.values() for e in (*c.positive, *c.negative)}
         kept = tuple(e for e in examples.values() if e.digest in used)
-        return ConceptFile(self.path, concepts, kept)
+        return ConceptFile(self.path, concepts, kept, self.failed)
 
     def _check_names(self) -> None:
         domains = {self._domain(entry) for entry in self.file.concepts.values()}
@@ -210,8 +228,12 @@ class _Reader:
         """Yield a source's examples with the digests of content and of all."""
         try:
             for raw in read_source(source, self.base, column):
+                try:
+                    shown = self._shown(raw)
+                except PictureError as error:
+                    self.failed[raw.key] = str(error)
+                    continue
                 words = hashlib.sha256((raw.words or "").encode()).hexdigest()
-                shown = None if raw.picture is None else picture_digest(raw.picture)
                 yield raw, shown or words, f"{shown}:{words}"
         except (ConfigError, ActivationsError) as error:
             raise self._error(place, str(error), type(error)) from error
@@ -219,6 +241,24 @@ class _Reader:
             raise self._error(
                 place, f"this table needs {error.name}: pip install vllm-sauce[train]"
             ) from error
+
+    def _shown(self, raw: RawExample) -> str | None:
+        """Return the digest of an example's picture; all that is used can be decoded.
+
+        Stages that come hours later could not leave it out: others were counted on.
+
+        Raises: PictureError, ActivationsError
+        """
+        if raw.problem:
+            raise PictureError(raw.problem)
+        if raw.picture is None:
+            return None
+        content = raw.picture.read()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._decoded:
+            decode_picture(content, raw.picture.name)
+            self._decoded.add(digest)
+        return digest
 
     def _check_contradictions(self) -> None:
         for found in self.found.values():

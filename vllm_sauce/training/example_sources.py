@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.data.pictures import SUFFIXES, picture_files
+from vllm_sauce.errors import ActivationsError, ConfigError, PictureError
+from vllm_sauce.files import check_unicode, read_lines, writable
 from vllm_sauce.training.concept_schema import (
     DatasetSource,
     FolderSource,
@@ -18,17 +20,6 @@ from vllm_sauce.training.concept_schema import (
     ParquetSource,
 )
 from vllm_sauce.training.samples import Picture, PictureFile
-
-PICTURE_SUFFIXES = (
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 
 Source = FolderSource | JsonlSource | ParquetSource | DatasetSource
 
@@ -44,6 +35,8 @@ class RawExample:
     """A prompt of its own."""
     concepts: tuple[str, ...] = ()
     """Names in the column of concepts, if one was asked for."""
+    problem: str = ""
+    """Why it cannot be shown, if its text cannot; the rest of the source can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +57,10 @@ class TablePicture:
         return f"{self.path}, row {self.row} of {self.part}, column {self.column!r}"
 
     def read(self) -> bytes:
-        """Return the encoded picture. Raises: ActivationsError"""
+        """Return the encoded picture.
+
+        Raises: PictureError; ActivationsError if there is none
+        """
         try:
             if self.kind == "parquet":
                 column = _parquet_column(self.path, self.part, self.column)
@@ -73,8 +69,10 @@ class TablePicture:
                 part = None if self.part is None else str(self.part)
                 cell = _dataset(self.path, part, self.column)[self.row][self.column]
             content = _cell_bytes(cell, self.path)
-        except (OSError, ValueError, IndexError, KeyError) as error:
+        except FileNotFoundError as error:
             raise ActivationsError(f"cannot read {self.name}: {error}") from error
+        except (OSError, ValueError, IndexError, KeyError) as error:
+            raise PictureError(f"cannot read {self.name}: {error}") from error
         if content is None:
             raise ActivationsError(f"{self.name} holds no picture, got {cell!r:.80}")
         return content
@@ -108,17 +106,9 @@ def _folder(source: FolderSource, base: Path) -> Iterator[RawExample]:
         )
     if not folder.is_dir():
         raise ConfigError(f"no folder {folder}")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    paths = picture_files(folder, inner=True)
     if not paths:
-        raise ConfigError(
-            f"no picture in {folder}; looked for {', '.join(PICTURE_SUFFIXES)}"
-        )
+        raise ConfigError(f"no picture in {folder}; looked for {', '.join(SUFFIXES)}")
     for path in paths:
         yield RawExample(_short(path, base), PictureFile(path), None)
 
@@ -128,7 +118,7 @@ def _jsonl(
 ) -> Iterator[RawExample]:
     path = base / source.jsonl
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines):
@@ -141,19 +131,16 @@ def _jsonl(
             raise ConfigError(f"{where} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"{where} must be an object, got {line[:40]!r}")
-        picture = None
-        if source.image is not None:
+        key = f"{writable(source.jsonl)}#{number}"
+        used = (source.image, source.prompt, concepts_column)
+        picture, problem = None, _problem([row.get(name) for name in used if name])
+        if source.image is not None and not problem:
             file = path.parent / _text(row, source.image, where)
             if not file.is_file():
                 raise ConfigError(f"{where}: no picture {file}")
             picture = PictureFile(file)
         yield _example(
-            f"{source.jsonl}#{number}",
-            picture,
-            row,
-            source.prompt,
-            concepts_column,
-            where,
+            key, picture, row, source.prompt, concepts_column, where, problem
         )
 
 
@@ -164,7 +151,10 @@ def _parquet(
     from pyarrow.parquet import ParquetFile
 
     root = base / source.parquet
-    paths = sorted(root.glob("*.parquet")) if root.is_dir() else [root]
+    paths = [root]
+    if root.is_dir():
+        found = sorted(root.glob("*.parquet"))
+        paths = [p for p in found if p.is_file() and not p.name.startswith(".")]
     if not paths or not paths[0].is_file():
         raise ConfigError(f"no parquet file at {root}")
     for path in paths:
@@ -175,7 +165,7 @@ def _parquet(
             number = 0
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
-                words = file.read_row_group(group, columns).to_pylist()
+                words = file.read_row_group(group, columns)
                 for row in range(count):
                     picture = (
                         None
@@ -184,9 +174,10 @@ def _parquet(
                     )
                     key = f"{_short(path, base)}#{number}"
                     where = f"{path}, row {number}"
-                    cells = words[row] if columns else {}
+                    cells, problem = _cells(partial(_row_of, words, row))
                     yield _example(
-                        key, picture, cells, source.prompt, concepts_column, where
+                        *(key, picture, cells, source.prompt, concepts_column),
+                        *(where, problem),
                     )
                     number += 1
         except (OSError, ArrowException) as error:
@@ -207,13 +198,11 @@ def _from_dataset(
             if source.image is None
             else TablePicture("dataset", path, source.image, number, source.split)
         )
+        read = dict[str, Any] if words is None else partial(words.__getitem__, number)
+        cells, problem = _cells(read)
+        key, where = f"{writable(source.dataset)}#{number}", f"{path}, row {number}"
         yield _example(
-            f"{source.dataset}#{number}",
-            picture,
-            {} if words is None else words[number],
-            source.prompt,
-            concepts_column,
-            f"{path}, row {number}",
+            key, picture, cells, source.prompt, concepts_column, where, problem
         )
 
 
@@ -224,10 +213,35 @@ def _example(
     prompt: str | None,
     concepts_column: str | None,
     where: str,
+    problem: str,
 ) -> RawExample:
+    if problem:
+        return RawExample(key, None, None, problem=problem)
     words = None if prompt is None else _text(row, prompt, where)
     names = () if concepts_column is None else _names(row, concepts_column, where)
     return RawExample(key, picture, words, names)
+
+
+def _row_of(table: Any, row: int) -> dict[str, Any]:
+    cells: dict[str, Any] = table.slice(row, 1).to_pylist()[0] if table.columns else {}
+    return cells
+
+
+def _cells(read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """Return a row of a table, or what is wrong with its text."""
+    try:
+        row = read()
+    except UnicodeDecodeError as error:
+        return {}, f"its text is not UTF-8: {error}"
+    return row, _problem(list(row.values()))
+
+
+def _problem(cells: list[Any]) -> str:
+    try:
+        check_unicode(cells)
+    except UnicodeError as error:
+        return str(error)
+    return ""
 
 
 def _text(row: dict[str, Any], column: str, where: str) -> str:
@@ -311,4 +325,5 @@ def _cell_bytes(cell: object, table: Path) -> bytes | None:
 
 def _short(path: Path, base: Path) -> str:
     """Return a path as the file would name it."""
-    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+    short = path.relative_to(base).as_posix() if path.is_relative_to(base) else path
+    return writable(str(short))

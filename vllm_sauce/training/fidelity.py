@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.models.chat_prompts import chat_inputs
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.training.activations import SiteFn, site_hook
 from vllm_sauce.training.row_choice import RowChoice
@@ -92,16 +93,12 @@ class AnsweringModel:
         return cls(model.to(device).eval(), processor)
 
     def prompt(self, sample: Sample) -> dict[str, Tensor]:
-        """Return a sample as the model's inputs, in its chat template."""
-        content = [{"type": "text", "text": sample.prompt}]
-        pictures = None
-        if sample.picture is not None:
-            content.insert(0, {"type": "image"})
-            pictures = [open_picture(sample.picture)]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+        """Return a sample as the model's inputs, in its chat template.
+
+        Raises: ActivationsError, ConfigError
+        """
+        pictures = [] if sample.picture is None else [open_picture(sample.picture)]
+        inputs = chat_inputs(self.processor, [sample.prompt], pictures)
         return dict(inputs.to(self.model.device))
 
     @torch.inference_mode()

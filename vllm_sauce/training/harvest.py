@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_sauce.concepts import VISION, check_site
-from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.errors import ConfigError, SauceError
 from vllm_sauce.plugin import compat
 from vllm_sauce.training.harvest_folder import (
     HarvestFolder,
@@ -234,15 +234,18 @@ class _Run:
             detokenize=False,
             extra_args={"harvest_sample": given.number},
         )
-        refusals: tuple[type[Exception], ...] = (
-            ActivationsError,
-            *compat.client_errors(),
-        )
+        if given.sample.problem:
+            self._fail(given, given.sample.problem)
+            return
         try:
             messages = _messages(given)
             (name,) = self.llm.enqueue_chat([messages], params, use_tqdm=False)
-        except refusals as error:
-            self._fail(given, str(error))
+        except Exception as error:
+            # vLLM and its processors refuse a sample with errors of any kind.
+            if compat.is_engine_dead(error):
+                raise
+            known = isinstance(error, SauceError) and str(error)
+            self._fail(given, known or f"{type(error).__name__}: {error}")
             return
         # vLLM names a request "<id>-<random>" inside and "<id>" in its outputs.
         self.inside[name.rsplit("-", 1)[0]] = given

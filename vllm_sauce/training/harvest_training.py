@@ -262,6 +262,9 @@ class _Session:
         assert held_out is not None
         if not len(held_out):
             held_out = torch.arange(len(self.samples))
+        # What could not be shown to the model then cannot be now.
+        taken = {n for entry in read_index(self.store.folder) for n in entry.samples}
+        held_out = torch.tensor([n for n in held_out.tolist() if n in taken])
         samples = measurable_samples(
             self.samples, held_out, settings.pictures, settings.samples
         )

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import check_unicode
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,6 +25,16 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_scalar(self, node: Any) -> Any:
+        """Return a scalar's text, whole characters; JSON's escapes can be halves."""
+        try:
+            check_unicode(node.value)
+        except UnicodeError as error:
+            raise yaml.MarkedYAMLError(
+                problem=str(error), problem_mark=node.start_mark
+            ) from error
+        return super().construct_scalar(node)
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping with text as keys; a key twice is a mistake."""
         self.flatten_mapping(node)
@@ -33,11 +44,12 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(
                     problem="a key must be text", problem_mark=key.start_mark
                 )
-            if key.value in found:
+            name = self.construct_scalar(key)
+            if name in found:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                    problem=f"{name!r} is there twice", problem_mark=key.start_mark
                 )
-            found[key.value] = self.construct_object(value, deep=deep)
+            found[name] = self.construct_object(value, deep=deep)
         return found
 
 
@@ -75,7 +87,7 @@ def load_yaml(path: Path) -> tuple[Any, Lines]:
     Raises: ConfigError
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
         root = yaml.compose(text, Loader=_Loader)
         return yaml.load(text, Loader=_Loader), Lines(root)
     except (OSError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import is_unicode, read_lines
 from vllm_sauce.training.concept_examples import ConceptFile
 from vllm_sauce.training.concept_schema import FolderSource, JsonlSource
 from vllm_sauce.training.example_sources import RawExample, read_source
@@ -49,10 +50,14 @@ def find_samples(
     if concepts is not None:
         if prompts:
             raise ConfigError("concepts.yaml says what is asked; leave --prompt out")
-        return ConceptFile.read(concepts).samples(split)
+        file = ConceptFile.read(concepts)
+        bad = [_bad(key, reason) for key, reason in file.failed.items()]
+        return file.samples(split) + bad
     if texts is not None:
         return text_samples(texts)
     asked = tuple(prompts) or (PROMPT,)
+    if not all(map(is_unicode, asked)):
+        raise ConfigError("--prompt must be UTF-8; type it anew, or set the locale")
     if pictures is not None:
         raw = list(read_source(FolderSource(folder=str(pictures)), Path()))
     else:
@@ -66,7 +71,7 @@ def text_samples(file: Path) -> list[Sample]:
     Raises: ConfigError
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(file)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read texts from {file}: {error}") from error
     samples = [
@@ -80,6 +85,8 @@ def text_samples(file: Path) -> list[Sample]:
 
 
 def _asked(example: RawExample, prompts: Sequence[str]) -> list[Sample]:
+    if example.problem:
+        return [_bad(example.key, example.problem)]
     words = prompts if example.words is None else (example.words,)
     return [
         Sample(
@@ -90,6 +97,10 @@ def _asked(example: RawExample, prompts: Sequence[str]) -> list[Sample]:
         )
         for number, prompt in enumerate(words)
     ]
+
+
+def _bad(key: str, problem: str) -> Sample:
+    return Sample(key=key, prompt="", problem=problem)
 
 
 def _table(table: Path | None, image: str | None, prompt: str | None) -> JsonlSource:

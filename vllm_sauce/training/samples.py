@@ -6,11 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vllm_sauce.errors import ActivationsError
+from vllm_sauce.data.pictures import decode_picture
+from vllm_sauce.errors import ActivationsError, PictureError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +26,10 @@ class Picture(Protocol):
         ...
 
     def read(self) -> bytes:
-        """Return the encoded picture. Raises: ActivationsError"""
+        """Return the encoded picture.
+
+        Raises: PictureError; ActivationsError if there is none
+        """
         ...
 
 
@@ -41,11 +45,11 @@ class PictureFile:
         return str(self.path)
 
     def read(self) -> bytes:
-        """Return the file's bytes. Raises: ActivationsError"""
+        """Return the file's bytes. Raises: PictureError"""
         try:
             return self.path.read_bytes()
         except OSError as error:
-            raise ActivationsError(f"cannot read {self.path}: {error}") from error
+            raise PictureError(f"cannot read {self.path}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,9 @@ class Sample:
 
     concepts: tuple[str, ...] = ()
     """Concepts that this sample has."""
+
+    problem: str = ""
+    """Why it cannot be shown; it keeps its place among the samples and fails alone."""
 
     def to_json(self) -> dict[str, object]:
         """Return a line of samples.jsonl: the picture as the digest of its bytes."""
@@ -82,25 +89,16 @@ def picture_digest(picture: Picture) -> str:
 def open_picture(picture: Picture) -> Image:
     """Decode a picture as RGB.
 
-    Raises: ActivationsError
+    Raises: PictureError; ActivationsError if there is none
     """
-    import io
-
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(io.BytesIO(picture.read())).convert("RGB")
-    except UnidentifiedImageError as error:
-        # Its words name a place in memory, another one each time.
-        raise ActivationsError(f"{picture.name} is no picture that is known") from error
-    except (OSError, ValueError) as error:
-        raise ActivationsError(f"{picture.name} is no picture: {error}") from error
+    return decode_picture(picture.read(), picture.name)
 
 
 def distinct(samples: Iterable[Sample]) -> tuple[list[Sample], dict[str, str]]:
     """Return samples without repetitions, and for each key left out the key kept.
 
-    Two samples are the same if prompt, picture and concepts are.
+    Two samples are the same if prompt, picture and concepts are; one that cannot be
+    shown is like no other.
 
     Raises: ActivationsError if a key is used twice
     """
@@ -111,9 +109,15 @@ def distinct(samples: Iterable[Sample]) -> tuple[list[Sample], dict[str, str]]:
         if sample.key in keys:
             raise ActivationsError(f"two samples have the key {sample.key!r}")
         keys.add(sample.key)
-        line = sample.to_json()
-        del line["key"]
-        content = json.dumps(line, sort_keys=True)
+        try:
+            line = sample.to_json()
+        except PictureError as error:
+            sample = replace(sample, picture=None, problem=str(error))
+        if sample.problem:
+            content = f"key {sample.key}"
+        else:
+            del line["key"]
+            content = json.dumps(line, sort_keys=True)
         if content in kept:
             dropped[sample.key] = kept[content].key
         else:

@@ -8,7 +8,6 @@ already is refused.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_sauce.errors import ActivationsError
+from vllm_sauce.files import lock_folder
 from vllm_sauce.training.shards import (
     Rows,
     ShardEntry,
@@ -160,12 +160,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ActivationsError(f"cannot write to {folder}: {error}") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise ActivationsError(
-                f"{folder} cannot be locked: {error}; harvest to another file system"
-            ) from error
+        lock_folder(file, folder, wait=True, error=ActivationsError)
         yield
 
 

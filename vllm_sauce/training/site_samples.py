@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -16,8 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vllm_sauce.concepts import VISION, check_site, decoder_layer_idx
-from vllm_sauce.errors import ConfigError, SauceError
+from vllm_sauce.data.pictures import SUFFIXES, picture_files
+from vllm_sauce.errors import ConfigError, PictureError, SauceError
+from vllm_sauce.files import read_lines
+from vllm_sauce.models.chat_prompts import chat_inputs
 from vllm_sauce.training.activations import decoder_layers, site_hook
+from vllm_sauce.training.samples import PictureFile, open_picture
+
+_logger = logging.getLogger(__name__)
 
 TOWER_NEIGHBOURS: Final = 2
 """Layers of the tower on either side that are looked at; each costs a run of it."""
@@ -146,7 +153,7 @@ def read_texts(path: Path) -> list[str]:
     Raises: ConfigError
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} holds no texts: {error}") from error
     texts = [line.strip() for line in lines if line.strip()]
@@ -156,20 +163,26 @@ def read_texts(path: Path) -> list[str]:
 
 
 def read_pictures(folder: Path) -> list[Any]:
-    """Read a folder's first pictures, by name.
+    """Read a folder's first pictures, by name; warns of those that cannot be read.
 
     Raises: ConfigError
     """
-    from PIL import Image
-
-    endings = (".png", ".jpg", ".jpeg", ".webp")
     try:
-        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in endings)
-        pictures = [Image.open(file).convert("RGB") for file in files[:MOST_PICTURES]]
+        files = picture_files(folder)
     except OSError as error:
         raise ConfigError(f"{folder} holds no pictures: {error}") from error
+    pictures: list[Any] = []
+    for file in files:
+        if len(pictures) == MOST_PICTURES:
+            break
+        try:
+            pictures.append(open_picture(PictureFile(file)))
+        except PictureError as error:
+            _logger.warning(f"left out: {error}")
     if not pictures:
-        raise ConfigError(f"{folder} holds no pictures ({', '.join(endings)})")
+        raise ConfigError(
+            f"{folder} holds no pictures that can be read ({', '.join(SUFFIXES)})"
+        )
     return pictures
 
 
@@ -241,11 +254,7 @@ def _read(
             model(input_ids=inputs["input_ids"].to(model.device))
         return
     for i, picture in enumerate(pictures):
-        content = [{"type": "image"}, {"type": "text", "text": texts[i % len(texts)]}]
-        prompt = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        inputs = processor(text=prompt, images=picture, return_tensors="pt")
+        inputs = chat_inputs(processor, [texts[i % len(texts)]], [picture])
         model(**_on_device(inputs, model))
 
 

@@ -14,6 +14,7 @@ from vllm_sauce.unlearning.mask import (
     check_mandatory,
     check_size,
     resolve_mask,
+    without_decoder,
 )
 from vllm_sauce.unlearning.request import ForgetRequest, parse_request
 
@@ -31,6 +32,7 @@ __all__ = [
     "parse_request",
     "resolve_mask",
     "site_rows",
+    "without_decoder",
 ]
 
 

@@ -165,6 +165,20 @@ def check_mandatory(
         raise ConfigError(f"mandatory concepts: {error}") from error
 
 
+def without_decoder(names: Iterable[str], catalogue: Catalogue) -> tuple[str, ...]:
+    """Return the concepts that no decoder site edits, sorted.
+
+    A mask of these changes pictures only: a question without one is answered plain.
+
+    Raises: UnknownConceptError
+    """
+    return tuple(
+        name
+        for name in sorted(set(names))
+        if set(catalogue.concept(name).edits) == {"vision"}
+    )
+
+
 def check_size(
     names: Iterable[str],
     catalogue: Catalogue,

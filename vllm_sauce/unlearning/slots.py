@@ -68,6 +68,8 @@ class SiteTable:
         if fp8:
             self._quantize(sae)
         self._build_slots(torch.device(device))
+        self.loaded_checksum = self.checksum()
+        """What ``checksum`` was when the rows were loaded; they never change."""
 
     def _build_pool(
         self, sae: SAEWeights, device: torch.device, dtype: torch.dtype
@@ -122,7 +124,7 @@ class SiteTable:
         self.edited_tokens = torch.zeros(
             self.num_slots, dtype=torch.int64, device=device
         )
-        self._tokens_before = torch.zeros_like(self.edited_tokens)
+        self.tokens_before = torch.zeros_like(self.edited_tokens)
         self.slot_rows: list[np.ndarray] = [np.zeros(0, np.int32)] * self.num_slots
         """The pool's rows of each slot's mask, for planning on the host."""
 
@@ -131,6 +133,13 @@ class SiteTable:
         """Memory of the SAE's resident rows."""
         tensors = (self.W_enc_rows, self.W_dec_rows, self.b_enc)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def checksum(self) -> tuple[int, ...]:
+        """Return a number for each tensor of resident rows, of its bytes. Waits."""
+        tensors = (self.W_enc_rows, self.W_dec_rows, self.b_enc)
+        return tuple(
+            int(tensor.view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors
+        )
 
     @property
     def slot_masks(self) -> tuple[str | None, ...]:
@@ -198,7 +207,7 @@ class SiteTable:
             self.mask_gate,
             self.mask_len,
             self.edited_tokens,
-            self._tokens_before,
+            self.tokens_before,
         ):
             tensor.zero_()
 
@@ -207,7 +216,7 @@ class SiteTable:
 
         Waits for the device.
         """
-        counts = (self.edited_tokens - self._tokens_before).tolist()
+        counts = (self.edited_tokens - self.tokens_before).tolist()
         return {mask_id: counts[slot] for mask_id, slot in self._slot_of_mask.items()}
 
     def _distinct(self, masks: Sequence[Mask | None]) -> dict[str, MaskRows | None]:
@@ -246,14 +255,23 @@ class SiteTable:
         out = factor * self._scale_dec[pool_rows]
         enc = self._scale_enc[pool_rows]
         count = len(rows)
-        self.mask_latents[slot, :count] = pool_rows.to(self.mask_latents)
-        self.mask_scale[slot, :count] = _column(rows.scale) * enc * out
-        self.mask_shift[slot, :count] = _column(rows.shift) * out
-        self.mask_gate[slot, :count] = (gate / enc).to(self.mask_gate)
+        stage(self.mask_latents[slot, :count], pool_rows.int())
+        stage(self.mask_scale[slot, :count], _column(rows.scale) * enc * out)
+        stage(self.mask_shift[slot, :count], _column(rows.shift) * out)
+        stage(self.mask_gate[slot, :count], gate / enc)
         self.mask_len[slot] = count
         self.slot_rows[slot] = pool_rows.numpy().astype(np.int32)
         # A copy on the device: the count of the mask before stays there unread.
-        self._tokens_before[slot].copy_(self.edited_tokens[slot])
+        self.tokens_before[slot].copy_(self.edited_tokens[slot])
+
+
+def stage(into: Tensor, values: Tensor) -> None:
+    """Copy numbers of the host into a tensor of a device without waiting for it.
+
+    Shapes, dtypes: those of ``into``
+    """
+    # From pageable memory a copy would wait, which vLLM's checks rightly forbid.
+    into.copy_(values.pin_memory() if into.is_cuda else values, non_blocking=True)
 
 
 def _pool_first(pool: Tensor, d_sae: int) -> Tensor:

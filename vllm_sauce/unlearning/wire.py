@@ -42,4 +42,4 @@ def carry(
 
 
 def _letters(text: str) -> str:
-    return "".join(letter for letter in text if letter.isalnum())
+    return "".join(filter(str.isalnum, text))

@@ -167,7 +167,7 @@ def test_an_encoder_that_fails_leaves_nothing_behind() -> None:
         next(batches)
         one.enter("vision")
         batches.close()  # type: ignore[attr-defined]
-        assert not one.busy
+        assert one._batch is None
         one._waiting.clear()
 
 

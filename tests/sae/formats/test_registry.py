@@ -30,7 +30,8 @@ def test_ambiguous_content_wants_a_format(tmp_path):
     save_file({**load_file(file), **extra}, file)
     with pytest.raises(UnsupportedSAEError, match="llama_scope or sparsify.*--format"):
         detect_format(tmp_path)
-    assert load_foreign(tmp_path, format="sparsify").format == "sparsify"
+    with pytest.raises(UnsupportedSAEError, match="norm_activation = 'inference'"):
+        load_foreign(tmp_path, format="sparsify")
 
 
 def test_a_forced_format_must_exist_and_fit(tmp_path):

@@ -102,11 +102,6 @@ class Announced:
     def _bound(self, labels: Iterable[Any]) -> int:
         return sum(label is not None for label in labels) if self.required else 0
 
-    @property
-    def busy(self) -> bool:
-        """Whether a batch is in the encoder."""
-        return self._batch is not None
-
     def enter(self, path: str) -> Sequence[Any]:
         """Return the labels of the batch in the encoder, for the module at ``path``.
 
@@ -143,8 +138,9 @@ def _by_label(
     original: Callable[..., Any], mm_kwargs: Sequence[Any], **kwargs: Any
 ) -> Iterator[Any]:
     announced = next((one for one in _all if one.expects(mm_kwargs)), None)
-    # A call within a call is about a picture of the batch that is in the encoder.
-    if announced is None or announced.busy:
+    # None of a model without a site, of a profile run, or of a call within a call,
+    # which is about a picture of the batch that is in the encoder already.
+    if announced is None:
         yield from original(mm_kwargs, **kwargs)
         return
     labels = announced.labels(mm_kwargs)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vllm_sauce.errors import (
@@ -20,6 +18,8 @@ from vllm_sauce.errors import (
     BundleNotFoundError,
     UnsupportedSAEError,
 )
+from vllm_sauce.files import refuse_pointer
+from vllm_sauce.sae.tensors_file import read_tensors
 
 PICKLES = (".pt", ".pth", ".bin")
 WEIGHTS = (".safetensors", ".npz", *PICKLES)
@@ -79,9 +79,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
     """
     file = weights_file(Path(path))
+    refuse_pointer(file)
     extras: dict[str, object] = {}
     if file.suffix == ".safetensors":
-        tensors = _read_safetensors(file)
+        tensors = read_tensors(file)
     elif file.suffix == ".npz":
         tensors = _read_npz(file)
     else:
@@ -149,13 +150,6 @@ def _read_config(path: Path) -> dict[str, object]:
     if not isinstance(config, dict):
         raise BundleCorruptError(f"{path} must hold a JSON object")
     return config
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise BundleCorruptError(f"{path} is damaged: {error}") from error
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import BundleCorruptError, UnsupportedSAEError
+from vllm_sauce.sae.config_keys import check_keys
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.weights import SAEWeights
 
@@ -117,6 +118,18 @@ def pick(checkpoint: Checkpoint, **names: str) -> dict[str, Tensor]:
     return {ours: checkpoint.tensors[theirs] for ours, theirs in names.items()}
 
 
+def check_names(checkpoint: Checkpoint, known: Collection[str]) -> None:
+    """Refuse a checkpoint with tensors, or other things, that the format has not.
+
+    Raises: UnsupportedSAEError
+    """
+    if more := sorted(checkpoint.names() - set(known)):
+        raise UnsupportedSAEError(
+            f"{checkpoint.path} holds {', '.join(more)} besides an SAE; it may be a "
+            f"transcoder or an SAE of another kind. {checkpoint.describe()}"
+        )
+
+
 def whole_k(value: object, source: str) -> int:
     """Return k if it is a whole number of latents.
 
@@ -165,13 +178,26 @@ def check_numbers(checkpoint: Checkpoint) -> None:
             )
 
 
-def refuse(checkpoint: Checkpoint, options: Mapping[str, tuple[object, ...]]) -> None:
-    """Refuse a configuration whose options have other values than the given ones.
+def check_config(
+    checkpoint: Checkpoint,
+    options: Mapping[str, tuple[object, ...]],
+    *,
+    used: Collection[str] = (),
+    inert: Collection[str] = (),
+) -> None:
+    """Refuse keys that nobody knows, and options with other values than the given ones.
 
-    An option that the configuration leaves out is fine.
+    ``used`` are the other keys that the format reads, ``inert`` those that change
+    nothing. What the configuration leaves out is fine.
 
     Raises: UnsupportedSAEError
     """
+    check_keys(
+        checkpoint.config,
+        checkpoint.config_path,
+        used=[*options, *used],
+        inert=inert,
+    )
     for name, allowed in options.items():
         value = checkpoint.config.get(name, allowed[0])
         if not any(type(value) is type(x) and value == x for x in allowed):

@@ -19,12 +19,14 @@ from typing import Final
 from torch import Tensor
 
 from vllm_sauce.errors import ConfigError, UnsupportedSAEError
+from vllm_sauce.sae.config_keys import check_keys, names
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_gated
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
 from vllm_sauce.sae.formats.conversion import (
     ForeignSAE,
     LoadOptions,
     assemble,
+    check_config,
     pick,
     whole_k,
 )
@@ -38,6 +40,25 @@ _PLAIN = {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
 _TOPK = {**_BIASED, "b_dec": "b_dec"}
 _GATE = {"r_mag", "gate_bias", "mag_bias"}
 
+TRAINER_INERT: Final = names(
+    # The tensors have their own sizes; what was trained on was scaled back when saved.
+    "activation_dim device dict_size group_fractions group_sizes group_weights layer "
+    "lm_name norm_factor submodule_name trainer_class wandb_name "
+    # How it was trained.
+    "activation_queue_length adaptive_sparsity_penalty anneal_start auxk_alpha "
+    "bandwidth decay_start l1_penalty lr n_sparsity_updates p_end p_start "
+    "resample_steps seed sparsity_function sparsity_loss_queue_length "
+    "sparsity_penalty sparsity_queue_length sparsity_warmup_steps steps "
+    "steps_before_annealing target_l0 threshold_beta threshold_start_step top_k_aux "
+    "warmup_steps weights_temperature"
+)
+"""Keys under ``trainer`` that change nothing of what the SAE computes."""
+
+BUFFER_INERT: Final = names(
+    "ctx_len d_submodule device io layer n_ctxs out_batch_size refresh_batch_size"
+)
+"""Keys under ``buffer`` that change nothing of it."""
+
 
 def matches(checkpoint: Checkpoint) -> bool:
     """Return whether one of dictionary_learning's classes saved this."""
@@ -49,11 +70,30 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
 
     Raises: ConfigError, UnsupportedSAEError
     """
+    _check_config(checkpoint)
     name = _dict_class(checkpoint, options)
     weights, folded = _CLASSES[name](checkpoint, options)
     return ForeignSAE(
         format="dictionary_learning", weights=weights, folded=(name, *folded)
     )
+
+
+def _check_config(checkpoint: Checkpoint) -> None:
+    check_config(checkpoint, {}, used=("trainer", "buffer"))
+    for part, used, inert in (
+        ("trainer", ("dict_class", "k"), TRAINER_INERT),
+        ("buffer", (), BUFFER_INERT),
+    ):
+        said = checkpoint.config.get(part) or {}
+        source = f"{checkpoint.config_path}: {part}"
+        if not isinstance(said, dict):
+            raise UnsupportedSAEError(f"{source} must be an object, got {said!r}")
+        check_keys(said, source, used=used, inert=inert)
+        if said.get("io") == "in_and_out":
+            raise UnsupportedSAEError(
+                f"{source} took what goes into a module and what comes out: this is a "
+                "transcoder, not an SAE"
+            )
 
 
 def _candidates(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -10,19 +10,32 @@ github.com/jbloomAus/SAELens, sae_lens/loading/pretrained_sae_loaders.py
 
 from __future__ import annotations
 
+from typing import Final
+
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.formats.conversion import (
     ForeignSAE,
     LoadOptions,
     assemble,
+    check_config,
+    check_names,
     pick,
-    refuse,
 )
 
 LAYOUT = "params.npz or params.safetensors with w_enc, w_dec, b_enc, b_dec, threshold"
 _LOWER = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 _UPPER = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
+
+OPTIONS: Final[dict[str, tuple[object, ...]]] = {
+    "architecture": ("jump_relu",),
+    "type": ("sae",),
+    "affine_connection": (False,),
+}
+"""Keys that change what the SAE computes, with the values that can be served."""
+
+INERT: Final = frozenset(("width", "model_name", "l0"))
+"""Keys that change nothing of it."""
 
 
 def matches(checkpoint: Checkpoint) -> bool:
@@ -37,13 +50,14 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
 
     Raises: UnsupportedSAEError
     """
-    refuse(checkpoint, {"architecture": ("jump_relu",)})
-    hook_in, hook_out = (
-        checkpoint.config.get(f"hf_hook_point_{end}") for end in ("in", "out")
-    )
-    if hook_out not in (None, hook_in) or checkpoint.names() - _LOWER - _UPPER:
+    hooks = ("hf_hook_point_in", "hf_hook_point_out")
+    check_config(checkpoint, OPTIONS, used=hooks, inert=INERT)
+    check_names(checkpoint, _LOWER | _UPPER)
+    hook_in, hook_out = map(checkpoint.config.get, hooks)
+    if hook_out not in (None, hook_in):
         raise UnsupportedSAEError(
-            f"this is a transcoder or more than an SAE: {checkpoint.describe()}"
+            f"{checkpoint.config_path} describes a transcoder from {hook_in} to "
+            f"{hook_out}"
         )
     lower = "w_enc" in checkpoint.tensors
     tensors = pick(

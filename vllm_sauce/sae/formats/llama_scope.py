@@ -14,29 +14,78 @@ github.com/jbloomAus/SAELens, sae_lens/loading/pretrained_sae_loaders.py
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 import torch
 
 from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_input_scale
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.formats.conversion import (
     ForeignSAE,
     LoadOptions,
     assemble,
+    check_config,
+    check_names,
     pick,
     positive,
-    refuse,
 )
 
 LAYOUT = "hyperparams.json with jump_relu_threshold; encoder.weight, decoder.weight"
+
+_NAMES = {
+    "W_enc": "encoder.weight",
+    "W_dec": "decoder.weight",
+    "b_enc": "encoder.bias",
+    "b_dec": "decoder.bias",
+}
+
+OPTIONS: Final[dict[str, tuple[object, ...]]] = {
+    # lm_saes serves its TopK SAEs with the threshold too.
+    "act_fn": ("jumprelu", "topk"),
+    "norm_activation": ("dataset-wise", "inference"),
+    "use_decoder_bias": (True,),
+    "use_glu_encoder": (False,),
+    "use_gau_encoder": (False,),
+    "sparsity_include_decoder_norm": (True, False),
+    "apply_decoder_bias_to_pre_encoder": (False, True),
+    "sae_type": ("sae",),
+}
+"""Keys that change what the SAE computes, with the values that can be served."""
+
+USED: Final = (
+    "jump_relu_threshold",
+    "dataset_average_activation_norm",
+    "hook_point_in",
+    "hook_point_out",
+)
+"""Other keys that do, with values of their own."""
+
+INERT: Final = names(
+    # The tensors have their own sizes and types.
+    "d_model d_sae device dtype expansion_factor name promote_act_fn_dtype seed "
+    # How it was trained.
+    "bias_init_method ddp_size decoder_bias_init_method decoder_exactly_fixed_norm "
+    "decoder_exactly_unit_norm force_unit_decoder_norm from_pretrained_path "
+    "geometric_median_max_iter init_decoder_norm init_encoder_norm "
+    "init_encoder_with_decoder_transpose initial_k jumprelu_threshold_grad_scale "
+    "jumprelu_threshold_window k_warmup_steps l1_coefficient "
+    "l1_coefficient_warmup_steps lp remove_gradient_parallel_to_decoder_directions "
+    "top_k tp_size use_batch_norm_mse use_ghost_grads "
+    # How it is loaded, and multiplied where most numbers are 0.
+    "circuit_tracing_mode sae_from_pretrained_path sae_pretrained_name_or_path "
+    "sparsity_threshold_for_csr sparsity_threshold_for_triton_spmm_kernel "
+    "strict_loading use_triton_kernel"
+)
+"""Keys that change nothing of it: those of lm_saes' classes of SAEs."""
 
 
 def matches(checkpoint: Checkpoint) -> bool:
     """Return whether lm_saes saved this."""
     return (
         checkpoint.path.suffix == ".safetensors"
-        and {"encoder.weight", "encoder.bias", "decoder.weight"} <= checkpoint.names()
+        and set(_NAMES.values()) - {"decoder.bias"} <= checkpoint.names()
         and {"jump_relu_threshold", "norm_activation"} & set(checkpoint.config) != set()
     )
 
@@ -46,16 +95,16 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
 
     Raises: UnsupportedSAEError
     """
-    _check_options(checkpoint)
     config = checkpoint.config
+    check_config(checkpoint, OPTIONS, used=USED, inert=INERT)
+    check_names(checkpoint, _NAMES.values())
+    if config.get("hook_point_in") != config.get("hook_point_out"):
+        raise UnsupportedSAEError(
+            f"{checkpoint.config_path} describes a transcoder from "
+            f"{config.get('hook_point_in')} to {config.get('hook_point_out')}"
+        )
     threshold = positive(config.get("jump_relu_threshold"), "jump_relu_threshold")
-    names = {
-        "W_enc": "encoder.weight",
-        "W_dec": "decoder.weight",
-        "b_enc": "encoder.bias",
-        "b_dec": "decoder.bias",
-    }
-    tensors = pick(checkpoint, **names)
+    tensors = pick(checkpoint, **_NAMES)
     scale = _scale(checkpoint)
     sae = assemble(
         tensors,
@@ -74,25 +123,6 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         sae = replace(sae, W_enc=W_enc, W_dec=W_dec, b_dec=b_dec)
         folded.append(f"input scale {scale:.4g} into the weights")
     return ForeignSAE(format="llama_scope", weights=sae, folded=tuple(folded))
-
-
-def _check_options(checkpoint: Checkpoint) -> None:
-    config = checkpoint.config
-    allowed = {
-        # lm_saes serves its TopK SAEs with the threshold too.
-        "act_fn": ("jumprelu", "topk"),
-        "norm_activation": ("dataset-wise", "inference"),
-        "use_decoder_bias": (True,),
-        "use_glu_encoder": (False,),
-        "sparsity_include_decoder_norm": (True, False),
-        "apply_decoder_bias_to_pre_encoder": (False, True),
-    }
-    refuse(checkpoint, allowed)
-    if config.get("hook_point_in") != config.get("hook_point_out"):
-        raise UnsupportedSAEError(
-            f"{checkpoint.config_path} describes a transcoder from "
-            f"{config.get('hook_point_in')} to {config.get('hook_point_out')}"
-        )
 
 
 def _scale(checkpoint: Checkpoint) -> float:

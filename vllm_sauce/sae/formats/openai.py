@@ -10,25 +10,38 @@ Source: github.com/openai/sparse_autoencoder, sparse_autoencoder/model.py
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
 from vllm_sauce.sae.formats.conversion import (
     ForeignSAE,
     LoadOptions,
     assemble,
+    check_config,
+    check_names,
     pick,
     whole_k,
 )
 
 LAYOUT = ".pt with pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
 
+_NEEDED = frozenset({"pre_bias", "latent_bias", "encoder.weight"})
+_USED = _NEEDED | {"decoder.weight", "activation", "activation_state_dict"}
+
+INERT: Final = names(
+    # A tied decoder is the encoder; the rest was counted in training.
+    "decoder.linear.weight latents_activation_frequency latents_mean_square "
+    "stats_last_nonzero"
+)
+"""Names in the file that change nothing of what the SAE computes."""
+
 
 def matches(checkpoint: Checkpoint) -> bool:
     """Return whether OpenAI's Autoencoder saved this."""
-    return (
-        checkpoint.path.suffix in PICKLES
-        and {"pre_bias", "latent_bias", "encoder.weight"} <= checkpoint.names()
-    )
+    return checkpoint.path.suffix in PICKLES and checkpoint.names() >= _NEEDED
 
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
@@ -36,6 +49,8 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
 
     Raises: UnsupportedSAEError
     """
+    check_config(checkpoint, {})  # the format has no JSON
+    check_names(checkpoint, _USED | INERT)
     tied = "decoder.weight" not in checkpoint.tensors
     tensors = pick(
         checkpoint,
@@ -51,21 +66,26 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         raise UnsupportedSAEError(
             f"{checkpoint.path}: activation must be ReLU or TopK, got {activation!r}"
         )
+    state = checkpoint.extras.get("activation_state_dict", {})
     topk = activation == "TopK"
+    known = {"k", "postact_fn"} if topk else set()
+    if not isinstance(state, dict) or set(state) - known:
+        raise UnsupportedSAEError(
+            f"{checkpoint.path}: {activation} cannot have {state!r} as its state"
+        )
     weights = assemble(
         tensors,
         stored=True,
         architecture="topk" if topk else "standard",
-        k=options.k or _k_of(checkpoint) if topk else None,
+        k=options.k or _k_of(state, checkpoint) if topk else None,
         normalize_activations="layer_norm" if topk else "none",
     )
     folded = ("tied weights written out",) if tied else ()
     return ForeignSAE(format="openai", weights=weights, folded=folded)
 
 
-def _k_of(checkpoint: Checkpoint) -> int:
-    state = checkpoint.extras.get("activation_state_dict")
-    if not isinstance(state, dict) or state.get("postact_fn", "ReLU") != "ReLU":
+def _k_of(state: Mapping[str, object], checkpoint: Checkpoint) -> int:
+    if state.get("postact_fn", "ReLU") != "ReLU":
         raise UnsupportedSAEError(
             f"{checkpoint.path}: TopK needs k and postact_fn 'ReLU', got {state!r}"
         )

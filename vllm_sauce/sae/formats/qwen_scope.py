@@ -2,7 +2,8 @@
 """Qwen-Scope: ``layer<i>.sae.pt``, per-token TopK.
 
 ``z = topk(x W_enc^T + b_enc)``; b_dec is not subtracted on the way in. Both matrices
-are stored transposed. The file has no k: it is in the repository's name (``L0_50``).
+are stored transposed. The file has no k: it is in the repository's config.json and name
+(``L0_50``).
 
 Source: model card of Qwen/SAE-Res-Qwen3.5-2B-Base-W32K-L0_50;
 github.com/jbloomAus/SAELens, sae_lens/loading/pretrained_sae_loaders.py
@@ -11,13 +12,28 @@ github.com/jbloomAus/SAELens, sae_lens/loading/pretrained_sae_loaders.py
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
-from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions, assemble, pick
+from vllm_sauce.sae.formats.conversion import (
+    ForeignSAE,
+    LoadOptions,
+    assemble,
+    check_config,
+    pick,
+    whole_k,
+)
 
 LAYOUT = "layer<i>.sae.pt with W_enc [d_sae, d_model], W_dec, b_enc, b_dec"
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
+
+OPTIONS: Final[dict[str, tuple[object, ...]]] = {"model_type": ("topk_sae",)}
+"""Keys that change what the SAE computes, with the values that can be served."""
+
+INERT: Final = names("base_model d_model d_sae dtype hook_point num_layers")
+"""Keys that change nothing of it."""
 
 
 def matches(checkpoint: Checkpoint) -> bool:
@@ -28,14 +44,10 @@ def matches(checkpoint: Checkpoint) -> bool:
 def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
     """Return the SAE; nothing needs folding.
 
-    Raises: UnsupportedSAEError, also if neither name nor options say k
+    Raises: UnsupportedSAEError, also if nothing says k
     """
-    k = options.k or _k_in(options.name) or _k_in(str(checkpoint.path))
-    if k is None:
-        raise UnsupportedSAEError(
-            f"{checkpoint.path} does not hold k and no name says it (L0_<k>); "
-            "give it with --k"
-        )
+    check_config(checkpoint, OPTIONS, used=("k",), inert=INERT)
+    k = options.k or _k_of(checkpoint, options)
     weights = assemble(
         pick(checkpoint, **{name: name for name in _NAMES}),
         stored=True,
@@ -44,6 +56,18 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         apply_b_dec_to_input=False,
     )
     return ForeignSAE(format="qwen_scope", weights=weights)
+
+
+def _k_of(checkpoint: Checkpoint, options: LoadOptions) -> int:
+    if "k" in checkpoint.config:
+        return whole_k(checkpoint.config["k"], str(checkpoint.config_path))
+    k = _k_in(options.name) or _k_in(str(checkpoint.path))
+    if k is None:
+        raise UnsupportedSAEError(
+            f"{checkpoint.path} does not hold k, and neither a config.json nor a name "
+            "says it (L0_<k>); give it with --k"
+        )
+    return k
 
 
 def _k_in(name: str) -> int | None:

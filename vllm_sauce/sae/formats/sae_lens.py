@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAELens v6 folders, read by ``vllm_sauce.sae.sae_lens``.
+"""SAELens' folders, of any version, read by ``vllm_sauce.sae.sae_lens``.
 
 Source: github.com/jbloomAus/SAELens, sae_lens/saes/sae.py (``SAE.save_model``)
 """
@@ -9,9 +9,14 @@ from __future__ import annotations
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions, plain
-from vllm_sauce.sae.sae_lens import CONFIG_FILE, WEIGHTS_FILE, from_sae_lens
+from vllm_sauce.sae.sae_lens import (
+    CONFIG_FILE,
+    FINETUNED,
+    WEIGHTS_FILE,
+    from_sae_lens,
+)
 
-LAYOUT = f"{CONFIG_FILE} with architecture, {WEIGHTS_FILE} with W_enc, W_dec"
+LAYOUT = f"{CONFIG_FILE} with d_in, d_sae; {WEIGHTS_FILE} with W_enc, W_dec, b_dec"
 
 
 def matches(checkpoint: Checkpoint) -> bool:
@@ -19,7 +24,8 @@ def matches(checkpoint: Checkpoint) -> bool:
     return (
         checkpoint.path.suffix == ".safetensors"
         and {"W_enc", "W_dec", "b_dec"} <= checkpoint.names()
-        and {"architecture", "d_in", "d_sae"} <= set(checkpoint.config)
+        # Before version 3 none said its architecture.
+        and {"d_in", "d_sae"} <= set(checkpoint.config)
     )
 
 
@@ -37,6 +43,10 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         folded.append("gate into a threshold")
     if checkpoint.config.get("rescale_acts_by_decoder_norm", False):
         folded.append("decoder norms into the encoder")
+    if checkpoint.config.get("finetuning_scaling_factor") and (
+        checkpoint.names() & set(FINETUNED)
+    ):
+        folded.append("factors of finetuning into the decoder")
     return ForeignSAE(
         format="sae_lens",
         weights=plain(from_sae_lens(checkpoint.path.parent)),

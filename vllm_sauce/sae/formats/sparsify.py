@@ -6,23 +6,48 @@ which has encoder.weight's shape. SAELens' own reader of this format transposes 
 and subtracts b_dec only if ``normalize_decoder`` is false; sparsify itself does
 neither, and is followed here.
 
-Source: github.com/EleutherAI/sparsify, sparsify/sparse_coder.py, fused_encoder.py
+Source: github.com/EleutherAI/sparsify, sparsify/{config,sparse_coder,fused_encoder}.py
 """
 
 from __future__ import annotations
 
+from typing import Final
+
+from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.formats.conversion import (
     ForeignSAE,
     LoadOptions,
     assemble,
+    check_config,
+    check_names,
     pick,
-    refuse,
     whole_k,
 )
 
 LAYOUT = "cfg.json with d_in, k; sae.safetensors with encoder.weight, W_dec"
 _NAMES = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
+
+OPTIONS: Final[dict[str, tuple[object, ...]]] = {
+    "activation": ("topk",),
+    "signed": (False,),
+    "skip_connection": (False,),
+    "embed_skip": (False,),
+    "gram_lookup": (False,),
+    "transcode": (False,),
+    # Of forks.
+    "batch_topk": (False,),
+    "sample_topk": (False,),
+    "input_unit_norm": (False,),
+}
+"""Keys that change what the SAE computes, with the values that can be served."""
+
+INERT: Final = names(
+    # How it was trained; the tensors have their own sizes.
+    "d_in expansion_factor hook_layer hook_name multi_topk normalize_decoder "
+    "num_latents"
+)
+"""Keys that change nothing of it."""
 
 
 def matches(checkpoint: Checkpoint) -> bool:
@@ -39,17 +64,8 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
 
     Raises: UnsupportedSAEError for groupmax, signed activations and transcoders
     """
-    refuse(
-        checkpoint,
-        {
-            "activation": ("topk",),
-            "signed": (False,),
-            "skip_connection": (False,),
-            "embed_skip": (False,),
-            "gram_lookup": (False,),
-            "transcode": (False,),
-        },
-    )
+    check_config(checkpoint, OPTIONS, used=("k",), inert=INERT)
+    check_names(checkpoint, _NAMES)
     names = {
         "W_enc": "encoder.weight",
         "b_enc": "encoder.bias",

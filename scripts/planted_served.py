@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs of everything that must not be served wrong, for ``plant_bugs.py served``.
+
+Each is (file below ``vllm_sauce/``, right, wrong, what it is, tests to run).
+"""
+
+_BATCHES = "tests/plugin/sites/test_encoder_batches.py"
+_WIRE = "tests/unlearning/test_wire.py"
+_CORE = "tests/plugin/test_engine_core.py"
+_ENGINE = "tests/plugin/test_engine.py -k leak or mixed or image or chunked"
+_OP = "tests/plugin/worker/test_op_check.py"
+_LIFE = "tests/plugin/test_lifecycle.py"
+
+SERVED = (
+    ("plugin/sites/encoder_batches.py", "found = [self._waiting.pop(id(pair), None) for pair in pairs]", "found = [self._waiting.pop(next(iter(self._waiting)), None) for pair in pairs]", "labels go by order", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "cut = labels if announced.split else [None] * len(labels)", "cut = [None] * len(labels)", "a batch holds two masks", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "if self._batch is None and self.strict:", "if False:", "an unannounced picture passes unedited", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "if missed and self._bound(labels):", "if False:", "a masked picture goes around the site", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "if unknown := sum(entry is None for entry in found):", "if unknown := 0:", "a run with a stranger in it goes on", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "        finally:\n            self._batch = None", "        except ZeroDivisionError:\n            pass\n        self._batch = None", "an encoder that failed leaves its mask behind", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        \"\"\"Tell of the next encoder run. A label of None asks for nothing.\n\n        Raises: CanaryError if a labelled picture of the last run was never encoded.\n        \"\"\"\n        self.finish()", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        pass", "a picture never encoded is not missed", _BATCHES),
+    ("plugin/sites/swap.py", "for name, value in kwargs.items():", "for name, value in ():", "a module called by keyword is not edited", _BATCHES),
+    ("plugin/runtime.py", "masks.append(None if mask_id is None else by_id[mask_id])", "masks.append(None)", "the vision site edits nobody", _ENGINE),
+    ("plugin/admission.py", "feature.identifier = renamed(feature.identifier, mask)", "pass", "pictures share an encoding across masks", _ENGINE),
+    ("plugin/admission.py", "request.cache_salt = salted(request.cache_salt, mask)", "pass", "blocks are shared across masks", _ENGINE),
+    ("plugin/admission.py", "        _check_key(request.cache_salt or \"\", mask if in_decoder else None, \"cache_salt\")", "", "the core takes a masked request with a plain salt", _CORE),
+    ("plugin/admission.py", "_check_key(key, mask if in_tower else None, \"picture's identifier\")", "pass", "the core takes a masked picture under a plain name", _CORE),
+    ("plugin/admission.py", "if wanted != got:", "if False:", "a session changes its mask", "tests/plugin/test_sessions.py"),
+    ("plugin/engine_core.py", "mask = core._sauce_admission.check(request)", "mask = None", "the core looks at nothing", _CORE),
+    ("plugin/engine_core.py", "self.output_processor.abort_requests([noted], internal=True)", "pass", "a refused request is waited for", _CORE),
+    ("plugin/engine_core.py", "if mask is not None and not core._sauce_proven:", "if False:", "masked requests while asleep", _LIFE),
+    ("plugin/worker/lifecycle.py", "self._sauce_weights_lost = level >= 2", "self._sauce_weights_lost = False", "weights that were discarded are proven", _LIFE),
+    ("plugin/worker/lifecycle.py", "    runtime.bundle.check_model(folder)\n", "", "other weights are taken for the bundle's", _LIFE),
+    ("plugin/worker/lifecycle.py", "if args or any(value is not None for value in _sources(kwargs)):", "if False:", "weights from another place", _LIFE),
+    ("plugin/canary.py", "if table.checksum() != table.loaded_checksum:", "if False:", "rows lost in sleep", _LIFE),
+    ("plugin/injection.py", "    _keep(projector, table)\n", "", "the vision table is no buffer", _LIFE),
+    ("plugin/worker/op_check.py", "if not torch.equal(got[untouched], x[untouched]):", "if False:", "an op that edits everybody passes", _OP),
+    ("plugin/worker/op_check.py", "if wrong > (1 if table.topk and len(few) > 1 else 0):", "if False:", "an op that is wrong passes", _OP),
+    ("plugin/worker/op_check.py", "if torch.equal(want, x[few].cpu()):", "if False:", "a check of nothing passes", _OP),
+    ("unlearning/wire.py", "unicodedata.normalize(\"NFKC\", key).casefold()", "key.casefold()", "full-width letters pass", _WIRE),
+    ("unlearning/wire.py", " or letters == \"forget\"", "", "forget alone passes", _WIRE),
+    ("unlearning/mask.py", "    if missing:\n        raise InvalidRequestError(\n            f\"a request reached", "    if False:\n        raise InvalidRequestError(\n            f\"a request reached", "a request without the mandatory concepts", _CORE),
+)  # fmt: skip
+"""What was broken once, to see its test fail."""

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce calibrate`` around the search: what is found is there, whatever is drawn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vllm_sauce.cli import app
+from vllm_sauce.concepts import Catalogue
+from vllm_sauce.evaluation import calibration_run
+from vllm_sauce.evaluation.calibration_run import CalibrateRequest
+
+
+def without_plotly(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(sys.modules, "plotly", None)
+    patch.setitem(sys.modules, "plotly.graph_objects", None)
+
+
+def with_a_full_disk(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
+    (request.folder / "frontier.html").symlink_to("/dev/full")
+
+
+def with_damaged_trials(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
+    (request.folder / "concept-0.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "broken", [without_plotly, with_a_full_disk, with_damaged_trials]
+)
+def test_a_drawing_that_fails_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Any
+) -> None:
+    """It was a traceback after hours of work, where plotly was not there."""
+
+    def calibrate_bundle(request: CalibrateRequest, *told: object) -> SimpleNamespace:
+        request.folder.mkdir()
+        request.out.mkdir()
+        broken(request, monkeypatch)
+        return SimpleNamespace(catalogue=Catalogue())
+
+    monkeypatch.setattr(calibration_run, "calibrate_bundle", calibrate_bundle)
+    out = tmp_path / "bundle"
+    done = CliRunner().invoke(
+        app,
+        [
+            *("calibrate", "--model", "m", "--sae", "vision=s", "--selection", "x"),
+            *("--concepts", "c.yaml", "--out", str(out)),
+        ],
+    )
+    assert done.exit_code == 0, done.stderr
+    assert f"bundle: {out}" in done.stdout
+    (warning,) = (line for line in done.stderr.splitlines() if line.strip())
+    assert warning.startswith("warning: the frontier of each concept is not drawn: ")

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm serve --api-server-count 2``: all API processes forget alike."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+import pytest
+
+import vllm_sauce
+from tests.plugin.conftest import RUNNER
+from tests.plugin.support import REPO
+from tests.plugin.test_server import free_port, serve, wait_until_healthy
+
+pytestmark = pytest.mark.skipif(
+    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+)
+
+TINY = REPO / "examples/tiny"
+COUNT = 2
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two API processes before one engine, "dog" forgotten in every request.
+
+    As an operator writes it who knows vLLM's YAML.
+    """
+    folder, port = tmp_path_factory.mktemp("api"), free_port()
+    config, log = folder / "serve.yaml", folder / "log"
+    options = {
+        "model": str(TINY / "model"),
+        "served-model-name": "tiny",
+        "plugin": "sauce",
+        "sauce-bundle": str(TINY / "bundle"),
+        "sauce-forget": ["dog", "plane"],
+        "api-server-count": COUNT,
+        "dtype": "float32",
+        "max-model-len": 256,
+        "max-num-seqs": 4,
+        "enforce-eager": True,
+        "host": "127.0.0.1",
+        "port": port,
+    }
+    config.write_text(json.dumps(options))  # JSON is YAML
+    process = serve("--config", str(config), log=log)
+    address = f"http://127.0.0.1:{port}"
+    wait_until_healthy(process, address, log)
+    yield Server(address, process, log)
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def picture_of(concept: str) -> str:
+    """Return a shipped picture of a concept as a data URL."""
+    labels = map(json.loads, (TINY / "pictures/labels.jsonl").open())
+    row = next(row for row in labels if concept in row["concepts"])
+    data = (TINY / "pictures" / str(row["file"])).read_bytes()
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def post(server: Server, concept: str, body: Any) -> tuple[httpx.Response, int]:
+    """Ask what a picture shows, over a connection of its own.
+
+    Returns the reply and the number of the process that gave it.
+    """
+    content = [
+        {"type": "image_url", "image_url": {"url": picture_of(concept)}},
+        {"type": "text", "text": "What object is in the picture?"},
+    ]
+    ask = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": 4,
+    }
+    url = f"{server.address}/v1/chat/completions"
+    with httpx.Client(timeout=120) as client:
+        reply = client.post(url, json=ask | body)
+        stream = reply.extensions["network_stream"]
+        port = stream.get_extra_info("client_addr")[1]
+        for child in psutil.Process(server.process.pid).children(recursive=True):
+            ends = [end.raddr for end in child.net_connections("tcp") if end.raddr]
+            if port in [end.port for end in ends]:
+                return reply, child.pid
+    pytest.fail(f"no process has the connection from port {port}")
+
+
+def by_every_process(ask: Callable[[], int]) -> None:
+    """Repeat a request until each API process has answered it twice."""
+    by: list[int] = []
+    for _ in range(100):
+        by.append(ask())
+        if len(set(by)) == COUNT and all(by.count(pid) >= 2 for pid in by):
+            return
+    pytest.fail(f"100 requests were answered by {set(by)} only")
+
+
+def said(reply: httpx.Response) -> str:
+    """Return the answer's text."""
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["choices"][0]["message"]["content"]).strip()
+
+
+def test_each_process_edits_ordinary_requests(server: Server) -> None:
+    """What is mandatory is forgotten, what is not is known; the engine lives on."""
+
+    def ask() -> int:
+        reply, pid = post(server, "dog", {})
+        assert said(reply) != "dog"
+        assert said(post(server, "cat", {})[0]) == "cat"
+        return pid
+
+    by_every_process(ask)
+    assert "mandatory: dog, plane" in server.log.read_text()
+
+
+def test_each_process_edits_what_a_request_asks_for(server: Server) -> None:
+    def ask() -> int:
+        reply, pid = post(server, "cat", vllm_sauce.forget_body("cat"))
+        assert said(reply) != "cat"
+        return pid
+
+    by_every_process(ask)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (vllm_sauce.forget_body("caat"), "did you mean 'cat'"),
+        ({**vllm_sauce.forget_body("cat"), "use_beam_search": True}, "beam"),
+        ({"sauce_forget": ["cat"]}, "vllm_xargs"),
+    ],
+)
+def test_each_process_refuses(server: Server, body: dict[str, Any], says: str) -> None:
+    def ask() -> int:
+        reply, pid = post(server, "cat", body)
+        assert reply.status_code == 400, reply.text
+        assert says in reply.text
+        return pid
+
+    by_every_process(ask)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request that no admission let in fails alone, where it enters the engine core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.plugin.support import Ask, cold, run
+from vllm_sauce.errors import InvalidRequestError, TooManyConceptsError
+from vllm_sauce.unlearning import Mask
+
+WHAT = "what is in the picture ?"
+MARKED = "without passing sauce's admission"
+
+
+def processed(llm: Any, ask: Ask, name: str) -> Any:
+    """Return the request that an API process would send for a question."""
+    engine = llm.llm_engine
+    prompt = llm._preprocess_cmpl([ask.prompt()])[0]
+    return engine.input_processor.process_inputs(
+        name, prompt, ask.params(), supported_tasks=("generate",)
+    )
+
+
+def no_mark(request: Any) -> None:
+    request.sampling_params.extra_args = None
+
+
+def raw_keys(request: Any) -> None:
+    request.sampling_params.extra_args = {"sauce": {"forget": ["seen"]}}
+
+
+def flat_keys(request: Any) -> None:
+    request.sampling_params.extra_args = {"sauce_forget": ["seen"]}
+
+
+def more_than_the_mark(request: Any) -> None:
+    request.sampling_params.extra_args["sauce"]["forget"] = ["seen"]
+
+
+def mask_of_another_bundle(request: Any) -> None:
+    wire = Mask.of([("both", 1.0)], "f" * 64).to_wire()
+    request.sampling_params.extra_args["sauce"]["mask"] = wire
+
+
+def no_mask(request: Any) -> None:
+    request.sampling_params.extra_args["sauce"]["mask"] = "seen"
+
+
+def plain_under_a_masks_keys(request: Any) -> None:
+    request.sampling_params.extra_args["sauce"]["mask"] = None
+
+
+def salt_lost(request: Any) -> None:
+    request.cache_salt = None
+
+
+def name_lost(request: Any) -> None:
+    for feature in request.mm_features:
+        feature.identifier = feature.identifier.rpartition(":")[2]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (no_mark, MARKED),
+        (raw_keys, MARKED),
+        (flat_keys, MARKED),
+        (more_than_the_mark, MARKED),
+        (mask_of_another_bundle, "does not fit"),
+        (no_mask, "mask"),
+        (plain_under_a_masks_keys, "does not fit its mask"),
+        (salt_lost, "cache_salt"),
+        (name_lost, "identifier"),
+    ],
+)
+def test_a_request_around_admission_fails_alone(
+    sauced: Any, spoil: Callable[[Any], None], says: str
+) -> None:
+    """Refused, not waited for, and a neighbour in the engine is answered."""
+    neighbour = Ask(2, WHAT, ("both",))
+    cold(sauced)
+    (want,) = run(sauced, [neighbour])
+    cold(sauced)
+    engine = sauced.llm_engine
+    engine.add_request("good", neighbour.prompt(), neighbour.params())
+    bad = processed(sauced, Ask(1, WHAT, ("both",)), "bad")
+    spoil(bad)
+    with pytest.raises(InvalidRequestError, match=says):
+        engine.add_request("bad", bad, bad.params)
+    outputs: list[Any] = []
+    for _ in range(20):
+        outputs += [out for out in engine.step() if out.finished]
+    assert not engine.has_unfinished_requests()
+    from tests.plugin.support import reply_of
+
+    (good,) = outputs
+    assert reply_of(good).close(want)
+
+
+def test_a_plain_engine_refuses_a_mask(plain: Any, sauced: Any) -> None:
+    """An API process with sauce before an engine without it."""
+    request = processed(sauced, Ask(None, WHAT, ("read",)), "masked")
+    with pytest.raises(InvalidRequestError, match="runs without sauce"):
+        plain.llm_engine.add_request("masked", request, request.params)
+    assert not plain.llm_engine.has_unfinished_requests()
+
+
+def test_mandatory_concepts_are_looked_for(sauced: Any) -> None:
+    """A mask without them is refused, and a plain request too."""
+    from dataclasses import replace
+
+    admission = sauced.llm_engine.engine_core.engine_core._sauce_admission
+    config = admission.config
+    asks = [Ask(1, WHAT), Ask(1, WHAT, ("seen",)), Ask(1, WHAT, ("read", "seen"))]
+    requests = [processed(sauced, ask, str(i)) for i, ask in enumerate(asks)]
+    admission.config = replace(config, forget=("read",))
+    try:
+        for request in requests[:2]:
+            with pytest.raises(InvalidRequestError, match="must forget here: read"):
+                admission.check(request)
+        assert admission.check(requests[2]).names() == ("read", "seen")
+    finally:
+        admission.config = config
+
+
+def test_limits_are_looked_at(sauced: Any) -> None:
+    """A worker has room for so many latents, whatever an API process thought."""
+    from dataclasses import replace
+
+    admission = sauced.llm_engine.engine_core.engine_core._sauce_admission
+    config = admission.config
+    request = processed(sauced, Ask(1, WHAT, ("both",)), "x")
+    admission.config = replace(config, max_latents=2)
+    try:
+        with pytest.raises(TooManyConceptsError, match="at most 2 latents"):
+            admission.check(request)
+    finally:
+        admission.config = config

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routes of a server that runs: what they ignore, and what they carry."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import vllm_sauce
+from tests.plugin.conftest import RUNNER
+from tests.plugin.misplaced import BODIES, contents
+from tests.plugin.support import Ask, ReferenceModel
+from tests.plugin.test_server import VLLM, free_port, serve, wait_until_healthy
+from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
+
+pytestmark = pytest.mark.skipif(
+    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+)
+
+MANDATORY = "read"
+QUESTION = "what is in the picture ?"
+TALK = [{"role": "user", "content": QUESTION}]
+GREEDY = {"model": "tiny", "temperature": 0}
+WISH = vllm_sauce.forget_body("both", strength=10.0)
+
+
+@pytest.fixture(scope="module")
+def server(
+    model_dir: Path, bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """A server with every optional route and a mandatory concept: address and log."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("serve") / "log"
+    process = serve(
+        str(model_dir),
+        *("--plugin", "sauce", "--sauce-bundle", str(bundle_dir)),
+        *("--sauce-forget", MANDATORY, "--enable-scale-out", "--enforce-eager"),
+        *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"),
+        *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
+        log=log,
+        environ={
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_LOGGING_LEVEL": "INFO",
+        },
+    )
+    address = f"http://127.0.0.1:{port}"
+    wait_until_healthy(process, address, log)
+    yield address, log
+    process.terminate()
+    process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def client(server: tuple[str, Path]) -> Iterator[httpx.Client]:
+    """One connection for all that is asked."""
+    with httpx.Client(base_url=server[0], timeout=60) as opened:
+        yield opened
+
+
+def test_the_running_server_ignores_no_wish(
+    server: tuple[str, Path], client: httpx.Client
+) -> None:
+    """Each route that the server says it has has been decided; none answers 200."""
+    said = re.findall(r"Route: (\S+), Methods: (.*)", server[1].read_text())
+    asked = {
+        (method, path)
+        for path, methods in said
+        for method in methods.split(", ")
+        if method not in ("GET", "HEAD", "OPTIONS")
+    }
+    paths = {path for _, path in asked}
+    assert {"/inference/v1/generate", "/generative_scoring", "/invocations"} <= paths
+    assert {"/collective_rpc", "/v1/messages/render", "/v1/load_lora_adapter"} <= paths
+    assert paths <= set(ROUTES), "decide: vllm_sauce/plugin/frontend/routes.py"
+    for method, path in sorted(asked):
+        url = path.replace("{response_id}", "x").replace("{adapter_name}", "x")
+        for content in (c for name in BODIES for c in contents(name, place_of(path))):
+            headers = {"content-type": "application/json"}
+            reply = client.request(method, url, content=content, headers=headers)
+            assert reply.status_code == 400, (path, content, reply.text[:500])
+            assert re.search("forg[eo]t|sauce|strength|unknown|deeply", reply.text)
+    assert client.get("/health").is_success
+
+
+def post(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
+    """Ask, and read the answer."""
+    reply = client.post(path, json=GREEDY | body)
+    assert reply.is_success, reply.text[:1000]
+    return reply.json()
+
+
+def chat(client: httpx.Client, path: str, **more: Any) -> Any:
+    """Return the first answer of a chat route."""
+    body = {"messages": TALK, "max_tokens": 12, "ignore_eos": True, **more}
+    return post(client, path, body)["choices"][0]["message"]["content"]
+
+
+def batch(client: httpx.Client, path: str, **more: Any) -> Any:
+    """Return the answers to two conversations."""
+    body = {"messages": [TALK, TALK], "max_tokens": 12, **more}
+    return [choice["message"] for choice in post(client, path, body)["choices"]]
+
+
+def complete(client: httpx.Client, path: str, **more: Any) -> Any:
+    """Return the completion of a prompt in the chat's form."""
+    prompt = f"USER: {QUESTION} ASSISTANT:"
+    body = {"prompt": prompt, "max_tokens": 12, "ignore_eos": True, **more}
+    return post(client, path, body)["choices"][0]["text"]
+
+
+def messages(client: httpx.Client, path: str, **more: Any) -> Any:
+    """Return the answer in Anthropic's form."""
+    return post(client, path, {"messages": TALK, "max_tokens": 12, **more})["content"]
+
+
+def respond(client: httpx.Client, path: str, **more: Any) -> Any:
+    """Return the answer of the Responses API."""
+    body = {"input": QUESTION, "max_output_tokens": 12, **more}
+    return [item["content"] for item in post(client, path, body)["output"]]
+
+
+def generate(client: httpx.Client, path: str, **more: Any) -> Any:
+    """Return the tokens that follow tokens."""
+    tokens = post(client, "/tokenize", {"messages": TALK})["tokens"]
+    params: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    if more:
+        params["extra_args"] = more["vllm_xargs"]
+    body = {"token_ids": tokens, "sampling_params": params}
+    return post(client, path, body)["choices"][0]["token_ids"]
+
+
+def rendered(body: dict[str, Any]) -> Callable[..., Any]:
+    """Return how to render a body and to generate from what comes back."""
+
+    def ask(client: httpx.Client, path: str, **more: Any) -> Any:
+        request = post(client, path, body | more)
+        if isinstance(request, list):
+            (request,) = request
+        request["sampling_params"]["max_tokens"] = 12
+        reply = client.post("/inference/v1/generate", json=request)
+        assert reply.is_success, reply.text[:1000]
+        return reply.json()["choices"][0]["token_ids"]
+
+    return ask
+
+
+CARRIES: dict[str, Callable[..., Any]] = {
+    "/v1/chat/completions": chat,
+    "/v1/chat/completions/batch": batch,
+    "/v1/completions": complete,
+    "/v1/messages": messages,
+    "/v1/responses": respond,
+    "/invocations": chat,
+    "/inference/v1/generate": generate,
+    "/v1/chat/completions/render": rendered({"messages": TALK}),
+    "/v1/completions/render": rendered({"prompt": QUESTION}),
+    "/v1/messages/render": rendered({"messages": TALK, "max_tokens": 12}),
+    "/v1/responses/render": rendered({"input": QUESTION}),
+}
+
+
+def test_every_route_that_carries_is_asked_below() -> None:
+    """The table's places are proven, but where nothing is generated."""
+    derender = {path for path in ROUTES if path.endswith("/derender")}
+    assert CARRIES.keys() == {path for path, at in ROUTES.items() if at} - derender
+
+
+@pytest.mark.parametrize("path", CARRIES)
+def test_a_wish_in_its_place_is_heard(client: httpx.Client, path: str) -> None:
+    """Answered otherwise with it, and the same without it afterwards."""
+    ask = CARRIES[path]
+    before = ask(client, path)
+    masked = ask(client, path, **WISH)
+    assert masked != before
+    assert ask(client, path) == before
+    assert ask(client, path, **WISH) == masked
+
+
+def test_scoring_forgets_what_is_mandatory(
+    client: httpx.Client, reference: ReferenceModel
+) -> None:
+    """``/generative_scoring`` takes no wish, but is no way around the policy."""
+    ask = Ask(None, QUESTION, (MANDATORY,), max_tokens=1)
+    ids = reference.processor(text=ask.text)["input_ids"]
+    ids = ids[0] if isinstance(ids[0], list) else ids
+    forgotten = dict(reference.reply(ask).logprobs[0])
+    known = dict(reference.reply(Ask(None, QUESTION, max_tokens=1)).logprobs[0])
+    for token, logprob in forgotten.items():
+        body = {"query": ids[:-1], "items": [ids[-1:]], "label_token_ids": [token]}
+        reply = post(client, "/generative_scoring", body | {"apply_softmax": False})
+        score = reply["data"][0]["score"]
+        assert score == pytest.approx(math.exp(logprob), rel=1e-3)
+    assert known != pytest.approx(forgotten, rel=1e-2)
+
+
+def test_streams_are_handed_on_piece_by_piece(client: httpx.Client) -> None:
+    """The check is not in the way of what is answered."""
+    body = GREEDY | {"messages": TALK, "max_tokens": 6, "stream": True, **WISH}
+    with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        events = [line for line in reply.iter_lines() if line]
+    assert len(events) > 3 and events[-1] == "data: [DONE]"
+
+
+def test_run_batch_forgets_and_refuses(
+    model_dir: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    """``vllm run-batch``: a wish is heard, and a line that would not be fails alone."""
+    bodies: list[dict[str, Any]] = [
+        {},
+        WISH,
+        {"sauce_forget": ["seen"]},
+        {"vllm_xargs": {"sauce_forget": []}},
+        vllm_sauce.forget_body("nobody"),
+    ]
+    ask = GREEDY | {"messages": TALK, "max_tokens": 12, "ignore_eos": True}
+    request = {"method": "POST", "url": "/v1/chat/completions"}
+    lines = [
+        json.dumps({"custom_id": str(index), **request, "body": ask | body})
+        for index, body in enumerate(bodies)
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    command = [str(VLLM), "run-batch", "-i", "in.jsonl", "-o", "out.jsonl"]
+    command += ["--model", str(model_dir), "--served-model-name", "tiny"]
+    command += ["--plugin", "sauce", "--sauce-bundle", str(bundle_dir)]
+    command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    output = (tmp_path / "out.jsonl").read_text().splitlines()
+    plain, masked, *refused = map(json.loads, output)
+    for reply in (plain, masked):
+        assert reply["error"] is None, reply
+    texts = [
+        reply["response"]["body"]["choices"][0]["message"]["content"]
+        for reply in (plain, masked)
+    ]
+    assert texts[0] != texts[1]
+    for reply, says in zip(refused, ("vllm_xargs", "empty", "unknown"), strict=True):
+        assert reply["response"]["status_code"] == 400
+        assert says in reply["error"]

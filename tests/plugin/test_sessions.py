@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A streaming-input session: many prompts, one request, one mask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plugin.conftest import RUNNER
+from tests.plugin.support import LONG, Ask
+from vllm_sauce.errors import InvalidRequestError
+
+pytestmark = pytest.mark.skipif(
+    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+)
+
+TURN = "is there a cat in the picture ? "
+
+
+async def chunks(*asks: Ask | None) -> AsyncIterator[Any]:
+    """Yield prompts of a session; a question of None keeps the session's parameters."""
+    from vllm.engine.protocol import StreamingInput
+
+    for ask in asks:
+        params = None if ask is None else ask.params()
+        text = LONG + TURN if ask is None else ask.text
+        yield StreamingInput(prompt={"prompt": text}, sampling_params=params)
+
+
+async def session(
+    engine: Any, name: str, first: Ask, *asks: Ask | None
+) -> tuple[list[float], int]:
+    """Run a session; returns the log-probabilities of all it said, and what was hit."""
+    said: list[float] = []
+    cached = 0
+    async for output in engine.generate(chunks(*asks), first.params(), name):
+        steps = output.outputs[0].logprobs or ()
+        said = [round(top.logprob, 2) for step in steps for top in step.values()]
+        cached = max(cached, output.num_cached_tokens or 0)
+    return said, cached
+
+
+def test_a_session_keeps_its_mask(model_dir: Path, bundle_dir: Path) -> None:
+    """Chunks of the session's mask pass; another's are refused, in either direction."""
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    plain, masked = Ask(None, LONG), Ask(None, LONG, ("read",))
+    stronger = Ask(None, LONG, ("read",), 2.0)
+
+    async def everything() -> None:
+        engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=str(model_dir),
+                dtype="float32",
+                max_model_len=1024,
+                enforce_eager=True,
+                block_size=32,
+                max_num_seqs=4,
+                additional_config={"sauce": {"bundle": str(bundle_dir)}},
+            )
+        )
+        try:
+            one, _ = await session(engine, "a", masked, masked, None, masked)
+            again, cached = await session(engine, "b", masked, masked, None, masked)
+            assert one == again and one and cached >= 32
+            other, cached = await session(engine, "c", plain, plain, None, plain)
+            assert other != one and cached == 0
+            for i, (first, chunk) in enumerate(
+                [(masked, plain), (plain, masked), (masked, stronger)]
+            ):
+                with pytest.raises(InvalidRequestError, match="same concepts"):
+                    await session(engine, f"bad{i}", first, first, chunk)
+            # What the refused ones left in the caches is nobody else's.
+            assert (await session(engine, "d", plain, plain, None, plain))[0] == other
+            assert (await session(engine, "e", masked, masked, None, masked))[0] == one
+        finally:
+            engine.shutdown()
+
+    asyncio.run(everything())

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A wrong op is found before anything is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.plugin.random_bundle import random_sae
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.worker import op_check
+from vllm_sauce.plugin.worker.op_check import SIZES, check_op
+from vllm_sauce.unlearning import Mask, SiteTable
+from vllm_sauce_kernels.masked_edit import Costs, masked_edit
+from vllm_sauce_kernels.masked_edit.costs import FormCost
+
+SITE = "decoder.1"
+D_MODEL = 48
+
+
+def catalogue() -> Catalogue:
+    """Return a concept of two latents and one of eighty."""
+    edits = {"few": (3, 7), "many": tuple(range(8, 88))}
+    return Catalogue(
+        [
+            Concept(name=n, domain="d", edits={SITE: SiteEdit.uniform(e, gamma=-0.5)})
+            for n, e in edits.items()
+        ]
+    )
+
+
+def table(dtype: torch.dtype = torch.float32, **kind: Any) -> SiteTable:
+    """Return a site's table for an SAE of some kind."""
+    fp8 = kind.pop("fp8", False)
+    sae = random_sae(5, D_MODEL, **kind)
+    return SiteTable(sae, catalogue(), SITE, 4, 80, dtype=dtype, fp8=fp8)
+
+
+def masks() -> list[Mask]:
+    """Return the masks that are compared."""
+    return [Mask.of([(name, 1.0)], "d") for name in ("few", "many")]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "relu": {},
+    "jumprelu": {"architecture": "jumprelu", "threshold": torch.full((96,), 0.3)},
+    "topk": {"architecture": "topk", "k": 8},
+    "layer_norm": {"normalize_activations": "layer_norm"},
+    "fp8": {"fp8": True},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_op_of_this_machine_passes(kind: str, dtype: torch.dtype) -> None:
+    """For every kind of SAE and dtype, and the table is as it was."""
+    one = table(dtype, **dict(KINDS[kind]))
+    before = one.checksum()
+    check_op(one, masks(), (*SIZES, 513), dtype)
+    assert one.checksum() == before == one.loaded_checksum
+    assert one.slot_masks == (None,) * 4
+    assert not one.mask_len.any() and not one.edited_tokens.any()
+
+
+def wrong(change: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+    """Return the op with one of its arguments changed."""
+
+    def run(
+        hidden_states: Tensor,
+        residual: Tensor | None,
+        slot_of_token: Tensor,
+        one: SiteTable,
+        plan: Tensor | None = None,
+    ) -> None:
+        args: dict[str, Any] = {
+            **one.op_args(),
+            "hidden_states": hidden_states,
+            "residual": residual,
+            "slot_of_token": slot_of_token,
+        }
+        change(args)
+        masked_edit(**args)
+
+    return run
+
+
+def _nothing(args: dict[str, Any]) -> None:
+    args["slot_of_token"] = torch.full_like(args["slot_of_token"], -1)
+
+
+def _everything(args: dict[str, Any]) -> None:
+    args["slot_of_token"] = args["slot_of_token"].clamp(min=0)
+
+
+def _no_residual(args: dict[str, Any]) -> None:
+    args["residual"] = None
+
+
+def _no_gate(args: dict[str, Any]) -> None:
+    args["mask_gate"] = torch.full_like(args["mask_gate"], -torch.inf)
+
+
+def _shifted_rows(args: dict[str, Any]) -> None:
+    args["W_dec_rows"] = args["W_dec_rows"].roll(1, 0)
+
+
+def _half(args: dict[str, Any]) -> None:
+    args["mask_scale"] = args["mask_scale"] * 0.9
+
+
+@pytest.mark.parametrize(
+    "change", [_nothing, _everything, _no_residual, _no_gate, _shifted_rows, _half]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_op_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[dict[str, Any]], None],
+    dtype: torch.dtype,
+) -> None:
+    """Whatever it gets wrong."""
+    monkeypatch.setattr(op_check, "run_edit", wrong(change))
+    with pytest.raises(CanaryError, match="decoder.1"):
+        check_op(table(dtype), masks(), SIZES, dtype)
+
+
+def test_ranks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TopK SAE whose op does not rank is found."""
+
+    def unranked(args: dict[str, Any]) -> None:
+        args["topk"] = 96
+
+    monkeypatch.setattr(op_check, "run_edit", wrong(unranked))
+    with pytest.raises(CanaryError, match="wrong on this device"):
+        check_op(table(**KINDS["topk"]), masks(), SIZES, torch.float32)
+
+
+def test_rows_that_are_lost_are_found() -> None:
+    """Memory that came back empty edits nothing, which the check says."""
+    one = table()
+    one.W_dec_rows.zero_()
+    assert one.checksum() != one.loaded_checksum
+    with pytest.raises(CanaryError, match="nothing to edit"):
+        check_op(one, masks(), SIZES, torch.float32)
+
+
+def test_every_form_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where costs were measured, the union is forced once and the costs come back."""
+    seen: list[Costs | None] = []
+    one = table()
+    measured = Costs(tiles=FormCost(1.0, 1.0, 1.0), union=FormCost(1.0, 1.0, 1.0))
+    one.costs = measured
+
+    def note(*args: Any) -> None:
+        seen.append(one.costs)
+        masked_edit(args[0], args[1], args[2], **one.op_args())
+
+    monkeypatch.setattr(op_check, "run_edit", note)
+    check_op(one, masks(), SIZES, torch.float32)
+    assert one.costs is measured
+    forced = [costs for costs in seen if costs is not None]
+    assert len(forced) == len(SIZES) == seen.count(None)
+    assert all(costs.union.start < costs.tiles.start for costs in forced)

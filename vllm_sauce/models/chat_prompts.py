@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user's words and picture as a chat request brings them to a model in vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm_sauce.errors import ConfigError
+
+
+def chat_inputs(
+    processor: Any, prompts: Sequence[str], pictures: Sequence[Any] = ()
+) -> Any:
+    """Return what a processor makes of prompts with a picture each, or none at all.
+
+    The chat template alone says whether there is a first token: a tokenizer that adds
+    its own would double what many templates write.
+
+    Source: vLLM 0.32, entrypoints/common/offline.py (``_preprocess_chat``)
+    Raises: ConfigError if the model has no chat template
+    """
+    texts = [_chat(processor, prompt, picture=bool(pictures)) for prompt in prompts]
+    # One list a prompt: what Gemma 3 wants, and LLaVA takes.
+    shown = {"images": [[picture] for picture in pictures]} if pictures else {}
+    return processor(
+        text=texts,
+        **shown,
+        return_tensors="pt",
+        # A tokenizer without a padding token can still read one prompt.
+        padding=len(texts) > 1,
+        add_special_tokens=False,
+    )
+
+
+def _chat(processor: Any, prompt: str, *, picture: bool) -> str:
+    content = [{"type": "text", "text": prompt}]
+    if picture:
+        content.insert(0, {"type": "image"})
+    try:
+        text: str = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+    except ValueError as error:
+        raise ConfigError(f"the model cannot chat: {error}") from error
+    return text

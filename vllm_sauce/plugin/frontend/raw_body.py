@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request's body, read raw: every key that means us is understood or refused.
+
+vLLM's request models drop what they do not know, keep the last of two equal keys and
+make numbers of booleans, so after them nobody can tell what was asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.plugin.admission import Admission
+from vllm_sauce.plugin.frontend.routes import Place
+from vllm_sauce.unlearning import parse_request
+from vllm_sauce.unlearning.cache_identity import refuse_forged_keys
+from vllm_sauce.unlearning.wire import means_us
+
+Path = tuple[str | int, ...]
+"""The keys and indices from a body's root to a value in it."""
+
+_MESSAGES = frozenset(("messages", "input"))
+_SAID = ("arguments", "content", "output")
+"""What is said in a conversation, below one of the fields above."""
+
+_TYPED = frozenset(
+    (
+        "functions",
+        "output_config",
+        "output_format",
+        "response_format",
+        "structured_outputs",
+        "text",
+        "tools",
+    )
+)
+_SCHEMAS = (
+    "input_examples",
+    "input_schema",
+    "json",
+    "json_schema",
+    "parameters",
+    "schema",
+)
+"""What holds a user's JSON schema, below one of the fields above."""
+
+_USER_DATA = ("documents", "guided_json")
+_WRAPPERS = frozenset(("body", "chat_request", "completion_request"))
+"""Fields that hold the body of another route."""
+
+_IDENTITIES = ("cache_salt", "uuid")
+"""Keys whose values name what is cached, at any depth."""
+
+
+class Members(tuple[tuple[str, Any], ...]):
+    """A JSON object as it was sent, a key that stands twice included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body as it was sent, and what stands out in it."""
+
+    root: Any
+    """JSON, its objects as ``Members``."""
+
+    names_us: bool
+    """A key somewhere in it means us."""
+
+    identities: tuple[tuple[str, str], ...]
+    """Each ``cache_salt`` and ``uuid``, with its value."""
+
+    @classmethod
+    def read(cls, text: bytes | str) -> Body:
+        """Read a body as starlette does, by ``json.loads`` in any of its encodings.
+
+        Raises: InvalidRequestError, or another ValueError for what is no JSON.
+        """
+        keys: set[str] = set()
+        identities: list[tuple[str, str]] = []
+
+        def members(pairs: list[tuple[str, Any]]) -> Members:
+            for key, value in pairs:
+                keys.add(key)
+                if key in _IDENTITIES and isinstance(value, str):
+                    identities.append((key, value))
+            return Members(pairs)
+
+        try:
+            root = json.loads(text, object_pairs_hook=members)
+        except RecursionError:
+            raise _too_deep() from None
+        return cls(root, any(map(means_us, keys)), tuple(identities))
+
+    def check(
+        self,
+        path: str,
+        place: Place | None,
+        admission: Admission | None,
+        user_data: tuple[str, ...] = (),
+    ) -> None:
+        """Refuse what would be dropped on the way to admission, or refused by it.
+
+        Raises: RequestError.
+        """
+        for key, value in self.identities:
+            is_salt = key == "cache_salt"
+            refuse_forged_keys(value if is_salt else None, () if is_salt else (value,))
+        if not self.names_us:
+            return
+        objects = list(_objects(self.root, (*_USER_DATA, *user_data)))
+        wish = None
+        for where, members in objects:
+            ours = [key for key, _ in members if means_us(key)]
+            if ours and where != place:
+                raise _misplaced(path, place, (*where, ours[0]))
+            if ours:
+                wish = members
+        if wish is None:
+            return
+        for where, members in objects:
+            _refuse_twice(where, members)
+            if place is not None and where == place[:-1]:
+                _refuse_beam_search(members)
+        try:
+            extra_args = _plain(wish, place or ())
+        except RecursionError:
+            raise _too_deep() from None
+        if admission is None:
+            parse_request(extra_args)
+        else:
+            admission.resolve(extra_args)
+
+
+def _objects(root: Any, user_data: tuple[str, ...]) -> Iterator[tuple[Path, Members]]:
+    """Yield each object that is not the user's own, and where it stands.
+
+    What a key of ours holds is read where the wish is.
+    """
+    left: list[tuple[Path, Any]] = [((), root)]
+    while left:
+        where, value = left.pop()
+        if isinstance(value, Members):
+            yield where, value
+            left += [
+                ((*where, key), inner)
+                for key, inner in value
+                if not means_us(key) and not _is_users((*where, key), user_data)
+            ]
+        elif isinstance(value, list):
+            left += [((*where, index), inner) for index, inner in enumerate(value)]
+
+
+def _is_users(where: Path, user_data: tuple[str, ...]) -> bool:
+    *above, last = [part for part in where if isinstance(part, str)]
+    if last in user_data:
+        return _WRAPPERS.issuperset(above)
+    if last in _SAID:
+        return not _MESSAGES.isdisjoint(above)
+    return last in _SCHEMAS and not _TYPED.isdisjoint(above)
+
+
+def _too_deep() -> InvalidRequestError:
+    return InvalidRequestError(
+        "the body is nested too deeply to be checked; send a flatter one"
+    )
+
+
+def _misplaced(path: str, place: Place | None, where: Path) -> InvalidRequestError:
+    if place is None:
+        return InvalidRequestError(
+            f"{_shown(where)} asks to forget, but {path} cannot carry that to the "
+            "engine, so nothing would be forgotten; use a route that takes vllm_xargs, "
+            "such as /v1/chat/completions (see vllm_sauce.forget_body)"
+        )
+    return InvalidRequestError(
+        f"{_shown(where)} stands where {path} ignores it, so nothing would be "
+        f"forgotten; put it into {_shown(place)} as sauce_forget (see "
+        "vllm_sauce.forget_body)"
+    )
+
+
+def _refuse_twice(where: Path, members: Members) -> None:
+    for key, count in Counter(key for key, _ in members).items():
+        if count > 1:
+            raise InvalidRequestError(
+                f"{_shown((*where, key))} stands {count} times in a request that asks "
+                "to forget, and only the last would count; give it once"
+            )
+
+
+def _refuse_beam_search(members: Members) -> None:
+    # Also what pydantic would read as false: a client means beam search who names it.
+    if dict(members).get("use_beam_search") not in (None, False):
+        raise InvalidRequestError(
+            "sauce_forget with use_beam_search: vLLM's beam search drops vllm_xargs, "
+            "so nothing would be forgotten; ask without beam search"
+        )
+
+
+def _plain(value: Any, where: Path) -> Any:
+    if isinstance(value, Members):
+        _refuse_twice(where, value)
+        return {key: _plain(inner, (*where, key)) for key, inner in value}
+    if isinstance(value, list):
+        return [_plain(inner, (*where, index)) for index, inner in enumerate(value)]
+    return value
+
+
+def _shown(where: Path) -> str:
+    text = ""
+    for part in where:
+        text += f"[{part}]" if isinstance(part, int) else f".{part[:64]}"
+    return repr(text.removeprefix("."))

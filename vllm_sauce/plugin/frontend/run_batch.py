@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm run-batch``: the check of every body, a line at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from vllm_sauce.errors import InvalidRequestError, RequestError
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.admission import Admission, admission_of
+from vllm_sauce.plugin.frontend import routes
+from vllm_sauce.plugin.frontend.raw_body import Body
+
+_admission: ContextVar[Admission | None] = ContextVar("_admission", default=None)
+
+
+def install() -> None:
+    """Check each line before its request goes to a handler."""
+    module = compat.run_batch_module()
+    compat.wrap(module, "run_batch", _run_batch)
+    compat.wrap(module, "handle_endpoint_request", _handle_endpoint_request)
+    compat.wrap_batch_lines(_model_validate_json)
+
+
+async def _run_batch(
+    original: Callable[..., Any], engine_client: Any, *args: Any, **kwargs: Any
+) -> Any:
+    _admission.set(admission_of(engine_client.input_processor))
+    return await original(engine_client, *args, **kwargs)
+
+
+def _model_validate_json(
+    original: Callable[..., Any], line: str, *args: Any, **kwargs: Any
+) -> Any:
+    request = original(line, *args, **kwargs)
+    object.__setattr__(request, "_sauce_line", line)
+    return request
+
+
+def _handle_endpoint_request(
+    original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        check_line(request.url, request._sauce_line, _admission.get())
+    except RequestError as error:
+        module = compat.run_batch_module()
+        return module.make_async_error_request_output(request, error_msg=str(error))
+    return original(request, *args, **kwargs)
+
+
+def check_line(url: str, line: str, admission: Admission | None) -> None:
+    """Refuse a line whose wish to forget would be dropped.
+
+    Raises: RequestError.
+    """
+    try:
+        body = Body.read(line)
+    except json.JSONDecodeError as error:
+        # vLLM has read it with another parser, and may have found what this one cannot.
+        raise InvalidRequestError(
+            f"the line is no JSON that vllm-sauce can check: {error}"
+        ) from None
+    place = routes.place_of(url)
+    body.check(url, None if place is None else ("body", *place), admission)

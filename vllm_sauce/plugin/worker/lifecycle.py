@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sleep, wake and new weights: proven again, or refused.
+
+Sleep frees the device's memory, the op's tables included, and a reload may bring
+weights that the bundle does not belong to. Until a new proof no masked request runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
+from vllm_sauce.plugin import canary, compat, settings
+from vllm_sauce.plugin.runtime import runtime_of
+
+_PARTS = frozenset({"weights", "kv_cache"})
+"""What sleeps and can be woken by itself, as vLLM tags it."""
+
+_FOREIGN = (
+    "update_config",
+    "init_weight_transfer_engine",
+    "start_weight_update",
+    "start_draft_weight_update",
+    "update_weights",
+    "finish_weight_update",
+)
+"""Worker methods that bring weights or settings which no bundle was made for."""
+
+
+def install() -> None:
+    """Wrap what changes a worker's memory or weights after the start."""
+    for name, around in (
+        ("sleep", _sleep),
+        ("wake_up", _wake_up),
+        ("reload_weights", _reload_weights),
+    ):
+        compat.wrap(compat.worker_method_owner(name), name, around)
+    for name in _FOREIGN:
+        owner = compat.worker_method_owner(name, needed=False)
+        if owner is not None:
+            compat.wrap(owner, name, partial(_refuse, name))
+
+
+def _edits(worker: Any) -> bool:
+    return settings.from_vllm_config(worker.vllm_config) is not None
+
+
+def _refuse(
+    name: str, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if _edits(self):
+        raise UnsupportedFeatureError(
+            f"{name} would change the model under the bundle's SAEs, which belong to "
+            "the weights it was started with; start a server with the new weights and "
+            "a bundle for them"
+        )
+    return original(self, *args, **kwargs)
+
+
+def _sleep(
+    original: Callable[..., Any], self: Any, level: int = 1, *args: Any, **kwargs: Any
+) -> Any:
+    if _edits(self):
+        runtime_of(self.model_runner.model).proven = False  # type: ignore[union-attr]
+        self._sauce_asleep = set(_PARTS)
+        # Level 2 throws the weights away: waking brings memory back, not numbers.
+        self._sauce_weights_lost = level >= 2
+    return original(self, level, *args, **kwargs)
+
+
+def _wake_up(
+    original: Callable[..., Any],
+    self: Any,
+    tags: list[str] | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    result = original(self, tags, *args, **kwargs)
+    if _edits(self):
+        asleep: set[str] = getattr(self, "_sauce_asleep", set())
+        self._sauce_asleep = asleep - (_PARTS if tags is None else set(tags))
+        _prove_if_whole(self)
+    return result
+
+
+def _reload_weights(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if not _edits(self):
+        return original(self, *args, **kwargs)
+    if args or any(value is not None for value in _sources(kwargs)):
+        _refuse("reload_weights from another place", original, self)
+    runtime = runtime_of(self.model_runner.model)
+    assert runtime is not None
+    runtime.proven = False
+    result = original(self, *args, **kwargs)
+    model_config = self.vllm_config.model_config
+    folder = compat.local_model_dir(model_config.model, model_config.revision)
+    if folder is None:
+        raise BundleMismatchError(
+            f"cannot find the files of {model_config.model} that were loaded again; "
+            "masked requests are refused until they are there and loaded"
+        )
+    runtime.bundle.check_model(folder)
+    self._sauce_weights_lost = False
+    _prove_if_whole(self)
+    return result
+
+
+def _sources(kwargs: dict[str, Any]) -> list[Any]:
+    return [kwargs.get(name) for name in ("weights_iterator", "weights_path")]
+
+
+def _prove_if_whole(worker: Any) -> None:
+    """Run the canary once memory and weights are all there; until then nothing runs."""
+    if getattr(worker, "_sauce_asleep", None) or getattr(
+        worker, "_sauce_weights_lost", False
+    ):
+        return
+    canary.prove(worker.model_runner)

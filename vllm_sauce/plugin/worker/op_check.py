@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The op, as this device runs it, against its definition: before anything is served.
+
+A kernel that compiles may still be wrong on a device nobody has tried. Every form that
+a batch can take is compared with the reference on a few tokens of random activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.runtime import make_plan, run_edit
+from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.slots import SiteTable
+from vllm_sauce_kernels.masked_edit import Costs, masked_edit_ref
+from vllm_sauce_kernels.masked_edit.costs import FormCost
+from vllm_sauce_kernels.masked_edit.reference import normalized
+
+SIZES = (1, 16, 300)
+"""Tokens of the batches that are compared, beside the largest that is captured."""
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+"""Of a row's largest number. A wrong form is off by all of the change."""
+
+_LATENTS = 64
+_ROWS = 9
+
+
+def measure_forms(table: SiteTable) -> None:
+    """Measure on a GPU what the op's forms cost there, to choose between them.
+
+    Not while the model loads: with sleep mode on, graphs captured there would lie in
+    the memory that sleep takes away.
+    """
+    if table.mask_len.device.type != "cuda" or table.topk:
+        return
+    from vllm_sauce_kernels.masked_edit.measure import measure
+
+    logger = compat.logger(__name__)
+    try:
+        table.costs = measure(table.op_args())
+    except Exception as error:
+        # Speed only: the tiles form is right for every batch.
+        logger.warning("sauce: %s: forms not measured: %s", table.site, error)
+        return
+    logger.info("sauce: %s: measured %s", table.site, table.costs)
+
+
+def check_op(
+    table: SiteTable, masks: list[Mask], sizes: Iterable[int], dtype: torch.dtype
+) -> None:
+    """Compare the op with its reference for batches of some sizes, of a model's dtype.
+
+    Raises: CanaryError naming site, form and size where they differ.
+    """
+    rng = torch.Generator().manual_seed(0)
+    costs = table.costs
+    try:
+        slots = table.assign(masks)
+        for slot in slots:
+            count = min(int(table.mask_len[slot]), _LATENTS)
+            table.mask_len[slot] = count
+            table.slot_rows[slot] = table.slot_rows[slot][:count]
+        for num_tokens in sorted(set(sizes)):
+            for form, chosen in _forms(costs):
+                table.costs = chosen
+                x = _activations(table, slots, num_tokens, rng)
+                residual = torch.randn(x.shape, generator=rng)
+                device = table.mask_len.device
+                x, residual = x.to(device, dtype), residual.to(device, dtype)
+                _compare(table, slots, x, residual, form)
+    finally:
+        table.costs = costs
+        table.reset()
+
+
+def _forms(measured: Costs | None) -> Iterator[tuple[str, Costs | None]]:
+    yield "the op", None
+    if measured is not None:
+        never, always = FormCost(1.0, 0.0, 0.0), FormCost(0.0, 0.0, 0.0)
+        yield "the op's union form", Costs(tiles=never, union=always)
+
+
+def _activations(
+    table: SiteTable, slots: list[int], num_tokens: int, rng: torch.Generator
+) -> Tensor:
+    """Return random activations that each look to one of the masks' latents."""
+    x = torch.randn(num_tokens, table.W_dec_rows.shape[1], generator=rng)
+    if table.topk:
+        # Or none of the masks' latents would rank.
+        rows = torch.from_numpy(table.slot_rows[slots[0]]).long()
+        chosen = rows[torch.arange(num_tokens) % len(rows)]
+        x += 4.0 * table.W_enc_rows[chosen.to(table.W_enc_rows.device)].float().cpu()
+    return x
+
+
+def _compare(
+    table: SiteTable, slots: list[int], x: Tensor, residual: Tensor, form: str
+) -> None:
+    num_tokens, device = len(x), x.device
+    # Spans of the first mask, of none, and of the last.
+    third = max(1, num_tokens // 3)
+    pattern = [slots[0]] * third + [-1] * third + [slots[-1]] * num_tokens
+    slot_of_token = torch.tensor(pattern[:num_tokens], dtype=torch.int32, device=device)
+    _set_gates(table, set(slots), x.float() + residual.float())
+    planner, plan = make_plan(table, slot_of_token)
+    if plan is not None:
+        plan.copy_(planner.plan(pattern[:num_tokens], [1] * num_tokens))
+    got = x.clone()
+    run_edit(got, residual, slot_of_token, table, plan)
+    # The reference takes a token and a latent at a time: a few tokens say enough.
+    few = torch.linspace(0, num_tokens - 1, min(_ROWS, num_tokens)).long()
+    want = x[few].cpu()
+    args: dict[str, Any] = {
+        k: v.cpu() if isinstance(v, Tensor) else v for k, v in table.op_args().items()
+    }
+    masked_edit_ref(want, residual[few].cpu(), slot_of_token[few].cpu(), **args)
+    _judge(
+        table, x, got, want, few, slot_of_token < 0, f"{form} on {num_tokens} tokens"
+    )
+
+
+def _judge(
+    table: SiteTable,
+    x: Tensor,
+    got: Tensor,
+    want: Tensor,
+    few: Tensor,
+    untouched: Tensor,
+    what: str,
+) -> None:
+    if not torch.equal(got[untouched], x[untouched]):
+        raise CanaryError(f"site {table.site}: {what} changes tokens that bear no mask")
+    if torch.equal(want, x[few].cpu()):
+        raise CanaryError(f"site {table.site}: {what} has nothing to edit")
+    error = (got[few].cpu().float() - want.float()).abs().amax(1)
+    allowed = _TOLERANCE[x.dtype] * want.float().abs().amax(1)
+    wrong = int((~(error <= allowed)).sum())
+    # Which of two almost equal latents ranks, rounding decides.
+    if wrong > (1 if table.topk and len(few) > 1 else 0):
+        raise CanaryError(
+            f"site {table.site}: {what} is wrong on this device: off by "
+            f"{float(error.max()):.3g} from the reference; nothing is served. Report "
+            "the device and the versions of Triton and PyTorch"
+        )
+
+
+def _set_gates(table: SiteTable, slots: set[int], stream: Tensor) -> None:
+    """Put each latent's gate where half of the tokens pass, far from any of them."""
+    for slot in slots:
+        count = int(table.mask_len[slot])
+        if table.topk:
+            table.mask_gate[slot, :count] = -1e30  # whatever ranks
+            continue
+        rows = table.mask_latents[slot, :count].long()
+        W_enc, b_enc = table.W_enc_rows[rows].float(), table.b_enc[rows]
+        sae_in = torch.stack([normalized(x, table.normalize)[0] for x in stream[:64]])
+        pre = (sae_in @ W_enc.T + b_enc).sort(0).values
+        if len(pre) < 4:
+            table.mask_gate[slot, :count] = pre.amin(0) - 1.0
+            continue
+        middle = pre[len(pre) // 4 : 3 * len(pre) // 4 + 1]
+        widest = middle.diff(dim=0).argmax(0, keepdim=True)
+        below, above = middle.gather(0, widest), middle.gather(0, widest + 1)
+        table.mask_gate[slot, :count] = ((below + above) / 2)[0]
