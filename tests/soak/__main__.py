@@ -45,7 +45,7 @@ def main() -> int:
 
         failed = siege.run(args.each, args.only, bundle(), deadline)
     if args.report is not None:
-        args.report.write_text(report.page(), encoding="utf-8")
+        args.report.write_text(report.page(bundle()), encoding="utf-8")
     return int(failed)
 
 
@@ -73,8 +73,8 @@ def run_engine(args: argparse.Namespace, deadline: float) -> bool:
     done = records.Records(
         records.STATE / f"engine-{args.runner}.jsonl", records.code_id()
     )
-    known = f"answers-{args.runner}-{records.universe_id(path)}.jsonl"
-    soak = Soak(soak_engine(path), Answers(records.STATE / known))
+    known = Answers(records.answers_file(args.runner, path))
+    soak = Soak(soak_engine(path), known)
     if args.runner == "v1":  # V2 is slow here: it learns what it comes to need
         learnt = soak.learn((*REQUESTS, *MANY_MASKS))
         say(f"{learnt} requests asked alone on the cold engine")

@@ -28,7 +28,9 @@ class Call:
     content: bytes
     expect: str = "refused"
     """``refused`` (a 4xx), ``unserved`` (no 200), ``answered`` (200, and equal to the
-    cold engine's answer to ``request`` where there is one), ``any``."""
+    cold engine's answer to ``request`` where there is one), ``sampled`` (the same of
+    the first token's choices), ``a choice`` (yes or no), ``any`` (but what is
+    answered is the cold engine's answer)."""
 
     request: Request | None = None
     max_tokens: int = 6

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 
-from tests.plugin.conftest import engine
+from tests.plugin.conftest import RUNNER, engine
 from tests.plugin.support import MODEL, Reply, cold, reply_of, runner_of
 from tests.soak import schedule as ops
 from tests.soak.answers import Answers, difference, is_tie
@@ -53,7 +53,21 @@ class Asked:
 
 def soak_engine(bundle: Path) -> Any:
     """Start an engine with little room in every cache."""
+    if RUNNER == "v1":
+        _send_pictures_whole()
     return engine(MODEL, {"bundle": str(bundle)}, **LIMITS)
+
+
+def _send_pictures_whole() -> None:
+    """Go around a fault of vLLM's own (0.32, V1) that has nothing to do with masks.
+
+    A request that begins with a prefix hit is sent without the pictures that it covers,
+    and V1 never gets them when the request is preempted and its blocks are lost:
+    "Encoder cache miss" ends the engine. V2 is sent such a request anew.
+    """
+    from vllm.v1.core.sched import output
+
+    output.strip_covered_mm_data = lambda features, *_, **__: features
 
 
 class Soak:
@@ -171,6 +185,8 @@ class Soak:
                 self.inputs.sent(prompt)
             where = "in the core" if in_core else "at admission"
             self.counts[f"refused {where}"] += 1
+        except Exception as error:
+            raise Difference(f"failed: {request}: {error!r}") from error
         else:
             self.inputs.sent(prompt)
             self.counts["requests"] += 1
@@ -241,7 +257,9 @@ class Soak:
         """Give up what is left of a schedule that failed."""
         if self.broken:
             return
-        self.engine.abort_request(list(self.asked))
+        noted = list(self.engine.output_processor.request_states)
+        self.engine.output_processor.abort_requests(noted, internal=True)
+        self.engine.engine_core.abort_requests(noted)
         self.asked.clear()
         for _ in range(DRAIN_STEPS):
             if not self.engine.has_unfinished_requests():

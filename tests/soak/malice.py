@@ -28,6 +28,7 @@ from tests.soak.calls import (
 from tests.soak.universe import MANY_MASKS, MASKS, Request
 
 PLAIN = Request(("p0",), 0)
+FORGETS = Request(("p0",), 0, ("seen",))
 TALK = [{"role": "user", "content": "what is in the picture ?"}]
 SEEN = ["seen"]
 HALF = "\ud83d"
@@ -198,6 +199,7 @@ def _prompt_embeds(i: int) -> Call:
 def _json(i: int) -> Call:
     good = _body(CHAT)[:-1]
     ours = b', "vllm_xargs": {"sauce_forget": ["seen"]}'
+    wish = as_json(chat_body(FORGETS))
     bodies: dict[str, tuple[bytes, str]] = {
         "NaN": (good + b', "temperature": NaN' + ours + b"}", "any"),
         "huge integer": (good + b', "seed": ' + b"9" * 5000 + b"}", "refused"),
@@ -210,16 +212,14 @@ def _json(i: int) -> Call:
         "cut short": (good + ours, "refused"),
         "a list": (b"[" + good + ours + b"}]", "refused"),
         "null": (b"null", "refused"),
-        "UTF-16": ((good + ours + b"}").decode().encode("utf-16"), "answered"),
-        "escaped": (
-            (good + ours + b"}").replace(b"sauce", b"\\u0073auce"),
-            "answered",
-        ),
+        "UTF-16": (wish.decode().encode("utf-16"), "answered"),
+        "escaped": (wish.replace(b"sauce", b"\\u0073auce"), "answered"),
         "bytes": (bytes(range(256)), "refused"),
     }
     name = sorted(bodies)[i % len(bodies)]
     content, expect = bodies[name]
-    return Call(CHAT, content, expect, name=name)
+    request = FORGETS if expect == "answered" else None
+    return Call(CHAT, content, expect, request, name=name)
 
 
 def _content_type(i: int) -> Call:

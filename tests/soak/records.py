@@ -23,6 +23,11 @@ def universe_id(bundle: Path) -> str:
     return taken.hexdigest()[:16]
 
 
+def answers_file(runner: str, bundle: Path) -> Path:
+    """Return where a runner's cold answers are kept."""
+    return STATE / f"answers-{runner}-{universe_id(bundle)}.jsonl"
+
+
 def code_id() -> str:
     """Name the code under test, the soak's own included."""
     taken = hashlib.sha256()

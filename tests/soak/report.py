@@ -6,9 +6,11 @@ from __future__ import annotations
 import datetime
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from tests.soak.records import STATE, Records, code_id
+from tests.soak.answers import Answers
+from tests.soak.records import STATE, Records, answers_file, code_id
 from tests.soak.siege import is_bad
 
 HEAD = """# Soak
@@ -74,7 +76,7 @@ ROWS = (
 )
 
 
-def page() -> str:
+def page(bundle: Path) -> str:
     """Return all that is known of the code as it is."""
     import vllm
 
@@ -87,6 +89,10 @@ def page() -> str:
     }
     if any(engines.values()):
         text += ENGINE + _engine_table(engines)
+        v1, v2 = (Answers(answers_file(runner, bundle)) for runner in ("v1", "v2"))
+        shared, wrong = v1.against(v2)
+        text += f"\nCold answers that V1 and V2 both gave: {shared}; "
+        text += f"other than within 1e-3: {len(wrong)}.\n"
     if rows := Records(STATE / "server.jsonl", code).rows:
         text += SERVER + _server_table(rows)
     return text

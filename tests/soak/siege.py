@@ -12,13 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.plugin.support import MODEL, REPO
+from tests.plugin.support import LOGPROBS, MODEL, REPO, Reply
 from tests.soak import calls, malice, records
 from tests.soak.answers import Answers, difference
 from tests.soak.universe import MANY_MASKS, REQUESTS
@@ -28,7 +29,7 @@ TOLERANCE = 2e-3
 
 ATTACKERS = 8
 GOOD_CLIENTS = 3
-GOOD_AT_LEAST = 30
+GOOD_AT_LEAST = 60
 """Good answers beside each kind, however fast the kind is through."""
 
 EXAMPLES = 3
@@ -46,7 +47,8 @@ def good_call(rng: random.Random) -> calls.Call:
     request, max_tokens = rng.choice(GOOD), rng.randint(1, 6)
     kind = rng.randrange(8)
     if kind == 0:
-        return calls.chat(request, max_tokens, n=2)
+        two = calls.chat(request, max_tokens, n=2, temperature=1)
+        return replace(two, expect="sampled")
     if kind < 3:
         return calls.chat(request, max_tokens, stream=True)
     if kind == 3:
@@ -84,7 +86,7 @@ class Siege:
     def judge(self, call: calls.Call, status: int, text: str) -> str | None:
         """Say how an answer is not what it must be, None if it is."""
         problem = f"{status} to {call.path} {call.name}: {text[:300]}"
-        if call.expect == "any":
+        if call.expect == "any" and status != 200:
             return None
         if call.expect == "refused":
             return None if 400 <= status < 500 else problem
@@ -102,20 +104,29 @@ class Siege:
         assert call.request is not None
         want = self.answers.get(call.request)
         assert want is not None, call.request
-        if text.startswith("data:"):
-            got = [calls.reply_of_stream(text)]
-        else:
-            got = calls.replies_of(json.loads(text))
+        try:
+            if text.startswith("data:"):
+                got = [calls.reply_of_stream(text)]
+            else:
+                got = calls.replies_of(json.loads(text))
+        except (KeyError, TypeError, ValueError):
+            return f"{call.request}: cannot be read: {text[:500]}"
         for reply in got:
             if len(reply.tokens) != call.max_tokens:
                 return f"{call.request}: {len(reply.tokens)} tokens"
-            if found := difference(reply, want, TOLERANCE):
+            found = (
+                _first_difference(reply, want)
+                if call.expect == "sampled"
+                else difference(reply, want, TOLERANCE)
+            )
+            if found:
                 return f"{call.request}: {found}"
         return None
 
     async def run(self, name: str, make: malice.Make, each: int) -> dict[str, Any]:
         """Send all of a kind while good clients go on; return what came of it."""
         statuses: Counter[str] = Counter()
+        by_name: Counter[str] = Counter()
         good: Counter[str] = Counter()
         broken: list[str] = []
         wrong: list[str] = []
@@ -124,8 +135,10 @@ class Siege:
 
         async def attack() -> None:
             for i in todo:
-                status, problem = await self.ask(client, make(i))
+                call = make(i)
+                status, problem = await self.ask(client, call)
                 statuses[status] += 1
+                by_name[f"{call.name}: {status}"] += 1
                 if problem:
                     broken.append(problem)
 
@@ -140,7 +153,8 @@ class Siege:
                 if problem:
                     wrong.append(problem)
 
-        limits = httpx.Limits(max_connections=ATTACKERS + GOOD_CLIENTS)
+        # A server closes what is idle; a request must not meet that.
+        limits = httpx.Limits(max_keepalive_connections=0)
         async with (
             httpx.AsyncClient(
                 base_url=self.address, timeout=120, limits=limits, trust_env=False
@@ -155,6 +169,7 @@ class Siege:
             "kind": name,
             "sent": sum(statuses.values()),
             "statuses": dict(statuses),
+            "statuses_by_name": dict(by_name),
             "unexpected": len(broken),
             "unexpected_examples": broken[:EXAMPLES],
             "good": good["asked"],
@@ -162,6 +177,19 @@ class Siege:
             "good_differences": len(wrong),
             "good_examples": wrong[:EXAMPLES],
         }
+
+
+def _first_difference(got: Reply, want: Reply) -> str | None:
+    """Compare the first token's choices; the one that was drawn may stand for another.
+
+    Only the first: what follows depends on the draw.
+    """
+    mine, right = dict(got.logprobs[0]), dict(want.logprobs[0])
+    shared = mine.keys() & right.keys()
+    off = max(abs(mine[token] - right[token]) for token in shared)
+    if len(shared) < LOGPROBS - 1 or not off <= TOLERANCE:
+        return f"the first token's choices are {mine}, right is {right}"
+    return None
 
 
 @contextmanager
@@ -174,6 +202,8 @@ def server(bundle: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], s
     limits = [
         text
         for name, value in LIMITS.items()
+        # Preemption on V1 can end vLLM's engine: see ``_send_pictures_whole``.
+        if name != "num_gpu_blocks_override"
         for text in (f"--{name.replace('_', '-')}", str(value))
     ]
     process = serve(
@@ -209,7 +239,7 @@ def is_up(address: str) -> bool:
 
 def run(each: int, only: str, bundle: Path, deadline: float) -> bool:
     """Run the kinds that have not been run; tell whether anything was ever wrong."""
-    known = records.STATE / f"answers-v1-{records.universe_id(bundle)}.jsonl"
+    known = records.answers_file("v1", bundle)
     if Answers(known).missing((*REQUESTS, *MANY_MASKS)):
         learn = [sys.executable, "-m", "tests.soak", "engine", "--steps", "0"]
         subprocess.run(learn, cwd=REPO, check=True)
