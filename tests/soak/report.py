@@ -19,7 +19,8 @@ Random schedules on one engine, and a server under attack; every answer is compa
 that of the same request alone on a cold engine: tokens, and log-probabilities within
 2e-4 (2e-3 over HTTP). sauce-tiny and a bundle of random SAEs whose edits move every
 answer, float32, eager; 8 requests at once, 160 tokens a step, an encoder cache for
-three pictures, 23 KV blocks. vLLM {vllm}, {cores} CPU cores, no GPU, {date}.
+three pictures; the engine has 23 KV blocks, the server enough. vLLM
+{vllm}, {cores} CPU cores, no GPU, {date}.
 
 A soak that stops goes on when it is started again; a change of the code starts it anew.
 """
