@@ -97,8 +97,8 @@ class Probe:
 
 def timers(eager: bool) -> tuple[Timer, Timer, Probe]:
     """Put timers around the op, if eager, and the writing of slots."""
-    from vllm_sauce.plugin import injection
-    from vllm_sauce.plugin.runtime import DecoderSite
+    from vllm_sauce.plugin.worker import injection
+    from vllm_sauce.plugin.worker.runtime import DecoderSite
 
     op, slots, probe = Timer(), Timer(), Probe()
     if eager:

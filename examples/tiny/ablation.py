@@ -24,10 +24,10 @@ from tiny.scoring import Scorer
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.cli.options import site_paths
 from vllm_sauce.concepts import Concept, SiteEdit
-from vllm_sauce.evaluation.edit_choices import EditChoices, SiteSetting
 from vllm_sauce.evaluation.metrics import NAMES
-from vllm_sauce.evaluation.select import read_sae
-from vllm_sauce.evaluation.selection_file import SelectionFile
+from vllm_sauce.learning.calibration.edit_choices import EditChoices, SiteSetting
+from vllm_sauce.learning.selection.select import read_sae
+from vllm_sauce.learning.selection.selection_file import SelectionFile
 
 Sites = Mapping[str, SiteSetting]
 PLAIN = SiteSetting(ranking="share", k=16, gate=0.0, action="scale -2")

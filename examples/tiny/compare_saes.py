@@ -17,13 +17,13 @@ from rich.console import Console
 
 from tiny.exam import Tiny
 from tiny.shards import draw_samples, write_harvest
-from vllm_sauce.training.harvest_training import HarvestTraining, train_on_harvest
-from vllm_sauce.training.sae_settings import TRAINED_ARCHITECTURES, SAETraining
-from vllm_sauce.training.training_report import (
+from vllm_sauce.learning.training.report import (
     figures_table,
     markdown,
     shown_progress,
 )
+from vllm_sauce.learning.training.settings import TRAINED_ARCHITECTURES, SAETraining
+from vllm_sauce.learning.training.train import HarvestTraining, train_on_harvest
 
 SITES = ["vision", "decoder.1"]
 

@@ -36,10 +36,7 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, SiteEdit
 from vllm_sauce.concepts.scores import SCORES, CausalScore, ranked, saeuron_gate
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
-from vllm_sauce.evaluation.attribution_scores import (
-    attribution_questions,
-    attribution_scores,
-)
+from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.evaluation.exam import (
     NAME,
     Answers,
@@ -47,12 +44,15 @@ from vllm_sauce.evaluation.exam import (
     concept_scores,
     sample_rows,
 )
-from vllm_sauce.evaluation.loaded_model import LoadedModel
 from vllm_sauce.evaluation.metrics import NAMES, Scores
-from vllm_sauce.evaluation.shared_prefix import SharedPrefix, Sheet
-from vllm_sauce.evaluation.site_edits import EditTensors
+from vllm_sauce.learning.selection.attribution import (
+    attribution_questions,
+    attribution_scores,
+)
+from vllm_sauce.models.loaded_model import LoadedModel
+from vllm_sauce.models.shared_prefix import SharedPrefix, Sheet
+from vllm_sauce.models.site_edits import EditTensors
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.training.concept_examples import ConceptFile
 
 LONGEST_BLOCK = 13
 """Tokens of the longest question that is asked."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny.concepts import DOMAIN_OF
-from vllm_sauce.evaluation.demo import Case, ask
+from vllm_sauce.playground.demo import Case, ask
 
 TINY = Path(__file__).parent
 CANDIDATES = 8

@@ -31,8 +31,8 @@ from tiny.questions import (
 )
 from tiny.world import Picture, Renderer
 from vllm_sauce.evaluation.exam import DESCRIBE, NAME, NO, YES, Exam
-from vllm_sauce.evaluation.shared_prefix import Sheet, pad_blocks
-from vllm_sauce.training.activations import vision_features
+from vllm_sauce.models.shared_prefix import Sheet, pad_blocks
+from vllm_sauce.models.site_hooks import vision_features
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 BUNDLE_FOLDER = Path(__file__).parent / "bundle"

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.learning.importing.readings import readings
+from vllm_sauce.learning.importing.site_samples import read_pictures, sample_activations
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.training.reconstruction import readings
-from vllm_sauce.training.sae_quality import sae_quality
-from vllm_sauce.training.site_samples import read_pictures, sample_activations
+from vllm_sauce.sae.quality import sae_quality
 
 HERE = Path(__file__).parent
 QUESTIONS = ("what is in the picture?", "what colour is it?", "is there a dog?")

@@ -10,9 +10,9 @@ from torch import Tensor
 from tiny.exam import Tiny, balanced_pictures, build_exam
 from vllm_sauce.concepts import decoder_layer_idx
 from vllm_sauce.evaluation.exam import Exam
-from vllm_sauce.evaluation.shared_prefix import SharedPrefix
+from vllm_sauce.models.shared_prefix import SharedPrefix
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.training.sae_quality import sae_quality
+from vllm_sauce.sae.quality import sae_quality
 
 PICTURES_PER_FOREGROUND = 25
 

@@ -16,9 +16,9 @@ from vllm_sauce.evaluation.exam import (
     concept_scores,
     sample_rows,
 )
-from vllm_sauce.evaluation.generation import generate_answers
-from vllm_sauce.evaluation.shared_prefix import SharedPrefix
-from vllm_sauce.evaluation.site_edits import EditTensors, build_edits
+from vllm_sauce.models.generation import generate_answers
+from vllm_sauce.models.shared_prefix import SharedPrefix
+from vllm_sauce.models.site_edits import EditTensors, build_edits
 from vllm_sauce.sae import SAEWeights
 
 SCORED_PICTURES = 40

@@ -22,12 +22,8 @@ from tiny.dataset import HELD_OUT_SEED
 from tiny.exam import MODEL_FOLDER, Tiny
 from tiny.questions import TRAIN, describe_questions, naming_questions
 from tiny.world import Renderer
-from vllm_sauce.bundle import fingerprint_model
-from vllm_sauce.concepts import VISION, decoder_layer_idx
-from vllm_sauce.training.activations import SiteFn, site_hook
-from vllm_sauce.training.samples import PictureFile, Sample, open_picture
-from vllm_sauce.training.shard_writer import ShardWriter
-from vllm_sauce.training.shards import (
+from vllm_sauce.activations.shard_writer import ShardWriter
+from vllm_sauce.activations.shards import (
     HARVEST_FILE,
     SAMPLES_FILE,
     HarvestFile,
@@ -36,6 +32,10 @@ from vllm_sauce.training.shards import (
     SiteFormat,
     write_whole,
 )
+from vllm_sauce.bundle import fingerprint_model
+from vllm_sauce.concepts import VISION, decoder_layer_idx
+from vllm_sauce.data.samples import PictureFile, Sample, open_picture
+from vllm_sauce.models.site_hooks import SiteFn, site_hook
 
 ANSWER_TOKENS = 8
 SEED = HELD_OUT_SEED + 21

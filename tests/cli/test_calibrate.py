@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from vllm_sauce.cli import app
 from vllm_sauce.concepts import Catalogue
-from vllm_sauce.evaluation import calibration_run
-from vllm_sauce.evaluation.calibration_run import CalibrateRequest
+from vllm_sauce.learning.calibration import run as calibration_run
+from vllm_sauce.learning.calibration.run import CalibrateRequest
 
 
 def without_plotly(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.demo import Answer, Case, as_html, find_tiny, read_cases
+from vllm_sauce.playground.demo import Answer, Case, as_html, find_tiny, read_cases
 
 REPO = Path(__file__).resolve().parents[2]
 SAUCE = Path(sys.executable).with_name("sauce")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.cli import app
-from vllm_sauce.training.activation_store import ActivationStore
 
 REPO = Path(__file__).parents[2]
 TINY = REPO / "examples/tiny"

@@ -12,12 +12,18 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tests.bundle.stand_in_hub import serving
-from tests.training.layouts import LAYOUTS, MODEL, PICTURES, QUESTIONS, shipped
+from tests.learning.importing.layouts import (
+    LAYOUTS,
+    MODEL,
+    PICTURES,
+    QUESTIONS,
+    shipped,
+)
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.cli import app
 from vllm_sauce.cli.import_sae import import_sae
-from vllm_sauce.training.reconstruction import MIN_EXPLAINED_VARIANCE
-from vllm_sauce.training.site_samples import read_pictures, sample_activations
+from vllm_sauce.learning.importing.readings import MIN_EXPLAINED_VARIANCE
+from vllm_sauce.learning.importing.site_samples import read_pictures, sample_activations
 
 SAUCE = Path(sys.executable).with_name("sauce")
 

@@ -14,7 +14,7 @@ from vllm_sauce.evaluation.exam import (
     concept_scores,
     sample_rows,
 )
-from vllm_sauce.evaluation.shared_prefix import Sheet
+from vllm_sauce.models.shared_prefix import Sheet
 
 DOG, CAT, COW, RED, BLUE = range(5)
 NO_TOKEN, YES_TOKEN = 5, 6

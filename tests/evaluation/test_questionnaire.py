@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.evaluation.questionnaire import (
     Kind,
     Outcome,
@@ -16,7 +17,6 @@ from vllm_sauce.evaluation.questionnaire import (
     outcome,
     small_part,
 )
-from vllm_sauce.training.concept_examples import ConceptFile
 
 ANIMALS, COLOURS = ("dog", "cat", "pig"), ("red", "blue")
 

@@ -10,11 +10,11 @@ from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER, Tiny
 from tiny.sae_figures import measure_saes
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.evaluation.loaded_model import LoadedModel
+from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.evaluation.metrics import NAMES, harmonic_mean
 from vllm_sauce.evaluation.report import good_concepts, rows_of
-from vllm_sauce.training.activations import site_hook
-from vllm_sauce.training.samples import PictureFile, Sample
+from vllm_sauce.models.loaded_model import LoadedModel
+from vllm_sauce.models.site_hooks import site_hook
 
 CHECKED = ("dog", "soccer", "love", "red", "wood")
 """One of each domain."""

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from vllm_sauce.data.pictures import decode_picture
+from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.loaded_model import LoadedModel
+from vllm_sauce.learning.importing import site_samples
+from vllm_sauce.learning.training.fidelity import AnsweringModel
 from vllm_sauce.models.chat_prompts import chat_inputs
-from vllm_sauce.training import site_samples
-from vllm_sauce.training.fidelity import AnsweringModel
-from vllm_sauce.training.samples import PictureFile, Sample
+from vllm_sauce.models.loaded_model import LoadedModel
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 PICTURE = TINY / "pictures/000.png"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.plugin.support import Ask, cold, run, runner_of
 from vllm_sauce.errors import CanaryError
-from vllm_sauce.plugin.canary import DummyBatch, dummy_batches, prove
+from vllm_sauce.plugin.worker.canary import DummyBatch, dummy_batches, prove
 
 
 def config(sizes: list[int] | None, seqs: int, tokens: int) -> Any:
@@ -64,7 +64,7 @@ def two_edits(model: Any) -> Callable[[], None]:
     """Run the op twice on every token."""
     (layer,) = [m for m in model.modules() if type(m).__name__.startswith("SauceLlama")]
     edited = type(layer)
-    from vllm_sauce.plugin.injection import _edited_layer
+    from vllm_sauce.plugin.worker.injection import _edited_layer
 
     layer.__class__ = _edited_layer(edited)
 
@@ -76,7 +76,7 @@ def two_edits(model: Any) -> Callable[[], None]:
 
 def no_effect(model: Any) -> Callable[[], None]:
     """Run the op on numbers that nobody reads."""
-    from vllm_sauce.plugin.runtime import run_edit
+    from vllm_sauce.plugin.worker.runtime import run_edit
 
     (layer,) = [m for m in model.modules() if type(m).__name__.startswith("SauceLlama")]
     edited: Any = type(layer)

@@ -257,7 +257,7 @@ def test_bad_requests_are_refused(
 def test_too_many_concepts(model_dir: Any, bundle_dir: Any) -> None:
     """The operator's limit holds."""
     from vllm_sauce.config import SauceConfig
-    from vllm_sauce.plugin.admission import Admission
+    from vllm_sauce.plugin.frontend.admission import Admission
 
     admission = Admission(SauceConfig(bundle=str(bundle_dir), max_concepts=1))
     with pytest.raises(TooManyConceptsError, match="at most 1"):

@@ -12,8 +12,8 @@ from tests.plugin.conftest import RUNNER, engine
 from tests.plugin.random_gemma3 import write_gemma3_bundle, write_random_gemma3
 from tests.plugin.support import LONG, picture, reply_of
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import reconstruct
-from vllm_sauce.training.activations import site_hook
 
 SITE = "decoder.1"
 PROMPTS = ("is there a dog ?", LONG[:200])

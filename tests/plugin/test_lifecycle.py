@@ -79,7 +79,7 @@ def wake_all(llm: Any) -> None:
 
 def test_every_tensor_of_a_site_is_a_buffer(llm: Any) -> None:
     """vLLM saves buffers before it throws the device's memory away."""
-    from vllm_sauce.plugin.runtime import KEPT_TENSORS
+    from vllm_sauce.plugin.worker.runtime import KEPT_TENSORS
 
     runner = runner_of(llm)
     kept = {buffer.data_ptr() for _, buffer in runner.model.named_buffers()}

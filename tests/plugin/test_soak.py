@@ -15,8 +15,8 @@ from tests.plugin.support import Reply
 from tests.soak.answers import Answers, difference, is_tie
 from tests.soak.engine import Difference, Soak, run_block, soak_engine
 from tests.soak.universe import REQUESTS, SEEING
-from vllm_sauce.plugin.runtime import DecoderSite
 from vllm_sauce.plugin.sites.encoder_batches import Announced
+from vllm_sauce.plugin.worker.runtime import DecoderSite
 from vllm_sauce.unlearning import mask
 
 STEPS = 300 if RUNNER == "v1" else 60

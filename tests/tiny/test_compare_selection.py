@@ -13,8 +13,8 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, SiteEdit
 from vllm_sauce.concepts.scores import SCORES, ranked
 from vllm_sauce.evaluation.exam import NAME, sample_rows
-from vllm_sauce.evaluation.shared_prefix import SharedPrefix
-from vllm_sauce.evaluation.site_edits import EditTensors
+from vllm_sauce.models.shared_prefix import SharedPrefix
+from vllm_sauce.models.site_edits import EditTensors
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 
 from tiny.ablation import VARIANTS, alone, each
 from tiny.frontiers import best_known, most_forgetting
-from vllm_sauce.evaluation.edit_choices import SiteSetting
+from vllm_sauce.learning.calibration.edit_choices import SiteSetting
 
 A = SiteSetting(ranking="share", k=4, gate=0.99, action="clamp 1", without=(2,))
 B = SiteSetting(ranking="crisp", k=8, gate=0.0, action="scale -4")

@@ -21,8 +21,10 @@ from vllm_sauce.errors import (
     SauceError,
 )
 from vllm_sauce.files import writable
-from vllm_sauce.plugin import compat, orphans, settings
-from vllm_sauce.plugin.admission import Admission
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.frontend.admission import Admission
+from vllm_sauce.plugin.startup import settings
+from vllm_sauce.scale import orphans
 from vllm_sauce.unlearning import Mask
 from vllm_sauce.unlearning.wire import has_sauce_keys
 

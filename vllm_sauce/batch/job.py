@@ -17,8 +17,9 @@ from vllm_sauce.bundle.fingerprint import file_sha256, weights_sha256
 from vllm_sauce.client import check_strength, forget
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.plugin import compat, settings
-from vllm_sauce.plugin.admission import Admission
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.frontend.admission import Admission
+from vllm_sauce.plugin.startup import settings
 
 _OURS = ("additional_config", "model")
 

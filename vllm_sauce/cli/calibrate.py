@@ -83,9 +83,9 @@ def calibrate(
         site_paths,
         stages,
     )
-    from vllm_sauce.evaluation.calibration_config import CalibrationConfig
-    from vllm_sauce.evaluation.calibration_report import table, write_frontiers
-    from vllm_sauce.evaluation.calibration_run import (
+    from vllm_sauce.learning.calibration.config import CalibrationConfig
+    from vllm_sauce.learning.calibration.report import table, write_frontiers
+    from vllm_sauce.learning.calibration.run import (
         CalibrateRequest,
         calibrate_bundle,
     )

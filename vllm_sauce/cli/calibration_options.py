@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_sauce.evaluation.calibration_config import CalibrationConfig
+from vllm_sauce.learning.calibration.config import CalibrationConfig
 
 RetainFloor = Annotated[
     float, typer.Option(help="Share that IRA and CRA may lose each.")

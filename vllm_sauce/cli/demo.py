@@ -22,7 +22,7 @@ def demo(
 
     from vllm_sauce.cli.failures import only_shown
     from vllm_sauce.cli.options import check_place
-    from vllm_sauce.evaluation import demo as logic
+    from vllm_sauce.playground import demo as logic
 
     for path in (json_path, html_path):
         if path is not None:

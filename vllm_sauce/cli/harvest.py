@@ -70,10 +70,10 @@ def harvest(
     from rich.console import Console
 
     from vllm_sauce.cli.options import engine_arguments, progress_bar, resources
-    from vllm_sauce.training.harvest import HarvestRequest
-    from vllm_sauce.training.harvest_actors import harvest_anywhere
-    from vllm_sauce.training.sample_sources import find_samples
-    from vllm_sauce.training.samples import distinct
+    from vllm_sauce.data.sample_sources import find_samples
+    from vllm_sauce.data.samples import distinct
+    from vllm_sauce.learning.harvest.actors import harvest_anywhere
+    from vllm_sauce.learning.harvest.engine import HarvestRequest
 
     where = resources(ray, actors, gpus_per_actor, cpus_per_actor)
     samples, repeated = distinct(

@@ -59,7 +59,7 @@ def import_sae(
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from vllm_sauce.training import importing
+    from vllm_sauce.learning.importing import import_sae as importing
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)

@@ -48,7 +48,7 @@ def inspect(
 ) -> None:
     """Show each concept's latents, where they fire, and what forgetting it does."""
     from vllm_sauce.cli.options import check_place
-    from vllm_sauce.evaluation import inspecting
+    from vllm_sauce.inspection import inspect as inspecting
 
     check_place(out)
     shown = inspecting.read_shown(concepts, pictures, split, question, naming or ())

@@ -99,9 +99,9 @@ def learn(
 
     from vllm_sauce.cli.options import engine_arguments, site_saes
     from vllm_sauce.errors import ConfigError
-    from vllm_sauce.evaluation import learn as logic
-    from vllm_sauce.evaluation import learn_plan
-    from vllm_sauce.evaluation.calibration_config import CalibrationConfig
+    from vllm_sauce.learning import learn as logic
+    from vllm_sauce.learning import plan as learn_plan
+    from vllm_sauce.learning.calibration.config import CalibrationConfig
 
     console = Console(stderr=True)
 

@@ -51,7 +51,7 @@ def select(
 ) -> None:
     """Rank every concept's latents by one score and keep the best with all scores."""
     from vllm_sauce.cli.options import check_place, engine_arguments, progress_bar
-    from vllm_sauce.evaluation import select as logic
+    from vllm_sauce.learning.selection import select as logic
 
     check_place(out)
     request = logic.SelectRequest(

@@ -115,15 +115,15 @@ def train(
     """Train an SAE, measure it in its model, and save it in SAELens' layout."""
     from rich.console import Console
 
-    from vllm_sauce.training.activation_store import ActivationStore
-    from vllm_sauce.training.harvest_training import (
+    from vllm_sauce.activations.row_choice import parse_roles
+    from vllm_sauce.activations.store import ActivationStore
+    from vllm_sauce.learning.training.report import figures_table, shown_progress
+    from vllm_sauce.learning.training.settings import SAETraining
+    from vllm_sauce.learning.training.train import (
         FidelitySettings,
         HarvestTraining,
         train_on_harvest,
     )
-    from vllm_sauce.training.row_choice import parse_roles
-    from vllm_sauce.training.sae_settings import SAETraining
-    from vllm_sauce.training.training_report import figures_table, shown_progress
 
     console = Console()
     if d_sae is None:

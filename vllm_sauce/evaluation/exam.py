@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.evaluation.metrics import Scores
-from vllm_sauce.evaluation.shared_prefix import Sheet
+from vllm_sauce.models.shared_prefix import Sheet
 
 KINDS = ("name", "yes", "no", "describe")
 """What a question asks: name a domain's concept, is there one that is (yes) or is

@@ -24,10 +24,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile, Example
+from vllm_sauce.data.samples import Picture
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.metrics import harmonic_mean
-from vllm_sauce.training.concept_examples import ConceptExamples, ConceptFile, Example
-from vllm_sauce.training.samples import Picture
 
 
 class Part(enum.Enum):

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vllm_sauce.concepts import Catalogue
+from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.data.samples import Sample
+from vllm_sauce.data.schema import Questions
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.training.concept_examples import ConceptFile
-from vllm_sauce.training.concept_schema import Questions
-from vllm_sauce.training.samples import Sample
 
 YES, NO, NAME = "yes", "no", "name"
 """What a question's right answer is: yes, no, or the concept's name."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.admission import admission_for
+from vllm_sauce.plugin.frontend.admission import admission_for
 from vllm_sauce.unlearning.wire import has_sauce_keys
 
 
@@ -49,7 +49,7 @@ def _after_changes(
 
 def is_proven(worker: Any) -> bool:
     """Say whether a worker's edit is proven, for ``collective_rpc``."""
-    from vllm_sauce.plugin.runtime import runtime_of
+    from vllm_sauce.plugin.worker.runtime import runtime_of
 
     runtime = runtime_of(worker.model_runner.model)
     return runtime is not None and runtime.proven

@@ -6,17 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_sauce.plugin import (
-    admission,
-    bench_client,
-    compat,
-    engine_core,
-    flags,
-    orphans,
-    seam_check,
-    settings,
-)
-from vllm_sauce.plugin.frontend import agreement, middleware
+from vllm_sauce.plugin import compat, engine_core
+from vllm_sauce.plugin.compat import seam_check
+from vllm_sauce.plugin.frontend import admission, agreement, bench_client, middleware
+from vllm_sauce.plugin.startup import flags, settings
+from vllm_sauce.scale import orphans
 
 _worker_installed = False
 _tap_installed = False
@@ -62,8 +56,7 @@ def install_worker() -> None:
     global _worker_installed
     if _worker_installed:
         return
-    from vllm_sauce.plugin import canary, injection, runner_v1
-    from vllm_sauce.plugin.worker import lifecycle
+    from vllm_sauce.plugin.worker import canary, injection, lifecycle, runner_v1
 
     injection.install()
     runner_v1.install()
@@ -77,7 +70,7 @@ def install_tap() -> None:
     global _tap_installed
     if _tap_installed:
         return
-    from vllm_sauce.plugin import tapping
+    from vllm_sauce.plugin.tap import harvest_worker
 
-    tapping.install()
+    harvest_worker.install()
     _tap_installed = True

@@ -15,9 +15,9 @@ from torch import nn
 
 from tests.unlearning.test_slots import build_table, mask
 from vllm_sauce.errors import CanaryError
-from vllm_sauce.plugin.runtime import VisionSite, run_edit
 from vllm_sauce.plugin.sites import swap
 from vllm_sauce.plugin.sites.encoder_batches import Announced, _by_label
+from vllm_sauce.plugin.worker.runtime import VisionSite, run_edit
 from vllm_sauce.unlearning import SiteTable
 
 

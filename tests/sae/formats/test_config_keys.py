@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from tests.learning.importing.layouts import sae_lens as write_sae_lens
 from tests.sae.formats import (
     test_dictionary_learning,
     test_gemma_scope,
@@ -15,7 +16,6 @@ from tests.sae.formats import (
     test_sparsify,
 )
 from tests.sae.formats.oracle import D_MODEL, D_SAE, numbers, write_json
-from tests.training.layouts import sae_lens as write_sae_lens
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.sae.formats import (

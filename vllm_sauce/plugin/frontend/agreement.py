@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.plugin import compat, settings
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.startup import settings
 
 CALL = "sauce_settings"
 """The worker's method that an API process calls."""

@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from vllm_sauce.errors import InvalidRequestError, RequestError
-from vllm_sauce.plugin import compat, settings
-from vllm_sauce.plugin.admission import Admission, admission_of
+from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend import routes, run_batch
+from vllm_sauce.plugin.frontend.admission import Admission, admission_of
 from vllm_sauce.plugin.frontend.raw_body import Body
+from vllm_sauce.plugin.startup import settings
 from vllm_sauce.unlearning.wire import means_us
 
 Message = MutableMapping[str, Any]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_sauce.errors import InvalidRequestError
-from vllm_sauce.plugin.admission import Admission
+from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.plugin.frontend.routes import Place
 from vllm_sauce.unlearning import parse_request
 from vllm_sauce.unlearning.cache_identity import refuse_forged_keys

@@ -10,8 +10,8 @@ from typing import Any
 
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.admission import Admission, admission_of
 from vllm_sauce.plugin.frontend import routes
+from vllm_sauce.plugin.frontend.admission import Admission, admission_of
 from vllm_sauce.plugin.frontend.raw_body import Body
 
 _admission: ContextVar[Admission | None] = ContextVar("_admission", default=None)

@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
-from vllm_sauce.plugin import canary, compat, settings
-from vllm_sauce.plugin.runtime import runtime_of
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.startup import settings
+from vllm_sauce.plugin.worker import canary
+from vllm_sauce.plugin.worker.runtime import runtime_of
 
 _PARTS = frozenset({"weights", "kv_cache"})
 """What sleeps and can be woken by itself, as vLLM tags it."""

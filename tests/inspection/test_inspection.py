@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report says of sauce-tiny is what its world and its model say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.plugin.random_gemma3 import write_gemma3_bundle, write_random_gemma3
+from tests.tiny_world import draw, random_sae, sample_of
+from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
+from vllm_sauce.data.samples import Sample
+from vllm_sauce.data.schema import Questions
+from vllm_sauce.errors import ConfigError, UnknownConceptError
+from vllm_sauce.evaluation.asking.hf_model import PlainPrompts, Quiz, SharedPictures
+from vllm_sauce.evaluation.quiz import (
+    NAME,
+    NO,
+    YES,
+    Wording,
+    choose_questions,
+)
+from vllm_sauce.inspection.activation_maps import (
+    ActivationMap,
+    SitePeaks,
+    activation_maps,
+    latent_peaks,
+    latent_statistics,
+)
+from vllm_sauce.inspection.concept_effects import EffectMeasure, edit_fns
+from vllm_sauce.inspection.inspection import Settings, inspect_bundle
+from vllm_sauce.inspection.overlap import latent_owners, overlaps
+from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
+from vllm_sauce.models.site_hooks import vision_features
+
+NAMES = ["clock", "cat", "tree", "tennis"]
+OBJECT = Questions(name=["What object is in the picture?"])
+WORDING = Wording({"objects": OBJECT})
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return LoadedModel.load(MODEL_FOLDER, "cpu")
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.load(BUNDLE_FOLDER)
+
+
+@pytest.fixture(scope="module")
+def saes(bundle):
+    return {site: item.weights for site, item in bundle.sites.items()}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return draw([name for name in NAMES for _ in range(5)])
+
+
+@pytest.fixture(scope="module")
+def samples(pictures) -> list[Sample]:
+    return [sample_of(picture, f"{i}") for i, picture in enumerate(pictures)]
+
+
+def grid_of(found: ActivationMap) -> torch.Tensor:
+    assert found.grid is not None
+    return found.grid
+
+
+def small_catalogue(bundle: Bundle) -> Catalogue:
+    return Catalogue([bundle.catalogue[name] for name in NAMES])
+
+
+@pytest.mark.parametrize(
+    ("site", "name"),
+    [(VISION, "clock"), (VISION, "cat"), (VISION, "pig"), ("decoder.1", "clock")],
+)
+def test_a_latent_fires_where_the_thing_is(site, name, loaded, saes):
+    """The latents that tell it best fire on its patches, and the right way round."""
+    drawn = draw([name] * 40 + ["tree", "tennis", "dog", "boat"] * 10, seed=1)
+    samples = [sample_of(picture, str(i)) for i, picture in enumerate(drawn)]
+    own = list(range(6))
+    latents = tuple(range(saes[site].d_sae))
+    peaks = latent_peaks(loaded, samples, saes, {site: latents})[site]
+    stats = latent_statistics(peaks, latents, samples, name)
+    best = sorted(latents, key=lambda j: stats[j].firing_without - stats[j].firing_with)
+    best = best[:8]
+    found = activation_maps(loaded, samples, saes, {(site, j): own for j in best})
+    means = []
+    for row in own:
+        grids = [grid_of(found.maps[site, latent][row]) for latent in best]
+        heat, covered = (
+            torch.stack(grids).sum(0),
+            torch.tensor(drawn[row].coverage > 0.5),
+        )
+        assert heat.shape == covered.shape == (7, 7)
+        places = (heat[covered], heat[~covered], heat.T[covered])
+        means.append([float(place.mean()) for place in places])
+    inside, outside, turned = torch.tensor(means).mean(0)
+    assert inside > 1.4 * outside
+    assert inside > 1.1 * turned
+
+
+def test_maps_are_the_saes_own_activations(loaded, bundle, saes, samples):
+    latents = bundle.catalogue["cat"].edits[VISION].latents[:3]
+    maps = activation_maps(
+        loaded, samples, saes, {(VISION, j): [6, 2] for j in latents}
+    )
+    pixels = loaded.inputs([samples[2], samples[6]])["pixel_values"]
+    acts = saes[VISION].encode(vision_features(loaded.model, pixels))
+    for latent in latents:
+        first, second = maps.maps[VISION, latent]
+        assert (first.row, second.row) == (6, 2)
+        assert torch.allclose(grid_of(first).flatten(), acts[1, :, latent], atol=1e-4)
+        assert torch.allclose(grid_of(second).flatten(), acts[0, :, latent], atol=1e-4)
+        assert first.peak == pytest.approx(float(acts[1, :, latent].max()), abs=1e-4)
+
+
+def test_words_get_their_tokens_activations(loaded, bundle, saes, samples):
+    """In the decoder the words of a prompt count, with a picture and without."""
+    alone = Sample(key="text", prompt="Is there a dog in the picture?")
+    both = [*samples[:2], alone]
+    site = "decoder.1"
+    latents = tuple(range(saes[site].d_sae))
+    peaks = latent_peaks(loaded, both, saes, {site: latents, VISION: (0,)})
+    assert peaks[site].seen.tolist() == [True, True, True]
+    assert peaks[VISION].seen.tolist() == [True, True, False]
+    latent = int(peaks[site].peak[2].argmax())
+    found = activation_maps(loaded, both, saes, {(site, latent): [2, 0]})
+    text, picture = found.maps[site, latent]
+    assert text.grid is None and text.peak > 0
+    assert "".join(word for word, _ in text.words).replace(" ", "").lower() == (
+        "user:isthereadoginthepicture?assistant:"
+    )
+    assert max(act for _, act in text.words) == pytest.approx(text.peak)
+    assert float(peaks[site].peak[2, latent]) == pytest.approx(text.peak, rel=1e-4)
+    assert grid_of(picture).shape == (7, 7)
+    assert 2 not in found.pictures and found.pictures[0].shape == (56, 56, 3)
+
+
+def test_pictures_are_shown_as_the_model_sees_them(loaded, samples, pictures):
+    pixels = loaded.inputs(samples[:1])["pixel_values"]
+    seen = loaded.seen(pixels)[0].int()
+    drawn = torch.tensor(list(pictures[0].image.convert("RGB").tobytes())).view(
+        56, 56, 3
+    )
+    assert int((seen - drawn).abs().max()) <= 1
+
+
+def test_statistics_by_hand():
+    peaks = SitePeaks(
+        latents=(7, 3),
+        peak=torch.tensor([[2.0, 0], [0, 1], [4, 5], [9, 9]]),
+        mean=torch.tensor([[1.0, 0], [0, 0.5], [2, 1], [9, 9]]),
+        seen=torch.tensor([True, True, True, False]),
+    )
+    samples = [
+        Sample(key=str(i), prompt="", concepts=("dog",) if i in (0, 1, 3) else ())
+        for i in range(4)
+    ]
+    stats = latent_statistics(peaks, (3, 7), samples, "dog")
+    assert stats[7].firing_with == 0.5 and stats[7].firing_without == 1
+    assert stats[7].mean_with == 0.5 and stats[7].mean_without == 2
+    assert stats[3].mean_with == 0.25 and stats[3].firing_without == 1
+    assert peaks.top(7, 2) == [3, 2] and peaks.top(3, 9) == [3, 2, 1]
+    nothing = latent_statistics(peaks, (3,), samples, "cow")[3]
+    assert nothing.mean_with != nothing.mean_with  # NaN: no sample has it
+
+
+def test_overlap_by_hand(saes):
+    W_dec = torch.zeros(4, 3)
+    W_dec[0, 0] = W_dec[1, 1] = 2
+    W_dec[2] = torch.tensor([3.0, 4, 0])
+    W_dec[3, 2] = 1
+    sae = replace(
+        random_sae("standard"),
+        W_enc=torch.zeros(3, 4),
+        W_dec=W_dec,
+        b_enc=torch.zeros(4),
+        b_dec=torch.zeros(3),
+    )
+    edits = {"a": (0, 3), "b": (2, 3), "c": (1,)}
+    catalogue = Catalogue(
+        Concept(name=n, domain="d", edits={VISION: SiteEdit.uniform(rows)})
+        for n, rows in edits.items()
+    )
+    found = overlaps(catalogue, {VISION: sae}, "a")
+    assert found["b"].shared == 1 and found["c"].shared == 0
+    # Latent 0 against 2: 3/5; latent 3 is shared.
+    assert found["b"].similarity == pytest.approx((0.6 + 1) / 2)
+    assert found["c"].similarity == 0
+    assert latent_owners(catalogue)[VISION, 3] == ("a", "b")
+
+
+def test_questions_fit_the_pictures(bundle, samples):
+    rows, questions = choose_questions(samples, bundle.catalogue, WORDING, 2)
+    for name in NAMES:
+        asked = {q.picture for q in questions if (q.concept, q.answer) == (name, YES)}
+        assert len(asked) >= 2
+    for question in questions:
+        shown = samples[rows[question.picture]].concepts
+        assert (question.concept in shown) is (question.answer != NO)
+        if question.answer == NAME:
+            assert bundle.catalogue[question.concept].domain == "objects"
+    assert {q.answer for q in questions} == {YES, NO, NAME}
+    assert (rows, questions) == choose_questions(samples, bundle.catalogue, WORDING, 2)
+    words = [Sample(key="t", prompt="a clock", concepts=("clock",))]
+    assert choose_questions(words, bundle.catalogue, WORDING, 2) == ([], [])
+
+
+def test_shared_pictures_answer_as_plain_prompts(loaded, bundle, saes, samples):
+    """Names of several tokens too, unedited and edited, all lengths mixed."""
+    wording = replace(WORDING, answers={"clock": ("a red clock",), "cat": ("cat",)})
+    catalogue = small_catalogue(bundle)
+    rows, questions = choose_questions(samples, catalogue, wording, 2)
+    quiz = Quiz(loaded, [samples[r] for r in rows], questions, catalogue, wording)
+    assert isinstance(quiz.way, SharedPictures)
+    shared = {s: quiz.ask(edit_fns(saes, catalogue["clock"], s)) for s in (0, 1)}
+    quiz.way = PlainPrompts(loaded, [samples[r] for r in rows])
+    for strength, marks in shared.items():
+        plain = quiz.ask(edit_fns(saes, catalogue["clock"], strength))
+        assert torch.allclose(plain.probability, marks.probability, atol=1e-4)
+        assert torch.equal(plain.right, marks.right)
+    assert (shared[0].probability - shared[1].probability).abs().max() > 0.5
+    some = quiz.ask({}, [3, 0])
+    assert torch.allclose(some.probability, shared[0].probability[[3, 0]], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def measure(loaded, bundle, saes, samples) -> EffectMeasure:
+    catalogue = small_catalogue(bundle)
+    rows, questions = choose_questions(samples, catalogue, WORDING, 4)
+    asked = [samples[row] for row in rows]
+    quiz = Quiz(loaded, asked, questions, catalogue, WORDING)
+    shown = [sample.concepts for sample in asked]
+    return EffectMeasure(quiz, catalogue, saes, shown, strengths=(0, 0.5, 1, 2, 3))
+
+
+def test_strength_zero_is_the_unedited_model_exactly(measure):
+    again = measure.quiz.ask({})
+    assert torch.equal(again.probability, measure.plain.probability)
+    effects = measure.effects("clock")
+    own = [
+        i
+        for i, q in enumerate(measure.quiz.questions)
+        if (q.concept, q.answer) == ("clock", YES)
+    ]
+    (line,) = [line for line in effects.lines if line.label == "says it is there"]
+    assert line.questions == len(own) >= 4
+    assert line.probability[0] == pytest.approx(
+        float(again.probability[own].mean()), abs=1e-7
+    )
+
+
+@pytest.mark.parametrize("name", ["tree", "cat"])
+def test_doses_make_a_concept_fall_and_leave_the_others(name, measure):
+    ticks = []
+    effects = measure.effects(name, lambda: ticks.append(1))
+    assert len(ticks) == len(effects.strengths) == 5
+    target = [line for line in effects.lines if line.target]
+    kept = [line for line in effects.lines if not line.target]
+    assert {line.label for line in target} == {"says it is there", "names it"}
+    for line in target:
+        assert line.probability[0] > 0.8
+        assert list(line.probability) == sorted(line.probability, reverse=True)
+        assert line.probability[2] < 0.3
+    forgotten = max(line.probability[2] for line in target)
+    assert min(line.probability[2] for line in kept) > forgotten + 0.25
+    assert effects.own is not None and effects.own.drop > 0.5
+    assert [d.name for d in effects.damages] and name not in {
+        d.name for d in effects.damages
+    }
+    drops = [damage.drop for damage in effects.damages]
+    assert drops == sorted(drops, reverse=True)
+    # The same questions, asked by hand.
+    worst = effects.damages[0]
+    mine = [
+        i
+        for i, q in enumerate(measure.quiz.questions)
+        if q.concept == worst.name
+        and q.answer != NO
+        and name not in measure.shown[q.picture]
+    ]
+    fns = edit_fns(measure.saes, measure.catalogue[name], 1.0)
+    after = measure.quiz.ask(fns, mine).probability.mean()
+    assert worst.after == pytest.approx(float(after), abs=1e-4)
+
+
+def test_inspection_of_chosen_concepts(loaded, bundle, samples):
+    stages = {}
+    settings = Settings(
+        latents=3, top=4, probes=1, retained=2, strengths=(0, 1), wording=WORDING
+    )
+    found = inspect_bundle(
+        bundle,
+        loaded,
+        [*samples, Sample(key="t", prompt="Is there a clock?", concepts=("clock",))],
+        ["tree", "clock", "tree"],
+        settings,
+        watch=lambda stage, done, total: stages.update(
+            {stage: (stages.get(stage, (0,))[0] + done, total)}
+        ),
+    )
+    assert [view.concept.name for view in found.concepts] == ["tree", "clock"]
+    assert all(done == total for done, total in stages.values()) and len(stages) == 3
+    assert not found.whole
+    clock = found.concepts[1]
+    assert (clock.samples_with, clock.samples_without) == (6, 15)
+    assert len(clock.latents) == 3 and clock.num_latents > 3
+    for view in clock.latents:
+        peaks = [one.peak for one in view.maps]
+        assert peaks == sorted(peaks, reverse=True) and 0 < len(peaks) <= 4
+        assert view.statistics.mean_with > view.statistics.mean_without
+        assert {one.row for one in view.maps if one.grid is not None} <= set(
+            found.pictures
+        )
+    assert len(clock.overlaps) == len(bundle.catalogue) - 1
+
+
+def test_texts_alone_can_be_inspected(loaded, bundle):
+    """Nothing can be asked, but latents fire on words; wrong names are refused."""
+    texts = [
+        Sample(key="1", prompt="Is there a clock?", concepts=("clock",)),
+        Sample(key="2", prompt="Do you see a tree?"),
+    ]
+    found = inspect_bundle(bundle, loaded, texts, ["clock"], Settings(top=2))
+    (view,) = found.concepts
+    assert view.effects.lines == () and view.effects.own is None
+    assert found.num_questions == 0 and not found.pictures
+    with pytest.raises(UnknownConceptError, match="clock"):
+        inspect_bundle(bundle, loaded, texts, ["clok"])
+    with pytest.raises(ConfigError, match="not a single"):
+        inspect_bundle(bundle, loaded, [])
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ConfigError, match="latents"):
+        Settings(latents=0)
+    with pytest.raises(ConfigError, match="square"):
+        patch_grid(50)
+    with pytest.raises(ConfigError, match="concept"):
+        Wording.of_options("Is it there?", [])
+
+
+def test_other_models_are_asked_one_prompt_at_a_time(tmp_path, samples):
+    """Gemma 3, with random weights: norms and windows that LLaVA has not."""
+    model = write_random_gemma3(tmp_path / "model", MODEL_FOLDER)
+    write_gemma3_bundle(tmp_path / "bundle", model)
+    loaded = LoadedModel.load(model, "cpu")
+    template = (MODEL_FOLDER / "chat_template.jinja").read_text()
+    loaded.processor.chat_template = template.replace("<image>", "<start_of_image>")
+    shown = [replace(sample, concepts=("read",)) for sample in samples[:3]]
+    settings = Settings(probes=2, strengths=(0, 1), wording=WORDING)
+    bundle = Bundle.load(tmp_path / "bundle")
+    (view,) = inspect_bundle(bundle, loaded, shown, [], settings).concepts
+    (line,) = view.effects.lines
+    assert line.questions == 2 and line.probability[0] != line.probability[1]
+    one = view.latents[0].maps[0]
+    assert grid_of(one).shape == (2, 2)
+    assert "".join(word for word, _ in one.words).endswith("assistant:")
+    assert not any("\n" in word for word, _ in one.words)

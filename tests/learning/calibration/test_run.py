@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration of two concepts of sauce-tiny, in a real engine, resumed and refused."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tiny.concepts import DOMAIN_OF
+from tiny.exam import balanced_pictures
+from vllm_sauce.bundle import Bundle, fingerprint_model
+from vllm_sauce.cli import app
+from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.learning.calibration import edit_choices
+from vllm_sauce.learning.calibration import run as calibration_run
+from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.report import (
+    FRONTIER_FILE,
+    table,
+    write_frontiers,
+)
+from vllm_sauce.learning.calibration.run import (
+    CalibrateRequest,
+    GroupActor,
+    calibrate_bundle,
+)
+from vllm_sauce.learning.selection.selection_file import (
+    RankedLatent,
+    SelectedConcept,
+    SelectionFile,
+)
+from vllm_sauce.scale.cluster import Resources
+
+TINY = Path(__file__).parents[3] / "examples/tiny"
+MODEL, BUNDLE = TINY / "model", TINY / "bundle"
+NAMES = ("pig", "wood")
+SITES = ("vision", "decoder.1")
+ENGINE = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 1 << 26}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Pictures with labels, and the latents that the shipped edits use."""
+    folder = tmp_path_factory.mktemp("world")
+    rows = []
+    for number, picture in enumerate(balanced_pictures("calibration", 10)):
+        picture.image.save(folder / f"{number}.png")
+        row = {"file": f"{number}.png", "concepts": list(picture.concepts)}
+        rows.append(json.dumps(row))
+    (folder / "labels.jsonl").write_text("\n".join(rows))
+    text = (TINY / "concepts.yaml").read_text()
+    (folder / "concepts.yaml").write_text(
+        text.replace("pictures/labels.jsonl", "labels.jsonl")
+    )
+    for site in SITES:
+        shipped(site).write(folder / f"{site}.json")
+    return folder
+
+
+def shipped(site):
+    """A selection as ``sauce select`` would write it; the order is the catalogue's."""
+    catalogue = Bundle.load(BUNDLE, weights=False).catalogue
+    concepts = {}
+    for name in NAMES:
+        edit = catalogue.concept(name).edits.get(site)
+        latents = [] if edit is None else edit.latents
+        concepts[name] = SelectedConcept(
+            domain=DOMAIN_OF[name],
+            num_samples=(4, 4),
+            latents=[
+                RankedLatent(
+                    latent=latent,
+                    scores={"share": -float(place)},
+                    mean_acts=(1.0, 0.0),
+                    firing_rate=(1.0, 0.0),
+                    max_acts=(4.0, 0.5),
+                )
+                for place, latent in enumerate(latents)
+            ],
+        )
+    return SelectionFile(
+        fingerprint=fingerprint_model(MODEL),
+        site=site,
+        d_sae=2048,
+        split="selection",
+        score="share",
+        k=32,
+        roles=["image"],
+        concepts=concepts,
+    )
+
+
+@pytest.fixture(scope="module")
+def request_(world, tmp_path_factory):
+    return CalibrateRequest(
+        model=str(MODEL),
+        saes=dict.fromkeys(SITES, BUNDLE),
+        selections=tuple(world / f"{site}.json" for site in SITES),
+        concepts=world / "concepts.yaml",
+        out=tmp_path_factory.mktemp("out") / "bundle",
+        names=NAMES,
+        config=CalibrationConfig(
+            k=(4, 16),
+            actions=("scale -1", "scale -4", "clamp 1"),
+            gates=(0.0, 1.0),
+            positives=6,
+            negatives=6,
+            watched=1,
+            screen=0.3,
+            finalists=3,
+            retain_floor=0.1,
+        ),
+        engine_args=ENGINE,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(request_):
+    return calibrate_bundle(request_)
+
+
+def entries(request):
+    """What the run keeps of each concept."""
+    files = sorted(request.folder.glob("concept-*.json"))
+    return {e["concept"]: e for e in (json.loads(f.read_text()) for f in files)}
+
+
+def test_what_is_chosen_forgets_and_keeps(found, request_):
+    loaded = Bundle.load(request_.out)
+    loaded.check_model(MODEL)
+    assert loaded.catalogue.names() == tuple(sorted(NAMES))
+    for name, entry in entries(request_).items():
+        base, edited = (entry["calibration"][key] for key in ("base", "edited"))
+        assert base["UAg"] <= 0.2 and base["IRA"] >= 0.8
+        assert edited["HM"] >= 0.6
+        concept = loaded.catalogue.concept(name)
+        scoring = {k: v for k, v in concept.scores.items() if "base" not in k}
+        assert scoring == entry["scoring"]["edited"]
+        assert (scoring["HM"] or 0.0) > 0.4
+
+
+def test_every_trial_is_kept_and_the_best_is_chosen(found, request_):
+    for entry in entries(request_).values():
+        whole = [t for t in entry["trials"] if t["share"] == 1.0]
+        searched = [t for t in entry["trials"] if t["share"] < 1.0]
+        # Two sites, two k, two gates, three actions: a start, then 1 + 1 + 2 at least.
+        pruned = [
+            t for t in whole if any("without" in s for s in t["setting"].values())
+        ]
+        assert len(whole) - len(pruned) == 3 and len(searched) >= 5
+        settings = [json.dumps([t["share"], t["setting"]]) for t in searched]
+        assert len(settings) == len(set(settings))
+        base = entry["calibration"]["base"]
+        kept = [
+            t
+            for t in whole
+            if all(base[n] - t["scores"][n] <= 0.1 + 1e-4 for n in ("IRA", "CRA"))
+            and t["worst_other"]["lost"] <= 0.35 + 1e-4
+        ]
+        assert entry["within_floor"] == bool(kept)
+        best = max(
+            kept or whole,
+            key=lambda t: t["forgetting"] if kept else t["objective"],
+        )
+        chosen = next(t for t in whole if t["setting"] == entry["setting"])
+        key = "forgetting" if kept else "objective"
+        assert chosen[key] == best[key]
+        for trial in entry["frontier"]:
+            beaten = [
+                t
+                for t in whole
+                if t["forgetting"] > trial["forgetting"]
+                and t["keeping"] > trial["keeping"]
+            ]
+            assert not beaten
+
+
+def dies_once():
+    """Return an actor's class; made here, it is sent to Ray as it is."""
+
+    class DiesOnce(GroupActor):
+        """Calibrates for real, but the first process that is called dies of it."""
+
+        def __call__(self, row, note=lambda what, done, total: None):
+            mark = self.run.request.folder / "died"
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(row, note)
+
+    return DiesOnce
+
+
+def test_two_actors_one_killed_find_the_same(found, request_, tmp_path):
+    """The search is the same wherever it runs; what a dead actor had is done anew."""
+    spread = replace(
+        request_,
+        out=tmp_path / "bundle",
+        concepts_per_engine=1,
+        resources=Resources(actors=2),
+    )
+    told = []
+    bundle = calibrate_bundle(
+        spread, report=lambda *said: told.append(said[1:]), actor=dies_once()
+    )
+    assert (spread.folder / "died").exists()
+    assert told == [(0, 2), (1, 2), (2, 2)]
+    assert set(entries(spread)) == set(NAMES)
+    for name in NAMES:
+        mine, theirs = bundle.catalogue.concept(name), found.catalogue.concept(name)
+        # Batches differ, so a near tie may fall otherwise; the harm may not.
+        assert set(mine.edits) <= set(SITES)
+        assert (mine.scores["HM"] or 0) > 0.4
+        base = {k: v for k, v in mine.scores.items() if k.startswith("base_")}
+        assert base == {k: v for k, v in theirs.scores.items() if k.startswith("base_")}
+
+
+def test_a_finished_run_starts_no_engine(found, request_, monkeypatch):
+    def no_engine(*args, **kwargs):
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr(calibration_run, "CandidateEngine", no_engine)
+    again = calibrate_bundle(replace(request_, overwrite=True))
+    assert again.digest == found.digest
+    missing = next(request_.folder.glob("concept-*.json"))
+    kept = missing.read_bytes()
+    missing.unlink()
+    with pytest.raises(AssertionError, match="an engine was started"):
+        calibrate_bundle(replace(request_, overwrite=True))
+    missing.write_bytes(kept)
+
+
+def test_another_runs_folder_is_refused(found, request_, monkeypatch):
+    other = replace(request_.config, retain_floor=0.5)
+    with pytest.raises(ConfigError, match="holds another calibration"):
+        calibrate_bundle(replace(request_, config=other, overwrite=True))
+    with pytest.raises(ConfigError, match="--overwrite replaces it"):
+        replace(request_)
+    # Begun by a version whose gates were the quantiles themselves.
+    monkeypatch.setattr(edit_choices, "GATE_MARGIN", 0.0)
+    with pytest.raises(ConfigError, match="holds another calibration"):
+        calibrate_bundle(replace(request_, overwrite=True))
+
+
+def test_the_frontier_is_drawn(found, request_):
+    text = write_frontiers(request_.folder).read_text()
+    assert (request_.folder / FRONTIER_FILE).exists()
+    for name in NAMES:
+        assert f'"{name}"' in text
+
+
+def test_foreign_inputs_are_refused(world, request_, tmp_path):
+    fresh = {"out": tmp_path / "b"}
+    with pytest.raises(ConfigError, match="one SAE and one selection"):
+        replace(request_, **fresh, selections=request_.selections[:1])
+    with pytest.raises(ConfigError, match="has no concept 'unicorn'"):
+        calibrate_bundle(replace(request_, **fresh, names=("unicorn",)))
+    raw = json.loads((world / "vision.json").read_text())
+    raw["fingerprint"]["text"]["hidden_size"] = 7
+    (tmp_path / "other.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleMismatchError, match="made on another model"):
+        calibrate_bundle(
+            replace(
+                request_,
+                **fresh,
+                selections=(tmp_path / "other.json", request_.selections[1]),
+            )
+        )
+    twice = (request_.selections[0], request_.selections[0])
+    with pytest.raises(ConfigError, match="the selections are for vision"):
+        calibrate_bundle(replace(request_, **fresh, selections=twice))
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_command_refuses_another_settings_folder(found, request_, tmp_path):
+    out = tmp_path / "bundle"
+    shutil.copytree(request_.folder, tmp_path / "bundle.calibration")
+    done = CliRunner().invoke(
+        app,
+        [
+            *("calibrate", "--model", str(MODEL), "--out", str(out)),
+            *(part for s in SITES for part in ("--sae", f"{s}={BUNDLE}")),
+            *(p for s in request_.selections for p in ("--selection", str(s))),
+            *("--concepts", str(request_.concepts), "--concept", "pig"),
+        ],
+    )
+    # Its settings are the command's own, so this folder is another run's.
+    assert done.exit_code == 2
+    assert "holds another calibration" in done.stderr
+    assert not out.exists()
+
+
+def test_the_table_names_every_concept(found):
+    from rich.console import Console
+
+    console = Console(record=True, width=120)
+    console.print(table(found.catalogue))
+    text = console.export_text()
+    for name, concept in found.catalogue.items():
+        assert name in text
+        assert f"{100 * (concept.scores['HM'] or 0):.1f}" in text

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which edit is chosen, and what is asked of an engine; the engine is a list here."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.asking.probes import Reading
+from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
+from vllm_sauce.evaluation.questionnaire import (
+    Item,
+    Kind,
+    Outcome,
+    Part,
+    Questionnaire,
+)
+from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.edit_choices import EditChoices
+from vllm_sauce.learning.calibration.examiner import Examiner, Trial
+from vllm_sauce.learning.calibration.search import _choose, _distinct, _keeps, _prune
+from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectedConcept
+
+CONFIG = CalibrationConfig(
+    k=(1, 2), gates=(0.0,), actions=("scale 0", "scale -4"), soft=0.0, screen=1.0
+)
+
+
+def choices_of(count, config=CONFIG):
+    """Two scores that rank alike: their settings differ in name alone."""
+    latents = [
+        RankedLatent(
+            latent=latent,
+            scores={"share": -float(i), "rate": -float(i)},
+            mean_acts=(1.0, 0.1),
+            firing_rate=(0.5, 0.1),
+            max_acts=(4.0, 2.0),
+        )
+        for i, latent in enumerate(range(count, 0, -1))
+    ]
+    found = SelectedConcept(domain="d", num_samples=(9, 9), latents=latents)
+    return EditChoices("dog", {"vision": found}, config.k, config.gates, config.actions)
+
+
+@pytest.fixture
+def choices():
+    return choices_of(2)
+
+
+class Engine(CandidateEngine):
+    """Says "dog", or what ``says`` makes of a probe, and keeps what it was asked."""
+
+    def __init__(self, says=lambda probe: "dog"):
+        self.asked, self.says = [], says
+
+    def answer_tokens(self, words):
+        return (7,)
+
+    def evaluate(self, probes, progress=lambda done, total: None):
+        self.asked.append(list(probes))
+        return [Reading({7: -0.1}, (7,), self.says(probe)) for probe in probes]
+
+
+class Questions(Questionnaire):
+    """One question of each part that a score needs."""
+
+    def __init__(self):
+        pass
+
+    def items(self, name, positives, negatives, watched=0):
+        return [
+            Item(part=part, kind=Kind.NAME, prompt="?", picture=None, words=("dog",))
+            for part in (Part.UAG, Part.CRA_OTHER)
+        ]
+
+
+@pytest.fixture
+def examiner(choices):
+    return Examiner(Engine(), {"dog": choices}, Questions(), CONFIG)
+
+
+def setting(**values):
+    start = {"ranking": "share", "k": 1, "gate": 0.0, "action": "scale 0"}
+    mine = {**start, "without": (), **values}
+    return tuple((f"vision {name}", value) for name, value in mine.items())
+
+
+def test_settings_with_equal_masks_are_asked_once(examiner):
+    alike = [setting(), setting(ranking="rate"), setting(ranking="file")]
+    found = examiner.trials({"dog": [*alike, setting(k=2)]}, 1.0)["dog"]
+    assert len(examiner.engine.asked[-1]) == 2 * 2  # two masks, two questions
+    assert [found[one].setting for one in alike] == alike
+    examiner.trials({"dog": alike}, 1.0)
+    assert examiner.engine.asked[-1] == []
+
+
+def trial(objective, one, hm=0.9, iras=1.0, worst=("", 0.0)):
+    scores = Outcome(UAg=hm, UAd=hm, IRA=iras, CRA=1.0)
+    return Trial(one, scores, 1.0, objective, worst)
+
+
+def test_finalists_differ_in_what_they_do(examiner):
+    trials = {
+        one: trial(objective, one)
+        for one, objective in (
+            (setting(), 0.9),
+            (setting(ranking="rate"), 0.8),
+            (setting(k=2), 0.7),
+            (setting(action="scale -4"), 0.6),
+        )
+    }
+    best = _distinct(examiner, "dog", trials, 2)
+    assert best == [setting(), setting(k=2)]
+
+
+def test_the_floors_come_before_the_merit(examiner):
+    """The stronger ones lose too much: one of IRA, one a single other concept."""
+    kept = trial(0.5, setting(), hm=0.6)
+    greedy = trial(0.9, setting(k=2), hm=0.9, iras=0.9)
+    harms = trial(0.8, setting(action="scale -4"), hm=0.9, worst=("cat", 0.5))
+    examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
+    chosen = _choose(examiner, "dog", [greedy, harms, kept])
+    assert chosen is kept and _keeps(examiner, "dog", chosen)
+    nothing = _choose(examiner, "dog", [greedy, harms])
+    assert nothing is greedy and not _keeps(examiner, "dog", nothing)
+    examiner.config = replace(CONFIG, retain_floor=0.2)
+    assert _choose(examiner, "dog", [greedy, harms, kept]) is greedy
+
+
+def test_what_is_preferred_decides_within_the_floors(examiner):
+    forgets = trial(0.5, setting(), hm=0.95, iras=0.5)
+    balanced = trial(0.9, setting(k=2), hm=0.9)
+    examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
+    for prefer, best in (("forgetting", forgets), ("balance", balanced)):
+        examiner.config = replace(CONFIG, retain_floor=1.0, prefer=prefer)
+        assert _choose(examiner, "dog", [forgets, balanced]) is best
+
+
+def asked_of(needed):
+    """Return an examiner of 16 latents whose first question needs some bands."""
+    config = replace(CONFIG, k=(4, 8, 16), retain_floor=0.4)
+
+    def says(probe):
+        ranks = {name.split()[3] for name in probe.candidates}
+        return "cat" if needed <= ranks and probe.prompt == "dog?" else "dog"
+
+    class Asked(Questions):
+        def items(self, name, positives, negatives, watched=0):
+            first, other = super().items(name, positives, negatives, watched)
+            return [replace(first, prompt="dog?"), other]
+
+    return Examiner(Engine(says), {"dog": choices_of(16, config)}, Asked(), config)
+
+
+@pytest.mark.parametrize(
+    ("needed", "left"),
+    [
+        ({"0-4"}, {"0-4"}),
+        ({"8-16"}, {"8-16"}),
+        ({"0-4", "8-16"}, {"0-4", "8-16"}),
+        ({"0-4", "4-8", "8-16"}, {"0-4", "4-8", "8-16"}),
+    ],
+)
+def test_latents_are_dropped_that_nothing_needs(needed, left):
+    examiner = asked_of(needed)
+    whole = setting(k=16)
+    best = examiner.trials({"dog": [whole]}, 1.0)["dog"][whole]
+    assert best.scores.UAg == 1.0
+    kept = _prune(examiner, {"dog": best}, lambda what, done, total: None)["dog"]
+    parts = examiner.choices["dog"].parts(kept[-1].setting)
+    assert {name.split()[3] for name in parts} == left
+    assert kept[0] is best and kept[-1].scores.UAg == 1.0
+
+
+@pytest.mark.parametrize(("iras", "taken"), [(1.0, True), (0.5, False)])
+def test_what_is_dropped_must_not_cost_a_floor(iras, taken):
+    """Even where the smaller edit forgets more and pleases the search more."""
+    examiner = asked_of(set())
+    examiner.config = replace(examiner.config, retain_floor=0.1, prefer="forgetting")
+    examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
+    smaller: list[Trial] = []
+
+    def trials(wanted, share, progress):
+        found = {
+            one: trial(0.95, one, hm=0.95, iras=iras) for one in wanted.get("dog", ())
+        }
+        smaller.extend(found.values())
+        return {"dog": found} if found else {}
+
+    examiner.trials = trials
+    best = trial(0.9, setting(k=16), hm=0.9)
+    kept = _prune(examiner, {"dog": best}, lambda what, done, total: None)["dog"]
+    assert smaller
+    assert kept == ([best, *smaller] if taken else [best])
+
+
+def test_an_edit_of_nothing_is_never_chosen():
+    """Where there are two sites, each may be off; both off is no edit."""
+    one = choices_of(2)
+    both = EditChoices(
+        "dog",
+        {"vision": one.latents["vision"], "decoder.1": one.latents["vision"]},
+        CONFIG.k,
+        CONFIG.gates,
+        CONFIG.actions,
+    )
+    examiner = Examiner(Engine(), {"dog": both}, Questions(), CONFIG)
+    nothing = both.setting({})
+    found = examiner.trials({"dog": [nothing]}, 1.0)["dog"]
+    assert found[nothing].objective == -math.inf
+    assert _distinct(examiner, "dog", found, 3) == []
+
+
+def test_a_lost_concept_costs_what_lies_beyond_its_floor(examiner):
+    """Through the examiner: the watched question's answer is lost under the edit."""
+    item = Item(
+        part=Part.WATCHED,
+        kind=Kind.NAME,
+        prompt="?",
+        picture=None,
+        words=("cat",),
+        about="cat",
+    )
+    examiner.items["dog"].append(item)
+    examiner.plain["dog"].append(Reading({7: -0.1}, (7,), "cat"))
+    found = examiner.trials({"dog": [setting()]}, 1.0)["dog"][setting()]
+    assert found.worst == ("cat", 1.0)
+    free = replace(CONFIG, worst_floor=1.0)
+    lenient = Examiner(Engine(), {"dog": examiner.choices["dog"]}, Questions(), free)
+    lenient.items["dog"].append(item)
+    lenient.plain["dog"].append(examiner.plain["dog"][-1])
+    spared = lenient.trials({"dog": [setting()]}, 1.0)["dog"][setting()]
+    # One lost example of one says no more than one of two.
+    assert spared.objective - found.objective == pytest.approx(
+        0.5 * (0.5 - CONFIG.worst_floor)
+    )
+    # The search itself does not ask for it.
+    blind = examiner.trials({"dog": [setting()]}, 1.0, watched=False)["dog"]
+    assert blind[setting()].worst == ("", 0.0)
+    assert blind[setting()].objective == spared.objective
+
+
+def test_the_search_hands_on_different_latents(examiner):
+    """Else all that it hands on were the last coordinate's values."""
+    actions = ("scale 0", "scale -4")
+    trials = {
+        one: trial(1.0 - 0.1 * place, one)
+        for place, one in enumerate(
+            setting(k=k, action=action) for k in (2, 1) for action in actions
+        )
+    }
+    found = _distinct(examiner, "dog", trials, 3, alike=1)
+    others = [setting(k=2, action="scale -4")]
+    assert found == [setting(k=2), setting(k=1), *others]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"retain_floor": 1.5},
+        {"worst_floor": -0.1},
+        {"prefer": "harm"},
+        {"watched": -1},
+        {"screen": 0.0},
+        {"passes": 0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ConfigError):
+        replace(CONFIG, **wrong)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics over a harvest: whose rows count, and how they are cut into batches."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vllm_sauce.activations.shard_writer import ShardWriter
+from vllm_sauce.activations.shards import (
+    HARVEST_FILE,
+    SAMPLES_FILE,
+    HarvestFile,
+    Role,
+    Rows,
+    SiteFormat,
+    write_whole,
+)
+from vllm_sauce.activations.store import ActivationStore
+from vllm_sauce.bundle import fingerprint_model
+from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.learning.selection import latent_statistics
+from vllm_sauce.learning.selection.latent_statistics import (
+    concept_statistics,
+    quiet_levels,
+    sample_groups,
+)
+from vllm_sauce.sae import SAEWeights
+
+TINY = Path(__file__).parents[3] / "examples/tiny/model"
+D = 6
+
+
+@pytest.fixture(scope="module")
+def sae():
+    """Every latent is one column of the activation."""
+    eye = torch.eye(D)
+    return SAEWeights(W_enc=eye, W_dec=eye, b_enc=torch.zeros(D), b_dec=torch.zeros(D))
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Two concepts' pictures, each asked two things; picture 20 has both."""
+    for folder, numbers in (("a", range(0, 24)), ("b", range(20, 44))):
+        (tmp_path / folder).mkdir()
+        for number in numbers:
+            image = Image.new("RGB", (1, 1), (number, 0, 0))
+            image.save(tmp_path / folder / f"{number:02d}.png")
+    (tmp_path / "concepts.yaml").write_text(
+        "version: 1\nminimum: 1\ndefaults: {prompts: ['One?', 'Two?']}\n"
+        "concepts: {a: {positive: a}, b: {positive: b}}\n"
+    )
+    return ConceptFile.read(tmp_path / "concepts.yaml")
+
+
+def harvest(folder, samples, rows_of, shard_tokens=37):
+    """Write a harvest of both sites; a picture's patches only for its first sample."""
+    folder.mkdir()
+    sites = {
+        name: SiteFormat(d_model=D, dtype="float32") for name in ("vision", "decoder.1")
+    }
+    header = HarvestFile(
+        model=str(TINY),
+        fingerprint=fingerprint_model(TINY, weights=False),
+        sites=sites,
+        samples_sha256="0" * 64,
+        max_tokens=0,
+    )
+    write_whole(folder / HARVEST_FILE, header.model_dump_json().encode())
+    lines = [sample.to_json() for sample in samples]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_whole(folder / SAMPLES_FILE, text.encode())
+    writer = ShardWriter(folder, "w0", shard_tokens=shard_tokens)
+    seen = set()
+    for number, line in enumerate(lines):
+        rows = {"decoder.1": rows_of(number, "decoder.1")}
+        if line["picture"] not in seen:
+            seen.add(line["picture"])
+            rows["vision"] = rows_of(number, "vision")
+        writer.add(number, rows)
+    writer.flush()
+    return folder
+
+
+def rows_of(number, site):
+    """As many tokens as the number says; the first is text at the decoder."""
+    count = number % 5 + 2
+    rng = torch.Generator().manual_seed(number + 1000 * (site == "vision"))
+    role = torch.full((count,), Role.IMAGE, dtype=torch.uint8)
+    if site != "vision":
+        role[0] = Role.TEXT
+    return Rows(
+        torch.randn(count, D, generator=rng),
+        torch.full((count,), number, dtype=torch.int32),
+        torch.arange(count, dtype=torch.int32),
+        role,
+    )
+
+
+@pytest.mark.parametrize("site", ["vision", "decoder.1"])
+@pytest.mark.parametrize("split", [None, "selection"])
+@pytest.mark.parametrize("batch", [1, 64 * D, 10**9])
+def test_statistics_are_those_of_all_rows_at_once(
+    tmp_path, file, sae, site, split, batch, monkeypatch
+):
+    monkeypatch.setattr(latent_statistics, "BATCH_BYTES", batch)
+    samples = file.samples()
+    store = ActivationStore.open(harvest(tmp_path / "h", samples, rows_of), site)
+    concepts = tuple(file.concepts.values())
+    groups = sample_groups(store.samples(), concepts, split, site)
+    found = concept_statistics(sae, store, groups)
+    first: dict[object, int] = {}
+    for number, sample in enumerate(samples):
+        first.setdefault(sample.to_json()["picture"], number)
+    for column, (concept, present) in enumerate(
+        (concept, present) for concept in concepts for present in (True, False)
+    ):
+        keys = {s.key for e in concept.examples(present, split) for s in e.samples()}
+        numbers = [i for i, sample in enumerate(samples) if sample.key in keys]
+        if site == "vision":
+            numbers = sorted({first[samples[i].to_json()["picture"]] for i in numbers})
+        acts = torch.cat([rows_of(i, site).activations for i in numbers]).clamp_min(0)
+        group = found.group(column)
+        assert (group.num_tokens, group.num_samples) == (len(acts), len(numbers))
+        assert torch.allclose(group.mean_acts, acts.double().mean(0))
+        assert torch.allclose(group.firing_rate, (acts > 0).double().mean(0))
+        assert torch.equal(group.max_acts, acts.amax(0))
+
+
+def test_only_the_roles_asked_for_count(tmp_path, file, sae):
+    samples = file.samples()
+    folder = harvest(tmp_path / "h", samples, rows_of)
+    store = ActivationStore.open(folder, "decoder.1")
+    concepts = tuple(file.concepts.values())
+    groups = sample_groups(store.samples(), concepts, None, "decoder.1")
+    seen = []
+    found = concept_statistics(
+        sae, store, groups, roles=[Role.TEXT], progress=lambda *at: seen.append(at)
+    )
+    group = found.group(0)
+    assert group.num_tokens == group.num_samples == 48
+    assert seen[-1] == (len(samples), len(samples))
+
+
+@pytest.mark.parametrize("batch", [1, 10**9])
+def test_a_share_of_the_tokens_without_a_concept_stays_below_a_level(
+    tmp_path, file, sae, batch, monkeypatch
+):
+    monkeypatch.setattr(latent_statistics, "BATCH_BYTES", batch)
+    samples = file.samples()
+    store = ActivationStore.open(harvest(tmp_path / "h", samples, rows_of), "decoder.1")
+    concepts = tuple(file.concepts.values())
+    groups = sample_groups(store.samples(), concepts, None, "decoder.1")
+    chosen, shares = ((4, 1), (), (0,)), (0.5, 0.9, 1.0)
+    found = quiet_levels(
+        sae, store, torch.cat([groups, groups[:, :2]], 1), chosen, shares
+    )
+    assert [tuple(one.shape) for one in found] == [(3, 2), (3, 0), (3, 1)]
+    counted = concept_statistics(sae, store, groups).group(1)
+    without = {s.key for e in concepts[0].examples(False) for s in e.samples()}
+    acts = torch.cat(
+        [rows_of(i, "").activations for i, s in enumerate(samples) if s.key in without]
+    ).clamp_min(0)
+    for latent, levels in zip(chosen[0], found[0].T, strict=True):
+        for share, level in zip(shares, levels, strict=True):
+            below = (acts[:, latent] <= level).double().mean()
+            assert share <= below < share + 1.5 / len(acts) or level == 0
+    assert torch.equal(found[0][-1], counted.max_acts[list(chosen[0])])
+
+
+def test_levels_are_read_from_a_bounded_number_of_tokens(
+    tmp_path, file, sae, monkeypatch
+):
+    """Of every fourth token or so, a level is still one that many stay below."""
+    samples = file.samples()
+    store = ActivationStore.open(harvest(tmp_path / "h", samples, rows_of), "decoder.1")
+    groups = sample_groups(
+        store.samples(), tuple(file.concepts.values()), None, "decoder.1"
+    )
+    whole, _ = quiet_levels(sae, store, groups, ((0, 1), (2,)), (0.8,))
+    monkeypatch.setattr(latent_statistics, "LEVEL_TOKENS", 100)
+    part, _ = quiet_levels(sae, store, groups, ((0, 1), (2,)), (0.8,))
+    assert not torch.equal(whole, part)
+    assert (whole - part).abs().max() < 0.5
+    monkeypatch.setattr(latent_statistics, "LEVEL_TOKENS", 1)
+    none, one = quiet_levels(sae, store, groups, ((0, 1), (2,)), (0.8,))
+    assert none.eq(0).all() or one.eq(0).all()  # a lone token is of one concept
+
+
+def test_a_harvest_of_something_else_is_refused(tmp_path, file, sae):
+    half = [s for s in file.samples() if s.key.startswith("b/")]
+    store = ActivationStore.open(harvest(tmp_path / "h", half, rows_of), "decoder.1")
+    concepts = tuple(file.concepts.values())
+    with pytest.raises(ActivationsError, match="none of the .* samples with 'a'"):
+        sample_groups(store.samples(), concepts, None, "decoder.1")
+    wide = torch.eye(D + 1)
+    other = SAEWeights(
+        W_enc=wide, W_dec=wide, b_enc=torch.zeros(D + 1), b_dec=torch.zeros(D + 1)
+    )
+    groups = torch.ones(len(half), 2, dtype=torch.bool)
+    with pytest.raises(ConfigError, match="width 7.* holds decoder.1 of width 6"):
+        concept_statistics(other, store, groups)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce select`` on sauce-tiny: real pictures, real SAE, a harvest on disk."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.activations.evaluation_harvests import harvest_pictures
+from vllm_sauce.bundle import Bundle, fingerprint_model
+from vllm_sauce.cli import app
+from vllm_sauce.concepts.scores import SCORES
+from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.learning.selection.select import SelectRequest, causal_task, read_sae
+from vllm_sauce.learning.selection.selection_file import SelectionFile
+
+TINY = Path(__file__).parents[3] / "examples/tiny"
+
+
+@pytest.fixture(scope="module")
+def file():
+    return ConceptFile.read(TINY / "concepts.yaml")
+
+
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory, file):
+    return harvest_pictures(tmp_path_factory.mktemp("harvest"), file)
+
+
+def run(harvested, *more):
+    options = {
+        "--sae": TINY / "bundle",
+        "--site": "vision",
+        "--harvest": harvested,
+        "--concepts": TINY / "concepts.yaml",
+    }
+    given = [str(part) for option in options.items() for part in option]
+    return CliRunner().invoke(app, ["select", *given, *map(str, more)])
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_chosen_latents_stand_for_the_concept(harvested, tmp_path, score):
+    out = tmp_path / "selection.json"
+    done = run(harvested, "--score", score, "--k", 8, "--out", out)
+    assert done.exit_code == 0, done.output
+    found = SelectionFile.read(out)
+    assert (found.score, found.k, found.d_sae) == (score, 8, 2048)
+    assert len(found.concepts) == 60
+    shipped = Bundle.load(TINY / "bundle", weights=False).catalogue
+    agree = 0
+    for name, concept in found.concepts.items():
+        latents = [entry.latent for entry in concept.latents]
+        assert 0 < len(latents) <= 8 and len(set(latents)) == len(latents)
+        values = [entry.scores[score] or 0.0 for entry in concept.latents]
+        assert values == sorted(values, reverse=True)
+        assert all(entry.firing_rate[0] > 0 for entry in concept.latents)
+        edit = shipped.concept(name).edits.get("vision")
+        agree += edit is not None and bool(set(latents) & set(edit.latents))
+    # The shipped edits were found by other means, on other pictures.
+    assert agree >= 40
+
+
+def test_splits_rank_on_their_own_examples(harvested, tmp_path):
+    sizes = {}
+    for split in ("selection", "scoring"):
+        run(harvested, "--split", split, "--out", tmp_path / "s.json")
+        found = SelectionFile.read(tmp_path / "s.json").concepts["red"]
+        sizes[split] = found.num_samples
+    assert sum(sizes["selection"]) > 1.5 * sum(sizes["scoring"])
+
+
+def test_mistakes_are_one_line_and_status_2(harvested, tmp_path):
+    for more, message in (
+        (("--score", "best"), "score is one of share"),
+        (("--role", "picture"), "roles are some of image, text, generated"),
+        (("--k", 0), "k must be at least 1"),
+        (("--engine-arg", "dtype"), "wanted KEY=VALUE for the engine"),
+        (("--split", "test"), "a split is one of"),
+        (("--out", tmp_path / "no/such.json"), "cannot write"),
+        (("--site", "decoder.1"), "holds vision, not"),
+        (("--concepts", tmp_path / "c.yaml"), "cannot read"),
+    ):
+        done = run(harvested, *more)
+        assert done.exit_code == 2, done.output
+        assert f"sauce select: {message}" in done.output or message in done.output
+        assert "Traceback" not in done.output
+
+
+def test_a_bundle_of_another_model_is_refused():
+    other = fingerprint_model(TINY / "model").model_copy(
+        update={"weights_sha256": "0" * 64}
+    )
+    with pytest.raises(BundleMismatchError, match="weights_sha256"):
+        read_sae(TINY / "bundle", "vision", other)
+    own = fingerprint_model(TINY / "model")
+    with pytest.raises(ConfigError, match="has SAEs at decoder.1, vision, not"):
+        read_sae(TINY / "bundle", "decoder.0", own)
+
+
+def test_a_damaged_selection_is_refused(tmp_path):
+    (tmp_path / "s.json").write_text('{"format": "vllm-sauce-selection"}')
+    with pytest.raises(ConfigError, match="is no selection.json"):
+        SelectionFile.read(tmp_path / "s.json")
+    with pytest.raises(ConfigError, match="cannot read"):
+        SelectionFile.read(tmp_path / "t.json")
+
+
+def test_what_causal_scores_ask(file):
+    dog = file.concepts["dog"]
+    task = causal_task(dog, file.concepts, (1, 2), "selection", 4)
+    assert {q.prompt for q in task.positive} == {"What object is in the picture?"}
+    assert len(task.negative) == 4
+    by_picture = {e.picture: e for e in file.examples}
+    assert all("dog" in by_picture[q.picture].concepts for q in task.positive)
+    shown = [
+        any(
+            file.concepts[c].domain == "objects" for c in by_picture[q.picture].concepts
+        )
+        for q in task.negative
+    ]
+    assert shown[:2] == [True, True]
+    for question, has_object in zip(task.negative, shown, strict=True):
+        example = by_picture[question.picture]
+        assert "dog" not in example.concepts and example.split == "selection"
+        # Who has no object is asked about what it has.
+        assert has_object == (question.prompt == "What object is in the picture?")
+
+
+def test_a_request_is_checked():
+    with pytest.raises(ConfigError, match="a site is"):
+        SelectRequest(sae=Path("a"), site="x", harvest=Path("h"), concepts=Path("c"))

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features that are not proven stop the start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_sauce.errors import UnsupportedFeatureError
+from vllm_sauce.plugin.startup.features import refuse_unproven, unproven
+
+
+def config(**changes: Any) -> Any:
+    """Return a stand-in for ``VllmConfig`` with everything off, then ``changes``."""
+    parallel = {
+        "tensor_parallel_size": 1,
+        "pipeline_parallel_size": 1,
+        "data_parallel_size": 1,
+        "enable_dbo": False,
+    }
+    found = SimpleNamespace(
+        parallel_config=SimpleNamespace(**parallel),
+        model_config=SimpleNamespace(
+            runner_type="generate",
+            hf_overrides={},
+            hf_config_path=None,
+            enable_prompt_embeds=False,
+            multimodal_config=SimpleNamespace(
+                enable_mm_embeds=False,
+                mm_encoder_only=False,
+                get_limit_per_prompt=lambda modality: 999,
+            ),
+        ),
+        compilation_config=SimpleNamespace(
+            cudagraph_mm_encoder=False, compile_mm_encoder=False
+        ),
+        speculative_config=None,
+        kv_transfer_config=None,
+        lora_config=None,
+    )
+    for path, value in changes.items():
+        *outer, last = path.split("__")
+        owner: Any = found
+        for name in outer:
+            owner = getattr(owner, name)
+        setattr(owner, last, value)
+    return found
+
+
+def test_nothing_on_is_accepted() -> None:
+    """The default configuration passes."""
+    assert unproven(config()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "says"),
+    [
+        ("parallel_config__pipeline_parallel_size", 2, "pipeline_parallel_size=2"),
+        ("parallel_config__tensor_parallel_size", 4, "tensor_parallel_size=4"),
+        ("parallel_config__enable_dbo", True, "dual-batch"),
+        (
+            "compilation_config__cudagraph_mm_encoder",
+            True,
+            "CUDA graphs of the encoder",
+        ),
+        ("speculative_config", object(), "speculative"),
+        ("kv_transfer_config", object(), "KV transfer"),
+        ("lora_config", object(), "LoRA"),
+        ("model_config__enable_prompt_embeds", True, "prompt embeddings"),
+        ("model_config__multimodal_config__enable_mm_embeds", True, "image embeddings"),
+        ("model_config__multimodal_config__mm_encoder_only", True, "without its model"),
+        ("model_config__runner_type", "pooling", "pooling"),
+        (
+            "model_config__hf_overrides",
+            {"vision_config": {"image_size": 448}},
+            "--hf-overrides",
+        ),
+        ("model_config__hf_overrides", lambda config: config, "--hf-overrides"),
+        ("model_config__hf_config_path", "another/model", "--hf-config-path"),
+    ],
+)
+def test_each_unproven_feature_is_refused(change: str, value: Any, says: str) -> None:
+    """The error names the feature and what to do."""
+    with pytest.raises(UnsupportedFeatureError, match=says) as caught:
+        refuse_unproven(config(**{change: value}), sites=("vision",))
+    assert "switch these off" in str(caught.value)
+
+
+def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another program: no request would pass admission."""
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(UnsupportedFeatureError, match="VLLM_USE_RUST_FRONTEND"):
+        refuse_unproven(config(), sites=("decoder.1",))
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "0")
+    refuse_unproven(config(), sites=("decoder.1",))
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit_per_prompt": {"image": 0}}, {"language_model_only": True}]
+)
+def test_a_vision_site_needs_pictures(options: dict[str, Any]) -> None:
+    """Without any, vLLM leaves out the tower and the canary could not tell why."""
+    from vllm.config import MultiModalConfig
+
+    without = config(model_config__multimodal_config=MultiModalConfig(**options))
+    with pytest.raises(UnsupportedFeatureError, match="--limit-mm-per-prompt") as told:
+        refuse_unproven(without, sites=("decoder.1", "vision"))
+    assert "serve a bundle of decoder sites" in str(told.value)
+    refuse_unproven(without, sites=("decoder.1",))
+    one = MultiModalConfig(limit_per_prompt={"image": 1})
+    refuse_unproven(config(model_config__multimodal_config=one), sites=("vision",))
+
+
+@pytest.mark.parametrize("load_format", ["auto", "mistral", "safetensors"])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_weights_that_vllm_prefers_to_the_hashed_ones_are_refused(
+    tmp_path: Path, indexed: bool, load_format: str
+) -> None:
+    """Without an index every file is hashed."""
+    (tmp_path / "consolidated.safetensors").touch()
+    if indexed:
+        (tmp_path / "model.safetensors.index.json").touch()
+    found = unproven(
+        config(
+            model_config__model=str(tmp_path),
+            load_config=SimpleNamespace(load_format=load_format),
+        )
+    )
+    refused = indexed and load_format != "safetensors"
+    assert ["consolidated.safetensors in" in one for one in found] == [True] * refused
+
+
+def test_vllm_does_prefer_a_consolidated_file(tmp_path: Path) -> None:
+    """What the refusal rests on; without it the fingerprint would do."""
+    from vllm.config import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    shard, other = "model-1-of-1.safetensors", "consolidated.safetensors"
+    for name in (shard, other):
+        (tmp_path / name).touch()
+    index = {"weight_map": {"weight": shard}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def read(load_format: str) -> list[str]:
+        loader: Any = DefaultModelLoader(LoadConfig(load_format=load_format))
+        found = loader._prepare_weights(str(tmp_path), None, None, True, None)
+        return [Path(path).name for path in found[1]]
+
+    assert read("auto") == [other]
+    assert read("safetensors") == [shard]
+
+
+def test_every_watched_switch_exists_in_this_vllm() -> None:
+    """A renamed switch would be watched in vain."""
+    from vllm.config import (
+        CompilationConfig,
+        ModelConfig,
+        MultiModalConfig,
+        ParallelConfig,
+        VllmConfig,
+    )
+
+    from vllm_sauce.plugin.startup import features
+
+    owners = {
+        "": VllmConfig,
+        "parallel_config": ParallelConfig,
+        "model_config": ModelConfig,
+        "model_config.multimodal_config": MultiModalConfig,
+        "compilation_config": CompilationConfig,
+    }
+    for path, _ in features._SWITCHES:
+        owner, _, name = path.rpartition(".")
+        assert name in owners[owner].__dataclass_fields__, path
+    for name in features._PARALLEL:
+        assert name in ParallelConfig.__dataclass_fields__, name

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags, variables and ``additional_config`` say the same thing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import vllm_sauce
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.errors import (
+    BundleCorruptError,
+    BundleMismatchError,
+    BundleNotFoundError,
+    ConfigError,
+)
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.frontend import bench_client
+from vllm_sauce.plugin.startup import flags, settings
+
+TINY = Path(__file__).parents[3] / "examples/tiny"
+SHIPPED = TINY / "bundle"
+SAUCE = ("--plugin", "sauce", "--sauce-bundle", str(SHIPPED))
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine sets decides nothing here."""
+    for name in settings.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+
+
+def parse(*argv: str) -> Any:
+    """Parse a command line as ``vllm serve`` does: with a command, and its model."""
+    main = argparse.ArgumentParser()
+    parser = main.add_subparsers(dest="command").add_parser("serve")
+    parser.add_argument("model_tag", nargs="?")
+    parser.add_argument("--model", default="default/model")
+    parser.add_argument("--additional-config", type=json.loads, default={"kept": 1})
+    parser.add_argument("--port")
+    flags._add_cli_args(lambda p: p, parser)
+    return main.parse_args(["serve", *argv])
+
+
+def parse_model(*argv: str) -> Any:
+    """Parse a command line that names its model as it should."""
+    return parse(str(TINY / "model"), *argv)
+
+
+def forgotten(args: Any) -> Any:
+    """Return the concepts that parsed arguments make mandatory."""
+    return args.additional_config["sauce"]["forget"]
+
+
+def test_flags_become_additional_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each flag has its setting, other settings stay; what it names is looked up."""
+    monkeypatch.chdir(TINY)
+    args = parse_model(
+        *("--plugin", "sauce", "--sauce-bundle", "bundle", "--sauce-forget", "dog"),
+        *("--sauce-forget", "blue", "--sauce-max-latents", "777"),
+        *("--sauce-pool-dtype", "fp8", "--sauce-approximate", "relu"),
+        "--sauce-require-decoder",
+    )
+    bundle = Bundle.load(SHIPPED, weights=False)
+    assert args.additional_config == {
+        "kept": 1,
+        "sauce": {
+            "bundle": str(SHIPPED),
+            "forget": ["dog", "blue"],
+            "max_latents": 777,
+            "max_concepts": 64,
+            "pool_dtype": "fp8",
+            "approximate": "relu",
+            "require_decoder": True,
+            "digest": bundle.digest,
+            "sites": ["decoder.1", "vision"],
+            "version": vllm_sauce.__version__,
+        },
+    }
+
+
+def test_variables_and_json_reach_the_parsed_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever way sauce was asked for, another process finds the same there."""
+    by_flags = parse_model(*SAUCE, "--sauce-forget", "dog").additional_config
+    section = json.dumps({"sauce": {"bundle": str(SHIPPED), "forget": ["dog"]}})
+    by_json = parse_model("--additional-config", section).additional_config
+    monkeypatch.setenv("VLLM_SAUCE_BUNDLE", str(SHIPPED))
+    monkeypatch.setenv("VLLM_SAUCE_FORGET", "dog")
+    by_variables = parse_model().additional_config
+    assert by_json["sauce"] == by_variables["sauce"] == by_flags["sauce"]
+
+
+def test_without_the_flag_nothing_changes() -> None:
+    """Installed but not asked for."""
+    assert parse().additional_config == {"kept": 1}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Return the sentence a command line is refused with, which is no traceback."""
+    with pytest.raises(SystemExit):
+        parse(*argv)
+    return capsys.readouterr().err
+
+
+def test_sauce_flags_need_the_plugin_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else a forgotten --plugin would serve unedited."""
+    assert "add --plugin sauce" in refusal(capsys, "m", "--sauce-forget", "dog")
+
+
+@pytest.mark.parametrize(
+    "given", [("dog", "red"), ("dog", "--port", "1", "--sauce-forget", "red")]
+)
+def test_a_list_of_concepts_is_whole(given: tuple[str, ...]) -> None:
+    """Several values, as vLLM writes a list of its YAML, and several flags."""
+    args = parse_model(*SAUCE, "--sauce-forget", *given)
+    assert forgotten(args) == ["dog", "red"]
+    assert args.model_tag == str(TINY / "model")
+
+
+def test_one_value_with_an_equals_sign_leaves_the_model_alone() -> None:
+    args = parse(*SAUCE, "--sauce-forget=dog", str(TINY / "model"))
+    assert forgotten(args) == ["dog"]
+    assert args.model_tag == str(TINY / "model")
+
+
+def test_a_model_is_not_taken_for_a_concept(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else vLLM's default model would be served instead."""
+    told = refusal(capsys, *SAUCE, "--sauce-forget", "dog", "some/model")
+    assert "'some/model' was read as a concept" in told
+    assert "vllm serve MODEL" in told
+    assert "no model is named" in refusal(capsys, *SAUCE)
+    told = refusal(capsys, "--sauce-bundle", str(SHIPPED), "--plugin", "sauce", "a/b")
+    assert "unknown plugin 'a/b'" in told and "before the flags" in told
+    args = parse(*SAUCE, "--sauce-forget", "dog", "red", "--model", str(TINY / "model"))
+    assert forgotten(args) == ["dog", "red"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--plugin", "sauce", "--sauce-bundle", "no/such/place"), "no/such/place"),
+        ((*SAUCE, "--sauce-forget", "dgo"), "did you mean 'dog'"),
+        (("--additional-config", '{"sauce": true}'), "must be an object, got True"),
+        (
+            ("--plugin", "sauce", "--additional-config", '{"sauce": true}'),
+            "wants an object for 'sauce', got True",
+        ),
+        (("--plugin", "sauce", "--additional-config", "[1]"), "got [1]"),
+        ((*SAUCE, "--additional-config", '{"sauce": {"digest": "0"}}'), "wanted 0"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_a_sentence(
+    argv: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refusal(capsys, str(TINY / "model"), *argv)
+
+
+def test_a_bundle_replaced_during_the_start_is_refused(tmp_path: Path) -> None:
+    """A process that is handed the arguments looks whether it finds the same."""
+    shutil.copytree(SHIPPED, tmp_path / "bundle")
+    args = parse_model("--plugin", "sauce", "--sauce-bundle", str(tmp_path / "bundle"))
+    text = (tmp_path / "bundle/bundle.json").read_text()
+    (tmp_path / "bundle/bundle.json").write_text(text + "\n")
+    with pytest.raises(BundleMismatchError, match="changed while the server started"):
+        settings.resolve(args)
+
+
+def vision_only() -> str:
+    """Return a shipped concept that no decoder site edits."""
+    catalogue = Bundle.load(SHIPPED, weights=False).catalogue
+    return next(n for n in catalogue.names() if set(catalogue[n].edits) == {"vision"})
+
+
+def test_concepts_forgotten_in_pictures_only_can_be_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """``--sauce-require-decoder``: text alone goes around the other sites."""
+    name, model = vision_only(), str(TINY / "model")
+    told = refusal(
+        capsys, model, *SAUCE, "--sauce-forget", "dog", name, "--sauce-require-decoder"
+    )
+    assert f"without an edit in the decoder: {name};" in told
+    assert "dog" in forgotten(
+        parse_model(*SAUCE, "--sauce-forget", "dog", "--sauce-require-decoder")
+    )
+
+
+def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = vision_only()
+    warned: list[str] = []
+    monkeypatch.setattr(
+        compat,
+        "logger",
+        lambda _: SimpleNamespace(
+            info=lambda *_: None, warning=lambda text, *a: warned.append(text % a)
+        ),
+    )
+    bundle = Bundle.load(SHIPPED, weights=False)
+    for forget in (["dog", name], ["dog"]):
+        args = parse_model(*SAUCE, "--sauce-forget", *forget)
+        settings._say_what_runs(args, bundle)
+    (line,) = warned
+    assert f"decoder: {name}; a question without a picture" in line
+
+
+@pytest.mark.parametrize("value", ["soss", "sauce,soss", ",", ""])
+def test_unknown_plugins_are_refused(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A typo in the plugin's name ends the start."""
+    assert "known: sauce" in refusal(capsys, "m", "--plugin", value)
+
+
+def test_variables_are_read_and_checked() -> None:
+    """VLLM_SAUCE_* say what the flags say; a misspelt one is an error."""
+    assert settings.from_environment(
+        {
+            "VLLM_SAUCE_BUNDLE": "b",
+            "VLLM_SAUCE_FORGET": "dog, red",
+            "VLLM_SAUCE_MAX_LATENTS": "9",
+            "VLLM_SAUCE_POOL_DTYPE": "fp8",
+            "VLLM_SAUCE_CACHE": "folder",
+            "VLLM_SAUCE_NATIVE": "0",
+        }
+    ) == {
+        "bundle": "b",
+        "forget": ["dog", "red"],
+        "max_latents": 9,
+        "pool_dtype": "fp8",
+    }
+    with pytest.raises(ConfigError, match="VLLM_SAUCE_FORGETS"):
+        settings.from_environment({"VLLM_SAUCE_FORGETS": "dog"})
+    with pytest.raises(ConfigError, match="whole number"):
+        settings.from_environment({"VLLM_SAUCE_MAX_LATENTS": "many"})
+
+
+# What a pod sees of Services named "vllm-sauce" and "vllm-sauce-cache".
+SERVICE_LINKS = {
+    "VLLM_SAUCE_PORT": "tcp://10.0.0.1:8000",
+    "VLLM_SAUCE_SERVICE_HOST": "10.0.0.1",
+    "VLLM_SAUCE_SERVICE_PORT": "8000",
+    "VLLM_SAUCE_SERVICE_PORT_HTTP": "8000",
+    "VLLM_SAUCE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "VLLM_SAUCE_PORT_8000_TCP_PROTO": "tcp",
+    "VLLM_SAUCE_PORT_8000_TCP_PORT": "8000",
+    "VLLM_SAUCE_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "VLLM_SAUCE_CACHE_PORT_53_UDP_ADDR": "10.0.0.2",
+    "VLLM_SAUCE_CACHE_SERVICE_HOST": "10.0.0.2",
+}
+
+
+def test_a_service_of_our_name_stops_no_start() -> None:
+    """Kubernetes' service links are passed over, with sauce and without."""
+    plain = SimpleNamespace(additional_config={})
+    assert settings.requested(plain, SERVICE_LINKS) is None
+    asked = {**SERVICE_LINKS, "VLLM_SAUCE_BUNDLE": "b"}
+    assert settings.requested(plain, asked) == {"bundle": "b"}
+
+
+def test_variables_count_only_where_sauce_is_asked_for() -> None:
+    """A wrong name ends a start with sauce; a right one is never passed over."""
+    plain = SimpleNamespace(additional_config={})
+    misspelt = {"VLLM_SAUCE_FORGOT": "dog"}
+    assert settings.requested(plain, misspelt) is None
+    for asked in (
+        (plain, {**misspelt, "VLLM_SAUCE_BUNDLE": "b"}),
+        (SimpleNamespace(additional_config={"sauce": {}}), misspelt),
+    ):
+        with pytest.raises(ConfigError, match="VLLM_SAUCE_FORGOT"):
+            settings.requested(*asked)
+    assert settings.requested(plain, {"VLLM_SAUCE_FORGET": "dog"}) == {
+        "forget": ["dog"]
+    }
+
+
+def test_a_flag_wins_over_a_variable() -> None:
+    """The nearer source counts."""
+    args = SimpleNamespace(additional_config={"sauce": {"bundle": "flag"}})
+    merged = settings.requested(
+        args, {"VLLM_SAUCE_BUNDLE": "env", "VLLM_SAUCE_FORGET": "dog"}
+    )
+    assert merged == {"bundle": "flag", "forget": ["dog"]}
+    assert settings.requested(SimpleNamespace(additional_config={}), {}) is None
+
+
+def test_the_bundle_beside_the_weights_is_found(tmp_path: Path) -> None:
+    """Without --sauce-bundle, the model folder's sauce/ is used, else an error."""
+    with pytest.raises(BundleNotFoundError, match="--sauce-bundle"):
+        settings.locate_bundle({}, tmp_path)
+    (tmp_path / "sauce").mkdir()
+    assert settings.locate_bundle({}, tmp_path) == str((tmp_path / "sauce").resolve())
+
+
+def test_the_benchmark_client_asks_to_forget() -> None:
+    """``vllm bench serve --sauce-forget`` puts it where the server reads it."""
+    args = argparse.Namespace(
+        plugin=[["sauce"]], sauce_forget=["dog"], extra_body={"top_k": 1}
+    )
+    assert bench_client.merged_extra_body(args) == {
+        "top_k": 1,
+        "vllm_xargs": {"sauce_forget": ["dog"], "sauce_strength": 1.0},
+    }
+    args.plugin = None
+    with pytest.raises(ConfigError, match="--plugin sauce"):
+        bench_client.merged_extra_body(args)
+
+
+def test_the_benchmark_client_takes_lists_too() -> None:
+    parser = argparse.ArgumentParser()
+    bench_client._add_cli_args(lambda p: p, parser)
+    args = parser.parse_args(
+        ["--sauce-forget", "dog", "red", "--plugin", "sauce", "--sauce-forget=cat"]
+    )
+    args.extra_body = None
+    assert bench_client.merged_extra_body(args) == {
+        "vllm_xargs": {"sauce_forget": ["dog", "red", "cat"], "sauce_strength": 1.0}
+    }
+
+
+def test_a_bundle_may_be_named_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit fetched before is found without a network, and read like any bundle."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    kept = tmp_path / "bundles" / "org--name" / commit
+    shutil.copytree(SHIPPED, kept)
+    monkeypatch.setenv("VLLM_SAUCE_CACHE", str(tmp_path))
+    given = {"bundle": f"org/name@{commit}"}
+    assert settings.locate_bundle(given, None) == str(kept)
+    (kept / "bundle.json").write_text("{}")
+    with pytest.raises(BundleCorruptError):
+        settings.locate_bundle(given, None)

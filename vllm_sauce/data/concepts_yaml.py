@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""concepts.yaml: concepts, their examples, and how calibration asks for them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vllm_sauce.concepts.catalogue import check_concept_text
+from vllm_sauce.data.example_sources import RawExample, Source, read_source
+from vllm_sauce.data.located_yaml import Lines
+from vllm_sauce.data.pictures import decode_picture
+from vllm_sauce.data.samples import Picture, Sample
+from vllm_sauce.data.schema import (
+    SPLITS,
+    ConceptEntry,
+    ConceptsYaml,
+    Questions,
+    Sources,
+    read_yaml,
+)
+from vllm_sauce.data.splits import assign_splits
+from vllm_sauce.errors import ActivationsError, ConfigError, PictureError
+
+_logger = logging.getLogger(__name__)
+
+__all__ = ["SPLITS", "ConceptExamples", "ConceptFile", "Example", "Questions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One picture, or one text, whatever files it is in."""
+
+    key: str
+    """Where it was first met."""
+    digest: str
+    """SHA-256 of the picture's bytes and the words of its own."""
+    picture: Picture | None
+    prompts: tuple[str, ...]
+    """What is asked about it; each makes a sample."""
+    concepts: tuple[str, ...]
+    """Concepts it has, in the file's order."""
+    split: str
+    """One of ``SPLITS``."""
+
+    def samples(self) -> tuple[Sample, ...]:
+        """Return what a model is shown: the picture with each prompt."""
+        return tuple(
+            Sample(
+                key=f"{self.key}~{number}" if number else self.key,
+                prompt=prompt,
+                picture=self.picture,
+                concepts=self.concepts,
+            )
+            for number, prompt in enumerate(self.prompts)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConceptExamples:
+    """One concept: how it is called and asked for, and its examples."""
+
+    name: str
+    domain: str
+    answers: tuple[str, ...]
+    """Words that the model says for it."""
+    questions: Questions
+    positive: tuple[Example, ...] = field(repr=False)
+    negative: tuple[Example, ...] = field(repr=False)
+
+    def examples(self, present: bool, split: str | None = None) -> list[Example]:
+        """Return its examples with or without the concept, of one split or all.
+
+        Raises: ConfigError
+        """
+        return _of_split(self.positive if present else self.negative, split)
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptFile:
+    """A concepts.yaml that was read, its examples found and split."""
+
+    path: Path
+    concepts: Mapping[str, ConceptExamples]
+    """By name, in the file's order."""
+    examples: tuple[Example, ...] = field(repr=False)
+    """Each once, in the order in which the file leads to them."""
+    failed: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Key of each example that cannot be shown, and why; it is left out of all else."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> ConceptFile:
+        """Read the file and find every example; reads each picture once.
+
+        A picture or text that is there but cannot be shown is left out, with a warning.
+
+        Raises: ConfigError naming the file, the line, the concept and what was wanted;
+            ActivationsError for a picture that is not there
+        """
+        file = _Reader(Path(path)).read()
+        if file.failed:
+            key, reason = next(iter(file.failed.items()))
+            _logger.warning(
+                f"{path}: {len(file.failed)} examples cannot be shown and are left "
+                f"out; the first is {key}: {reason}"
+            )
+        return file
+
+    def samples(self, split: str | None = None) -> list[Sample]:
+        """Return all samples of one split or all, each key once.
+
+        Raises: ConfigError
+        """
+        chosen = _of_split(self.examples, split)
+        return [sample for example in chosen for sample in example.samples()]
+
+    def domains(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of each domain's concepts, in the file's order."""
+        grouped: dict[str, list[str]] = {}
+        for concept in self.concepts.values():
+            grouped.setdefault(concept.domain, []).append(concept.name)
+        return {domain: tuple(names) for domain, names in grouped.items()}
+
+    def questions(self, domain: str) -> Questions:
+        """Return how a domain's concepts are asked for.
+
+        Raises: ConfigError
+        """
+        for concept in self.concepts.values():
+            if concept.domain == domain:
+                return concept.questions
+        raise ConfigError(
+            f"{self.path} has the domains {', '.join(self.domains())}, not {domain!r}"
+        )
+
+
+def _of_split(examples: Sequence[Example], split: str | None) -> list[Example]:
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"a split is one of {', '.join(SPLITS)}, got {split!r}")
+    return [example for example in examples if split in (None, example.split)]
+
+
+@dataclass(slots=True)
+class _Found:
+    """An example while files are being read."""
+
+    raw: RawExample
+    content: str
+    """Digest of the picture, or of the words if there is none."""
+    present: set[str] = field(default_factory=set)
+    absent: set[str] = field(default_factory=set)
+    """Concepts whose ``negative`` holds it."""
+    in_table: bool = False
+
+
+class _Reader:
+    """Reads one file; errors say where in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.base = path, path.parent
+        self.file: ConceptsYaml
+        self.lines: Lines
+        self.found: dict[str, _Found] = {}
+        self.failed: dict[str, str] = {}
+        self._decoded: set[str] = set()
+        """Digests of pictures that can be shown."""
+
+    def read(self) -> ConceptFile:
+        """Return the file with its examples."""
+        self.file, self.lines = read_yaml(self.path)
+        self._check_names()
+        self._read_tables()
+        for name, entry in self.file.concepts.items():
+            self._read_sources(name, "positive", entry.positive)
+            self._read_sources(name, "negative", entry.negative)
+        self._check_contradictions()
+        self._check_there()
+        examples = self._examples()
+        concepts = {name: self._concept(name, examples) for name in self.file.concepts}
+        used = {e.digest for c in concepts.values() for e in (*c.positive, *c.negative)}
+        kept = tuple(e for e in examples.values() if e.digest in used)
+        return ConceptFile(self.path, concepts, kept, self.failed)
+
+    def _check_names(self) -> None:
+        domains = {self._domain(entry) for entry in self.file.concepts.values()}
+        for name, entry in self.file.concepts.items():
+            for what, text in (("name", name), ("domain", self._domain(entry))):
+                try:
+                    check_concept_text(what, text)
+                except ConfigError as error:
+                    raise self._error(("concepts", name), str(error)) from error
+        for domain in self.file.questions:
+            if domain not in domains | {"default"}:
+                raise self._error(
+                    ("questions", domain),
+                    f"no concept has the domain {domain!r}; there are "
+                    f"{', '.join(sorted(domains))}, and 'default' for all others",
+                )
+
+    def _read_tables(self) -> None:
+        known = self.file.concepts
+        for number, table in enumerate(self.file.pictures or ()):
+            place = ("pictures", number)
+            for raw, content, digest in self._open(table, place, table.concepts):
+                names = {name for name in raw.concepts if name in known}
+                before = self.found.get(digest)
+                if before is not None and before.present != names:
+                    raise self._error(
+                        place,
+                        f"{before.raw.key} and {raw.key} are the same, but one is "
+                        f"labelled {sorted(before.present)} and one {sorted(names)}",
+                    )
+                self.found[digest] = _Found(raw, content, names, in_table=True)
+
+    def _read_sources(self, name: str, sign: str, sources: Sources | None) -> None:
+        for number, source in enumerate(sources or ()):
+            place = ("concepts", name, sign, number)
+            for raw, content, digest in self._open(source, place):
+                found = self.found.setdefault(digest, _Found(raw, content))
+                (found.present if sign == "positive" else found.absent).add(name)
+
+    def _open(
+        self, source: Source, place: Sequence[str | int], column: str | None = None
+    ) -> Iterator[tuple[RawExample, str, str]]:
+        """Yield a source's examples with the digests of content and of all."""
+        try:
+            for raw in read_source(source, self.base, column):
+                try:
+                    shown = self._shown(raw)
+                except PictureError as error:
+                    self.failed[raw.key] = str(error)
+                    continue
+                words = hashlib.sha256((raw.words or "").encode()).hexdigest()
+                yield raw, shown or words, f"{shown}:{words}"
+        except (ConfigError, ActivationsError) as error:
+            raise self._error(place, str(error), type(error)) from error
+        except ImportError as error:
+            raise self._error(
+                place, f"this table needs {error.name}: pip install vllm-sauce[train]"
+            ) from error
+
+    def _shown(self, raw: RawExample) -> str | None:
+        """Return the digest of an example's picture; all that is used can be decoded.
+
+        Stages that come hours later could not leave it out: others were counted on.
+
+        Raises: PictureError, ActivationsError
+        """
+        if raw.problem:
+            raise PictureError(raw.problem)
+        if raw.picture is None:
+            return None
+        content = raw.picture.read()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._decoded:
+            decode_picture(content, raw.picture.name)
+            self._decoded.add(digest)
+        return digest
+
+    def _check_contradictions(self) -> None:
+        for found in self.found.values():
+            for name in sorted(found.present & found.absent):
+                raise self._error(
+                    ("concepts", name),
+                    f"{found.raw.key} is both a positive and a negative example",
+                )
+
+    def _examples(self) -> dict[str, Example]:
+        """Return what was found by digest, with splits and prompts."""
+        labels: dict[str, set[str]] = {}
+        for found in self.found.values():
+            mine = labels.setdefault(found.content, set())
+            mine |= found.present | {f"not {name}" for name in found.absent}
+        splits = assign_splits(labels, self.file.splits.model_dump())
+        order = list(self.file.concepts)
+        return {
+            digest: Example(
+                key=found.raw.key,
+                digest=hashlib.sha256(digest.encode()).hexdigest(),
+                picture=found.raw.picture,
+                prompts=self._prompts(found),
+                concepts=tuple(name for name in order if name in found.present),
+                split=splits[found.content],
+            )
+            for digest, found in self._keyed()
+        }
+
+    def _keyed(self) -> Iterator[tuple[str, _Found]]:
+        """Yield what was found under keys that are used once.
+
+        A table that is read for several columns has several examples in a row.
+        """
+        seen: dict[str, int] = {}
+        for digest, found in self.found.items():
+            times = seen[found.raw.key] = seen.get(found.raw.key, 0) + 1
+            if times > 1:
+                found.raw = replace(found.raw, key=f"{found.raw.key}+{times}")
+            yield digest, found
+
+    def _prompts(self, found: _Found) -> tuple[str, ...]:
+        """Return its own words, or all prompts of the concepts that name it."""
+        if found.raw.words is not None:
+            return (found.raw.words,)
+        names = [n for n in self.file.concepts if n in found.present | found.absent]
+        default = self.file.defaults.prompts
+        asked = [self.file.concepts[n].prompts or default for n in names] or [default]
+        return tuple(dict.fromkeys(prompt for prompts in asked for prompt in prompts))
+
+    def _signed(self, name: str) -> tuple[list[str], list[str]]:
+        """Return the digests of a concept's positive and negative examples."""
+        positive = [d for d, found in self.found.items() if name in found.present]
+        if self.file.concepts[name].negative is not None:
+            return positive, [d for d, f in self.found.items() if name in f.absent]
+        return positive, self._other_examples(name, positive)
+
+    def _concept(self, name: str, examples: Mapping[str, Example]) -> ConceptExamples:
+        entry = self.file.concepts[name]
+        positive, negative = self._signed(name)
+        for what, digests in (("positive", positive), ("negative", negative)):
+            self._check_count(name, what, [examples[d].split for d in digests])
+        domain = self._domain(entry)
+        default = self.file.questions.get("default", Questions())
+        return ConceptExamples(
+            name=name,
+            domain=domain,
+            answers=tuple(entry.answer or (name,)),
+            questions=self.file.questions.get(domain, default),
+            positive=tuple(examples[digest] for digest in positive),
+            negative=tuple(examples[digest] for digest in negative),
+        )
+
+    def _other_examples(self, name: str, positive: Sequence[str]) -> list[str]:
+        """Return the default negatives: other concepts' examples, of the same kind."""
+        pictures = {self.found[digest].raw.picture is None for digest in positive}
+        return [
+            digest
+            for digest, found in self.found.items()
+            if name not in found.present
+            and (found.present or found.in_table)
+            and (found.raw.picture is None) in pictures
+        ]
+
+    def _check_there(self) -> None:
+        """Refuse concepts without any example with, or without, them."""
+        signed = {name: self._signed(name) for name in self.file.concepts}
+        for name, (positive, _) in signed.items():
+            if not positive:
+                table = "; no row of pictures names it" if self.file.pictures else ""
+                raise self._error(
+                    ("concepts", name), f"no positive example{table}; give positive"
+                )
+        for name, (_, negative) in signed.items():
+            if not negative:
+                raise self._error(
+                    ("concepts", name),
+                    "no negative example: no other concept has any; give negative",
+                )
+
+    def _check_count(self, name: str, what: str, splits: Sequence[str]) -> None:
+        for split, share in self.file.splits.model_dump().items():
+            count = splits.count(split)
+            if share and count < self.file.minimum:
+                raise self._error(
+                    ("concepts", name, what),
+                    f"{len(splits)} {what} examples give {count} for {split}, wanted "
+                    f"{self.file.minimum}; add examples, or set splits or minimum",
+                )
+
+    def _domain(self, entry: ConceptEntry) -> str:
+        return entry.domain or self.file.defaults.domain
+
+    def _error(
+        self,
+        place: Sequence[str | int],
+        message: str,
+        kind: type[ConfigError] | type[ActivationsError] = ConfigError,
+    ) -> ConfigError | ActivationsError:
+        concept = f" concept {place[1]!r}:" if place[0] == "concepts" else ""
+        line = self.lines.line(place)
+        return kind(f"{self.path}, line {line}:{concept} {message}")

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples for a harvest: those of a concepts.yaml, pictures and prompts, texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.data.example_sources import RawExample, read_source
+from vllm_sauce.data.samples import Sample
+from vllm_sauce.data.schema import FolderSource, JsonlSource
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import is_unicode, read_lines
+
+PROMPT = "What is in the picture?"
+"""Asked about pictures when nothing else is given."""
+
+
+def find_samples(
+    *,
+    concepts: Path | None = None,
+    split: str | None = None,
+    pictures: Path | None = None,
+    table: Path | None = None,
+    image_column: str | None = None,
+    prompt_column: str | None = None,
+    prompts: Sequence[str] = (),
+    texts: Path | None = None,
+) -> list[Sample]:
+    """Return the samples of the one source that is given.
+
+    Raises: ConfigError, ActivationsError
+    """
+    given = {
+        "--concepts": concepts,
+        "--pictures": pictures,
+        "--table": table,
+        "--texts": texts,
+    }
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise ConfigError(
+            f"give one of {', '.join(given)}, got {' and '.join(named) or 'none'}"
+        )
+    if split is not None and concepts is None:
+        raise ConfigError("--split divides a concepts.yaml; give --concepts")
+    if (image_column or prompt_column) and table is None:
+        raise ConfigError("columns are of a table; give --table")
+    if concepts is not None:
+        if prompts:
+            raise ConfigError("concepts.yaml says what is asked; leave --prompt out")
+        file = ConceptFile.read(concepts)
+        bad = [_bad(key, reason) for key, reason in file.failed.items()]
+        return file.samples(split) + bad
+    if texts is not None:
+        return text_samples(texts)
+    asked = tuple(prompts) or (PROMPT,)
+    if not all(map(is_unicode, asked)):
+        raise ConfigError("--prompt must be UTF-8; type it anew, or set the locale")
+    if pictures is not None:
+        raw = list(read_source(FolderSource(folder=str(pictures)), Path()))
+    else:
+        raw = list(read_source(_table(table, image_column, prompt_column), Path()))
+    return [sample for example in raw for sample in _asked(example, asked)]
+
+
+def text_samples(file: Path) -> list[Sample]:
+    """Return a sample for each line that is not empty.
+
+    Raises: ConfigError
+    """
+    try:
+        lines = read_lines(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read texts from {file}: {error}") from error
+    samples = [
+        Sample(key=f"{file.name}#{number}", prompt=line.strip())
+        for number, line in enumerate(lines)
+        if line.strip()
+    ]
+    if not samples:
+        raise ConfigError(f"{file} holds no text: one prompt a line is wanted")
+    return samples
+
+
+def _asked(example: RawExample, prompts: Sequence[str]) -> list[Sample]:
+    if example.problem:
+        return [_bad(example.key, example.problem)]
+    words = prompts if example.words is None else (example.words,)
+    return [
+        Sample(
+            key=f"{example.key}~{number}" if number else example.key,
+            prompt=prompt,
+            picture=example.picture,
+            concepts=example.concepts,
+        )
+        for number, prompt in enumerate(words)
+    ]
+
+
+def _bad(key: str, problem: str) -> Sample:
+    return Sample(key=key, prompt="", problem=problem)
+
+
+def _table(table: Path | None, image: str | None, prompt: str | None) -> JsonlSource:
+    if image is None and prompt is None:
+        raise ConfigError("say which columns: --image-column, --prompt-column or both")
+    return JsonlSource(jsonl=str(table), image=image, prompt=prompt)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts in vLLM's own form, prepared once and asked under many masks.
+
+The template, the tokenizer and the image processor take about as long as a small model
+itself; a search asks each question dozens of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cachetools import LRUCache
+
+from vllm_sauce.data.samples import open_picture
+from vllm_sauce.evaluation.asking.probes import Probe
+from vllm_sauce.plugin import compat
+
+PICTURE_BYTES = 2 * 2**30
+"""Prepared pictures that are kept."""
+
+PIXELS = "mm_kwargs"
+"""Where a prompt in vLLM's form holds its pictures."""
+
+
+class RenderedPrompts:
+    """Prepared prompts; pictures are shared, and forgotten when there are too many."""
+
+    def __init__(self, picture_bytes: int = PICTURE_BYTES) -> None:
+        self._words: dict[tuple[str, str | None], dict[str, Any]] = {}
+        self._pixels: LRUCache[str, Any] = LRUCache(picture_bytes, compat.picture_bytes)
+
+    def of(self, llm: Any, probe: Probe, digests: Mapping[int, str]) -> dict[str, Any]:
+        """Return a probe's prompt. ``digests``: of pictures, by their ``id``."""
+        digest = digests.get(id(probe.picture))
+        key = (probe.prompt, digest)
+        words, pixels = self._words.get(key), None
+        if digest is not None:
+            pixels = self._pixels.get(digest)
+        if words is None or (digest is not None and pixels is None):
+            rendered = dict(compat.rendered_chat(llm, _messages(probe, digest)))
+            fresh = rendered.pop(PIXELS, None)
+            self._words[key] = words = rendered
+            if digest is not None and pixels is None:
+                pixels = fresh
+                self._keep(digest, fresh)
+        return {**words, PIXELS: pixels} if digest is not None else dict(words)
+
+    def _keep(self, digest: str, pixels: Any) -> None:
+        # One that is larger than the whole store is prepared each time.
+        if compat.picture_bytes(pixels) <= self._pixels.maxsize:
+            self._pixels[digest] = pixels
+
+
+def _messages(probe: Probe, digest: str | None) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [{"type": "text", "text": probe.prompt}]
+    if probe.picture is not None and digest is not None:
+        # Named by content: equal pictures are encoded once.
+        part = {"type": "image_pil", "image_pil": open_picture(probe.picture)}
+        content.insert(0, {**part, "uuid": digest})
+    return [{"role": "user", "content": content}]

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce inspect``'s steps: read what is shown, look, write the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_sauce.bundle import Bundle, hub
+from vllm_sauce.data.concepts_yaml import SPLITS, ConceptFile
+from vllm_sauce.data.labelled_pictures import read_labelled
+from vllm_sauce.data.samples import Sample
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.quiz import Wording
+from vllm_sauce.inspection.inspection import Settings, Watch, inspect_bundle
+from vllm_sauce.inspection.page import write_page
+from vllm_sauce.models.loaded_model import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the model is shown, and how it is asked about it."""
+
+    samples: tuple[Sample, ...]
+    wording: Wording
+
+
+def read_shown(
+    concepts: Path | None,
+    pictures: Path | None,
+    split: str | None = None,
+    question: str | None = None,
+    naming: Sequence[str] = (),
+) -> Shown:
+    """Read a concepts.yaml, or a folder of pictures with labels.
+
+    Raises: ConfigError, ActivationsError
+    """
+    if (concepts is None) == (pictures is None):
+        raise ConfigError("give either --concepts or --pictures")
+    if concepts is not None:
+        if question is not None or naming:
+            raise ConfigError(f"write the questions into {concepts}, under questions:")
+        file = ConceptFile.read(concepts)
+        if split is not None and split not in SPLITS:
+            raise ConfigError(f"a split is one of {', '.join(SPLITS)}, got {split!r}")
+        # One sample an example: looked at once, whatever is asked about it.
+        samples = (
+            example.samples()[0]
+            for example in file.examples
+            if split in (None, example.split)
+        )
+        return Shown(tuple(samples), Wording.of_file(file))
+    if split is not None:
+        raise ConfigError("a split needs --concepts; a folder of pictures has none")
+    assert pictures is not None
+    wording = Wording.of_options(question, naming)
+    return Shown(tuple(read_labelled(pictures)), wording)
+
+
+def write_report(
+    bundle_name: str,
+    model: Path,
+    shown: Shown,
+    names: Sequence[str],
+    out: Path,
+    latents: int,
+    top: int,
+    probes: int,
+) -> int:
+    """Look at a bundle and write the page; returns its size in bytes.
+
+    Raises: SauceError
+    """
+    settings = Settings(latents=latents, top=top, probes=probes, wording=shown.wording)
+    folder = (
+        hub.pull(hub.HubName.parse(bundle_name))
+        if (hub.is_hub_name(bundle_name))
+        else Path(bundle_name)
+    )
+    bundle = Bundle.load(folder)
+    bundle.check_model(model)
+    # Before the long part: a wrong name or a folder that is not there costs nothing.
+    for name in names:
+        bundle.catalogue.concept(name)
+    with _progress() as watch:
+        inspection = inspect_bundle(
+            bundle,
+            LoadedModel.load(model),
+            shown.samples,
+            names,
+            settings,
+            bundle_name=bundle_name,
+            model_name=str(model),
+            watch=watch,
+        )
+    return write_page(inspection, out)
+
+
+@contextmanager
+def _progress() -> Iterator[Watch]:
+    """Show a bar a stage, on the error stream."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True)) as bars:
+
+        def watch(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.advance(tasks[stage], done)
+
+        yield watch

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each concept's setting, found by asking the served model."""

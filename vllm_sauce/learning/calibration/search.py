@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose each concept's edit: hundreds of candidates at the same time in one engine.
+
+Every candidate is a mask of a temporary bundle; all concepts' searches go on in step,
+so that their trials fill the engine's batches together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vllm_sauce.concepts import SiteEdit
+from vllm_sauce.evaluation.questionnaire import Outcome
+from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.coordinate_search import Round, Setting, in_step
+from vllm_sauce.learning.calibration.examiner import Examiner, Trial
+from vllm_sauce.learning.calibration.site_search import site_rounds
+
+Note = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+ALIKE = 2
+"""Settings of the same latents among those that the search hands on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """The edit of one concept, and everything that was tried for it."""
+
+    name: str
+    edits: Mapping[str, SiteEdit]
+    setting: Setting
+    scores: Outcome
+    """On all questions of the calibration split."""
+    base: Outcome
+    """Of the unedited model on the same questions."""
+    within_floor: bool
+    """Whether IRA, CRA and every other concept lose no more than they may."""
+    trials: tuple[Trial, ...] = field(repr=False)
+
+
+def calibrate(
+    examiner: Examiner, note: Note = lambda what, done, total: None
+) -> dict[str, Calibrated]:
+    """Search every concept's edit and return the best found.
+
+    Best is what forgets most (or ``prefer``) among what keeps IRA, CRA and every other
+    concept within the floors; where nothing does, the harmonic mean less what is lost
+    beyond them.
+    """
+    config = examiner.config
+    searches: dict[str, Round] = {
+        name: site_rounds(choice, config.passes)
+        for name, choice in examiner.choices.items()
+    }
+    tried = _search(examiner, searches, note)
+    # Few questions err; so more of the best are asked more, and the best of those all.
+    middle = examiner.trials(
+        {
+            name: _distinct(examiner, name, trials, 2 * config.finalists, ALIKE)
+            for name, trials in tried.items()
+        },
+        min(1.0, 2 * config.screen),
+        lambda done, total: note("semifinals", done, total),
+    )
+    finals = examiner.trials(
+        {
+            name: _distinct(examiner, name, trials, config.finalists)
+            for name, trials in middle.items()
+        },
+        1.0,
+        lambda done, total: note("finals", done, total),
+    )
+    best = {
+        name: _choose(examiner, name, list(trials.values()))
+        for name, trials in finals.items()
+    }
+    pruned = _prune(examiner, best, note) if config.prune else {}
+    return {
+        name: _calibrated(
+            examiner,
+            name,
+            (pruned.get(name) or [best[name]])[-1],
+            (*pruned.get(name, ()), *finals[name].values(), *middle[name].values()),
+            tried[name].values(),
+        )
+        for name in finals
+    }
+
+
+def _distinct(
+    examiner: Examiner,
+    name: str,
+    trials: Mapping[Setting, Trial],
+    count: int,
+    alike: int | None = None,
+) -> list[Setting]:
+    """Return the best settings that differ in what they do.
+
+    At most ``alike`` of them edit the same latents, unless there are no others.
+    """
+    choices, chosen = examiner.choices[name], dict[Hashable, Setting]()
+    more: dict[Hashable, Setting] = {}
+    same: Counter[Hashable] = Counter()
+    for trial in sorted(trials.values(), key=lambda t: -t.objective):
+        mask = choices.mask(trial.setting)
+        if trial.objective == -math.inf or mask in chosen or mask in more:
+            continue
+        edits = sorted(choices.edits(trial.setting).items())
+        latents = tuple((site, frozenset(edit.latents)) for site, edit in edits)
+        same[latents] += 1
+        found = chosen if alike is None or same[latents] <= alike else more
+        found[mask] = trial.setting
+    return [*chosen.values(), *more.values()][:count]
+
+
+def _search(
+    examiner: Examiner, searches: Mapping[str, Round], note: Note
+) -> dict[str, dict[Setting, Trial]]:
+    """Run all searches to their end; return everything that was tried."""
+    tried: dict[str, dict[Setting, Trial]] = {name: {} for name in searches}
+    step, number = in_step(searches), 0
+
+    def progress(done: int, total: int) -> None:
+        note(f"round {number}", done, total)
+
+    try:
+        wanted = next(step)
+        while True:
+            number += 1
+            found = examiner.trials(
+                wanted, examiner.config.screen, progress, watched=False
+            )
+            for name, trials in found.items():
+                tried[name] |= trials
+            objectives = {
+                name: {setting: trial.objective for setting, trial in trials.items()}
+                for name, trials in found.items()
+            }
+            wanted = step.send(objectives)
+    except StopIteration:
+        return tried
+
+
+def _keeps(examiner: Examiner, name: str, trial: Trial) -> bool:
+    # Shares of few questions: what is lost by rounding alone is not lost.
+    config = examiner.config
+    return (
+        trial.scores.loss(examiner.base(name)) <= config.retain_floor + 1e-9
+        and trial.worst[1] <= config.worst_floor + 1e-9
+    )
+
+
+def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, float]:
+    scores = trial.scores
+    forgetting = config.prefer == "forgetting"
+    return scores.forgetting if forgetting else scores.HM, trial.objective
+
+
+def _choose(examiner: Examiner, name: str, finals: Sequence[Trial]) -> Trial:
+    """Return the best of what keeps to the floors, else of what the search wants."""
+    kept = [trial for trial in finals if _keeps(examiner, name, trial)]
+    if not kept:
+        return max(finals, key=lambda trial: trial.objective)
+    return max(kept, key=lambda trial: _merit(examiner.config, trial))
+
+
+def _prune(
+    examiner: Examiner, best: Mapping[str, Trial], note: Note
+) -> dict[str, list[Trial]]:
+    """Drop latents that cost nothing to leave; returns what was taken, best last.
+
+    A part is dropped if the floors are still kept and neither what is preferred nor
+    what the search maximises gets worse.
+    """
+    kept = {name: [trial] for name, trial in best.items()}
+    parts = {
+        name: list(examiner.choices[name].smaller(trial.setting))
+        for name, trial in best.items()
+    }
+    while any(parts.values()):
+        wanted: dict[str, list[Setting]] = {}
+        for name, left in parts.items():
+            if left:
+                setting = kept[name][-1].setting
+                smaller = examiner.choices[name].pruned(setting, *left.pop(0))
+                wanted |= {name: [smaller]} if smaller else {}
+        found = examiner.trials(
+            wanted, 1.0, lambda done, total: note("pruning", done, total)
+        )
+        for name, trials in found.items():
+            ((_, trial),) = trials.items()
+            before = kept[name][-1]
+            lost = _keeps(examiner, name, before) and not _keeps(examiner, name, trial)
+            pairs = zip(
+                _merit(examiner.config, trial),
+                _merit(examiner.config, before),
+                strict=True,
+            )
+            if not lost and all(now >= then - 1e-9 for now, then in pairs):
+                kept[name].append(trial)
+    return kept
+
+
+def _calibrated(
+    examiner: Examiner,
+    name: str,
+    best: Trial,
+    finals: Iterable[Trial],
+    searched: Iterable[Trial],
+) -> Calibrated:
+    choices = examiner.choices[name]
+    # Settings that differ at a site which both leave alone are one.
+    trials = {
+        (trial.share, *choices.at(trial.setting).items()): trial
+        for trial in (*searched, *finals)
+    }
+    return Calibrated(
+        name=name,
+        edits=examiner.choices[name].edits(best.setting),
+        setting=best.setting,
+        scores=best.scores,
+        base=examiner.base(name),
+        within_floor=_keeps(examiner, name, best),
+        trials=tuple(t for t in trials.values() if t.objective > -math.inf),
+    )

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take a model's activations with the plugin inside vLLM, into shards on the disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from vllm_sauce.activations.shards import SiteFormat
+from vllm_sauce.concepts import VISION, check_site
+from vllm_sauce.data.samples import Sample, open_picture
+from vllm_sauce.errors import ConfigError, SauceError
+from vllm_sauce.learning.harvest.folder import (
+    HarvestFolder,
+    HarvestReport,
+    Header,
+    NumberedSample,
+)
+from vllm_sauce.plugin import compat
+
+DTYPES: Final = ("float32", "bfloat16", "float16")
+HARVEST_WORKER: Final = "vllm_sauce.plugin.tap.harvest_worker.HarvestWorker"
+_FIXED = {
+    "additional_config",
+    "enable_prefix_caching",
+    "enforce_eager",
+    "model",
+    "worker_extension_cls",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarvestRequest:
+    """What is taken, of which model, and where it goes."""
+
+    model: str
+    """Folder of the model."""
+
+    sites: tuple[str, ...]
+    """ "vision" and "decoder.<i>", all taken in one pass."""
+
+    samples: tuple[Sample, ...]
+    """In the order of their numbers; see ``samples.distinct``."""
+
+    out: Path
+    """A new folder, or one that a harvest of the same left unfinished."""
+
+    max_tokens: int = 0
+    """Tokens the model may write for each sample; their activations are taken too."""
+
+    dtype: str | None = None
+    """How rows are stored; None is the model's own."""
+
+    shard_tokens: int = 65_536
+    """Tokens of a shard, all sites together."""
+
+    in_flight: int = 256
+    """Samples in the engine at the same time: bounds memory."""
+
+    writer: str = "w0"
+    """Unique among those that write into the folder at the same time."""
+
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments of ``vllm.LLM``: dtype, max_model_len, ..."""
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise ConfigError("name a site to harvest: vision or decoder.<i>")
+        for site in self.sites:
+            check_site(site)
+        if len(set(self.sites)) != len(self.sites):
+            raise ConfigError(f"each site once, got {', '.join(self.sites)}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype}")
+        for name, least in (("max_tokens", 0), ("shard_tokens", 1), ("in_flight", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}")
+        if taken := sorted(_FIXED & set(self.engine_args)):
+            raise ConfigError(f"harvesting sets {taken[0]} itself; leave it out")
+
+    def folder(self) -> HarvestFolder:
+        """Return the folder with what it holds.
+
+        Raises: ActivationsError, ConfigError
+        """
+        return HarvestFolder(
+            self.out,
+            self.samples,
+            model=self.model,
+            sites=self.sites,
+            max_tokens=self.max_tokens,
+        )
+
+
+Progress = Callable[[int, int], None]
+"""Told the samples that are done and all of them."""
+
+
+class HarvestEngine:
+    """A vLLM with the tap in it; one can harvest into several folders in turn."""
+
+    def __init__(
+        self,
+        model: str,
+        sites: Sequence[str],
+        dtype: str | None = None,
+        engine_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.sites = model, tuple(sites)
+        # In this process: what stops a worker (a full disk) is raised here as it is.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        from vllm import LLM
+
+        arguments: dict[str, Any] = {
+            # Harvesting is prefill, which graphs and compilation do not make faster.
+            "enforce_eager": True,
+            "enable_prefix_caching": False,
+            "worker_extension_cls": HARVEST_WORKER,
+            **(engine_args or {}),
+        }
+        settings = {"sites": list(sites), "dtype": dtype or "auto"}
+        self.llm = LLM(
+            model=model, additional_config={"sauce_harvest": settings}, **arguments
+        )
+        # On CPUs it says for each prompt that it keeps its threads.
+        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
+        config = self.llm.llm_engine.vllm_config.model_config
+        stored = dtype or str(config.dtype).removeprefix("torch.")
+        self.formats = {
+            site: SiteFormat(d_model=_width(config, site), dtype=stored)
+            for site in sites
+        }
+
+    @classmethod
+    def of(cls, request: HarvestRequest) -> HarvestEngine:
+        """Start the engine of a request."""
+        return cls(request.model, request.sites, request.dtype, request.engine_args)
+
+    def take(
+        self,
+        request: HarvestRequest,
+        header: Header,
+        samples: Sequence[NumberedSample],
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> dict[str, str]:
+        """Harvest samples into the request's folder; return the failed with reasons.
+
+        ``advance`` is told how many more are done.
+
+        Raises: ActivationsError, ConfigError
+        """
+        if (self.model, self.sites) != (request.model, request.sites):
+            raise ConfigError("the engine runs another model or taps other sites")
+        header.check_or_write(self.formats)
+        return _Run(self.llm, request, advance).take(samples)
+
+
+def harvest(
+    request: HarvestRequest,
+    progress: Progress = lambda done, total: None,
+    engine: HarvestEngine | None = None,
+) -> HarvestReport:
+    """Take the activations of all samples that the folder does not hold yet.
+
+    Every sample is in the folder exactly once, however often this was killed.
+    ``engine``: one that is running, for the request's model and sites.
+
+    Raises: ActivationsError, ConfigError
+    """
+    folder = request.folder()
+    counted = Counted(folder.num_samples, progress)
+    counted.add(folder.num_samples - len(folder.left))
+    failed: dict[str, str] = {}
+    if folder.left:
+        if engine is None:
+            engine = HarvestEngine.of(request)
+        folder.begin()
+        failed = engine.take(request, folder.header, folder.left, counted.add)
+    return folder.finish(failed)
+
+
+class Counted:
+    """Counts the samples that are done."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def add(self, count: int) -> None:
+        """Tell that more are done."""
+        self.done += count
+        self.progress(self.done, self.total)
+
+
+class _Run:
+    """One engine's work: a bounded number of samples in flight, each finished once."""
+
+    def __init__(
+        self, llm: Any, request: HarvestRequest, advance: Callable[[int], None]
+    ) -> None:
+        self.llm, self.request, self.advance = llm, request, advance
+        self.failed: dict[str, str] = {}
+        self.inside: dict[str, NumberedSample] = {}
+
+    def take(self, samples: Sequence[NumberedSample]) -> dict[str, str]:
+        """Harvest samples; return the keys of those that failed, with the reasons."""
+        request, waiting = self.request, deque(samples)
+        begin = (str(request.out.resolve()), request.writer, request.shard_tokens)
+        self.llm.collective_rpc("sauce_harvest_begin", args=begin)
+        engine = self.llm.llm_engine
+        # A picture that an earlier run encoded must pass the site again.
+        engine.reset_encoder_cache()
+        try:
+            while waiting or engine.has_unfinished_requests():
+                while waiting and len(self.inside) < request.in_flight:
+                    self._enqueue(waiting.popleft())
+                # Shards are written between steps: a slow disk slows the engine.
+                self._finish([out for out in engine.step() if out.finished])
+        finally:
+            engine.abort_request(list(self.inside))
+        self.llm.collective_rpc("sauce_harvest_flush")
+        return self.failed
+
+    def _enqueue(self, given: NumberedSample) -> None:
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0,
+            # The last token is never fed back, so it has no activations.
+            max_tokens=self.request.max_tokens + 1,
+            detokenize=False,
+            extra_args={"harvest_sample": given.number},
+        )
+        if given.sample.problem:
+            self._fail(given, given.sample.problem)
+            return
+        try:
+            messages = _messages(given)
+            (name,) = self.llm.enqueue_chat([messages], params, use_tqdm=False)
+        except Exception as error:
+            # vLLM and its processors refuse a sample with errors of any kind.
+            if compat.is_engine_dead(error):
+                raise
+            known = isinstance(error, SauceError) and str(error)
+            self._fail(given, known or f"{type(error).__name__}: {error}")
+            return
+        # vLLM names a request "<id>-<random>" inside and "<id>" in its outputs.
+        self.inside[name.rsplit("-", 1)[0]] = given
+
+    def _finish(self, outputs: Sequence[Any]) -> None:
+        finished = []
+        for output in outputs:
+            given = self.inside.pop(output.request_id)
+            (answer,) = output.outputs
+            if answer.finish_reason not in ("stop", "length", "repetition"):
+                self.llm.collective_rpc("sauce_harvest_drop", args=(given.number,))
+                self._fail(given, f"the engine ended it: {answer.finish_reason}")
+                continue
+            prompt = len(output.prompt_token_ids)
+            written = max(len(answer.token_ids) - 1, 0)
+            finished.append((given.number, prompt, prompt + written))
+        if finished:
+            self.llm.collective_rpc("sauce_harvest_finish", args=(finished,))
+            self.advance(len(finished))
+
+    def _fail(self, given: NumberedSample, reason: str) -> None:
+        self.failed[given.sample.key] = reason
+        self.advance(1)
+
+
+def _messages(given: NumberedSample) -> list[dict[str, Any]]:
+    """Return a sample as a chat of one message, the picture first."""
+    sample = given.sample
+    content: list[dict[str, Any]] = [{"type": "text", "text": sample.prompt}]
+    if sample.picture is not None:
+        part = {"type": "image_pil", "image_pil": open_picture(sample.picture)}
+        # Equal pictures are encoded and stored once.
+        content.insert(0, {**part, "uuid": given.picture})
+    return [{"role": "user", "content": content}]
+
+
+def _width(config: Any, site: str) -> int:
+    hf = config.hf_config
+    if site == VISION:
+        return int(hf.vision_config.hidden_size)
+    return int(config.get_hidden_size())

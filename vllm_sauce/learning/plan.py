@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``sauce learn`` will take: forward passes, disk, memory, and time.
+
+Counts come from the files. Times are floating-point operations over the matrix rate
+that this machine was just measured at: what no run can beat, not a promise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from vllm_sauce.concepts import VISION
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.questionnaire import Item, Questionnaire, small_part
+from vllm_sauce.learning.calibration.run import SCORE_SPLIT, SEARCH_SPLIT
+from vllm_sauce.learning.learn import LearnRequest
+from vllm_sauce.learning.selection.select import ATTRIBUTION
+from vllm_sauce.models.model_size import ModelSize
+from vllm_sauce.plugin.worker.injection import PROVEN_VISION
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vllm_sauce.data.concepts_yaml import ConceptFile
+
+PROMPT_TOKENS: Final = 24
+"""Taken for the words and the template of one prompt."""
+RANKINGS: Final = 6
+"""The file's order and five scores."""
+PAIRS: Final = 9
+"""Settings of two sites that are tried together."""
+PRUNINGS: Final = 4
+"""Parts of a site's edit that are left out in turn."""
+BATCH_ROWS: Final = 1024
+"""Rows a step of training: the default of ``sauce train``."""
+BUFFER_BYTES: Final = 512 * 2**20
+"""Rows that training shuffles: its default too."""
+LATENT_COPIES: Final = 13
+"""Matrices of a batch's latents that a step holds at most, forward and backward.
+
+Peak resident memory of 12 steps, 16,384 latents of width 64 on 1,024 rows, less the
+weights, gradients and moments: standard 8.1, jumprelu 10.4, topk 11.2, gated 11.3,
+batchtopk 12.2, matryoshka 13.4 times rows x latents x 4 bytes.
+"""
+IN_FLIGHT: Final = 256
+SHARD_ROWS: Final = 65_536
+"""Samples that a harvest has in the engine, and rows of a shard: its defaults."""
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One stage of the plan."""
+
+    stage: str
+    passes: int
+    """Forward passes of the model, at most: prompts."""
+    tokens: int
+    """Rows that are read, written or learned from."""
+    disk: int
+    """Bytes that stay."""
+    memory: int
+    """Bytes that the stage itself holds; a vLLM engine's own come on top."""
+    operations: float
+    """Floating-point operations in products with weights, at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Questions of all concepts on one split."""
+
+    questions: int = 0
+    pictures: int = 0
+    """Shown to them, each once a concept."""
+    distinct: int = 0
+    """Pictures among these."""
+    screening: int = 0
+    """Questions that the search itself asks of every setting."""
+    screening_pictures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How much there is to look at."""
+
+    samples: int
+    """Prompts of the selection split."""
+    shown: int
+    """Those with a picture."""
+    pictures: int
+    """Distinct pictures among them."""
+    concepts: int
+    train_pictures: int = 0
+    searched: Asked = Asked()
+    """What the search of each concept asks."""
+    scored: Asked = Asked()
+    """What its result is asked."""
+
+
+def plan(request: LearnRequest, counts: Counts, size: ModelSize) -> list[Line]:
+    """Return what each stage takes; importing and the report are left out."""
+    lines = [_harvest("harvest concepts", request, request.sites, counts, size)]
+    rows = {site: _rows(site, counts, size) for site in request.sites}
+    if request.trained and counts.train_pictures:
+        more = _pictures_alone(counts.train_pictures)
+        name = "harvest training pictures"
+        lines.append(_harvest(name, request, request.trained, more, size))
+    for site in request.trained:
+        lines.append(_train(request, site, size))
+    for site in request.sites:
+        d_model = size.width(site)
+        d_sae = request.d_sae or 16 * d_model
+        # Every latent's sums with and without each concept; a batch; the SAE itself.
+        memory = 2 * counts.concepts * d_sae * 36 + 2**27 + 2 * d_model * d_sae * 4
+        operations = 2.0 * rows[site] * d_model * d_sae
+        lines.append(Line(f"select {site}", 0, rows[site], 0, memory, operations))
+    lines.append(_calibrate(request, counts, size))
+    return lines
+
+
+def _rows(site: str, counts: Counts, size: ModelSize) -> int:
+    """Return a harvest's rows at a site; a picture passes the tower once."""
+    if site == VISION:
+        return counts.pictures * size.picture.patches
+    return _prompt_rows(counts, size)
+
+
+def _pictures_alone(number: int) -> Counts:
+    """Each is a sample with one prompt."""
+    return Counts(samples=number, shown=number, pictures=number, concepts=0)
+
+
+def _prompt_rows(counts: Counts, size: ModelSize) -> int:
+    return counts.samples * PROMPT_TOKENS + counts.shown * size.picture.prompt_tokens
+
+
+def _harvest(
+    stage: str,
+    request: LearnRequest,
+    sites: tuple[str, ...],
+    counts: Counts,
+    size: ModelSize,
+) -> Line:
+    disk = memory = 0
+    number = _stored_bytes(request, size)
+    for site in sites:
+        rows, per_sample = _rows(site, counts, size), PROMPT_TOKENS
+        per_sample += size.picture.prompt_tokens
+        if site == VISION:
+            per_sample = size.picture.patches
+        # A row's sample, position and role take nine bytes.
+        row = size.width(site) * number + 9
+        disk += rows * row
+        # Samples under way; a shard's parts, joined, and as the bytes of a file.
+        held = IN_FLIGHT * per_sample + 3 * (SHARD_ROWS + per_sample)
+        memory += min(held, 3 * rows) * row
+    operations = counts.pictures * size.picture_operations
+    operations += 2.0 * _prompt_rows(counts, size) * size.text_parameters
+    most = max(_rows(site, counts, size) for site in sites)
+    return Line(stage, counts.samples, most, disk, memory, operations)
+
+
+def _stored_bytes(request: LearnRequest, size: ModelSize) -> int:
+    """Return the bytes of a stored number: of the type that vLLM runs the model in."""
+    given = dict(pair.partition("=")[::2] for pair in request.engine_args)
+    # On "auto" vLLM runs float32 weights in a type of two bytes.
+    return _BYTES.get(given.get("dtype", "auto"), 2)
+
+
+def _train(request: LearnRequest, site: str, size: ModelSize) -> Line:
+    d_model = size.width(site)
+    d_sae = request.d_sae or 16 * d_model
+    weights = 2 * d_model * d_sae * 4
+    # Weights, their gradients and Adam's two moments, all in float32.
+    state = 4 * weights
+    step = LATENT_COPIES * BATCH_ROWS * d_sae * 4
+    # Afterwards the model answers with the SAE in its place, beside what was trained.
+    measured = weights + size.parameters * _BYTES[size.dtype]
+    memory = BUFFER_BYTES + state + max(step, measured)
+    # Encode and decode, forward, and twice that backward.
+    operations = 12.0 * request.tokens * d_model * d_sae
+    return Line(f"train {site}", 0, request.tokens, weights, memory, operations)
+
+
+def _searched(request: LearnRequest, passes: int) -> int:
+    """Return the settings that a search tries which goes through its grid so often."""
+    config, sites = request.calibration, len(request.sites)
+    latents = sum(k <= request.latents for k in config.k) or 1
+    rankings = len(config.rankings) or RANKINGS + (request.score == ATTRIBUTION)
+    grid = (rankings, latents, len(config.gates), len(config.actions))
+    # The present value of each is known.
+    more = sum(values - 1 for values in grid)
+    alone, pairs = sites * (1 + passes * more), sites * (sites - 1) // 2
+    # From the best of these, all sites once more, each of which may be left alone.
+    return alone + (PAIRS * pairs + 1 + sites * (more + 1) if pairs else 0)
+
+
+def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
+    """Count prompts of a search that goes through its grid as often as it may, and
+    operations of one that ends after the first time and shares every picture among
+    the questions about it under one mask.
+    """
+    config, sites = request.calibration, len(request.sites)
+    searched, scored = counts.searched, counts.scored
+    finals = config.finalists + (PRUNINGS * sites if config.prune else 0)
+    passes = _searched(request, config.passes) * searched.screening
+    # The unedited model is asked everything too, on both splits.
+    passes += (1 + finals) * searched.questions + 2 * scored.questions
+    half = min(1.0, 2 * config.screen)
+    semifinals = 2 * config.finalists * half
+    passes += round(semifinals * searched.questions)
+    least, whole = _searched(request, 1), finals + semifinals
+    questions = round(least * searched.screening + whole * searched.questions)
+    pictures = round(least * searched.screening_pictures + whole * searched.pictures)
+    tokens = (questions + scored.questions) * PROMPT_TOKENS
+    tokens += (pictures + scored.pictures) * size.picture.prompt_tokens
+    # Only at the vision site does each mask encode its pictures anew.
+    encoded = searched.distinct + scored.distinct
+    if request.sites == (VISION,):
+        encoded = pictures + scored.pictures
+    operations = 2.0 * tokens * size.text_parameters
+    operations += encoded * size.picture_operations
+    return Line("calibrate", passes, 0, 0, 0, operations)
+
+
+def matrix_rate(device: str, seconds: float = 0.5) -> float:
+    """Measure products in the type that is fastest here; operations a second.
+
+    Raises: ConfigError if the device is not there
+    """
+    import torch
+
+    def rate(width: int, dtype: torch.dtype) -> float:
+        a = torch.randn(width, width, device=device).to(dtype)
+
+        def times(count: int) -> float:
+            before = time.perf_counter()
+            for _ in range(count):
+                out = a @ a
+            float(out[0, 0])
+            return time.perf_counter() - before
+
+        times(2)
+        count = max(1, round(seconds / max(times(2) / 2, 1e-6)))
+        return 2.0 * width**3 * count / times(count)
+
+    try:
+        if device.startswith("cuda"):
+            return rate(4096, torch.bfloat16)
+        single, half = rate(1024, torch.float32), rate(256, torch.bfloat16)
+        # Without instructions of their own such products take minutes.
+        return single if half < single / 2 else max(single, rate(1024, torch.bfloat16))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"no device {device!r} here: {error}") from error
+
+
+def as_table(lines: list[Line], rate: float | None, notes: Sequence[str] = ()) -> Table:
+    """Return the plan for a terminal; ``rate`` in operations a second."""
+    from rich.table import Table
+
+    head = ("stage", "prompts ≤", "rows", "disk", "memory", "time ≥")
+    table = Table(
+        *head, title="What sauce learn will take", caption="\n".join(notes) or None
+    )
+    for line in lines:
+        spent = "-" if not rate else _duration(line.operations / rate)
+        table.add_row(
+            line.stage,
+            f"{line.passes:,}" if line.passes else "-",
+            f"{line.tokens:,}" if line.tokens else "-",
+            _size(line.disk),
+            _size(line.memory),
+            spent,
+        )
+    total = sum(line.operations for line in lines)
+    table.add_row(
+        "all",
+        f"{sum(line.passes for line in lines):,}",
+        "",
+        _size(sum(line.disk for line in lines)),
+        "",
+        "-" if not rate else _duration(total / rate),
+    )
+    return table
+
+
+def _size(count: int) -> str:
+    return "-" if not count else f"{count / 2**30:,.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
+
+
+def planned(request: LearnRequest, train_pictures: int | None = None) -> Table:
+    """Count, measure this machine, and return the plan for a terminal.
+
+    ``train_pictures``: so many, instead of those of the request's folder.
+
+    Raises: ConfigError, ActivationsError
+    """
+    size = ModelSize.read(request.model)
+    counts = count(request)
+    if train_pictures is not None:
+        counts = replace(counts, train_pictures=train_pictures)
+    lines = plan(request, counts, size)
+    rate = matrix_rate(request.device)
+    told = notes(request, counts, size)
+    speed = f"{rate / 1e9:,.0f} GFLOP/s"
+    told.append(f"times are at this machine's matrix rate, {speed}")
+    return as_table(lines, rate, told)
+
+
+def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:
+    """Return what must be known to read the plan."""
+    found = []
+    if size.picture.tiled:
+        found.append(
+            f"{size.architecture}: every picture counted with all tiles, "
+            f"{size.picture.patches:,} patches; others take less"
+        )
+    if VISION in request.sites and size.architecture not in PROVEN_VISION:
+        found.append(
+            f"a plan only: vLLM is refused the vision site of {size.architecture}, "
+            f"it is proven for {', '.join(PROVEN_VISION)}"
+        )
+    source = counts
+    if counts.train_pictures:
+        source = _pictures_alone(counts.train_pictures)
+    for site in request.trained:
+        rows = _rows(site, source, size)
+        if rows and request.tokens > rows:
+            found.append(
+                f"{site}: {rows:,} rows to learn from, each is shown "
+                f"{request.tokens / rows:.1f} times"
+            )
+    return found
+
+
+def count(request: LearnRequest) -> Counts:
+    """Count what the files lead to; each picture of the concepts is read once.
+
+    Raises: ConfigError, ActivationsError
+    """
+    from vllm_sauce.data.concepts_yaml import ConceptFile
+    from vllm_sauce.data.sample_sources import find_samples
+
+    file = ConceptFile.read(request.concepts)
+    samples = file.samples("selection")
+    shown = [s.picture.name for s in samples if s.picture is not None]
+    more = 0
+    if request.trained and request.train_pictures is not None:
+        path = request.train_pictures
+        found = (
+            find_samples(table=path, image_column="image", prompt_column="prompt")
+            if path.suffix == ".jsonl"
+            else find_samples(pictures=path)
+        )
+        more = len(found)
+    return Counts(
+        samples=len(samples),
+        shown=len(shown),
+        pictures=len(set(shown)),
+        concepts=len(file.concepts),
+        train_pictures=more,
+        searched=_asked(request, file, SEARCH_SPLIT),
+        scored=_asked(request, file, SCORE_SPLIT),
+    )
+
+
+def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
+    """Count the questions that calibration will ask on a split."""
+    asked, config = Questionnaire(file, split), request.calibration
+    found: list[list[Item]] = []
+    screened: list[list[Item]] = []
+    for name in file.concepts:
+        items = asked.items(name, config.positives, config.negatives, config.watched)
+        found.append(items)
+        asked_first = small_part(items, config.screen, watched=False)
+        screened.append([items[i] for i in asked_first])
+    shown = [_pictures(items) for items in found]
+    return Asked(
+        questions=sum(map(len, found)),
+        pictures=sum(map(len, shown)),
+        distinct=len(set().union(*shown)),
+        screening=sum(map(len, screened)),
+        screening_pictures=sum(len(_pictures(items)) for items in screened),
+    )
+
+
+def _pictures(items: Sequence[Item]) -> set[str]:
+    return {item.picture.name for item in items if item.picture is not None}

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of an SAE's latents on harvested activations, with and without concepts.
+
+Group 2c holds the samples with the c-th concept, group 2c + 1 those without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.activations.shards import Role
+from vllm_sauce.activations.store import ActivationStore
+from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts.statistics import LatentStatistics
+from vllm_sauce.data.concepts_yaml import ConceptExamples
+from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.sae import SAEWeights
+
+BATCH_BYTES = 128 * 2**20
+"""Memory for the latents of one batch; a longer sample is a batch of its own."""
+
+LEVEL_TOKENS = 16_384
+"""Tokens that levels are read from at most: 16 lie above a level of 0.999."""
+
+Progress = Callable[[int, int], None]
+"""Told the tokens that are done and all of them."""
+
+
+def sample_groups(
+    samples: Sequence[Mapping[str, Any]],
+    concepts: Sequence[ConceptExamples],
+    split: str | None,
+    site: str,
+) -> Tensor:
+    """Return which harvested samples have a concept and which lack it.
+
+    At the vision site a picture's patches are stored once, whatever it was asked: it
+    is every example's that shows it.
+
+    Shapes: -> [num_samples, 2 * num_concepts] bool
+    Raises: ActivationsError if a concept has no sample there
+    """
+    groups = torch.zeros(len(samples), 2 * len(concepts), dtype=torch.bool)
+    name = "picture" if site == VISION else "key"
+    rows: dict[str, list[int]] = {}
+    content_of = {}
+    for number, sample in enumerate(samples):
+        content_of[sample["key"]] = sample[name]
+        rows.setdefault(sample[name], []).append(number)
+    for number, concept in enumerate(concepts):
+        for column, present in ((2 * number, True), (2 * number + 1, False)):
+            keys = [
+                sample.key
+                for example in concept.examples(present, split)
+                for sample in example.samples()
+            ]
+            mine = {content_of[key] for key in keys if key in content_of} - {None}
+            groups[[row for content in mine for row in rows[content]], column] = True
+            if not mine:
+                raise _missing(concept, present, split, len(keys))
+    # A picture with contradictory words of its own tells nothing of its patches.
+    both = groups[:, 0::2] & groups[:, 1::2]
+    groups[:, 0::2] &= ~both
+    groups[:, 1::2] &= ~both
+    return groups
+
+
+def _missing(
+    concept: ConceptExamples, present: bool, split: str | None, count: int
+) -> ActivationsError:
+    sign = "with" if present else "without"
+    return ActivationsError(
+        f"none of the {count} samples {sign} {concept.name!r} in "
+        f"{split or 'any split'} is in this harvest; harvest the same concepts.yaml"
+    )
+
+
+@torch.inference_mode()
+def concept_statistics(
+    sae: SAEWeights,
+    store: ActivationStore,
+    groups: Tensor,
+    *,
+    roles: Collection[Role] = tuple(Role),
+    levels: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> LatentStatistics:
+    """Return the latents' statistics over a harvest, in bounded memory.
+
+    Shapes: groups [num_samples, num_groups] bool
+    Raises: ConfigError if the SAE is of another width than the site
+    """
+    if sae.d_model != store.d_model:
+        raise ConfigError(
+            f"the SAE takes activations of width {sae.d_model}, {store.folder} holds "
+            f"{store.site} of width {store.d_model}"
+        )
+    found = LatentStatistics(groups.shape[1], sae.d_sae, levels)
+    sample, _, role = store.labels()
+    wanted = groups.any(1)[sample.long()] & torch.isin(
+        role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
+    )
+    index = wanted.nonzero()[:, 0]
+    sample, done = sample[index].long(), 0
+    for start, stop in _whole_samples(sample, max(1, BATCH_BYTES // (8 * sae.d_sae))):
+        numbers, inverse = torch.unique(sample[start:stop], return_inverse=True)
+        acts = sae.encode(store.rows(index[start:stop]))
+        found.add(acts, inverse, groups[numbers])
+        done += stop - start
+        progress(done, len(index))
+    return found
+
+
+def _whole_samples(sample: Tensor, batch_tokens: int) -> Iterator[tuple[int, int]]:
+    """Yield spans of about a batch that begin and end where a sample does.
+
+    Shapes: sample [num_tokens], the rows of a sample next to each other
+    """
+    change = (sample[1:] != sample[:-1]).nonzero()[:, 0] + 1
+    ends = [*change.tolist(), len(sample)]
+    start = stop = 0
+    for end in ends:
+        if end - start > batch_tokens and stop > start:
+            yield start, stop
+            start = stop
+        stop = end
+    if stop > start:
+        yield start, stop
+
+
+@torch.inference_mode()
+def quiet_levels(
+    sae: SAEWeights,
+    store: ActivationStore,
+    groups: Tensor,
+    latents: Sequence[Sequence[int]],
+    shares: Sequence[float],
+    *,
+    roles: Collection[Role] = tuple(Role),
+) -> list[Tensor]:
+    """Return how active latents are at most on shares of the tokens without a concept.
+
+    One entry a concept: its latents' levels, [num_shares, num_latents]. Read from
+    ``LEVEL_TOKENS`` tokens, evenly drawn.
+
+    Shapes: groups [num_samples, 2 * num_concepts] bool
+    """
+    sample, _, role = store.labels()
+    wanted = groups.any(1)[sample.long()] & torch.isin(
+        role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
+    )
+    index = wanted.nonzero()[:, 0]
+    index = index[:: -(-len(index) // LEVEL_TOKENS)]
+    used = torch.tensor(sorted({one for mine in latents for one in mine}))
+    if not len(used):
+        return [torch.zeros(len(shares), 0) for _ in latents]
+    rows = max(1, BATCH_BYTES // (8 * sae.d_sae))
+    acts = torch.cat(
+        [sae.encode(store.rows(part))[:, used] for part in index.split(rows)]
+    )
+    number = sample[index].long()
+    found = []
+    for concept, mine in enumerate(latents):
+        column = torch.searchsorted(used, torch.tensor(mine, dtype=torch.long))
+        quiet = acts[groups[number, 2 * concept + 1]][:, column]
+        found.append(_levels(quiet, shares))
+    return found
+
+
+def _levels(acts: Tensor, shares: Sequence[float]) -> Tensor:
+    """Return the values that shares of the rows stay at or below, each a real row's.
+
+    Shapes: acts [num_tokens, num_latents] -> [num_shares, num_latents]
+    """
+    if not len(acts):
+        # Too few tokens to have been drawn: no gate rather than a made-up one.
+        return torch.zeros(len(shares), acts.shape[1])
+    ordered = acts.sort(dim=0).values
+    rows = [max(0, math.ceil(share * len(acts)) - 1) for share in shares]
+    return ordered[rows].clamp_min(0)

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce select``: from a harvest and concepts.yaml to each concept's latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vllm_sauce.activations.shards import Role
+from vllm_sauce.activations.store import ActivationStore
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.bundle.schema import ModelFingerprint
+from vllm_sauce.concepts import check_site
+from vllm_sauce.concepts.scores import SCORES, CausalScore, Score, crisp, ranked
+from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
+from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile, Example
+from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.learning.selection.attribution import (
+    attribution_questions,
+    attribution_scores,
+)
+from vllm_sauce.learning.selection.causal import CausalTask, Question, score_latents
+from vllm_sauce.learning.selection.latent_statistics import (
+    Progress,
+    concept_statistics,
+    quiet_levels,
+    sample_groups,
+)
+from vllm_sauce.learning.selection.selection_file import (
+    QUIET_LEVELS,
+    Causal,
+    RankedLatent,
+    SelectedConcept,
+    SelectionFile,
+    level_name,
+)
+from vllm_sauce.models.loaded_model import LoadedModel
+from vllm_sauce.sae import SAEWeights, from_sae_lens
+
+CAUSAL, ATTRIBUTION = "causal", "attribution"
+SCORE_NAMES = (*SCORES, CAUSAL, ATTRIBUTION)
+_COUNTS = ("k", "causal_candidates", "causal_examples", "attribution_examples")
+ROLE_NAMES = tuple(role.name.lower() for role in Role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectRequest:
+    """What is ranked, on which activations, by which score."""
+
+    sae: Path
+    """A bundle's folder, or one that SAELens saved."""
+    site: str
+    harvest: Path
+    concepts: Path
+    score: str = "share"
+    k: int = 16
+    """Latents kept for each concept."""
+    split: str = "selection"
+    roles: tuple[str, ...] = ROLE_NAMES
+    """Tokens that count: image, text, generated."""
+    model: str | None = None
+    """Where causal and attribution ask; default: the model that was harvested."""
+    causal_candidates: int = 64
+    """Latents of the largest S(i) that are tried one by one."""
+    causal_examples: int = 8
+    """Examples with the concept, and again without it, that are asked about."""
+    attribution_examples: int = 16
+    """Examples with each concept that attribution asks about."""
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments of ``vllm.LLM``."""
+
+    def __post_init__(self) -> None:
+        check_site(self.site)
+        if self.score not in SCORE_NAMES:
+            raise ConfigError(
+                f"score is one of {', '.join(SCORE_NAMES)}, got {self.score!r}"
+            )
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+        if not self.roles or not set(self.roles) <= set(ROLE_NAMES):
+            raise ConfigError(
+                f"roles are some of {', '.join(ROLE_NAMES)}, got "
+                f"{', '.join(self.roles)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """One concept's groups and scores."""
+
+    concept: ConceptExamples
+    pos: GroupStatistics
+    neg: GroupStatistics
+    scores: dict[str, Tensor]
+
+
+def select(
+    request: SelectRequest, progress: Progress = lambda done, total: None
+) -> SelectionFile:
+    """Rank the latents of every concept.
+
+    Raises: ConfigError, ActivationsError, BundleError
+    """
+    store = ActivationStore.open(request.harvest, request.site)
+    sae = read_sae(request.sae, request.site, store.harvest.fingerprint)
+    file = ConceptFile.read(request.concepts)
+    concepts = tuple(file.concepts.values())
+    groups = sample_groups(store.samples(), concepts, request.split, request.site)
+    roles = [Role[name.upper()] for name in request.roles]
+    counted = concept_statistics(sae, store, groups, roles=roles, progress=progress)
+    scored = _scored(request, concepts, counted)
+    if request.score == ATTRIBUTION:
+        effects = _attribution(request, sae, store.harvest.model, file, progress)
+        for one in scored:
+            one.scores[ATTRIBUTION] = effects[one.concept.name]
+    causal: dict[str, dict[int, CausalScore]] = {}
+    if request.score == CAUSAL:
+        causal = _causal(request, sae, store.harvest.model, scored, progress)
+    chosen = [_chosen(request, one, causal.get(one.concept.name, {})) for one in scored]
+    levels = quiet_levels(sae, store, groups, chosen, QUIET_LEVELS, roles=roles)
+    return SelectionFile(
+        fingerprint=store.harvest.fingerprint,
+        site=request.site,
+        d_sae=sae.d_sae,
+        split=request.split,
+        score=request.score,
+        k=request.k,
+        roles=list(request.roles),
+        concepts={
+            one.concept.name: _selected(
+                one, latents, causal.get(one.concept.name, {}), quiet
+            )
+            for one, latents, quiet in zip(scored, chosen, levels, strict=True)
+        },
+    )
+
+
+def _scored(
+    request: SelectRequest,
+    concepts: Sequence[ConceptExamples],
+    counted: LatentStatistics,
+) -> list[_Scored]:
+    """Return each concept's groups with the scores that need statistics alone."""
+    ways: dict[str, Score] = {**SCORES, "crisp": partial(crisp, k=request.k)}
+    scored = []
+    for number, concept in enumerate(concepts):
+        pos, neg = counted.group(2 * number), counted.group(2 * number + 1)
+        scores = {name: score(pos, neg) for name, score in ways.items()}
+        scored.append(_Scored(concept, pos, neg, scores))
+    return scored
+
+
+def read_sae(path: Path, site: str, harvested: ModelFingerprint) -> SAEWeights:
+    """Read one site's SAE from a bundle or from a folder that SAELens saved.
+
+    Raises: BundleError, ConfigError
+    """
+    if (path / "cfg.json").is_file():
+        return from_sae_lens(path)
+    bundle = Bundle.load(path)
+    differences = bundle.fingerprint.differences(harvested)
+    if differences:
+        raise BundleMismatchError(
+            f"{path} belongs to another model than was harvested: "
+            f"{'; '.join(differences)}"
+        )
+    if site not in bundle.sites:
+        raise ConfigError(
+            f"{path} has SAEs at {', '.join(sorted(bundle.sites))}, not {site!r}"
+        )
+    return bundle.sites[site].weights
+
+
+def _attribution(
+    request: SelectRequest,
+    sae: SAEWeights,
+    harvested: str,
+    file: ConceptFile,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    loaded = LoadedModel.load(request.model or harvested)
+    questions = attribution_questions(
+        file, loaded.processor.tokenizer, request.split, request.attribution_examples
+    )
+    return attribution_scores(
+        loaded, sae, request.site, file, questions, progress=progress
+    )
+
+
+def _causal(
+    request: SelectRequest,
+    sae: SAEWeights,
+    harvested: str,
+    scored: Sequence[_Scored],
+    progress: Progress,
+) -> dict[str, dict[int, CausalScore]]:
+    tasks = {}
+    of_concept = {one.concept.name: one.concept for one in scored}
+    for one in scored:
+        tried = ranked(one.scores["share"], one.pos, request.causal_candidates)
+        tasks[one.concept.name] = causal_task(
+            one.concept, of_concept, tried, request.split, request.causal_examples
+        )
+    return score_latents(
+        request.model or harvested,
+        sae,
+        request.site,
+        tasks,
+        engine_args=request.engine_args,
+        progress=progress,
+    )
+
+
+def causal_task(
+    concept: ConceptExamples,
+    concepts: Mapping[str, ConceptExamples],
+    latents: tuple[int, ...],
+    split: str | None,
+    count: int,
+) -> CausalTask:
+    """Return what is asked to see the effect of latents on one concept.
+
+    Half of the examples without it, or all if there are enough, show its domain.
+    """
+
+    def asked(example: Example) -> Question:
+        has = [concepts[name] for name in example.concepts if name in concepts]
+        same = [other for other in has if other.domain == concept.domain]
+        if example.picture is None:
+            # Text alone is asked as it is.
+            return Question(example.prompts[0])
+        other = (same or has or [concept])[0]
+        return Question(other.questions.name[0], example.picture)
+
+    def drawn(examples: Sequence[Example], count: int) -> list[Example]:
+        # Digests are as good as chance, and the same tomorrow.
+        return sorted(examples, key=lambda example: example.digest)[:count]
+
+    domain = {n for n, other in concepts.items() if other.domain == concept.domain}
+    negative = concept.examples(False, split)
+    near = drawn([e for e in negative if domain & set(e.concepts)], count - count // 2)
+    far = drawn([e for e in negative if e not in near], count - len(near))
+    positive = drawn(concept.examples(True, split), count)
+    return CausalTask(
+        latents=latents,
+        answers=concept.answers,
+        positive=tuple(
+            Question(e.prompts[0])
+            if e.picture is None
+            else Question(concept.questions.name[0], e.picture)
+            for e in positive
+        ),
+        negative=tuple(map(asked, (*near, *far))),
+    )
+
+
+def _chosen(
+    request: SelectRequest, one: _Scored, causal: Mapping[int, CausalScore]
+) -> tuple[int, ...]:
+    """Return the latents that are kept of a concept, best first."""
+    if request.score == CAUSAL:
+        order = sorted(causal.values(), key=lambda score: -score.value())
+        return tuple(score.latent for score in order[: request.k])
+    chosen = ranked(one.scores[request.score], one.pos, request.k)
+    if request.score != ATTRIBUTION:
+        return chosen
+    # Calibration may rank by any score; these are where S(i) differs.
+    first = ranked(one.scores["share"], one.pos, max(1, request.k // 2))
+    return tuple(dict.fromkeys((*chosen, *first)))
+
+
+def _selected(
+    one: _Scored,
+    chosen: Sequence[int],
+    causal: Mapping[int, CausalScore],
+    quiet: Tensor,
+) -> SelectedConcept:
+    """Shapes: quiet [num_shares, num_latents]"""
+    return SelectedConcept(
+        domain=one.concept.domain,
+        num_samples=(one.pos.num_samples, one.neg.num_samples),
+        latents=[
+            _latent(one, latent, causal.get(latent), levels)
+            for latent, levels in zip(chosen, quiet.T.tolist(), strict=True)
+        ],
+    )
+
+
+def _latent(
+    one: _Scored, latent: int, causal: CausalScore | None, levels: Sequence[float]
+) -> RankedLatent:
+    def pair(name: str) -> tuple[float, float]:
+        return (
+            float(getattr(one.pos, name)[latent]),
+            float(getattr(one.neg, name)[latent]),
+        )
+
+    values = {name: float(scores[latent]) for name, scores in one.scores.items()}
+    return RankedLatent(
+        latent=latent,
+        scores={
+            name: value if math.isfinite(value) else None
+            for name, value in values.items()
+        },
+        causal=None
+        if causal is None
+        else Causal(on_concept=causal.on_concept, on_others=causal.on_others),
+        mean_acts=pair("mean_acts"),
+        firing_rate=pair("firing_rate"),
+        max_acts=pair("max_acts"),
+        quiet=dict(zip(map(level_name, QUIET_LEVELS), levels, strict=True)),
+    )

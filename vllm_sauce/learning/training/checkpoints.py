@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a training: whole or not there, and only for the same training.
+
+``OUT.checkpoint/step-00000200/`` holds what SAELens saves (``sae_weights.safetensors``,
+``trainer_state.pt``, ...) and ``run.json``: the settings, and what is trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from vllm_sauce.errors import TrainingError
+from vllm_sauce.learning.training.sae_lens_training import TrainingRun
+
+RUN_FILE = "run.json"
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints of one training; the newest is kept."""
+
+    folder: Path
+    identity: dict[str, Any]
+    """Settings and data, as JSON has them: a checkpoint of another is refused."""
+
+    def newest(self) -> Path | None:
+        """Return the newest whole checkpoint."""
+        return max(self.folder.glob("step-*"), default=None)
+
+    def save(self, run: TrainingRun) -> None:
+        """Write a checkpoint, then remove the older ones.
+
+        Raises: TrainingError, for example if the disk is full; the older ones stay
+        """
+        target = self.folder / f"step-{run.steps_done:08d}"
+        fresh = self.folder / f".{target.name}.new"
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            run.save(fresh)
+            (fresh / RUN_FILE).write_text(json.dumps(self.identity, indent=1))
+            put_in_place(fresh, target)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise TrainingError(
+                f"cannot write the checkpoint {target}: {error}"
+            ) from error
+        for path in self.folder.glob("step-*"):
+            if path != target:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def resume(self, run: TrainingRun) -> bool:
+        """Load the newest checkpoint into a run; return False if there is none.
+
+        Raises: TrainingError if it is damaged or of another training
+        """
+        newest = self.newest()
+        if newest is None:
+            return False
+        try:
+            theirs = json.loads((newest / RUN_FILE).read_text())
+            self._check(newest, theirs)
+            run.load(newest)
+        except _DAMAGE as error:
+            raise TrainingError(
+                f"{newest} is damaged ({error}); remove {self.folder} to begin anew"
+            ) from error
+        return True
+
+    def remove(self) -> None:
+        """Remove all checkpoints: the training is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check(self, path: Path, theirs: dict[str, Any]) -> None:
+        ours = json.loads(json.dumps(self.identity))
+        names = sorted(set(ours) | set(theirs))
+        different = [n for n in names if ours.get(n) != theirs.get(n)]
+        if different:
+            name = different[0]
+            raise TrainingError(
+                f"{path} is of a training with {name} {theirs.get(name)!r}, not "
+                f"{ours.get(name)!r}; resume with the same settings and data, or "
+                f"remove {self.folder} to begin anew"
+            )
+
+
+def put_in_place(fresh: Path, target: Path) -> None:
+    """Rename a written folder to where nothing is yet, its bytes on the disk first."""
+    for path in (*fresh.iterdir(), fresh):
+        sync(path)
+    fresh.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model loses when an SAE's output replaces its activations.
+
+The model answers each sample greedily. Then prompt and answer are read again: as they
+are, with the site's activations replaced by the SAE's, and with them ablated. Compared
+are the next-token distributions from which the answer was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.activations.row_choice import RowChoice
+from vllm_sauce.activations.shards import Role
+from vllm_sauce.concepts import VISION
+from vllm_sauce.data.samples import Sample, open_picture
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.models.chat_prompts import chat_inputs
+from vllm_sauce.models.site_hooks import SiteFn, site_hook
+from vllm_sauce.sae import SAEWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """Means over all scored tokens; losses and divergences in nats."""
+
+    kl: float
+    """Divergence of the model with the SAE from the model."""
+
+    ablated_kl: float
+    """The same with the activations ablated."""
+
+    clean_loss: float
+    """Cross-entropy of the answer, which is the model's own."""
+
+    replaced_loss: float
+    ablated_loss: float
+    num_samples: int
+    num_tokens: int
+
+    @property
+    def loss_recovered(self) -> float | None:
+        """Share of the loss that ablation costs and the SAE does not.
+
+        (ablated - replaced) / (ablated - clean): 1 is perfect, 0 no better than
+        ablation. None where ablation costs nothing.
+        """
+        cost = self.ablated_loss - self.clean_loss
+        if abs(cost) < 1e-9:
+            return None
+        return (self.ablated_loss - self.replaced_loss) / cost
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Return the figures, in the words that reports use."""
+        recovered = self.loss_recovered
+        return {
+            "loss_recovered": None if recovered is None else round(recovered, 4),
+            "kl": round(self.kl, 5),
+            "ablated_kl": round(self.ablated_kl, 5),
+            "clean_loss": round(self.clean_loss, 5),
+            "replaced_loss": round(self.replaced_loss, 5),
+            "ablated_loss": round(self.ablated_loss, 5),
+            "samples": self.num_samples,
+            "tokens": self.num_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweringModel:
+    """A transformers model with its processor."""
+
+    model: Any
+    processor: Any
+
+    @classmethod
+    def load(cls, name: str, device: str = "cpu") -> AnsweringModel:
+        """Load a vision-language model as it was saved.
+
+        Raises: ConfigError
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+            processor = AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot load the model {name}: {error}") from error
+        return cls(model.to(device).eval(), processor)
+
+    def prompt(self, sample: Sample) -> dict[str, Tensor]:
+        """Return a sample as the model's inputs, in its chat template.
+
+        Raises: ActivationsError, ConfigError
+        """
+        pictures = [] if sample.picture is None else [open_picture(sample.picture)]
+        inputs = chat_inputs(self.processor, [sample.prompt], pictures)
+        return dict(inputs.to(self.model.device))
+
+    @torch.inference_mode()
+    def answer(self, prompt: dict[str, Tensor], max_tokens: int) -> Tensor:
+        """Return the prompt's tokens and the greedy answer's. Shape [1, num_tokens]"""
+        tokens: Tensor = self.model.generate(
+            **prompt, max_new_tokens=max_tokens, do_sample=False
+        )
+        return tokens
+
+    @torch.inference_mode()
+    def answer_logits(
+        self,
+        prompt: dict[str, Tensor],
+        tokens: Tensor,
+        site: str | None = None,
+        fn: SiteFn | None = None,
+    ) -> Tensor:
+        """Return the logits the answer's tokens were drawn from, a site's rows changed.
+
+        Shapes: tokens [1, num_tokens] -> [num_answer_tokens, vocabulary] float32
+        """
+        inputs = {name: value for name, value in prompt.items() if "mask" not in name}
+        inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        # A processor may mark tokens by kind; those that were written are plain text.
+        if (kinds := prompt.get("token_type_ids")) is not None:
+            written = tokens.shape[1] - kinds.shape[1]
+            inputs["token_type_ids"] = torch.nn.functional.pad(kinds, (0, written))
+        if site is None or fn is None:
+            logits = self.model(**inputs, use_cache=False).logits
+        else:
+            with site_hook(self.model, site, fn):
+                logits = self.model(**inputs, use_cache=False).logits
+        first = prompt["input_ids"].shape[1] - 1
+        scored: Tensor = logits[0, first:-1].float()
+        return scored
+
+
+def measure_fidelity(
+    subject: AnsweringModel,
+    site: str,
+    sae: SAEWeights,
+    ablation: Tensor,
+    samples: Iterable[Sample],
+    *,
+    choice: RowChoice | None = None,
+    max_tokens: int = 16,
+) -> Fidelity:
+    """Measure an SAE in its model; only rows of the kinds it was trained on change.
+
+    ``ablation`` takes the activations' place when they are ablated: their mean, or 0.
+
+    Shapes: ablation [d_model]
+    Raises: ConfigError if there are no samples, or none with a picture for "vision"
+    """
+    sae, gone = sae.to(subject.model.device), ablation.to(subject.model.device)
+    fns: tuple[SiteFn, SiteFn] = (
+        lambda x: sae.decode(sae.encode(x), x),
+        lambda x: gone.expand_as(x),
+    )
+    totals, num_samples, num_tokens = torch.zeros(5, dtype=torch.float64), 0, 0
+    for sample in samples:
+        if site == VISION and sample.picture is None:
+            continue
+        prompt = subject.prompt(sample)
+        tokens = subject.answer(prompt, max_tokens)
+        rows = replaced_rows(subject, site, prompt, tokens, choice or RowChoice())
+        clean = subject.answer_logits(prompt, tokens)
+        replaced, ablated = (
+            subject.answer_logits(prompt, tokens, site, _where(rows, fn)) for fn in fns
+        )
+        answer = tokens[0, prompt["input_ids"].shape[1] :]
+        totals += _sums(clean, replaced, ablated, answer)
+        num_samples, num_tokens = num_samples + 1, num_tokens + len(answer)
+    if not num_tokens:
+        raise ConfigError(f"no samples to measure the SAE of {site} on")
+    kl, gone_kl, clean_loss, replaced_loss, gone_loss = (totals / num_tokens).tolist()
+    return Fidelity(
+        kl, gone_kl, clean_loss, replaced_loss, gone_loss, num_samples, num_tokens
+    )
+
+
+def replaced_rows(
+    subject: AnsweringModel,
+    site: str,
+    prompt: dict[str, Tensor],
+    tokens: Tensor,
+    choice: RowChoice,
+) -> Tensor:
+    """Return which of a site's rows are of the kinds the SAE was trained on.
+
+    Shapes: tokens [1, num_tokens] -> [num_tokens], or [1] at "vision": all or none
+    """
+    if site == VISION:
+        return torch.tensor([Role.IMAGE in choice.roles], device=tokens.device)
+    ids = tokens[0]
+    role = torch.full_like(ids, Role.TEXT)
+    role[ids == getattr(subject.model.config, "image_token_id", -1)] = Role.IMAGE
+    role[prompt["input_ids"].shape[1] :] = Role.GENERATED
+    rows = torch.isin(role, torch.tensor(sorted(choice.roles), device=ids.device))
+    if choice.skip_first:
+        rows[0] = False
+    return rows
+
+
+def _where(rows: Tensor, fn: SiteFn) -> SiteFn:
+    # The tower's rows are [.., patches, d]; one flag stands for them all.
+    def changed(x: Tensor) -> Tensor:
+        return torch.where(rows[:, None], fn(x.float()).to(x.dtype), x)
+
+    return changed
+
+
+def _sums(clean: Tensor, replaced: Tensor, ablated: Tensor, answer: Tensor) -> Tensor:
+    """Return sums over tokens: two divergences, then the three losses."""
+    logs = [logits.log_softmax(-1) for logits in (clean, replaced, ablated)]
+    losses = [-log.gather(1, answer[:, None]).sum() for log in logs]
+    divergences = [
+        (logs[0].exp() * (logs[0] - log)).sum() for log in (logs[1], logs[2])
+    ]
+    return torch.stack([*divergences, *losses]).double().cpu()

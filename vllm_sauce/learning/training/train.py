@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a harvest's folder to an SAE's: train, measure, write; resumable.
+
+OUT/cfg.json, sae_weights.safetensors   as SAELens saves; what is known of the SAE is
+                                        under "metadata" in cfg.json
+OUT/figures.json                        how good it is
+OUT.checkpoint/                         while it is trained
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from vllm_sauce.activations.reader import ActivationReader
+from vllm_sauce.activations.row_choice import RowChoice, held_out_samples, skips_first
+from vllm_sauce.activations.shards import HarvestFile, Role, read_index
+from vllm_sauce.activations.statistics import ActivationStatistics
+from vllm_sauce.activations.store import ActivationStore
+from vllm_sauce.bundle import fingerprint_model
+from vllm_sauce.errors import ConfigError, TrainingError
+from vllm_sauce.learning.training.checkpoints import Checkpoints, put_in_place
+from vllm_sauce.learning.training.fidelity import (
+    AnsweringModel,
+    Fidelity,
+    measure_fidelity,
+)
+from vllm_sauce.learning.training.held_out import measurable_samples
+from vllm_sauce.learning.training.sae_lens_training import StepFigures, TrainingRun
+from vllm_sauce.learning.training.settings import SAETraining
+from vllm_sauce.sae import SAEWeights
+from vllm_sauce.sae.quality import sae_quality
+
+FIGURES_FILE = "figures.json"
+STATISTICS_ROWS = 16_384
+REPORT_STEPS = 50
+NO_SAMPLES = (
+    "no held-out sample whose picture could be found; name folders with --pictures"
+)
+
+Report = Callable[[int, StepFigures], None]
+"""Told the steps done and the last batch's figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FidelitySettings:
+    """How the loss recovered in the model is measured."""
+
+    model: str | None = None
+    """Folder or name; None is the harvest's own."""
+
+    pictures: tuple[Path, ...] = ()
+    """Folders in which the samples' pictures are looked for."""
+
+    samples: int = 64
+    """At most so many; 0 measures nothing."""
+
+    answer_tokens: int = 16
+    ablation: str = "mean"
+    """What stands for a site that is gone: its "mean" activation, or "zero"."""
+
+    def __post_init__(self) -> None:
+        if self.ablation not in ("mean", "zero"):
+            raise ConfigError(
+                f"ablation must be 'mean' or 'zero', got {self.ablation!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarvestTraining:
+    """What is trained on what, and where it goes."""
+
+    harvest: Path
+    site: str
+    out: Path
+    training: SAETraining
+    fidelity: FidelitySettings = FidelitySettings()
+    roles: frozenset[Role] = frozenset(Role)
+    keep_first: bool = False
+    """Also train on a decoder's position 0."""
+
+    held_out: float = 0.05
+    """Share of the samples that is measured on and not trained on."""
+
+    buffer_mib: float = 512
+    """Memory for shuffling."""
+
+    checkpoint_steps: int = 1000
+    resume: bool = False
+    verify: bool = True
+    """Compare every shard with its hash first."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_steps < 1:
+            raise ConfigError(
+                f"checkpoint_steps must be at least 1, got {self.checkpoint_steps}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedSAE:
+    """The result."""
+
+    weights: SAEWeights
+    """Of raw activations, decoder rows of unit norm: as a bundle takes it."""
+
+    figures: dict[str, Any]
+    """What figures.json holds."""
+
+
+def train_on_harvest(
+    settings: HarvestTraining, report: Report | None = None
+) -> TrainedSAE:
+    """Train an SAE on a harvest, measure it, and write it to a new folder.
+
+    A killed training goes on from its last checkpoint with ``resume``, and ends in the
+    same weights as one that was not killed.
+
+    Raises: ActivationsError, ConfigError, TrainingError
+    """
+    session = _Session.open(settings)
+    before = session.run.steps_done
+    seconds = session.train(report)
+    dead = session.fold()
+    weights = session.run.weights()
+    rows = (session.run.steps_done - before) * settings.training.batch_tokens
+    figures = {
+        "site": settings.site,
+        "architecture": settings.training.architecture,
+        "d_model": weights.d_model,
+        "d_sae": weights.d_sae,
+        **session.quality(weights),
+        **dead,
+        "training_tokens": session.run.steps_done * settings.training.batch_tokens,
+        "tokens_per_s": round(rows / seconds, 1) if rows else None,
+        **session.fidelity(weights),
+    }
+    session.write(figures)
+    return TrainedSAE(weights, figures)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One training: its data, its state, its checkpoints."""
+
+    settings: HarvestTraining
+    store: ActivationStore
+    samples: list[dict[str, Any]]
+    choice: RowChoice
+    reader: ActivationReader
+    statistics: ActivationStatistics
+    run: TrainingRun
+    checkpoints: Checkpoints
+
+    @classmethod
+    def open(cls, settings: HarvestTraining) -> _Session:
+        """Open the harvest, check what can be checked, and load a checkpoint."""
+        if settings.out.exists():
+            raise ConfigError(f"{settings.out} is already there; choose another folder")
+        store = ActivationStore.open(
+            settings.harvest, settings.site, verify=settings.verify
+        )
+        samples = store.samples()
+        seed = settings.training.seed
+        choice = RowChoice(
+            roles=settings.roles,
+            skip_first=skips_first(settings.site) and not settings.keep_first,
+            held_out=held_out_samples(samples, settings.held_out, seed),
+        )
+        reader = ActivationReader(
+            store,
+            settings.training.batch_tokens,
+            seed=seed,
+            choice=choice,
+            buffer_mib=settings.buffer_mib,
+        )
+        statistics = ActivationStatistics.of(reader.sample(STATISTICS_ROWS))
+        run = TrainingRun(settings.training, statistics)
+        checkpoints = Checkpoints(
+            settings.out.with_name(f"{settings.out.name}.checkpoint"),
+            _identity(settings, store.harvest),
+        )
+        if settings.resume:
+            checkpoints.resume(run)
+        elif checkpoints.newest() is not None:
+            raise ConfigError(
+                f"{checkpoints.folder} holds an unfinished training; resume it "
+                "(--resume) or remove it"
+            )
+        return cls(
+            settings, store, samples, choice, reader, statistics, run, checkpoints
+        )
+
+    def train(self, report: Report | None) -> float:
+        """Learn from all batches that are left; return the seconds it took."""
+        begun = time.perf_counter()
+        batches = self.reader.batches(self.run.steps_done)
+        try:
+            while not self.run.finished:
+                self.run.step(next(batches))
+                done = self.run.steps_done
+                save = done % self.settings.checkpoint_steps == 0 or self.run.finished
+                if save or done % REPORT_STEPS == 0:
+                    figures = self.run.figures()
+                    if report is not None:
+                        report(done, figures)
+                if save:
+                    self.checkpoints.save(self.run)
+        finally:
+            batches.close()
+        return time.perf_counter() - begun
+
+    def fold(self) -> dict[str, int]:
+        """End the training; return how many latents are dead, and were revived."""
+        dead = self.run.dead_latents
+        self.run.fold()
+        if not self.settings.training.steps_of_revival:
+            return {"dead_latents": dead, "revived_latents": 0}
+        batches = self.reader.batches(self.run.steps_done)
+        try:
+            found = self.run.revive(batches)
+        finally:
+            batches.close()
+        return {
+            "dead_latents": found.dead_after,
+            "revived_latents": found.dead_before - found.dead_after,
+        }
+
+    def quality(self, weights: SAEWeights) -> dict[str, Any]:
+        """Return explained variance, L0 and dead latents on rows not trained on."""
+        reader = self.reader
+        held_out = len(self.choice.held_out) if self.choice.held_out is not None else 0
+        if held_out:
+            reader = ActivationReader(
+                self.store,
+                1,
+                seed=self.settings.training.seed,
+                choice=RowChoice(
+                    self.choice.roles,
+                    self.choice.skip_first,
+                    self.choice.held_out,
+                    of_held_out=True,
+                ),
+            )
+        rows = reader.sample(STATISTICS_ROWS)
+        sae = weights.to(self.settings.training.device)
+        return {
+            **sae_quality(sae, rows).to_json(),
+            "measured_rows": len(rows),
+            "measured_on": "held-out samples" if held_out else "training samples",
+        }
+
+    def fidelity(self, weights: SAEWeights) -> dict[str, Any]:
+        """Return what the SAE costs its model, or why that was not measured."""
+        settings = self.settings.fidelity
+        held_out = self.choice.held_out
+        assert held_out is not None
+        if not len(held_out):
+            held_out = torch.arange(len(self.samples))
+        # What could not be shown to the model then cannot be now.
+        taken = {n for entry in read_index(self.store.folder) for n in entry.samples}
+        held_out = torch.tensor([n for n in held_out.tolist() if n in taken])
+        samples = measurable_samples(
+            self.samples, held_out, settings.pictures, settings.samples
+        )
+        if self.settings.site == "vision":
+            samples = [sample for sample in samples if sample.picture is not None]
+        if not samples:
+            reason = NO_SAMPLES if settings.samples else "not asked for"
+            return {"fidelity": None, "fidelity_missing": reason}
+        name = settings.model or self.store.harvest.model
+        if Path(name).is_dir():
+            check_model(name, self.store.harvest)
+        subject = AnsweringModel.load(name, self.settings.training.device)
+        mean = self.statistics.mean
+        measured: Fidelity = measure_fidelity(
+            subject,
+            self.settings.site,
+            weights,
+            mean if settings.ablation == "mean" else torch.zeros_like(mean),
+            samples,
+            choice=self.choice,
+            max_tokens=settings.answer_tokens,
+        )
+        return {"fidelity": {**measured.to_json(), "ablation": settings.ablation}}
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Put the SAE's folder in its place; the checkpoints go then."""
+        out = self.settings.out
+        fresh = out.with_name(f".{out.name}.new")
+        harvest = self.store.harvest
+        metadata = {
+            "model_name": harvest.model,
+            "hook_name": self.settings.site,
+            "vllm_sauce": {
+                "site": self.settings.site,
+                "fingerprint": harvest.fingerprint.model_dump(mode="json"),
+                "training": self.checkpoints.identity,
+                "figures": figures,
+            },
+        }
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            self.run.write(fresh, metadata)
+            (fresh / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
+            for path in fresh.iterdir():
+                # safetensors makes files private; a server may be another user.
+                path.chmod(0o644)
+            put_in_place(fresh, out)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise TrainingError(
+                f"cannot write {out}: {error}; the training is kept in "
+                f"{self.checkpoints.folder}, --resume writes it again"
+            ) from error
+        self.checkpoints.remove()
+
+
+def check_model(folder: str, harvest: HarvestFile) -> None:
+    """Refuse a model that the harvest is not of.
+
+    Raises: ConfigError
+    """
+    weights = harvest.fingerprint.weights_sha256 is not None
+    found = fingerprint_model(folder, weights=weights)
+    if differences := harvest.fingerprint.differences(found):
+        raise ConfigError(
+            f"the harvest is of another model than {folder}: "
+            f"{'; '.join(differences)}; name the harvested one with --model"
+        )
+
+
+def _identity(settings: HarvestTraining, harvest: HarvestFile) -> dict[str, Any]:
+    """Return all that the weights depend on."""
+    from sae_lens import __version__
+
+    entries = read_index(settings.harvest)
+    shards = hashlib.sha256("".join(entry.sha256 for entry in entries).encode())
+    return {
+        **settings.training.to_json(),
+        "site": settings.site,
+        "roles": sorted(role.name.lower() for role in settings.roles),
+        "keep_first": settings.keep_first,
+        "held_out": settings.held_out,
+        "buffer_mib": settings.buffer_mib,
+        "samples_sha256": harvest.samples_sha256,
+        "shards_sha256": shards.hexdigest(),
+        "sae_lens": __version__,
+    }

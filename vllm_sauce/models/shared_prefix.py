@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask many questions about one picture in a single forward pass.
+
+The picture's tokens come first, then every question as a block of its own. A block
+sees the picture and itself, at the positions it would have alone, so each answer is
+that of a separate prompt while the picture is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.concepts import VISION, decoder_layer_idx
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.models.site_hooks import SiteFn, decoder_layers, projector
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """The questions about each picture as tokens."""
+
+    prefix_ids: Tensor
+    """Prompt up to the last image token, the same for all. [prefix_len] int64"""
+    suffix_ids: Tensor
+    """Blocks, padded on the right. [num_pictures, num_blocks, block_len] int64"""
+    read_block: Tensor
+    """Block each answer is read in. [num_reads] int64"""
+    read_at: Tensor
+    """Token of the block whose next token is the answer. [num_pictures, num_reads]"""
+    pad_id: int = 0
+    """Token that fills blocks up."""
+
+    def real_tokens(self) -> Tensor:
+        """Return which tokens are no padding. Shape [num_pictures, T] bool"""
+        prefix = torch.ones(len(self), len(self.prefix_ids), dtype=torch.bool)
+        return torch.cat([prefix, self.suffix_ids.flatten(1) != self.pad_id], dim=1)
+
+    def rows(self, index: Tensor) -> Sheet:
+        """Return the sheet of some of the pictures."""
+        return Sheet(
+            self.prefix_ids,
+            self.suffix_ids[index],
+            self.read_block,
+            self.read_at[index],
+            self.pad_id,
+        )
+
+    def __len__(self) -> int:
+        return len(self.suffix_ids)
+
+
+def pad_blocks(blocks: Sequence[Sequence[Sequence[int]]], pad_id: int) -> Tensor:
+    """Return token blocks as one tensor, padded on the right.
+
+    Shapes: [num_pictures][num_blocks][any] -> [num_pictures, num_blocks, block_len]
+    """
+    length = max(len(block) for row in blocks for block in row)
+    padded = [
+        [[*block, *[pad_id] * (length - len(block))] for block in row] for row in blocks
+    ]
+    return torch.tensor(padded)
+
+
+def block_mask(prefix_len: int, num_blocks: int, block_len: int) -> Tensor:
+    """Return which token sees which: causal, but no block sees another.
+
+    Shapes: -> [1, 1, T, T] bool with T = prefix_len + num_blocks * block_len
+    """
+    prefix = torch.full((prefix_len,), -1)
+    block = torch.cat([prefix, torch.arange(num_blocks).repeat_interleave(block_len)])
+    same = (block[:, None] == block[None, :]) | (block[None, :] == -1)
+    causal = torch.ones(len(block), len(block), dtype=torch.bool).tril()
+    return (same & causal)[None, None]
+
+
+class SharedPrefix:
+    """Runs sheets through a transformers LLaVA in float32."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self.layers = decoder_layers(model)
+        self.image_token_id = int(model.config.image_token_id)
+
+    def embed(self, sheet: Sheet, vision: Tensor) -> Tensor:
+        """Return the language model's input.
+
+        Shapes: vision [num_pictures, patches, d_model] -> [num_pictures, T, d_text]
+        """
+        is_image = sheet.prefix_ids == self.image_token_id
+        if int(is_image.sum()) != vision.shape[1]:
+            raise ConfigError(
+                f"the prompt has {int(is_image.sum())} image tokens, "
+                f"the picture {vision.shape[1]} patches"
+            )
+        words = self.model.get_input_embeddings()
+        ids = torch.where(is_image, 0, sheet.prefix_ids)
+        prefix = words(ids).expand(len(sheet), -1, -1).clone()
+        prefix[:, is_image] = projector(self.model)(vision)
+        return torch.cat([prefix, words(sheet.suffix_ids).flatten(1, 2)], dim=1)
+
+    def layout(self, sheet: Sheet) -> tuple[Tensor, Tensor]:
+        """Return positions [1, T] and mask [1, 1, T, T] of a sheet."""
+        prefix_len = len(sheet.prefix_ids)
+        num_blocks, block_len = sheet.suffix_ids.shape[1:]
+        block = torch.arange(prefix_len, prefix_len + block_len).repeat(num_blocks)
+        positions = torch.cat([torch.arange(prefix_len), block])[None]
+        return positions, block_mask(prefix_len, num_blocks, block_len)
+
+    def run_layers(
+        self,
+        sheet: Sheet,
+        hidden: Tensor,
+        edits: Mapping[str, SiteFn],
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Return the residual stream after layers ``start`` up to ``stop``.
+
+        Shapes: hidden [num_pictures, T, d_text] -> same
+        """
+        positions, mask = self.layout(sheet)
+        text = self.model.model.language_model
+        rotary = text.rotary_emb(hidden, position_ids=positions)
+        by_layer = {decoder_layer_idx(site): edit for site, edit in edits.items()}
+        for layer_idx in range(start, len(self.layers) if stop is None else stop):
+            out = self.layers[layer_idx](
+                hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                position_embeddings=rotary,
+                use_cache=False,
+            )
+            hidden = out[0] if isinstance(out, tuple) else out
+            edit = by_layer.get(layer_idx)
+            hidden = hidden if edit is None else edit(hidden)
+        return hidden
+
+    def read(self, sheet: Sheet, hidden: Tensor) -> Tensor:
+        """Return the logits of the token that follows each read position.
+
+        Shapes: hidden [num_pictures, T, d_text] -> [num_pictures, num_reads, vocab]
+        """
+        block_len = sheet.suffix_ids.shape[2]
+        start = len(sheet.prefix_ids) + sheet.read_block * block_len
+        at = start[None, :] + sheet.read_at
+        picked = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))
+        logits: Tensor = self.model.lm_head(
+            self.model.model.language_model.norm(picked)
+        )
+        return logits
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        sheet: Sheet,
+        vision: Tensor,
+        edits: Mapping[str, SiteFn] | None = None,
+        batch_pictures: int = 16,
+    ) -> Tensor:
+        """Return the answers' logits under some edits.
+
+        Shapes: vision [num_pictures, patches, d_model]
+            -> [num_pictures, num_reads, vocab]
+        """
+        edits = edits or {}
+        answers = []
+        for index in torch.arange(len(sheet)).split(batch_pictures):
+            part, x = sheet.rows(index), vision[index]
+            if VISION in edits:
+                x = edits[VISION](x)
+            hidden = self.run_layers(part, self.embed(part, x), edits)
+            answers.append(self.read(part, hidden))
+        return torch.cat(answers)

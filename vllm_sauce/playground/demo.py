@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: one mixed batch on sauce-tiny, before and after forgetting."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_sauce.client import forget
+from vllm_sauce.data.samples import PictureFile, open_picture
+from vllm_sauce.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MAX_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question about one picture."""
+
+    picture: str
+    """File name in the pictures' folder."""
+    question: str
+    forget: tuple[str, ...]
+    """What the request forgets; empty for a request without a mask."""
+    must_change: bool
+    """Whether forgetting must change the answer, or must leave it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A case and the model's answers without and with its mask."""
+
+    case: Case
+    before: str
+    after: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer stayed, or changed and names nothing forgotten."""
+        if not self.case.must_change:
+            return self.before == self.after
+        said = set(re.findall(r"\w+", self.after.lower()))
+        return self.before != self.after and not said & set(self.case.forget)
+
+
+def find_tiny() -> Path:
+    """Return the folder of sauce-tiny in this checkout.
+
+    Raises: ConfigError outside a checkout of the project.
+    """
+    folder = Path(__file__).resolve().parents[2] / "examples" / "tiny"
+    missing = [
+        name
+        for name in ("model", "bundle", "pictures", "demo.json")
+        if not (folder / name).exists()
+    ]
+    if missing:
+        raise ConfigError(
+            f"the demo needs the project's checkout with {folder}, which lacks "
+            f"{', '.join(missing)}; clone the repository and run scripts/demo there"
+        )
+    return folder
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """Read the demo's questions.
+
+    Raises: ConfigError.
+    """
+    try:
+        rows = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+        return [
+            Case(
+                picture=row["picture"],
+                question=row["question"],
+                forget=tuple(row["forget"]),
+                must_change=row["must_change"],
+            )
+            for row in rows
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / 'demo.json'} is damaged: {error!r}") from error
+
+
+def ask(folder: Path, cases: Sequence[Case]) -> list[Answer]:
+    """Ask all questions in one batch: each without a mask and with its own."""
+    import os
+
+    # The demo is one process to the end: no second one to start and stop.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # A newcomer came for the table, not for the engine's hundred lines.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=str(folder / "model"),
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=64,
+        enforce_eager=True,
+        additional_config={"sauce": {"bundle": str(folder / "bundle")}},
+    )
+    prompts, params = [], []
+    for case in cases:
+        for names in ((), case.forget):
+            prompts.append(prompt(folder, case))
+            params.append(
+                SamplingParams(
+                    temperature=0.0,
+                    max_tokens=MAX_TOKENS,
+                    extra_args=forget(*names) if names else None,
+                )
+            )
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    texts = [output.outputs[0].text.strip() for output in outputs]
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return [Answer(case, *pair) for case, pair in zip(cases, pairs, strict=True)]
+
+
+def prompt(folder: Path, case: Case) -> dict[str, Any]:
+    """Return a case's prompt in sauce-tiny's chat form."""
+    picture = PictureFile(folder / "pictures" / case.picture)
+    return {
+        "prompt": f"USER: <image>\n{case.question} ASSISTANT:",
+        "multi_modal_data": {"image": open_picture(picture)},
+    }
+
+
+def as_json(answers: Sequence[Answer]) -> str:
+    """Return the answers as a JSON list of objects."""
+    return json.dumps(
+        [
+            {
+                "picture": answer.case.picture,
+                "question": answer.case.question,
+                "forget": list(answer.case.forget),
+                "before": answer.before,
+                "after": answer.after,
+                "must_change": answer.case.must_change,
+            }
+            for answer in answers
+        ],
+        indent=1,
+    )
+
+
+def as_table(answers: Sequence[Answer]) -> Table:
+    """Return the answers as a table for the terminal."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    title = "One batch, many masks: what each request may still know"
+    table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("picture")
+    table.add_column("question")
+    for heading in ("forgets", "before", "after"):
+        table.add_column(heading)
+    # On a narrow terminal the question wraps; the verdict never goes missing.
+    table.add_column("must", no_wrap=True, min_width=len("change WRONG"))
+    for i, answer in enumerate(answers):
+        case = answer.case
+        first = i == 0 or answers[i - 1].case.picture != case.picture
+        if first and i:
+            table.add_section()
+        table.add_row(
+            case.picture if first else "",
+            case.question,
+            ", ".join(case.forget) or "nothing",
+            answer.before,
+            f"[bold]{answer.after}[/]"
+            if answer.before != answer.after
+            else answer.after,
+            ("change " if case.must_change else "stay ")
+            + ("[green]ok[/]" if answer.right else "[red]WRONG[/]"),
+        )
+    return table
+
+
+_PAGE = """<!doctype html><meta charset="utf-8"><title>sauce demo</title>
+<style>
+ body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem;
+        color: #1c1e21; padding: 0 1rem }}
+ .cases {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr));
+          gap: 1rem }}
+ .case {{ border: 1px solid #d8dce1; border-radius: 10px; padding: 1rem;
+         display: flex; gap: 1rem }}
+ .wrong {{ border-color: #c62828; background: #fdecea }}
+ img {{ width: 112px; height: 112px; image-rendering: pixelated; border-radius: 6px }}
+ .q {{ font-weight: 600 }} .f {{ color: #8a4b00 }} s {{ color: #8a9099 }}
+ .tag {{ font-size: .8rem; color: #5c636b }}
+</style>
+<h1>The same model, one batch</h1>
+<p>Every card is one request. All were served together; each forgot only what it names.
+{right} of {total} answers are as they must be.</p>
+<div class="cases">{cards}</div>
+"""
+
+
+def as_html(folder: Path, answers: Sequence[Answer]) -> str:
+    """Return a page with each picture beside its answers; needs no other file."""
+    return _PAGE.format(
+        right=sum(answer.right for answer in answers),
+        total=len(answers),
+        cards="\n".join(_card(folder, answer) for answer in answers),
+    )
+
+
+def _card(folder: Path, answer: Answer) -> str:
+    case = answer.case
+    data = base64.b64encode((folder / "pictures" / case.picture).read_bytes()).decode()
+    before, after = html.escape(answer.before), html.escape(answer.after)
+    told = after if before == after else f"<s>{before}</s> → <b>{after}</b>"
+    forgets = html.escape(", ".join(case.forget) or "nothing")
+    return (
+        f'<div class="case{"" if answer.right else " wrong"}">'
+        f'<img alt="{html.escape(case.picture)}" src="data:image/png;base64,{data}">'
+        f'<div><div class="q">{html.escape(case.question)}</div>'
+        f'<div class="f">forgets {forgets}</div><div>{told}</div>'
+        f'<div class="tag">must {"change" if case.must_change else "stay"}'
+        f"{'' if answer.right else ' — WRONG'}</div></div></div>"
+    )

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this package relies on in vLLM, name by name: a table, beside ``compat``.
+
+``seam_check.check`` compares a place's rows with the vLLM that runs, so that a seam
+that has gone stops the start. ``tests/plugin/compat/test_seams.py`` compares all rows
+with what ``scripts/record_seams.py`` read in each version's source; a new row needs new
+records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """A function, class or imported name of vLLM's, and what we need of it.
+
+    Names in a field have spaces between them.
+    """
+
+    place: str
+    """Who needs it: "all" processes; a "worker", one of runner "v1" or "v2", on "cpu"
+    or "gpu"; "http", "offline", "bench"."""
+
+    module: str
+    name: str
+    """Qualified, as in ``GPUModelRunner._prepare_inputs``."""
+
+    leads: str = ""
+    """Its first parameters, in this order: what we take or give by position."""
+
+    takes: str = ""
+    """Parameters that are there, anywhere."""
+
+    calls: str = ""
+    """Names it calls: why a hook on those is passed."""
+
+    has: str = ""
+    """Fields, methods and attributes of a class."""
+
+    versions: str = ""
+    """A specifier, where vLLM has moved or renamed it; every version if empty."""
+
+    @property
+    def full_name(self) -> str:
+        """The dotted name."""
+        return f"{self.module}.{self.name}"
+
+    def in_version(self, version: str) -> bool:
+        """Say whether a vLLM of this version should have it."""
+        base = Version(version).base_version
+        return SpecifierSet(self.versions, prereleases=True).contains(base)
+
+
+GROUPING = "group_and_batch_mm_kwargs"
+"""What both runners split a step's pictures into batches with: each imports the name
+into its module and calls it there, so that is where it is replaced."""
+
+ARGS = "vllm.engine.arg_utils"
+PROCESSOR = "vllm.v1.engine.input_processor"
+CORE = "vllm.v1.engine.core"
+ASYNC_LLM = "vllm.v1.engine.async_llm"
+LLM_ENGINE = "vllm.v1.engine.llm_engine"
+CPU = "vllm.v1.worker.cpu_worker"
+GPU = "vllm.v1.worker.gpu_worker"
+LOADER = "vllm.model_executor.model_loader.base_loader"
+SCHEDULED = "vllm.v1.core.sched.output"
+V1 = "vllm.v1.worker.gpu_model_runner"
+V1_BATCH = "vllm.v1.worker.gpu_input_batch"
+V2 = "vllm.v1.worker.gpu.model_runner"
+V2_BATCH = "vllm.v1.worker.gpu.input_batch"
+V2_ENCODER = "vllm.v1.worker.gpu.mm.encoder_runner"
+STATES = "vllm.v1.worker.gpu.model_states"
+STATE = f"{STATES}.interface"
+DEFAULT = f"{STATES}.default"
+INPUTS = "vllm.multimodal.inputs"
+BENCH = "vllm.benchmarks.serve"
+
+_EMBED = "self scheduled_encoder_inputs input_batch req_states"
+
+SEAMS = (
+    # Flags and configuration.
+    Seam("all", ARGS, "EngineArgs", has="additional_config model revision"),
+    Seam("all", ARGS, "EngineArgs.add_cli_args", leads="parser"),
+    Seam("all", ARGS, "EngineArgs.from_cli_args", leads="cls args"),
+    Seam("all", ARGS, "EngineArgs.create_engine_config", leads="self"),
+    # A request's way in.
+    Seam("all", PROCESSOR, "InputProcessor", has="renderer vllm_config"),
+    Seam("all", PROCESSOR, "InputProcessor.__init__", leads="self vllm_config"),
+    Seam(
+        "all",
+        PROCESSOR,
+        "InputProcessor.process_inputs",
+        leads="self request_id prompt params",
+        takes="resumable",
+    ),
+    Seam(
+        "all",
+        "vllm.v1.engine",
+        "EngineCoreRequest",
+        has="request_id mm_features sampling_params cache_salt resumable",
+    ),
+    Seam("all", "vllm.sampling_params", "SamplingParams", has="extra_args"),
+    Seam(
+        "all",
+        INPUTS,
+        "MultiModalFeatureSpec",
+        has="data modality identifier mm_position mm_hash",
+    ),
+    Seam("all", INPUTS, "PlaceholderRange", has="offset length is_embed"),
+    # A body's way in: what a server builds, and a file's lines.
+    Seam("all", ARGS, "EngineArgs.create_model_config", leads="self"),
+    Seam("http", "vllm.entrypoints.launchers.app", "build_app", versions=">=0.29"),
+    Seam("http", "vllm.entrypoints.openai.api_server", "build_app", versions="<0.29"),
+    *(
+        Seam("http", module, name, leads=leads, versions=versions)
+        for module, versions in (
+            ("vllm.entrypoints.launchers.run_batch", ">=0.29"),
+            ("vllm.entrypoints.openai.run_batch", "<0.29"),
+        )
+        for name, leads in (
+            ("run_batch", "engine_client args"),
+            ("make_async_error_request_output", "request error_msg"),
+            ("BatchRequestInput", ""),
+        )
+    ),
+    Seam("http", "vllm.exceptions", "VLLMClientError", versions=">=0.27"),
+    Seam("all", ASYNC_LLM, "AsyncLLM", has="input_processor"),
+    Seam(
+        "all",
+        ASYNC_LLM,
+        "AsyncLLM._add_streaming_input_request",
+        leads="self request_id input_stream sampling_params",
+        calls="process_inputs",
+    ),
+    # What the engine core refuses ends one request: its input thread says so.
+    Seam("all", CORE, "EngineCore", has="model_executor sleep wake_up collective_rpc"),
+    # Between loading plugins and the first request, in the core's own process, too.
+    Seam("all", CORE, "EngineCore._initialize_kv_caches", leads="self vllm_config"),
+    Seam("all", CORE, "EngineCore.__init__", calls="_initialize_kv_caches"),
+    Seam(
+        "all",
+        CORE,
+        "EngineCore.preprocess_add_request",
+        leads="self request",
+        calls="from_engine_core_request",
+    ),
+    Seam(
+        "all",
+        CORE,
+        "EngineCoreProc.process_input_sockets",
+        calls="preprocess_add_request _handle_request_preproc_error",
+    ),
+    Seam(
+        "all",
+        "vllm.v1.request",
+        "Request",
+        has="sampling_params cache_salt mm_features",
+    ),
+    Seam("all", LLM_ENGINE, "LLMEngine", has="output_processor"),
+    Seam("all", LLM_ENGINE, "LLMEngine.add_request", leads="self", calls="add_request"),
+    Seam(
+        "all",
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor.abort_requests",
+        leads="self request_ids",
+        takes="internal",
+    ),
+    # A worker, whichever its runner.
+    Seam(
+        "all",
+        "vllm.v1.worker.worker_base",
+        "WorkerBase.__init__",
+        leads="self vllm_config",
+    ),
+    Seam(
+        "worker",
+        LOADER,
+        "BaseModelLoader.load_model",
+        leads="self vllm_config model_config",
+    ),
+    Seam(
+        "worker", SCHEDULED, "NewRequestData", has="req_id sampling_params mm_features"
+    ),
+    Seam(
+        "worker",
+        "vllm.multimodal.utils",
+        GROUPING,
+        leads="mm_kwargs",
+        takes="device pin_memory",
+    ),
+    Seam("cpu", CPU, "CPUWorker.compile_or_warm_up_model", leads="self"),
+    Seam("cpu", CPU, "CPUWorker.sleep", leads="self level"),
+    Seam("cpu", CPU, "CPUWorker.wake_up", leads="self tags"),
+    Seam("gpu", GPU, "Worker.compile_or_warm_up_model", leads="self"),
+    Seam("gpu", GPU, "Worker.sleep", leads="self level"),
+    Seam("gpu", GPU, "Worker.wake_up", leads="self tags"),
+    Seam("worker", GPU, "Worker.reload_weights", leads="self"),
+    # Model runner V1.
+    Seam(
+        "v1",
+        SCHEDULED,
+        "SchedulerOutput",
+        has="scheduled_encoder_inputs scheduled_new_reqs",
+    ),
+    Seam(
+        "v1",
+        V1,
+        "GPUModelRunner",
+        has="requests input_batch model vllm_config model_config",
+    ),
+    Seam(
+        "v1",
+        V1,
+        "GPUModelRunner._prepare_inputs",
+        leads="self scheduler_output num_scheduled_tokens",
+    ),
+    Seam(
+        "v1",
+        V1,
+        "GPUModelRunner._dummy_run",
+        leads="self num_tokens",
+        takes="force_attention uniform_decode",
+    ),
+    Seam(
+        "v1",
+        V1,
+        "GPUModelRunner._batch_mm_inputs_from_scheduler",
+        leads="self scheduler_output",
+    ),
+    Seam(
+        "v1",
+        V1,
+        "GPUModelRunner._execute_mm_encoder",
+        leads="self scheduler_output",
+        calls=f"_batch_mm_inputs_from_scheduler {GROUPING}",
+    ),
+    Seam("v1", V1, GROUPING),
+    Seam("v1", V1_BATCH, "InputBatch", has="req_ids num_reqs num_computed_tokens_cpu"),
+    Seam("v1", V1_BATCH, "CachedRequestState", has="sampling_params mm_features"),
+    # Model runner V2.
+    Seam(
+        "v2",
+        V2,
+        "GPUModelRunner",
+        has="model model_state supports_mm_inputs vllm_config model_config",
+    ),
+    Seam(
+        "v2",
+        V2,
+        "GPUModelRunner._dummy_run",
+        leads="self num_tokens",
+        takes="uniform_decode",
+    ),
+    Seam("v2", V2, "GPUModelRunner.add_requests", calls="add_request"),
+    Seam(
+        "v2",
+        V2_BATCH,
+        "InputBatch",
+        has="req_ids num_reqs num_scheduled_tokens num_computed_tokens_np",
+    ),
+    Seam("v2", V2_ENCODER, GROUPING),
+    Seam("v2", V2_ENCODER, "EncoderRunner", has="model"),
+    Seam(
+        "v2",
+        V2_ENCODER,
+        "EncoderRunner.prepare_mm_inputs",
+        leads="self scheduled_encoder_inputs",
+    ),
+    Seam(
+        "v2",
+        V2_ENCODER,
+        "EncoderRunner.execute_mm_encoder",
+        leads="self mm_kwargs",
+        calls=GROUPING,
+    ),
+    Seam("v2", STATE, "ModelState", has="encoder_runner encoder_cache"),
+    Seam(
+        "v2",
+        STATE,
+        "ModelState.__init__",
+        leads="self vllm_config model encoder_cache device",
+    ),
+    Seam("v2", STATE, "ModelState.add_request", leads="self req_index new_req_data"),
+    Seam("v2", STATE, "ModelState.remove_request", leads="self req_id"),
+    Seam(
+        "v2",
+        DEFAULT,
+        "DefaultModelState.prepare_inputs",
+        leads="self input_batch req_states",
+    ),
+    Seam(
+        "v2",
+        DEFAULT,
+        "DefaultModelState.prepare_dummy_inputs",
+        leads="self num_reqs num_tokens",
+    ),
+    Seam(
+        "v2", DEFAULT, "DefaultModelState.dummy_inputs_embeds", leads="self num_tokens"
+    ),
+    # Who has pictures encoded on V2: whichever it is, through the encoder runner.
+    Seam(
+        "v2",
+        DEFAULT,
+        "DefaultModelState.get_mm_embeddings",
+        leads=_EMBED,
+        calls="prepare_mm_inputs execute_mm_encoder",
+        versions="<0.28",
+    ),
+    Seam(
+        "v2",
+        DEFAULT,
+        "DefaultModelState.get_mm_embeddings",
+        leads=_EMBED,
+        calls="execute_mm_encoder",
+        versions=">=0.28,<0.29",
+    ),
+    Seam(
+        "v2",
+        DEFAULT,
+        "DefaultModelState.prepare_inputs_embeds",
+        leads=_EMBED,
+        calls="execute_mm_encoder",
+        versions=">=0.29",
+    ),
+    Seam(
+        "v2",
+        STATE,
+        "ModelState.execute_mm_encoder",
+        leads="self scheduled_encoder_inputs",
+        calls="prepare_mm_inputs execute_mm_encoder",
+        versions=">=0.28",
+    ),
+    # Where our ModelState takes its place.
+    Seam(
+        "v2",
+        STATES,
+        "init_model_state",
+        leads="vllm_config model encoder_cache device",
+        calls="get_model_state_cls",
+        versions="<0.29",
+    ),
+    Seam(
+        "v2",
+        STATES,
+        "resolve_model_state_cls",
+        leads="vllm_config model",
+        calls="get_model_state_cls",
+        versions=">=0.29",
+    ),
+    # Asking offline, and the benchmark's client.
+    Seam(
+        "offline",
+        "vllm.multimodal.cache",
+        "MultiModalCache.get_item_size",
+        leads="cls value",
+        versions="<0.31",
+    ),
+    Seam(
+        "offline",
+        "vllm.multimodal.cache.base",
+        "MultiModalCache.get_item_size",
+        leads="cls value",
+        versions=">=0.31",
+    ),
+    Seam("offline", "vllm.v1.engine.exceptions", "EngineDeadError"),
+    Seam("bench", BENCH, "add_cli_args", leads="parser"),
+    Seam("bench", BENCH, "main", leads="args"),
+)

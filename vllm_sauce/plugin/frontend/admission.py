@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request in, mask out: resolves what to forget and sets the cache identity."""
+
+from __future__ import annotations
+
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Mapping,
+)
+from typing import Any
+
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import VISION
+from vllm_sauce.config import SauceConfig
+from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, RequestError
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.startup import settings
+from vllm_sauce.unlearning import (
+    Mask,
+    admitted_mask,
+    check_size,
+    parse_request,
+    resolve_mask,
+    without_decoder,
+)
+from vllm_sauce.unlearning.cache_identity import (
+    mask_id_of,
+    refuse_forged_keys,
+    renamed,
+    salted,
+)
+from vllm_sauce.unlearning.wire import carry, has_sauce_keys
+
+POOLING = (
+    "sauce edits generation only; pooling requests are refused because they would be "
+    "answered unedited"
+)
+
+
+def install() -> None:
+    """Make every request pass admission, whatever entry point it came from."""
+    processor = compat.input_processor_cls()
+    compat.wrap(processor, "__init__", _processor_init)
+    compat.wrap(processor, "process_inputs", _process_inputs)
+    compat.wrap(compat.async_llm_cls(), "_add_streaming_input_request", _add_session)
+
+
+class Admission:
+    """What a process needs to admit requests: catalogue, policy, limits.
+
+    Made at start, so that a bundle replaced on the disk later changes nothing.
+    """
+
+    def __init__(self, config: SauceConfig, digest: str | None = None) -> None:
+        self.config = config
+        self.bundle = Bundle.load(config.bundle, weights=False)
+        if digest is not None and self.bundle.digest != digest:
+            raise BundleMismatchError(
+                f"the bundle {config.bundle} changed while the engine started: wanted "
+                f"{digest}, found {self.bundle.digest}; start again"
+            )
+
+    def resolve(self, extra_args: Mapping[str, Any] | None) -> Mask | None:
+        """Return the mask of a request, None when there is nothing to forget.
+
+        Raises: RequestError (a ValueError: HTTP 400).
+        """
+        mask = resolve_mask(
+            parse_request(extra_args),
+            self.bundle.catalogue,
+            self.config.forget,
+            self.bundle.digest,
+            self.config.max_latents,
+            self.config.max_concepts,
+        )
+        if mask is not None and self.config.require_decoder:
+            unread = without_decoder(mask.names(), self.bundle.catalogue)
+            if unread:
+                raise InvalidRequestError(
+                    f"{', '.join(unread)} can be forgotten in pictures only, and this "
+                    "server answers no question where that may not be enough "
+                    "(--sauce-require-decoder); name other concepts"
+                )
+        return mask
+
+    def identify(self, request: Any, mask: Mask | None) -> None:
+        """Give the request's KV blocks and images an identity of their mask.
+
+        A decoder mask salts the first block and so the whole chain; a vision mask
+        renames the images, which keys the encoder cache and the blocks behind it.
+        """
+        features = request.mm_features or ()
+        refuse_forged_keys(request.cache_salt, (f.identifier for f in features))
+        if mask is None:
+            return
+        sites = mask.sites(self.bundle.catalogue)
+        if any(site != VISION for site in sites):
+            request.cache_salt = salted(request.cache_salt, mask)
+        if VISION in sites:
+            refuse_unseen(features)
+            for feature in features:
+                feature.identifier = renamed(feature.identifier, mask)
+
+    def check(self, request: Any) -> Mask | None:
+        """Return a request's mask; refuse one not admitted as this process would.
+
+        Where a request enters the engine core: an error there ends it alone, while in
+        the worker it would end the engine.
+
+        Raises: RequestError.
+        """
+        params = request.sampling_params
+        if params is None:
+            raise InvalidRequestError(POOLING)
+        mask = admitted_mask(params.extra_args, self.bundle.digest, self.config.forget)
+        sites: tuple[str, ...] = ()
+        if mask is not None:
+            limits = self.config.max_latents, self.config.max_concepts
+            check_size(mask.names(), self.bundle.catalogue, *limits)
+            sites = mask.sites(self.bundle.catalogue)
+        in_decoder = any(site != VISION for site in sites)
+        _check_key(request.cache_salt or "", mask if in_decoder else None, "cache_salt")
+        features = request.mm_features or ()
+        in_tower = VISION in sites
+        for feature in features:
+            key = feature.identifier
+            _check_key(key, mask if in_tower else None, "picture's identifier")
+        if in_tower:
+            refuse_unseen(features)
+        return mask
+
+
+def _check_key(key: str, mask: Mask | None, what: str) -> None:
+    if mask_id_of(key) != (None if mask is None else mask.mask_id):
+        raise InvalidRequestError(
+            f"a request reached the engine with a {what} that does not fit its mask"
+        )
+
+
+_admissions: dict[tuple[SauceConfig, str | None], Admission] = {}
+
+
+def admission_for(vllm_config: Any) -> Admission | None:
+    """Return the one admission of a process for an engine, None without sauce.
+
+    Raises: ConfigError, BundleError.
+    """
+    config = settings.from_vllm_config(vllm_config)
+    if config is None:
+        return None
+    key = config, vllm_config.additional_config["sauce"].get("digest")
+    if key not in _admissions:
+        _admissions[key] = Admission(*key)
+    return _admissions[key]
+
+
+def refuse_unseen(features: Iterable[Any]) -> None:
+    """Refuse what would go around the vision tower, and so around its edit.
+
+    The data of a picture that the engine holds already is not here; the engine core
+    looks again when it is.
+
+    Raises: InvalidRequestError.
+    """
+    for feature in features:
+        keys = sorted(feature.data or ())
+        made = any(key.startswith("pixel_values") for key in keys)
+        if feature.modality != "image" or (
+            keys and (not made or any("embed" in key for key in keys))
+        ):
+            raise InvalidRequestError(
+                "the concepts to forget are edited in the vision tower, so pictures "
+                f"must be given as pixels; got {feature.modality} of "
+                f"{', '.join(keys) or 'no data'}; send the picture itself"
+            )
+
+
+def _processor_init(
+    original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
+    original(self, vllm_config, *args, **kwargs)
+    self._sauce_admission = admission_for(vllm_config)
+
+
+def admission_of(processor: Any) -> Admission | None:
+    """Return what an engine's ``InputProcessor`` admits with, None without sauce."""
+    if not hasattr(processor, "_sauce_admission"):
+        processor._sauce_admission = admission_for(processor.vllm_config)
+    admission: Admission | None = processor._sauce_admission
+    return admission
+
+
+def _process_inputs(
+    original: Callable[..., Any],
+    self: Any,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    admission = admission_of(self)
+    request = None
+    try:
+        params, mask = _admit(admission, params)
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if admission is not None:
+            admission.identify(request, mask)
+    except RequestError as error:
+        compat.resend_images(self, prompt, request)
+        raise compat.as_client_error(error) from None
+    return request
+
+
+def _admit(admission: Admission | None, params: Any) -> tuple[Any, Mask | None]:
+    """Return the parameters to go on with and the request's mask.
+
+    Raises: RequestError.
+    """
+    extra_args = getattr(params, "extra_args", None)
+    if admission is None:
+        if has_sauce_keys(extra_args):
+            raise InvalidRequestError(
+                "the request asks to forget concepts, but this engine runs without "
+                "sauce; start it with --plugin sauce"
+            )
+        return params, None
+    if not compat.is_sampling_params(params):
+        raise InvalidRequestError(POOLING)
+    mask = admission.resolve(extra_args)
+    carried = carry(extra_args, None if mask is None else mask.to_wire())
+    return compat.with_extra_args(params, carried), mask
+
+
+async def _add_session(
+    original: Callable[..., Any],
+    self: Any,
+    request_id: str,
+    input_stream: Any,
+    sampling_params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    stream = _one_mask(
+        self.input_processor._sauce_admission, input_stream, sampling_params
+    )
+    return await original(self, request_id, stream, sampling_params, *args, **kwargs)
+
+
+async def _one_mask(
+    admission: Admission | None, chunks: AsyncIterable[Any], params: Any
+) -> AsyncIterator[Any]:
+    """Pass a session's chunks on; refuse one that forgets anything else.
+
+    The session's blocks keep the salt of its first chunk, so another mask's would be
+    cached under the wrong name.
+    """
+    async for chunk in chunks:
+        other = chunk.sampling_params
+        if admission is not None and other is not None:
+            wanted, got = (admission.resolve(p.extra_args) for p in (params, other))
+            if wanted != got:
+                raise compat.as_client_error(
+                    InvalidRequestError(
+                        "all chunks of a streaming session forget the same concepts; "
+                        "start another session for another mask"
+                    )
+                )
+        yield chunk

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From flags, ``additional_config`` and environment to one checked configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_sauce import __version__
+from vllm_sauce.bundle import Bundle, hub
+from vllm_sauce.config import SauceConfig
+from vllm_sauce.errors import (
+    BundleMismatchError,
+    BundleNotFoundError,
+    ConfigError,
+)
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.startup import features
+from vllm_sauce.unlearning import check_mandatory, without_decoder
+
+ENVIRONMENT = {
+    "VLLM_SAUCE_BUNDLE": "bundle",
+    "VLLM_SAUCE_FORGET": "forget",
+    "VLLM_SAUCE_MAX_LATENTS": "max_latents",
+    "VLLM_SAUCE_POOL_DTYPE": "pool_dtype",
+    "VLLM_SAUCE_APPROXIMATE": "approximate",
+}
+"""``VLLM_SAUCE_FORGET`` holds names with commas between. A flag wins over these.
+
+Each of them asks for sauce, as ``--plugin sauce`` does: none that is set is ignored.
+"""
+
+_READ_BY_KERNELS = ("VLLM_SAUCE_CACHE", "VLLM_SAUCE_KERNEL", "VLLM_SAUCE_NATIVE")
+
+_SERVICE_LINK = re.compile(
+    r"VLLM_SAUCE(_[A-Z0-9_]+)?_"
+    r"(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?"
+    r"|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every pod beside a Service named ``vllm-sauce``."""
+
+HARVEST_KEY = "sauce_harvest"
+"""In ``additional_config``: what ``tapping.TapSettings`` reads."""
+
+_DERIVED = ("digest", "sites", "version", "num_slots", "max_num_tokens")
+"""Written by us beside the user's settings: they key vLLM's compile cache, where a
+custom op and its tables' shapes are otherwise invisible and a stale model without it
+would be served. A ``digest`` that is there already, as in the arguments of a process
+that another started, is compared."""
+
+
+_NO_DECODER = (
+    "mandatory without an edit in the decoder: {}; a question without a picture is "
+    "answered as if nothing were forgotten"
+)
+
+
+def install() -> None:
+    """Check the settings whenever an engine's configuration is made."""
+    compat.wrap(compat.engine_args_cls(), "create_engine_config", _create_engine_config)
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings given as ``VLLM_SAUCE_*`` variables.
+
+    Raises: ConfigError for a variable of that prefix nobody reads, or a bad number.
+    """
+    given: dict[str, Any] = {}
+    for name in sorted(n for n in environ if n.startswith("VLLM_SAUCE_")):
+        if name in _READ_BY_KERNELS or _SERVICE_LINK.fullmatch(name):
+            continue
+        if name not in ENVIRONMENT:
+            raise ConfigError(
+                f"unknown variable {name}; known: "
+                f"{', '.join((*ENVIRONMENT, *_READ_BY_KERNELS))}"
+            )
+        value: Any = environ[name]
+        if name == "VLLM_SAUCE_FORGET":
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        elif name == "VLLM_SAUCE_MAX_LATENTS":
+            try:
+                value = int(value)
+            except ValueError:
+                raise ConfigError(
+                    f"{name} must be a whole number, got {value!r}"
+                ) from None
+        given[ENVIRONMENT[name]] = value
+    return given
+
+
+def section_of(vllm_config: Any) -> dict[str, Any] | None:
+    """Return what an engine's configuration says of sauce, None without sauce."""
+    additional = vllm_config.additional_config
+    return additional.get("sauce") if isinstance(additional, dict) else None
+
+
+def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
+    """Return the configuration an engine runs with, None without sauce.
+
+    Raises: ConfigError.
+    """
+    section = section_of(vllm_config)
+    if section is None:
+        return None
+    return SauceConfig.from_mapping(
+        {key: value for key, value in section.items() if key not in _DERIVED}
+    )
+
+
+def harvests(vllm_config: Any) -> bool:
+    """Say whether an engine takes activations instead of editing them."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, dict) and HARVEST_KEY in additional
+
+
+def requested(args: Any, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the merged settings, None when nobody asked for sauce.
+
+    Without that no variable is read: a stray one must not end a plain start.
+
+    Raises: ConfigError.
+    """
+    section = section_of(args)
+    if section is None and not any(name in environ for name in ENVIRONMENT):
+        return None
+    if section is not None and not isinstance(section, Mapping):
+        raise ConfigError(
+            f"additional_config['sauce'] must be an object, got {section!r}"
+        )
+    given = {k: v for k, v in (section or {}).items() if k not in _DERIVED}
+    return {**from_environment(environ), **given}
+
+
+def locate_bundle(given: dict[str, Any], model_dir: Path | None) -> str:
+    """Return the bundle's absolute path: as given, else ``sauce/`` beside the weights.
+
+    A name on the hub is fetched.
+
+    Raises: BundleNotFoundError.
+    """
+    if given.get("bundle") is not None:
+        if not isinstance(given["bundle"], (str, os.PathLike)):
+            raise ConfigError(f"bundle must be a path, got {given['bundle']!r}")
+        if hub.is_hub_name(str(given["bundle"])):
+            return str(hub.pull(hub.HubName.parse(str(given["bundle"]))).resolve())
+        return str(Path(given["bundle"]).expanduser().resolve())
+    if model_dir is not None and (model_dir / "sauce").is_dir():
+        return str((model_dir / "sauce").resolve())
+    raise BundleNotFoundError(
+        "sauce needs a bundle: give --sauce-bundle PATH, or put one into the model's "
+        f"folder as sauce/ (looked in {model_dir or 'a model not on disk yet'})"
+    )
+
+
+def resolve(args: Any) -> Bundle | None:
+    """Put the settings that somebody asked for into ``args``, whole and checked.
+
+    ``args`` are a command line's or an engine's: processes that are started later are
+    handed them, and find there what to run with whatever they have installed by then.
+    Returns the bundle without its weights, None when nobody asked for sauce.
+
+    Raises: ConfigError, BundleError.
+    """
+    given = requested(args, os.environ)
+    if given is None:
+        return None
+    config = SauceConfig.from_mapping(
+        {**given, "bundle": locate_bundle(given, _model_dir(args))}
+    )
+    bundle = Bundle.load(config.bundle, weights=False)
+    wanted = (section_of(args) or {}).get("digest")
+    if wanted not in (None, bundle.digest):
+        raise BundleMismatchError(
+            f"the bundle {config.bundle} changed while the server started: wanted "
+            f"{wanted}, found {bundle.digest}; start again"
+        )
+    check_mandatory(
+        config.forget, bundle.catalogue, config.max_latents, config.max_concepts
+    )
+    if config.require_decoder:
+        _refuse_without_decoder(config, bundle)
+    args.additional_config = {
+        **(args.additional_config or {}),
+        "sauce": {
+            **config.to_mapping(),
+            "digest": bundle.digest,
+            "sites": sorted(bundle.sites),
+            "version": __version__,
+        },
+    }
+    return bundle
+
+
+def _model_dir(args: Any) -> Path | None:
+    # ``vllm serve MODEL`` parses the model into an attribute of its own.
+    model = getattr(args, "model_tag", None) or args.model
+    return compat.local_model_dir(model, getattr(args, "revision", None))
+
+
+def _refuse_without_decoder(config: SauceConfig, bundle: Bundle) -> None:
+    if names := without_decoder(config.forget, bundle.catalogue):
+        raise ConfigError(
+            f"{_NO_DECODER.format(', '.join(names))}, which --sauce-require-decoder "
+            "forbids; forget others, or take a bundle that edits them in the decoder"
+        )
+
+
+def table_sizes(vllm_config: Any) -> dict[str, int]:
+    """Return the sizes of the edit's tables that an engine's configuration decides."""
+    sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
+    scheduler = vllm_config.scheduler_config
+    return {
+        # Every request of a step may carry its own mask, so this many always do.
+        "num_slots": scheduler.max_num_seqs,
+        "max_num_tokens": int(max(scheduler.max_num_batched_tokens, *sizes, 1)),
+    }
+
+
+def _create_engine_config(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    bundle = resolve(self)
+    if bundle is None:
+        return original(self, *args, **kwargs)
+    if (model_dir := _model_dir(self)) is not None:
+        bundle.check_model(model_dir)
+    vllm_config = original(self, *args, **kwargs)
+    features.refuse_unproven(vllm_config, sites=tuple(sorted(bundle.sites)))
+    vllm_config.additional_config["sauce"].update(table_sizes(vllm_config))
+    _say_what_runs(vllm_config, bundle)
+    return vllm_config
+
+
+def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
+    config, logger = from_vllm_config(vllm_config), compat.logger(__name__)
+    assert config is not None
+    logger.info(
+        "sauce: bundle %s (%s), sites %s, %d concepts, mandatory: %s",
+        config.bundle,
+        bundle.digest[:12],
+        ", ".join(sorted(bundle.sites)),
+        len(bundle.catalogue),
+        ", ".join(config.forget) or "none",
+    )
+    if names := without_decoder(config.forget, bundle.catalogue):
+        logger.warning(
+            "sauce: %s; --sauce-require-decoder refuses such concepts",
+            _NO_DECODER.format(", ".join(names)),
+        )

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activations of each sample, as the steps of a batch bring them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.activations.shard_writer import ShardWriter
+from vllm_sauce.activations.shards import Role, Rows
+from vllm_sauce.concepts import VISION
+from vllm_sauce.errors import ActivationsError
+from vllm_sauce.plugin.sites.encoder_batches import Announced
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of tokens of one sample in the current step."""
+
+    sample: int | None
+    """The sample's number; None for a request that is not harvested."""
+    start: int
+    """Position of the first token in its sample."""
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSpan:
+    """Where a picture's tokens lie in a sample."""
+
+    identifier: str
+    offset: int
+    length: int
+    is_embed: Tensor | None = None
+    """[length] bool; None if every token of the span stands for a patch."""
+
+    def mark(self, role: Tensor) -> None:
+        """Write ``Role.IMAGE`` at the picture's tokens. Shapes: role [num_tokens]"""
+        mine = role[self.offset : self.offset + self.length]
+        mine[slice(None) if self.is_embed is None else self.is_embed] = Role.IMAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A sample whose tokens have all passed the sites."""
+
+    sample: int
+    num_prompt_tokens: int
+    num_tokens: int
+    """With the generated ones that were fed back."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """What has been seen of one sample."""
+
+    pictures: tuple[PictureSpan, ...]
+    chunks: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
+
+
+class ActivationTap:
+    """Holds samples until they are finished, then hands them to the writer whole."""
+
+    def __init__(self, sites: Sequence[str], dtype: torch.dtype) -> None:
+        self.sites, self.dtype = tuple(sites), dtype
+        self.writer: ShardWriter | None = None
+        self._decoder = tuple(site for site in sites if site != VISION)
+        self._written: set[str] = set()
+        self._held: dict[int, _Held] = {}
+        self._pictures: dict[str, Tensor] = {}
+        self.announced = Announced(split=False, required=False)
+        self._waiting: dict[str, list[Span]] = {}
+
+    def begin(self, writer: ShardWriter, written_pictures: Sequence[str] = ()) -> None:
+        """Start a run; what an earlier one left unfinished is forgotten.
+
+        ``written_pictures``: identifiers whose patches are on the disk already.
+        """
+        self.writer = writer
+        self._written = set(written_pictures)
+        self._held, self._pictures, self._waiting = {}, {}, {}
+
+    def begin_sample(self, sample: int, pictures: Sequence[PictureSpan]) -> None:
+        """Expect a sample's tokens; if it starts again, what was seen goes."""
+        if self.writer is not None:
+            self._held[sample] = _Held(tuple(pictures))
+
+    def begin_step(self, spans: Sequence[Span]) -> None:
+        """Announce the tokens of the next forward pass, in the order of the batch."""
+        self._waiting = {site: list(spans) for site in self._decoder}
+
+    def clear_step(self) -> None:
+        """Announce a pass of dummy tokens: nothing of it is kept."""
+        self._waiting = {}
+
+    def take(self, site: str, hidden_states: Tensor, residual: Tensor | None) -> None:
+        """Keep one step's activations of a decoder site.
+
+        Shapes: hidden_states, residual [num_tokens or more, d_model]; their sum is the
+            residual stream
+        """
+        spans = self._waiting.pop(site, None)
+        if spans is None:
+            return
+        total = sum(span.count for span in spans)
+        x = hidden_states[:total].float()
+        if residual is not None:
+            x = x + residual[:total].float()
+        # A copy: vLLM's buffers are written again in the next step.
+        rows = x.to(dtype=self.dtype, copy=True).cpu()
+        for span, part in zip(spans, rows.split([s.count for s in spans]), strict=True):
+            held = None if span.sample is None else self._held.get(span.sample)
+            if held is not None:
+                held.chunks.setdefault(site, []).append((span.start, part))
+
+    def announce(
+        self, identifiers: Sequence[str], pairs: Sequence[Any], req_ids: Sequence[str]
+    ) -> None:
+        """Announce the pictures of the next encoder run."""
+        self.announced.announce(pairs, identifiers)
+
+    def finish_pictures(self) -> None:
+        """End an encoder run; what did not pass is found when its sample ends."""
+        self.announced.finish()
+
+    def take_pictures(self, features: Tensor) -> Tensor:
+        """Keep the vision site's activations of the batch in the encoder.
+
+        Shapes: features [num_pictures, num_patches, d_model], or [..., d_model] of one
+            picture; returned as they came
+        Raises: ActivationsError if they cannot be told apart
+        """
+        names = self.announced.enter(VISION)
+        if not names:
+            return features  # profiling
+        rows = features.detach().to(dtype=self.dtype, copy=True).cpu()
+        if len(names) == 1:
+            rows = rows.reshape(1, -1, rows.shape[-1])
+        elif features.dim() != 3 or len(rows) != len(names):
+            raise ActivationsError(
+                f"the vision site got features of shape {tuple(features.shape)} for "
+                f"{len(names)} pictures; cannot tell whose is whose"
+            )
+        for name, part in zip(names, rows, strict=True):
+            if name not in self._written:
+                # Rows of a batch share memory; a picture kept alone must not keep all.
+                self._pictures[name] = part.clone()
+        return features
+
+    def finish(self, finished: Sequence[Finished]) -> int:
+        """Write samples whose requests have ended; return the tokens still in memory.
+
+        Raises: ActivationsError if a token never passed a site, or the disk is full
+        """
+        if self.writer is None:
+            raise ActivationsError("no harvest was begun")
+        for one in finished:
+            held = self._held.pop(one.sample)
+            rows = {site: self._decoder_rows(one, held, site) for site in self._decoder}
+            fresh = self._fresh_pictures(held) if VISION in self.sites else ()
+            if fresh:
+                rows[VISION] = self._picture_rows(one.sample, fresh)
+            self.writer.add(one.sample, rows, fresh)
+            self._written.update(fresh)
+            for name in fresh:
+                del self._pictures[name]
+        return self.writer.pending_tokens
+
+    def drop(self, sample: int) -> None:
+        """Forget a sample whose request failed."""
+        self._held.pop(sample, None)
+
+    def _decoder_rows(self, one: Finished, held: _Held, site: str) -> Rows:
+        """Return a sample's tokens in order.
+
+        A preempted request brings tokens twice: the later ones count.
+        """
+        chunks = held.chunks.get(site, [])
+        seen = torch.zeros(one.num_tokens, dtype=torch.bool)
+        d_model = chunks[0][1].shape[1] if chunks else 0
+        x = torch.empty(one.num_tokens, d_model, dtype=self.dtype)
+        for start, part in chunks:
+            stop = min(start + len(part), one.num_tokens)
+            x[start:stop], seen[start:stop] = part[: stop - start], True
+        if not seen.all():
+            raise ActivationsError(
+                f"{int((~seen).sum())} of {one.num_tokens} tokens of sample "
+                f"{one.sample} never passed {site}"
+            )
+        role = torch.full((one.num_tokens,), Role.TEXT, dtype=torch.uint8)
+        role[one.num_prompt_tokens :] = Role.GENERATED
+        for picture in held.pictures:
+            picture.mark(role)
+        return Rows(x, *_labels(one.sample, one.num_tokens), role)
+
+    def _fresh_pictures(self, held: _Held) -> tuple[str, ...]:
+        names = dict.fromkeys(picture.identifier for picture in held.pictures)
+        fresh = tuple(name for name in names if name not in self._written)
+        for name in fresh:
+            if name not in self._pictures:
+                raise ActivationsError(
+                    f"picture {name[:16]}… was encoded without passing the vision site"
+                )
+        return fresh
+
+    def _picture_rows(self, sample: int, names: Sequence[str]) -> Rows:
+        x = torch.cat([self._pictures[name] for name in names])
+        position = [torch.arange(len(self._pictures[name])) for name in names]
+        role = torch.full((len(x),), Role.IMAGE, dtype=torch.uint8)
+        number, _ = _labels(sample, len(x))
+        return Rows(x, number, torch.cat(position).int(), role)
+
+
+def _labels(sample: int, count: int) -> tuple[Tensor, Tensor]:
+    number = torch.full((count,), sample, dtype=torch.int32)
+    return number, torch.arange(count, dtype=torch.int32)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proof, before the server listens, that the op fires in the model as served.
+
+A canary mask, whose edit fires on every token, is put on a dummy batch; the op's
+counter must advance and the output must change. A custom op that a stale compiled
+graph has dropped, or a site that data goes around, is found here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.startup.settings import from_vllm_config
+from vllm_sauce.plugin.worker.op_check import SIZES, check_op, measure_forms
+from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
+from vllm_sauce.unlearning import Mask, SiteTable
+
+
+def install() -> None:
+    """Run the canary where each worker class ends its warm-up."""
+    for worker in compat.worker_classes():
+        compat.wrap(worker, "compile_or_warm_up_model", _after_warm_up)
+
+
+@torch.inference_mode()
+def _after_warm_up(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if from_vllm_config(self.vllm_config) is None:
+        return original(self, *args, **kwargs)
+    # vLLM's JIT monitor forbids compiling once the warm-up ends, so the op's kernels
+    # are compiled, and compared, before it.
+    runner = self.model_runner
+    _prepare(runner)
+    _check_ops(runner)
+    result = original(self, *args, **kwargs)
+    _prove_sites(runner)
+    return result
+
+
+@torch.inference_mode()
+def prove(runner: Any) -> None:
+    """Prove the edit again, after sleep or new weights.
+
+    Raises: CanaryError naming the site where the edit did not run.
+    """
+    _runtime(runner).proven = False
+    _check_ops(runner)
+    _prove_sites(runner)
+
+
+def _runtime(runner: Any) -> SauceRuntime:
+    runtime = runtime_of(runner.model)
+    if runtime is None:
+        raise CanaryError("sauce is configured but was not injected into the model")
+    return runtime
+
+
+def _prepare(runner: Any) -> None:
+    runtime = _runtime(runner)
+    for site in runtime.decoder.values():
+        measure_forms(site.table)
+        site.planner.costs = site.table.costs
+    if runtime.vision is not None:
+        measure_forms(runtime.vision.table)
+
+
+def _prove_sites(runner: Any) -> None:
+    runtime = _runtime(runner)
+    started = time.monotonic()
+    runtime.proven, runtime.in_canary = False, True
+    try:
+        _prove_decoders(runner, runtime)
+        if runtime.vision is not None:
+            _prove_vision(runner.model, runtime)
+    finally:
+        runtime.in_canary = False
+        runtime.clear_step()
+    runtime.proven = True
+    compat.logger(__name__).info(
+        "sauce: canary passed at %s in %.1f s",
+        ", ".join(sorted(runtime.bundle.sites)),
+        time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class DummyBatch:
+    """A batch that vLLM runs in a way of its own."""
+
+    num_tokens: int
+    uniform_decode: bool = False
+
+
+def dummy_batches(vllm_config: Any) -> list[DummyBatch]:
+    """Return one batch for each way in which vLLM runs a step.
+
+    A uniform decode batch, the smallest and the largest captured size, and a chunk
+    larger than any, which runs without a graph.
+    """
+    scheduler = vllm_config.scheduler_config
+    sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [16]
+    most = scheduler.max_num_batched_tokens
+    counts = {min(size, most) for size in (min(sizes), max(sizes), max(sizes) + 1)}
+    decodes = min(scheduler.max_num_seqs, max(sizes), most)
+    return [
+        DummyBatch(decodes, uniform_decode=True),
+        *(DummyBatch(count) for count in sorted(counts)),
+    ]
+
+
+def _check_ops(runner: Any) -> None:
+    runtime, started = _runtime(runner), time.monotonic()
+    batches = dummy_batches(runner.vllm_config)
+    sizes = {*SIZES, *(batch.num_tokens for batch in batches)}
+    tables = {site: decoder.table for site, decoder in runtime.decoder.items()}
+    if runtime.vision is not None:
+        tables["vision"] = runtime.vision.table
+    for site, table in tables.items():
+        if table.checksum() != table.loaded_checksum:
+            raise CanaryError(
+                f"site {site}: the SAE's rows on the device are not those that were "
+                "loaded; start again"
+            )
+        masks = _masks(runtime, site)[: table.num_slots]
+        check_op(table, masks, sizes, runner.model_config.dtype)
+    compat.logger(__name__).info(
+        "sauce: the op agrees with its reference, %.1f s", time.monotonic() - started
+    )
+
+
+def _masks(runtime: SauceRuntime, site: str) -> list[Mask]:
+    """Return masks of single concepts at a site: the smallest and the largest."""
+    catalogue = runtime.bundle.catalogue
+    found = [
+        (len(catalogue[name].edits[site].latents), name)
+        for name in catalogue.names()
+        if site in catalogue[name].edits
+    ]
+    if not found:
+        raise CanaryError(f"no concept of the bundle edits site {site}; nothing to do")
+    names = dict.fromkeys((min(found)[1], max(found)[1]))
+    return [Mask.of([(name, 1.0)], runtime.bundle.digest) for name in names]
+
+
+@contextmanager
+def _firing_everywhere(table: SiteTable, slot: int) -> Iterator[None]:
+    """Make a resident mask shift every token, whatever the activation; then drop it."""
+    table.mask_gate[slot].fill_(float("-inf"))
+    table.mask_scale[slot].zero_()
+    table.mask_shift[slot].fill_(1.0)
+    table.edited_tokens.zero_()
+    b_enc = table.b_enc.clone()
+    if table.topk:
+        # Above all others, so that they rank wherever TopK looks.
+        rows = table.mask_latents[slot, : int(table.mask_len[slot])].long()
+        table.b_enc[rows] = 1e30
+    try:
+        yield
+    finally:
+        table.b_enc.copy_(b_enc)
+        table.reset()
+
+
+def _prove_decoders(runner: Any, runtime: SauceRuntime) -> None:
+    runtime.clear_step()
+    for batch in dummy_batches(runner.vllm_config):
+        with compat.dummy_embeddings(runner, batch.num_tokens):
+            before = _hidden(runner, batch)
+            for site in runtime.decoder:
+                _prove_decoder(runner, runtime, site, batch, before)
+
+
+def _prove_decoder(
+    runner: Any, runtime: SauceRuntime, site: str, batch: DummyBatch, before: Tensor
+) -> None:
+    decoder = runtime.decoder[site]
+    mask = _masks(runtime, site)[0]
+    (slot,) = decoder.table.assign([mask])
+    with _firing_everywhere(decoder.table, slot):
+        decoder.set_spans([mask], [batch.num_tokens])
+        after = _hidden(runner, batch)
+        counted = int(decoder.table.edited_tokens.sum())
+    runtime.clear_step()
+    if counted != batch.num_tokens:
+        raise CanaryError(
+            f"site {site}: the op counted {counted} edited tokens of a batch of "
+            f"{batch.num_tokens}{' decoding' if batch.uniform_decode else ''}: the "
+            "model as compiled does not run it as it must; clear vLLM's compile cache "
+            "and start again"
+        )
+    if not _changed(before, after):
+        raise CanaryError(
+            f"site {site}: the op ran, but the model's output did not change"
+        )
+
+
+def _hidden(runner: Any, batch: DummyBatch) -> Tensor:
+    """Return the model's output for a dummy batch that attends to itself.
+
+    Without ``force_attention`` V1 leaves the attention's output uninitialised, and
+    garbage of any size hides the edit.
+    """
+    hidden: Tensor = runner._dummy_run(
+        batch.num_tokens, force_attention=True, uniform_decode=batch.uniform_decode
+    )[0]
+    return hidden.float().clone()
+
+
+def _changed(before: Tensor, after: Tensor) -> bool:
+    finite = before.isfinite() & after.isfinite()
+    return bool((before != after)[finite].any())
+
+
+def _prove_vision(model: Any, runtime: SauceRuntime) -> None:
+    vision = runtime.vision
+    assert vision is not None
+    size = model.config.vision_config.image_size
+    weight = next(model.parameters())
+    pixels = torch.rand(1, 3, size, size, device=weight.device, dtype=weight.dtype)
+    before = model.embed_multimodal(pixel_values=pixels)[0].float().clone()
+    mask = _masks(runtime, "vision")[0]
+    (slot,) = vision.table.assign([mask])
+    with _firing_everywhere(vision.table, slot), vision.announced.encoding([mask]):
+        after = model.embed_multimodal(pixel_values=pixels)[0].float().clone()
+        counted = int(vision.table.edited_tokens.sum())
+    changed = _changed(before, after)
+    if counted == 0 or not changed:
+        raise CanaryError(
+            f"site vision: the op counted {counted} patches and the image embedding "
+            f"{'changed' if changed else 'did not change'}"
+        )
