@@ -22,13 +22,13 @@ from tiny.concepts import DOMAIN_OF
 from tiny.exam import MODEL_FOLDER, Tiny
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import fingerprint_model
+from vllm_sauce.bundle.served_sae import read_sae
 from vllm_sauce.cli.options import site_paths
 from vllm_sauce.concepts import Concept
 from vllm_sauce.evaluation.metrics import NAMES
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.setting import Action, Setting, SiteSetting
-from vllm_sauce.learning.selection.select import read_sae
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 
 PLAIN = SiteSetting(

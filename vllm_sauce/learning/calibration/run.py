@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_sauce.activations.shards import write_whole
 from vllm_sauce.bundle import Bundle, ModelFingerprint, fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
+from vllm_sauce.bundle.served_sae import read_sae
 from vllm_sauce.concepts import Catalogue, SiteEdit, check_site
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import BundleMismatchError, ConfigError
@@ -28,7 +29,6 @@ from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner
 from vllm_sauce.learning.calibration.record import concept_of, record, record_path
 from vllm_sauce.learning.calibration.search import Note, calibrate
-from vllm_sauce.learning.selection.select import read_sae
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.scale import orphans
