@@ -10,7 +10,7 @@ calibrated anew, so a share is at least what the others cannot make up for.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,66 +22,68 @@ from tiny.concepts import DOMAIN_OF
 from tiny.exam import MODEL_FOLDER, Tiny
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import fingerprint_model
+from vllm_sauce.bundle.served_sae import read_sae
 from vllm_sauce.cli.options import site_paths
-from vllm_sauce.concepts import Concept, SiteEdit
+from vllm_sauce.concepts import Concept
 from vllm_sauce.evaluation.metrics import NAMES
-from vllm_sauce.learning.calibration.edit_choices import EditChoices, SiteSetting
-from vllm_sauce.learning.selection.select import read_sae
+from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.edit_choices import EditChoices
+from vllm_sauce.learning.calibration.setting import Action, Setting, SiteSetting
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 
-Sites = Mapping[str, SiteSetting]
-PLAIN = SiteSetting(ranking="share", k=16, gate=0.0, action="scale -2")
+PLAIN = SiteSetting(
+    site="vision", ranking="share", k=16, gate=0.0, action=Action.parse("scale -2")
+)
 """One setting for all concepts, at the vision site."""
 
 
-def each(**values: object) -> Callable[[Sites], Sites]:
-    """Return what sets some values alike at every site that is edited."""
-    return lambda sites: {
-        site: replace(one, **values)  # type: ignore[arg-type]
-        for site, one in sites.items()
-    }
+def each(change: Callable[[SiteSetting], SiteSetting]) -> Callable[[Setting], Setting]:
+    """Return what changes every site that is edited alike."""
+    return lambda setting: tuple(map(change, setting))
 
 
-def alone(kept: str) -> Callable[[Sites], Sites]:
+def alone(kept: str) -> Callable[[Setting], Setting]:
     """Return what leaves one site, where it is edited."""
-    return lambda sites: {kept: sites[kept]} if kept in sites else sites
+    return lambda setting: tuple(one for one in setting if one.site == kept) or setting
 
 
-VARIANTS: dict[str, Callable[[Sites], Sites]] = {
-    "as calibrated": lambda sites: sites,
-    "not pruned": each(without=()),
-    "no gate": each(gate=0.0),
-    "ranked by S(i) alone": each(ranking="share", without=()),
-    "16 latents for all": each(k=16, without=()),
-    "gamma -2 for all": each(action="scale -2"),
+VARIANTS: dict[str, Callable[[Setting], Setting]] = {
+    "as calibrated": lambda setting: setting,
+    "not pruned": each(lambda one: replace(one, without=())),
+    "no gate": each(lambda one: replace(one, gate=0.0)),
+    "ranked by S(i) alone": each(lambda one: replace(one, ranking="share", without=())),
+    "16 latents for all": each(lambda one: replace(one, k=16, without=())),
+    "gamma -2 for all": each(lambda one: replace(one, action=PLAIN.action)),
     "vision alone": alone("vision"),
     "decoder.1 alone": alone("decoder.1"),
-    "vision, S(i), 16, gamma -2, no gate": lambda sites: {"vision": PLAIN},
+    "vision, S(i), 16, gamma -2, no gate": lambda setting: (PLAIN,),
 }
 
 
-def settings(folder: Path) -> Iterator[tuple[str, dict[str, SiteSetting]]]:
-    """Yield each calibrated concept and what is done at its sites."""
+def settings(folder: Path) -> Iterator[tuple[str, Setting]]:
+    """Yield each calibrated concept and its setting."""
     for path in sorted(folder.glob("concept-*.json")):
         entry = json.loads(path.read_text())
-        found = {}
-        for site, one in entry["setting"].items():
-            without = tuple(one.pop("without", ()))
-            found[site] = SiteSetting(**one, without=without)
-        yield entry["concept"], found
+        found = [
+            SiteSetting(
+                site=site,
+                ranking=one["ranking"],
+                k=one["k"],
+                gate=one["gate"],
+                action=Action.parse(one["action"]),
+                without=tuple(one.get("without", ())),
+            )
+            for site, one in entry["setting"].items()
+        ]
+        yield entry["concept"], tuple(found)
 
 
 def choices_of(
-    name: str, selections: Mapping[str, SelectionFile], config: Mapping[str, list[int]]
+    name: str, selections: Mapping[str, SelectionFile], k: Sequence[int]
 ) -> EditChoices:
-    """Return what a concept's settings mean."""
+    """Return what a concept's settings mean; of the search only ``k`` matters."""
     latents = {site: one.concepts[name] for site, one in selections.items()}
-    return EditChoices(name, latents, tuple(config["k"]), (0.0,), ("scale -2",))
-
-
-def edits_of(choices: EditChoices, sites: Sites) -> dict[str, SiteEdit]:
-    """Return the edits of settings."""
-    return choices.edits(choices.setting(sites))
+    return EditChoices.of(name, latents, CalibrationConfig(k=tuple(k)))
 
 
 def main() -> None:
@@ -102,10 +104,10 @@ def main() -> None:
     scorer = Scorer(Tiny.load())
     sums: dict[str, dict[str, float]] = {name: {} for name in VARIANTS}
     found = list(settings(arguments.calibration))
-    for name, sites in track(found, "concepts"):
-        choices = choices_of(name, selections, config)
+    for name, setting in track(found, "concepts"):
+        choices = choices_of(name, selections, config["k"])
         for variant, change in VARIANTS.items():
-            edits = edits_of(choices, change(sites))
+            edits = choices.edits(change(setting))
             concept = Concept(name=name, domain=DOMAIN_OF[name], edits=edits)
             for score, value in scorer.scores(concept, saes).items():
                 sums[variant][score] = sums[variant].get(score, 0.0) + value

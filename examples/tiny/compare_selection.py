@@ -34,7 +34,7 @@ from tiny.user_pictures import write_labelled
 from tiny.world import Picture
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, SiteEdit
-from vllm_sauce.concepts.scores import SCORES, CausalScore, ranked, saeuron_gate
+from vllm_sauce.concepts.scores import SCORES, CausalScore, ranked
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.evaluation.exam import (
@@ -238,6 +238,15 @@ def rankings(
     return {"random": (chance, False), **ways, **slow}
 
 
+def mean_over_all(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
+    """Return mu(D), the mean activation over all samples: SAeUron edits above it.
+
+    Shapes: -> [d_sae]
+    Source: SAeUron (arXiv:2501.18052), intervention
+    """
+    return (pos.sum_acts + neg.sum_acts) / (pos.num_tokens + neg.num_tokens)
+
+
 def compare(sizes: Comparison) -> list[Row]:
     """Rank by every score and measure the edits."""
     tiny = Tiny.load()
@@ -260,7 +269,7 @@ def compare(sizes: Comparison) -> list[Row]:
         edits = {}
         for index, (pos, neg) in enumerate(groups):
             latents = ranked(score(index, pos, neg), pos, sizes.k)
-            gate = saeuron_gate(pos, neg)
+            gate = mean_over_all(pos, neg)
             edits[CONCEPTS[index]] = SiteEdit(
                 latents=latents,
                 gamma=(sizes.gamma,) * len(latents),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vllm_sauce.concepts import scores
 from vllm_sauce.concepts.scores import SCORES, CausalScore, ranked
-from vllm_sauce.concepts.statistics import LatentStatistics, level_of
+from vllm_sauce.concepts.statistics import LatentStatistics
 from vllm_sauce.errors import ConfigError
 
 D_SAE = 40
@@ -30,8 +30,8 @@ def draw(seed, sparsity=0.6):
     return acts, sample, groups
 
 
-def counted(acts, sample, groups, **options):
-    found = LatentStatistics(groups.shape[1], acts.shape[1], **options)
+def counted(acts, sample, groups):
+    found = LatentStatistics(groups.shape[1], acts.shape[1])
     found.add(acts, sample, groups)
     return found
 
@@ -153,10 +153,9 @@ def test_renumbering_latents_renumbers_scores(name, seed):
     assert torch.allclose(before[order], after, rtol=1e-4, atol=1e-7)
 
 
-def test_saeurons_gate_is_the_mean_over_all():
-    pos, neg, with_it, without = both(0)
-    everything = torch.tensor(with_it + without).double()
-    assert torch.allclose(scores.saeuron_gate(pos, neg), everything.mean(0))
+def test_silent_latents_have_no_share():
+    silent = counted(torch.zeros(2, 3), torch.arange(2), torch.ones(2, 1).bool())
+    assert scores.share(silent.group(0), silent.group(0)).tolist() == [0, 0, 0]
 
 
 def test_crisp_looks_at_ten_times_k_candidates():
@@ -177,41 +176,16 @@ def test_parts_add_up_to_the_whole(seed, cuts):
     acts, sample, groups = draw(seed)
     groups[2] = True  # a sample in both groups
     groups[7] = False  # and one in none
-    whole = counted(acts, sample, groups, levels=True)
-    merged = LatentStatistics(2, D_SAE, levels=True)
+    whole, parts = counted(acts, sample, groups), LatentStatistics(2, D_SAE)
     for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 10], strict=True):
         rows = (sample >= start) & (sample < stop)
-        part = counted(
-            acts[rows], sample[rows] - start, groups[start:stop], levels=True
-        )
-        merged.merge(part)
+        parts.add(acts[rows], sample[rows] - start, groups[start:stop])
     for index in (0, 1):
-        one, two = whole.group(index), merged.group(index)
-        for name in ("mean_acts", "mean_squared", "firing_rate", "sample_rate"):
+        one, two = whole.group(index), parts.group(index)
+        for name in ("mean_acts", "mean_squared", "firing_rate"):
             assert torch.allclose(getattr(one, name), getattr(two, name))
         assert torch.equal(one.max_acts, two.max_acts)
         assert (one.num_tokens, one.num_samples) == (two.num_tokens, two.num_samples)
-    assert whole.histogram is not None and merged.histogram is not None
-    assert torch.equal(whole.histogram, merged.histogram)
-
-
-@given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
-@settings(max_examples=15, deadline=None)
-def test_percentiles_of_the_largest_activation(seed, share):
-    acts, sample, groups = draw(seed, sparsity=0.9)
-    found = counted(acts, sample, groups, levels=True)
-    largest = torch.stack([acts[sample == s].amax(0) for s in range(4, 10)])
-    level = found.percentile(1, share)
-    # True up to a level: no sample that counts lies above, and one lies near.
-    assert bool(((largest <= level * 1.0001).float().mean(0) >= share - 1e-6).all())
-    rank = max(math.ceil(share * 6 - 1e-9) - 1, 0)
-    exact = largest.sort(0).values[rank]
-    assert bool((level <= exact * 2**0.2501 + 2**-10).all())
-
-
-def test_levels_cover_every_activation():
-    acts = torch.tensor([-1.0, 0.0, 1e-9, 2.0**-10, 2.0**-9.5, 1e9])
-    assert level_of(acts).tolist() == [0, 0, 1, 1, 3, 81]
 
 
 def test_what_cannot_be_counted_is_refused():
@@ -221,10 +195,6 @@ def test_what_cannot_be_counted_is_refused():
         found.group(1)
     with pytest.raises(ConfigError, match="latent_acts must be"):
         found.add(acts[:, :5], sample, groups)
-    with pytest.raises(ConfigError, match="cannot add statistics"):
-        found.merge(LatentStatistics(3, D_SAE))
-    with pytest.raises(ConfigError, match="levels=True"):
-        found.percentile(0, 0.5)
     found.add(acts, sample, groups)
     pos = found.group(0)
     with pytest.raises(ConfigError, match="with 1 NaN"):

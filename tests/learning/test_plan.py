@@ -15,8 +15,9 @@ from vllm_sauce.cli.options import site_saes
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
-from vllm_sauce.learning.calibration.edit_choices import EditChoices, SiteSetting
-from vllm_sauce.learning.calibration.site_search import site_rounds
+from vllm_sauce.learning.calibration.coordinate_search import site_rounds
+from vllm_sauce.learning.calibration.edit_choices import EditChoices
+from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.learn import LearnRequest
 from vllm_sauce.learning.plan import (
     Asked,
@@ -133,14 +134,8 @@ def test_no_search_asks_more_than_planned(paper, sites):
     latents = SelectedConcept(domain="animals", num_samples=(9, 9), latents=ranked)
     config = CalibrationConfig()
     sites = dict.fromkeys(paper.sites, latents)
-    choices = EditChoices(
-        "dog",
-        sites,
-        config.k,
-        config.gates,
-        config.actions,
-    )
-    search = site_rounds(choices, config.passes)
+    choices = EditChoices.of("dog", sites, config)
+    search = site_rounds(tuple(choices.grids.values()), config.passes)
     rising, tried = 0.0, 0
     wanted = next(search)
     with pytest.raises(StopIteration):
@@ -151,11 +146,11 @@ def test_no_search_asks_more_than_planned(paper, sites):
                 rising += 1.0
                 scores[setting] = rising
             wanted = search.send(scores)
-    best = choices.setting(
-        {
-            site: SiteSetting(ranking="file", k=64, gate=0.0, action="scale 0")
-            for site in sites
-        }
+    best = tuple(
+        SiteSetting(
+            site=site, ranking="file", k=64, gate=0.0, action=Action.parse("scale 0")
+        )
+        for site in sites
     )
     whole = config.finalists + len(list(choices.smaller(best)))
     line = by_stage(paper, FEW)["calibrate"]

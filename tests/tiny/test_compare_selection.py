@@ -6,7 +6,12 @@ import math
 import pytest
 import torch
 
-from tiny.compare_selection import Comparison, Naming, count_latents
+from tiny.compare_selection import (
+    Comparison,
+    Naming,
+    count_latents,
+    mean_over_all,
+)
 from tiny.concepts import CONCEPTS
 from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
 from vllm_sauce.bundle import Bundle
@@ -70,3 +75,12 @@ def test_groups_are_those_with_and_without(tiny, exam):
     group = counted.group(2 * red)
     assert group.num_samples == int(shown.sum())
     assert torch.allclose(group.mean_acts, acts.double().mean(0), atol=1e-6)
+
+
+def test_saeurons_gate_is_the_mean_over_all(tiny, exam):
+    sae = Bundle.load(BUNDLE_FOLDER).sites[VISION].weights
+    red = CONCEPTS.index("red")
+    counted = count_latents(sae, exam)
+    acts = torch.cat([sae.encode(x) for x in exam.vision]).double()
+    gate = mean_over_all(counted.group(2 * red), counted.group(2 * red + 1))
+    assert torch.allclose(gate, acts.mean(0), atol=1e-6)

@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables made of a calibration: its frontier, and ingredients taken away."""
 
-from tiny.ablation import VARIANTS, alone, each
-from tiny.frontiers import best_known, most_forgetting
-from vllm_sauce.learning.calibration.edit_choices import SiteSetting
+from dataclasses import replace
 
-A = SiteSetting(ranking="share", k=4, gate=0.99, action="clamp 1", without=(2,))
-B = SiteSetting(ranking="crisp", k=8, gate=0.0, action="scale -4")
+from tiny.ablation import VARIANTS, alone
+from tiny.frontiers import best_known, most_forgetting
+from vllm_sauce.learning.calibration.setting import Action, SiteSetting
+
+A = SiteSetting(
+    site="vision",
+    ranking="share",
+    k=4,
+    gate=0.99,
+    action=Action.parse("clamp 1"),
+    without=(2,),
+)
+B = SiteSetting(
+    site="decoder.1", ranking="crisp", k=8, gate=0.0, action=Action.parse("scale -4")
+)
 
 
 def trial(setting, share, forgetting, keeping):
@@ -33,11 +44,9 @@ def test_what_keeps_less_than_the_floor_does_not_count():
 
 
 def test_one_ingredient_is_taken_away_and_the_rest_left():
-    sites = {"vision": A, "decoder.1": B}
-    assert VARIANTS["as calibrated"](sites) == sites
-    gone = each(gate=0.0)(sites)
-    assert gone["vision"].gate == 0.0 and gone["decoder.1"] == B
-    assert (gone["vision"].k, gone["vision"].without) == (4, (2,))
-    assert VARIANTS["not pruned"](sites)["vision"].without == ()
-    assert alone("vision")(sites) == {"vision": A}
-    assert alone("decoder.1")({"vision": A}) == {"vision": A}
+    setting = (A, B)
+    assert VARIANTS["as calibrated"](setting) == setting
+    assert VARIANTS["no gate"](setting) == (replace(A, gate=0.0), B)
+    assert VARIANTS["not pruned"](setting)[0].without == ()
+    assert alone("vision")(setting) == (A,)
+    assert alone("decoder.1")((A,)) == (A,)

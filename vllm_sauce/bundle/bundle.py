@@ -15,20 +15,18 @@ from vllm_sauce.bundle.reading import (
     BUNDLE_FILE,
     check_hash,
     member,
-    parse_json,
-    read_catalogue,
+    parse,
     read_json,
 )
 from vllm_sauce.bundle.schema import (
     BundleFile,
     ConceptFile,
-    EditFile,
     ModelFingerprint,
     SiteFile,
 )
 from vllm_sauce.bundle.tensors import check_header, read_weights
 from vllm_sauce.bundle.writing import replaced_folder
-from vllm_sauce.concepts import Catalogue, Concept
+from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import BundleError, BundleMismatchError, UnsupportedSAEError
 
 if TYPE_CHECKING:
@@ -87,17 +85,17 @@ class Bundle:
         """
         folder = Path(path)
         raw = read_json(folder)
-        parsed = parse_json(raw, folder / BUNDLE_FILE)
-        catalogue = read_catalogue(parsed, folder / BUNDLE_FILE)
+        fingerprint, entries, catalogue = parse(raw, folder / BUNDLE_FILE)
         sites = {}
-        for name, entry in parsed.sites.items():
+        for name, entry in entries.items():
             _check_architecture(name, entry)
             file = member(folder, entry.file)
             check_header(file, entry)
-            check_hash(file, entry.sha256)
+            # What is not read now, and was hashed before, need not be read again.
+            check_hash(file, entry.sha256, anew=weights)
             sites[name] = SiteSAE(entry, read_weights(file, entry) if weights else None)
         digest = hashlib.sha256(raw).hexdigest()
-        return cls(parsed.fingerprint, sites, catalogue, digest, raw)
+        return cls(fingerprint, sites, catalogue, digest, raw)
 
     @classmethod
     def build(
@@ -119,15 +117,15 @@ class Bundle:
         described = BundleFile.model_construct(
             fingerprint=fingerprint,
             sites=entries,
-            concepts={item.name: _concept_entry(item) for item in catalogue.values()},
+            concepts={item.name: ConceptFile.of(item) for item in catalogue.values()},
         )
         data = described.model_dump(mode="json")
         raw = (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("ascii")
-        parsed = parse_json(raw, Path(BUNDLE_FILE))
+        parsed = parse(raw, Path(BUNDLE_FILE))
         return cls(
             parsed.fingerprint,
             {name: SiteSAE(parsed.sites[name], sae) for name, sae in sites.items()},
-            read_catalogue(parsed, Path(BUNDLE_FILE)),
+            parsed.catalogue,
             hashlib.sha256(raw).hexdigest(),
             raw,
         )
@@ -184,7 +182,7 @@ def _site_entry(
 ) -> SiteFile:
     from safetensors.torch import save
 
-    # Unchecked here: parse_json checks the whole text, as it will when it is read.
+    # Unchecked here: parse checks the whole text, as it will when it is read.
     return SiteFile.model_construct(
         file=f"sae.{name}.safetensors",
         sha256=hashlib.sha256(save(_contiguous(sae))).hexdigest(),
@@ -198,23 +196,6 @@ def _site_entry(
             key: None if value is None else float(value)
             for key, value in activation.items()
         },
-    )
-
-
-def _concept_entry(concept: Concept) -> ConceptFile:
-    return ConceptFile.model_construct(
-        domain=concept.domain,
-        edits={
-            site: EditFile(
-                latents=list(edit.latents),
-                gamma=list(edit.gamma),
-                shift=list(edit.shift),
-                gate=list(edit.gate),
-            )
-            for site, edit in concept.edits.items()
-        },
-        provenance=dict(concept.provenance),
-        scores=dict(concept.scores),
     )
 
 

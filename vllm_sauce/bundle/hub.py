@@ -48,6 +48,14 @@ def is_hub_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and not Path(text.split("@")[0]).exists()
 
 
+def bundle_folder(text: str) -> Path:
+    """Return a bundle's folder; what is named on the hub is fetched.
+
+    Raises: BundleError, ConfigError
+    """
+    return pull(HubName.parse(text)) if is_hub_name(text) else Path(text)
+
+
 def bundles_folder() -> Path:
     """Return where fetched bundles are kept, each under its commit."""
     if mine := os.environ.get("VLLM_SAUCE_CACHE"):

@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_sauce.bundle.fingerprint import file_sha256
-from vllm_sauce.bundle.schema import FORMAT, VERSION, BundleFile, ConceptFile
+from vllm_sauce.bundle.schema import (
+    FORMAT,
+    VERSION,
+    BundleFile,
+    ConceptFile,
+    ModelFingerprint,
+    SiteFile,
+)
 from vllm_sauce.concepts import (
     Catalogue,
     Concept,
@@ -47,11 +57,33 @@ def member(folder: Path, name: str) -> Path:
     return path
 
 
-def parse_json(raw: bytes, source: Path) -> BundleFile:
-    """Parse bundle.json strictly.
+class Parsed(NamedTuple):
+    """What bundle.json holds."""
+
+    fingerprint: ModelFingerprint
+    sites: Mapping[str, SiteFile]
+    catalogue: Catalogue
+
+
+# A server's start reads the same bytes at every step.
+@lru_cache(maxsize=1)
+def parse(raw: bytes, source: Path) -> Parsed:
+    """Parse bundle.json strictly, and check its catalogue against its sites.
 
     Raises: BundleCorruptError
     """
+    parsed = _parse_json(raw, source)
+    try:
+        _check_sites(parsed)
+        concepts = [entry.concept(name) for name, entry in parsed.concepts.items()]
+        for concept in concepts:
+            _check_edits(concept, parsed)
+        return Parsed(parsed.fingerprint, parsed.sites, Catalogue(concepts))
+    except ConfigError as error:
+        raise BundleCorruptError(f"{source}: {error}") from error
+
+
+def _parse_json(raw: bytes, source: Path) -> BundleFile:
     try:
         data = json.loads(raw, object_pairs_hook=_distinct_keys)
     except (ValueError, RecursionError) as error:
@@ -74,21 +106,6 @@ def parse_json(raw: bytes, source: Path) -> BundleFile:
         raise BundleCorruptError(f"{source}: {lines}") from error
 
 
-def read_catalogue(parsed: BundleFile, source: Path) -> Catalogue:
-    """Return the catalogue of a parsed bundle.json, checked against its sites.
-
-    Raises: BundleCorruptError
-    """
-    try:
-        _check_sites(parsed)
-        concepts = [_concept(name, c) for name, c in parsed.concepts.items()]
-        for concept in concepts:
-            _check_edits(concept, parsed)
-        return Catalogue(concepts)
-    except ConfigError as error:
-        raise BundleCorruptError(f"{source}: {error}") from error
-
-
 def read_concepts(path: str | Path) -> Catalogue:
     """Return the catalogue of a JSON file that holds a bundle.json's ``concepts``.
 
@@ -101,23 +118,51 @@ def read_concepts(path: str | Path) -> Catalogue:
     try:
         json.loads(raw, object_pairs_hook=_distinct_keys)
         entries = TypeAdapter(dict[str, ConceptFile]).validate_json(raw)
-        return Catalogue(_concept(name, entry) for name, entry in entries.items())
+        return Catalogue(entry.concept(name) for name, entry in entries.items())
     except (ValueError, RecursionError) as error:
         raise BundleCorruptError(
             f"{path} must hold an object of concepts as bundle.json has them: {error}"
         ) from error
 
 
-def check_hash(path: Path, want: str) -> None:
+def check_hash(path: Path, want: str, *, anew: bool = True) -> None:
     """Check a file's SHA-256.
+
+    ``anew=False`` lets a file be that this process has hashed and that is the same
+    file since, by its inode, size and times.
 
     Raises: BundleCorruptError
     """
-    got = file_sha256(path)
+    got = file_sha256(path) if anew else _sha256_once(path.resolve())
     if got != want:
         raise BundleCorruptError(
             f"{path} must have SHA-256 {want}, got {got}; copy the bundle again"
         )
+
+
+SETTLED_NS = 2 * 10**9
+"""How long a file must have been left alone for its times to tell it from another:
+clocks of file systems tick, and two writes within a tick have the same time."""
+
+_hashed: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+
+def _sha256_once(path: Path) -> str:
+    now, identity = time.time_ns(), _identity(path)
+    known = _hashed.get(path)
+    if known is not None and known[0] == identity:
+        return known[1]
+    digest = file_sha256(path)
+    if max(identity[-2:]) < now - SETTLED_NS and _identity(path) == identity:
+        _hashed[path] = identity, digest
+    return digest
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    # Any write sets the last one, which nobody can set back.
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return (found.st_dev, found.st_ino, found.st_size, *times)
 
 
 def _distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -145,28 +190,6 @@ def _check_sites(parsed: BundleFile) -> None:
                 f"site {name!r} has d_model {site.d_model}, "
                 f"the model's hidden_size is {text.hidden_size}"
             )
-
-
-def _concept(name: str, entry: ConceptFile) -> Concept:
-    try:
-        edits = {
-            site: SiteEdit(
-                latents=tuple(edit.latents),
-                gamma=tuple(edit.gamma),
-                shift=tuple(edit.shift),
-                gate=tuple(edit.gate),
-            )
-            for site, edit in entry.edits.items()
-        }
-    except ConfigError as error:
-        raise ConfigError(f"concept {name!r}: {error}") from error
-    return Concept(
-        name=name,
-        domain=entry.domain,
-        edits=edits,
-        provenance=entry.provenance,
-        scores=entry.scores,
-    )
 
 
 def _check_edits(concept: Concept, parsed: BundleFile) -> None:

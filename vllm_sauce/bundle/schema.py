@@ -7,6 +7,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from vllm_sauce.concepts import Concept, SiteEdit
+from vllm_sauce.errors import ConfigError
+
 FORMAT: Final = "vllm-sauce-bundle"
 VERSION: Final = 1
 
@@ -79,6 +82,15 @@ class EditFile(_Strict):
     shift: list[_Number]
     gate: list[_Number]
 
+    @classmethod
+    def of(cls, edit: SiteEdit) -> EditFile:
+        """Return how an edit is written."""
+        return cls(**{name: list(getattr(edit, name)) for name in cls.model_fields})
+
+    def edit(self) -> SiteEdit:
+        """Return the edit. Raises: ConfigError"""
+        return SiteEdit(**{name: tuple(values) for name, values in self})
+
 
 class ConceptFile(_Strict):
     """One concept; its name is the key."""
@@ -87,6 +99,30 @@ class ConceptFile(_Strict):
     edits: dict[str, EditFile]
     provenance: dict[str, JsonValue] = {}
     scores: dict[str, _Number | None] = {}
+
+    @classmethod
+    def of(cls, concept: Concept) -> ConceptFile:
+        """Return how a concept is written; it is checked when it is read."""
+        return cls.model_construct(
+            domain=concept.domain,
+            edits={site: EditFile.of(edit) for site, edit in concept.edits.items()},
+            provenance=dict(concept.provenance),
+            scores=dict(concept.scores),
+        )
+
+    def concept(self, name: str) -> Concept:
+        """Return the concept. Raises: ConfigError"""
+        try:
+            edits = {site: entry.edit() for site, entry in self.edits.items()}
+        except ConfigError as error:
+            raise ConfigError(f"concept {name!r}: {error}") from error
+        return Concept(
+            name=name,
+            domain=self.domain,
+            edits=edits,
+            provenance=self.provenance,
+            scores=self.scores,
+        )
 
 
 class BundleFile(_Strict):

@@ -51,14 +51,9 @@ def diff(
     from vllm_sauce.bundle import Bundle, hub
     from vllm_sauce.bundle.difference import differences
 
-    bundles = [
-        Bundle.load(
-            hub.pull(hub.HubName.parse(text)) if hub.is_hub_name(text) else text,
-            weights=False,
-        )
-        for text in (old, new)
-    ]
-    lines = differences(*bundles)
+    lines = differences(
+        *(Bundle.load(hub.bundle_folder(text), weights=False) for text in (old, new))
+    )
     for line in lines:
         typer.echo(line)
     if not lines:

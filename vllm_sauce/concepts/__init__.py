@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which latents carry a concept; scores that find them are in ``selection``."""
+"""Which latents carry a concept; what ranks them is in ``scores``."""
 
 from vllm_sauce.concepts.catalogue import Catalogue, Concept, SiteEdit
 from vllm_sauce.concepts.site import VISION, check_site, decoder_layer_idx

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts.selection import share_difference
 from vllm_sauce.concepts.statistics import GroupStatistics
 from vllm_sauce.errors import ConfigError
 
@@ -20,12 +19,13 @@ Score = Callable[[GroupStatistics, GroupStatistics], Tensor]
 
 
 def share(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
-    """Return SAUCE's S(i), the difference of shares of the mean activation.
+    """Return SAUCE's S(i): how much larger a latent's share of the mean activation is.
 
-    Shapes: -> [d_sae]
-    Source: SAUCE (arXiv:2503.14530), selection score
+    Shapes: -> [d_sae] float32
+    Source: SAUCE (arXiv:2503.14530), selection score, with its delta
     """
-    return share_difference(pos.mean_acts, neg.mean_acts)
+    with_it, without = pos.mean_acts.float(), neg.mean_acts.float()
+    return with_it / (with_it.sum() + 1e-8) - without / (without.sum() + 1e-8)
 
 
 def saeuron(
@@ -34,7 +34,7 @@ def saeuron(
     """Return S(i) of the latents above a percentile of S over all latents.
 
     The authors use 99.99 and more on SAEs of tens of thousands of latents; what is
-    above decides how many are edited. See ``saeuron_gate`` for where they are.
+    above decides how many are edited.
 
     Shapes: -> [d_sae]
     Source: SAeUron (arXiv:2501.18052), feature importance and its threshold
@@ -43,15 +43,6 @@ def saeuron(
         raise ConfigError(f"a percentile lies in 0..100, got {percentile}")
     scores = share(pos, neg)
     return torch.where(scores > scores.quantile(percentile / 100), scores, NEVER)
-
-
-def saeuron_gate(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
-    """Return mu(D), the mean activation over all samples: SAeUron edits above it.
-
-    Shapes: -> [d_sae]
-    Source: SAeUron (arXiv:2501.18052), intervention
-    """
-    return (pos.sum_acts + neg.sum_acts) / (pos.num_tokens + neg.num_tokens)
 
 
 def crisp(

@@ -75,12 +75,7 @@ def write_report(
     Raises: SauceError
     """
     settings = Settings(latents=latents, top=top, probes=probes, wording=shown.wording)
-    folder = (
-        hub.pull(hub.HubName.parse(bundle_name))
-        if (hub.is_hub_name(bundle_name))
-        else Path(bundle_name)
-    )
-    bundle = Bundle.load(folder)
+    bundle = Bundle.load(hub.bundle_folder(bundle_name))
     bundle.check_model(model)
     # Before the long part: a wrong name or a folder that is not there costs nothing.
     for name in names:

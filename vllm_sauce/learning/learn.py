@@ -20,6 +20,7 @@ from typing import Any
 from vllm_sauce.activations.shards import write_whole
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
+from vllm_sauce.bundle.served_sae import is_served_sae
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError, LearnError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
@@ -106,17 +107,6 @@ class LearnRequest:
         if given is not None and is_served_sae(Path(given)):
             return Path(given)
         return self.folder / f"sae-{site}"
-
-
-def is_served_sae(path: Path) -> bool:
-    """Say whether a folder is a bundle or an SAE as SAELens saves it."""
-    if (path / "bundle.json").is_file():
-        return True
-    try:
-        config = json.loads((path / "cfg.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "architecture" in config
 
 
 @dataclass(frozen=True, slots=True)

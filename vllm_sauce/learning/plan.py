@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.questionnaire import Item, Questionnaire, small_part
+from vllm_sauce.learning.calibration.coordinate_search import most_settings
 from vllm_sauce.learning.calibration.run import SCORE_SPLIT, SEARCH_SPLIT
 from vllm_sauce.learning.learn import LearnRequest
 from vllm_sauce.learning.selection.select import ATTRIBUTION
@@ -30,8 +31,6 @@ PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
 RANKINGS: Final = 6
 """The file's order and five scores."""
-PAIRS: Final = 9
-"""Settings of two sites that are tried together."""
 PRUNINGS: Final = 4
 """Parts of a site's edit that are left out in turn."""
 BATCH_ROWS: Final = 1024
@@ -190,12 +189,8 @@ def _searched(request: LearnRequest, passes: int) -> int:
     config, sites = request.calibration, len(request.sites)
     latents = sum(k <= request.latents for k in config.k) or 1
     rankings = len(config.rankings) or RANKINGS + (request.score == ATTRIBUTION)
-    grid = (rankings, latents, len(config.gates), len(config.actions))
-    # The present value of each is known.
-    more = sum(values - 1 for values in grid)
-    alone, pairs = sites * (1 + passes * more), sites * (sites - 1) // 2
-    # From the best of these, all sites once more, each of which may be left alone.
-    return alone + (PAIRS * pairs + 1 + sites * (more + 1) if pairs else 0)
+    values = (rankings, latents, len(config.gates), len(config.actions))
+    return most_settings(values, sites, passes)
 
 
 def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:

@@ -16,7 +16,7 @@ from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.cli import app
 from vllm_sauce.errors import BundleMismatchError, ConfigError
-from vllm_sauce.learning.calibration import edit_choices
+from vllm_sauce.learning.calibration import edits
 from vllm_sauce.learning.calibration import run as calibration_run
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.report import (
@@ -187,7 +187,7 @@ def dies_once():
         """Calibrates for real, but the first process that is called dies of it."""
 
         def __call__(self, row, note=lambda what, done, total: None):
-            mark = self.run.request.folder / "died"
+            mark = self.inputs.request.folder / "died"
             if not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -242,7 +242,7 @@ def test_another_runs_folder_is_refused(found, request_, monkeypatch):
     with pytest.raises(ConfigError, match="--overwrite replaces it"):
         replace(request_)
     # Begun by a version whose gates were the quantiles themselves.
-    monkeypatch.setattr(edit_choices, "GATE_MARGIN", 0.0)
+    monkeypatch.setattr(edits, "GATE_MARGIN", 0.0)
     with pytest.raises(ConfigError, match="holds another calibration"):
         calibrate_bundle(replace(request_, overwrite=True))
 

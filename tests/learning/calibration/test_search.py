@@ -20,6 +20,7 @@ from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
 from vllm_sauce.learning.calibration.search import _choose, _distinct, _keeps, _prune
+from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectedConcept
 
 CONFIG = CalibrationConfig(
@@ -40,7 +41,7 @@ def choices_of(count, config=CONFIG):
         for i, latent in enumerate(range(count, 0, -1))
     ]
     found = SelectedConcept(domain="d", num_samples=(9, 9), latents=latents)
-    return EditChoices("dog", {"vision": found}, config.k, config.gates, config.actions)
+    return EditChoices.of("dog", {"vision": found}, config)
 
 
 @pytest.fixture
@@ -80,10 +81,11 @@ def examiner(choices):
     return Examiner(Engine(), {"dog": choices}, Questions(), CONFIG)
 
 
-def setting(**values):
-    start = {"ranking": "share", "k": 1, "gate": 0.0, "action": "scale 0"}
-    mine = {**start, "without": (), **values}
-    return tuple((f"vision {name}", value) for name, value in mine.items())
+def setting(action="scale 0", **values):
+    start = SiteSetting(
+        site="vision", ranking="share", k=1, gate=0.0, action=Action.parse(action)
+    )
+    return (replace(start, **values),)
 
 
 def test_settings_with_equal_masks_are_asked_once(examiner):
@@ -198,17 +200,11 @@ def test_what_is_dropped_must_not_cost_a_floor(iras, taken):
 def test_an_edit_of_nothing_is_never_chosen():
     """Where there are two sites, each may be off; both off is no edit."""
     one = choices_of(2)
-    both = EditChoices(
-        "dog",
-        {"vision": one.latents["vision"], "decoder.1": one.latents["vision"]},
-        CONFIG.k,
-        CONFIG.gates,
-        CONFIG.actions,
-    )
+    sites = dict.fromkeys(("vision", "decoder.1"), one.latents["vision"])
+    both = EditChoices.of("dog", sites, CONFIG)
     examiner = Examiner(Engine(), {"dog": both}, Questions(), CONFIG)
-    nothing = both.setting({})
-    found = examiner.trials({"dog": [nothing]}, 1.0)["dog"]
-    assert found[nothing].objective == -math.inf
+    found = examiner.trials({"dog": [()]}, 1.0)["dog"]
+    assert found[()].objective == -math.inf
     assert _distinct(examiner, "dog", found, 3) == []
 
 

@@ -7,12 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.activations.evaluation_harvests import harvest_pictures
-from vllm_sauce.bundle import Bundle, fingerprint_model
+from vllm_sauce.bundle import Bundle
 from vllm_sauce.cli import app
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.errors import BundleMismatchError, ConfigError
-from vllm_sauce.learning.selection.select import SelectRequest, causal_task, read_sae
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.learning.selection.select import SelectRequest, causal_task
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 
 TINY = Path(__file__).parents[3] / "examples/tiny"
@@ -85,17 +85,6 @@ def test_mistakes_are_one_line_and_status_2(harvested, tmp_path):
         assert done.exit_code == 2, done.output
         assert f"sauce select: {message}" in done.output or message in done.output
         assert "Traceback" not in done.output
-
-
-def test_a_bundle_of_another_model_is_refused():
-    other = fingerprint_model(TINY / "model").model_copy(
-        update={"weights_sha256": "0" * 64}
-    )
-    with pytest.raises(BundleMismatchError, match="weights_sha256"):
-        read_sae(TINY / "bundle", "vision", other)
-    own = fingerprint_model(TINY / "model")
-    with pytest.raises(ConfigError, match="has SAEs at decoder.1, vision, not"):
-        read_sae(TINY / "bundle", "decoder.0", own)
 
 
 def test_a_damaged_selection_is_refused(tmp_path):

@@ -20,8 +20,8 @@ from vllm_sauce.evaluation.questionnaire import (
     small_part,
 )
 from vllm_sauce.learning.calibration.config import CalibrationConfig
-from vllm_sauce.learning.calibration.coordinate_search import Setting
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
+from vllm_sauce.learning.calibration.setting import Setting
 
 LOSS_WEIGHT, WORST_WEIGHT = 2.0, 0.5
 """How much of a loss beyond its floor the search takes off."""

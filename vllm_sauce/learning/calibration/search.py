@@ -7,6 +7,7 @@ so that their trials fill the engine's batches together.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -15,9 +16,9 @@ from dataclasses import dataclass, field
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.evaluation.questionnaire import Outcome
 from vllm_sauce.learning.calibration.config import CalibrationConfig
-from vllm_sauce.learning.calibration.coordinate_search import Round, Setting, in_step
+from vllm_sauce.learning.calibration.coordinate_search import in_step, site_rounds
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
-from vllm_sauce.learning.calibration.site_search import site_rounds
+from vllm_sauce.learning.calibration.setting import Setting
 
 Note = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -52,11 +53,7 @@ def calibrate(
     beyond them.
     """
     config = examiner.config
-    searches: dict[str, Round] = {
-        name: site_rounds(choice, config.passes)
-        for name, choice in examiner.choices.items()
-    }
-    tried = _search(examiner, searches, note)
+    tried = _search(examiner, note)
     # Few questions err; so more of the best are asked more, and the best of those all.
     middle = examiner.trials(
         {
@@ -117,32 +114,32 @@ def _distinct(
     return [*chosen.values(), *more.values()][:count]
 
 
-def _search(
-    examiner: Examiner, searches: Mapping[str, Round], note: Note
-) -> dict[str, dict[Setting, Trial]]:
+def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
     """Run all searches to their end; return everything that was tried."""
-    tried: dict[str, dict[Setting, Trial]] = {name: {} for name in searches}
-    step, number = in_step(searches), 0
+    tried: dict[str, dict[Setting, Trial]] = {name: {} for name in examiner.choices}
+    rounds = itertools.count(1)
 
-    def progress(done: int, total: int) -> None:
-        note(f"round {number}", done, total)
+    def ask(wanted: Mapping[str, list[Setting]]) -> dict[str, dict[Setting, float]]:
+        number = next(rounds)
+        found = examiner.trials(
+            wanted,
+            examiner.config.screen,
+            lambda done, total: note(f"round {number}", done, total),
+            watched=False,
+        )
+        for name, trials in found.items():
+            tried[name] |= trials
+        return {
+            name: {setting: trial.objective for setting, trial in trials.items()}
+            for name, trials in found.items()
+        }
 
-    try:
-        wanted = next(step)
-        while True:
-            number += 1
-            found = examiner.trials(
-                wanted, examiner.config.screen, progress, watched=False
-            )
-            for name, trials in found.items():
-                tried[name] |= trials
-            objectives = {
-                name: {setting: trial.objective for setting, trial in trials.items()}
-                for name, trials in found.items()
-            }
-            wanted = step.send(objectives)
-    except StopIteration:
-        return tried
+    searches = {
+        name: site_rounds(tuple(choices.grids.values()), examiner.config.passes)
+        for name, choices in examiner.choices.items()
+    }
+    in_step(searches, ask)
+    return tried
 
 
 def _keeps(examiner: Examiner, name: str, trial: Trial) -> bool:
@@ -212,12 +209,7 @@ def _calibrated(
     finals: Iterable[Trial],
     searched: Iterable[Trial],
 ) -> Calibrated:
-    choices = examiner.choices[name]
-    # Settings that differ at a site which both leave alone are one.
-    trials = {
-        (trial.share, *choices.at(trial.setting).items()): trial
-        for trial in (*searched, *finals)
-    }
+    trials = {(t.share, t.setting): t for t in (*searched, *finals)}
     return Calibrated(
         name=name,
         edits=examiner.choices[name].edits(best.setting),

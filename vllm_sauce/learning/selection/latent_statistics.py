@@ -87,7 +87,6 @@ def concept_statistics(
     groups: Tensor,
     *,
     roles: Collection[Role] = tuple(Role),
-    levels: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> LatentStatistics:
     """Return the latents' statistics over a harvest, in bounded memory.
@@ -100,13 +99,9 @@ def concept_statistics(
             f"the SAE takes activations of width {sae.d_model}, {store.folder} holds "
             f"{store.site} of width {store.d_model}"
         )
-    found = LatentStatistics(groups.shape[1], sae.d_sae, levels)
-    sample, _, role = store.labels()
-    wanted = groups.any(1)[sample.long()] & torch.isin(
-        role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
-    )
-    index = wanted.nonzero()[:, 0]
-    sample, done = sample[index].long(), 0
+    found = LatentStatistics(groups.shape[1], sae.d_sae)
+    index, sample = _counted_rows(store, groups, roles)
+    done = 0
     for start, stop in _whole_samples(sample, max(1, BATCH_BYTES // (8 * sae.d_sae))):
         numbers, inverse = torch.unique(sample[start:stop], return_inverse=True)
         acts = sae.encode(store.rows(index[start:stop]))
@@ -114,6 +109,21 @@ def concept_statistics(
         done += stop - start
         progress(done, len(index))
     return found
+
+
+def _counted_rows(
+    store: ActivationStore, groups: Tensor, roles: Collection[Role]
+) -> tuple[Tensor, Tensor]:
+    """Return the rows of some roles whose sample is in a group, and their samples.
+
+    Shapes: groups [num_samples, num_groups] bool -> [num_rows], [num_rows] int64
+    """
+    sample, _, role = store.labels()
+    wanted = groups.any(1)[sample.long()] & torch.isin(
+        role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
+    )
+    index = wanted.nonzero()[:, 0]
+    return index, sample[index].long()
 
 
 def _whole_samples(sample: Tensor, batch_tokens: int) -> Iterator[tuple[int, int]]:
@@ -150,12 +160,9 @@ def quiet_levels(
 
     Shapes: groups [num_samples, 2 * num_concepts] bool
     """
-    sample, _, role = store.labels()
-    wanted = groups.any(1)[sample.long()] & torch.isin(
-        role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
-    )
-    index = wanted.nonzero()[:, 0]
-    index = index[:: -(-len(index) // LEVEL_TOKENS)]
+    index, number = _counted_rows(store, groups, roles)
+    step = -(-len(index) // LEVEL_TOKENS)
+    index, number = index[::step], number[::step]
     used = torch.tensor(sorted({one for mine in latents for one in mine}))
     if not len(used):
         return [torch.zeros(len(shares), 0) for _ in latents]
@@ -163,7 +170,6 @@ def quiet_levels(
     acts = torch.cat(
         [sae.encode(store.rows(part))[:, used] for part in index.split(rows)]
     )
-    number = sample[index].long()
     found = []
     for concept, mine in enumerate(latents):
         column = torch.searchsorted(used, torch.tensor(mine, dtype=torch.long))

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
-from vllm_sauce.bundle import Bundle
-from vllm_sauce.bundle.schema import ModelFingerprint
+from vllm_sauce.bundle.served_sae import read_sae
 from vllm_sauce.concepts import check_site
 from vllm_sauce.concepts.scores import SCORES, CausalScore, Score, crisp, ranked
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile, Example
-from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.selection.attribution import (
     attribution_questions,
     attribution_scores,
@@ -41,7 +40,7 @@ from vllm_sauce.learning.selection.selection_file import (
     level_name,
 )
 from vllm_sauce.models.loaded_model import LoadedModel
-from vllm_sauce.sae import SAEWeights, from_sae_lens
+from vllm_sauce.sae import SAEWeights
 
 CAUSAL, ATTRIBUTION = "causal", "attribution"
 SCORE_NAMES = (*SCORES, CAUSAL, ATTRIBUTION)
@@ -157,27 +156,6 @@ def _scored(
         scores = {name: score(pos, neg) for name, score in ways.items()}
         scored.append(_Scored(concept, pos, neg, scores))
     return scored
-
-
-def read_sae(path: Path, site: str, harvested: ModelFingerprint) -> SAEWeights:
-    """Read one site's SAE from a bundle or from a folder that SAELens saved.
-
-    Raises: BundleError, ConfigError
-    """
-    if (path / "cfg.json").is_file():
-        return from_sae_lens(path)
-    bundle = Bundle.load(path)
-    differences = bundle.fingerprint.differences(harvested)
-    if differences:
-        raise BundleMismatchError(
-            f"{path} belongs to another model than was harvested: "
-            f"{'; '.join(differences)}"
-        )
-    if site not in bundle.sites:
-        raise ConfigError(
-            f"{path} has SAEs at {', '.join(sorted(bundle.sites))}, not {site!r}"
-        )
-    return bundle.sites[site].weights
 
 
 def _attribution(

@@ -144,9 +144,7 @@ def locate_bundle(given: dict[str, Any], model_dir: Path | None) -> str:
     if given.get("bundle") is not None:
         if not isinstance(given["bundle"], (str, os.PathLike)):
             raise ConfigError(f"bundle must be a path, got {given['bundle']!r}")
-        if hub.is_hub_name(str(given["bundle"])):
-            return str(hub.pull(hub.HubName.parse(str(given["bundle"]))).resolve())
-        return str(Path(given["bundle"]).expanduser().resolve())
+        return str(hub.bundle_folder(str(given["bundle"])).expanduser().resolve())
     if model_dir is not None and (model_dir / "sauce").is_dir():
         return str((model_dir / "sauce").resolve())
     raise BundleNotFoundError(

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that a search may choose from at one site, an axis for each choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.setting import Action, SiteSetting
+from vllm_sauce.learning.selection.selection_file import QUIET_LEVELS, SelectedConcept
+
+FILE = "file"
+"""The ranking of the selection's own score."""
+
+GATES = (0.0, *QUIET_LEVELS, 1.0)
+"""Shares of the tokens without the concept that a gate may leave unedited."""
+
+SiteAxis = Callable[[SiteSetting | None], Sequence[SiteSetting | None]]
+"""From what is done at a site, None for nothing: all values of one choice, all else as
+it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteGrid:
+    """What may be done at one site. Another choice is a field, and a line of ``axes``.
+
+    See ``SiteSetting`` for what each means.
+    """
+
+    site: str
+    rankings: tuple[str, ...]
+    k: tuple[int, ...]
+    gates: tuple[float, ...]
+    actions: tuple[Action, ...]
+
+    @classmethod
+    def of(
+        cls, site: str, concept: str, found: SelectedConcept, config: CalibrationConfig
+    ) -> SiteGrid:
+        """Return what a configuration allows where some latents were selected.
+
+        Raises: ConfigError
+        """
+        if wrong := sorted(set(config.gates) - set(GATES)):
+            raise ConfigError(
+                f"a gate is one of {', '.join(map(str, GATES))}, got {wrong[0]}"
+            )
+        most = len(found.latents)
+        return cls(
+            site=site,
+            rankings=_rankings(site, concept, found, config.rankings),
+            k=tuple(k for k in config.k if k <= most) or (most,),
+            gates=config.gates,
+            actions=tuple(map(Action.parse, config.actions)),
+        )
+
+    def start(self) -> SiteSetting:
+        """Return where a search begins: the first ranking, the middle of the rest."""
+        return SiteSetting(
+            site=self.site,
+            ranking=self.rankings[0],
+            k=self.k[len(self.k) // 2],
+            gate=self.gates[len(self.gates) // 2],
+            action=self.actions[len(self.actions) // 2],
+        )
+
+    def axes(self, *, may_rest: bool) -> tuple[SiteAxis, ...]:
+        """Return all axes; ``may_rest``: whether the site may be left alone, too."""
+
+        def actions(one: SiteSetting | None) -> list[SiteSetting | None]:
+            rest = [None] if may_rest else []
+            here = one or self.start()
+            return [*rest, *(replace(here, action=value) for value in self.actions)]
+
+        return (
+            lambda one: [
+                one and replace(one, ranking=value) for value in self.rankings
+            ],
+            lambda one: [one and replace(one, k=value) for value in self.k],
+            lambda one: [one and replace(one, gate=value) for value in self.gates],
+            actions,
+        )
+
+
+def _rankings(
+    site: str, concept: str, found: SelectedConcept, wanted: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the ways to rank that choose a latent; all of them if none is wanted."""
+    names = dict.fromkeys(
+        name
+        for latent in found.latents
+        for name, score in latent.scores.items()
+        if score is not None
+    )
+    if not wanted:
+        return (FILE, *(name for name in names if name != FILE))
+    kept = tuple(name for name in wanted if name == FILE or name in names)
+    if not kept:
+        raise ConfigError(
+            f"the selection for {site} ranks the latents of {concept!r} by "
+            f"{FILE}, {', '.join(names)}, not by {', '.join(wanted)}"
+        )
+    return kept

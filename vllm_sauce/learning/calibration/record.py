@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of each concept's calibration: a JSON file, read again to go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vllm_sauce.concepts import Concept, SiteEdit
+from vllm_sauce.evaluation.questionnaire import Outcome
+from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.examiner import Trial
+from vllm_sauce.learning.calibration.search import Calibrated
+from vllm_sauce.learning.calibration.setting import Setting
+
+
+def record_path(folder: Path, name: str) -> Path:
+    """Return where a concept's record is kept."""
+    # Names may hold anything printable; files may not.
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return folder / f"concept-{digest}.json"
+
+
+def record(one: Calibrated, scores: Outcome, base: Outcome) -> str:
+    """Return a concept's record; ``scores`` and ``base`` are of the scoring split."""
+    entry = {
+        "concept": one.name,
+        "edits": {site: asdict(edit) for site, edit in one.edits.items()},
+        "setting": _setting(one.setting),
+        "within_floor": one.within_floor,
+        "calibration": {"edited": one.scores.to_json(), "base": one.base.to_json()},
+        "scoring": {"edited": scores.to_json(), "base": base.to_json()},
+        "worst_other": {
+            "calibration": _worst(*one.scores.worst(one.base)),
+            "scoring": _worst(*scores.worst(base)),
+        },
+        "frontier": [_trial(trial) for trial in frontier(one.trials)],
+        "trials": [_trial(trial) for trial in one.trials],
+    }
+    return json.dumps(entry, indent=1) + "\n"
+
+
+def concept_of(
+    entry: Mapping[str, Any], domain: str, config: CalibrationConfig
+) -> Concept:
+    """Return the catalogue's entry of a record."""
+    edits = {
+        site: SiteEdit(**{key: tuple(values) for key, values in edit.items()})
+        for site, edit in entry["edits"].items()
+    }
+    scoring = entry["scoring"]
+    base = {f"base_{n}": s for n, s in scoring["base"].items() if n != "HM"}
+    return Concept(
+        name=entry["concept"],
+        domain=domain,
+        edits=edits,
+        provenance={
+            "method": "sauce calibrate: ranking, k, gate and action at each site",
+            "settings": entry["setting"],
+            "seed": config.seed,
+            "within_floor": entry["within_floor"],
+            "retain_floor": config.retain_floor,
+            "tried": len(entry["trials"]),
+            "calibration": entry["calibration"]["edited"],
+            "worst_other": entry["worst_other"]["scoring"],
+            "worst_floor": config.worst_floor,
+        },
+        scores={**scoring["edited"], **base},
+    )
+
+
+def frontier(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials on all questions that no other beats in both respects.
+
+    Forgetting (of UAg and UAd) against keeping (of IRA and CRA), least forgetting
+    first.
+    """
+    whole = [
+        ((trial.scores.forgetting, _keeping(trial.scores)), trial)
+        for trial in trials
+        if trial.share == 1.0
+    ]
+    points = [point for point, _ in whole]
+
+    def beaten(point: tuple[float, float]) -> bool:
+        return any(
+            other[0] >= point[0] and other[1] >= point[1] and other != point
+            for other in points
+        )
+
+    kept = [pair for pair in whole if not beaten(pair[0])]
+    return [trial for _, trial in sorted(kept, key=lambda pair: pair[0])]
+
+
+def _keeping(scores: Outcome) -> float:
+    """Return the smaller of IRA and CRA."""
+    return min(s for s in (scores.IRA, scores.CRA) if s is not None)
+
+
+def _trial(trial: Trial) -> dict[str, object]:
+    return {
+        "setting": _setting(trial.setting),
+        "share": trial.share,
+        "objective": round(trial.objective, 4),
+        "worst_other": _worst(*trial.worst),
+        "scores": trial.scores.to_json(),
+        "forgetting": round(trial.scores.forgetting, 4),
+        "keeping": round(_keeping(trial.scores), 4),
+    }
+
+
+def _setting(setting: Setting) -> dict[str, object]:
+    return {one.site: one.to_json() for one in setting}
+
+
+def _worst(name: str, lost: float) -> dict[str, object]:
+    return {"concept": name, "lost": round(lost, 4)}
