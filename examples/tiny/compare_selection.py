@@ -44,7 +44,7 @@ from vllm_sauce.evaluation.exam import (
     concept_scores,
     sample_rows,
 )
-from vllm_sauce.evaluation.metrics import NAMES, Scores
+from vllm_sauce.evaluation.metrics import NAMES, Outcome
 from vllm_sauce.learning.selection.attribution import (
     attribution_questions,
     attribution_scores,
@@ -180,7 +180,7 @@ class Row:
     """One score's edits, measured."""
 
     name: str
-    found: Mapping[str, Scores]
+    found: Mapping[str, Outcome]
     latents: float
     """Mean number of latents edited."""
     seconds: float
@@ -198,7 +198,7 @@ def measure(
     exam: Exam,
     edits: Mapping[str, SiteEdit],
     sizes: Comparison,
-) -> dict[str, Scores]:
+) -> dict[str, Outcome]:
     """Return the scores of every concept's edit on the scoring pictures."""
     found = {}
     for index, concept in enumerate(CONCEPTS):

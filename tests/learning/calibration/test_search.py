@@ -9,13 +9,9 @@ import pytest
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.probes import Reading
 from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
-from vllm_sauce.evaluation.questionnaire import (
-    Item,
-    Kind,
-    Outcome,
-    Part,
-    Questionnaire,
-)
+from vllm_sauce.evaluation.metrics import Outcome
+from vllm_sauce.evaluation.questionnaire import Questionnaire
+from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
@@ -68,9 +64,11 @@ class Questions(Questionnaire):
     def __init__(self):
         pass
 
-    def items(self, name, positives, negatives, watched=0):
+    def questions(self, name, positives, negatives, watched=0):
         return [
-            Item(part=part, kind=Kind.NAME, prompt="?", picture=None, words=("dog",))
+            Question(
+                part=part, kind=Kind.NAME, prompt="?", picture=None, words=("dog",)
+            )
             for part in (Part.UAG, Part.CRA_OTHER)
         ]
 
@@ -146,8 +144,8 @@ def asked_of(needed):
         return "cat" if needed <= ranks and probe.prompt == "dog?" else "dog"
 
     class Asked(Questions):
-        def items(self, name, positives, negatives, watched=0):
-            first, other = super().items(name, positives, negatives, watched)
+        def questions(self, name, positives, negatives, watched=0):
+            first, other = super().questions(name, positives, negatives, watched)
             return [replace(first, prompt="dog?"), other]
 
     return Examiner(Engine(says), {"dog": choices_of(16, config)}, Asked(), config)
@@ -214,7 +212,7 @@ def test_an_edit_of_nothing_is_never_chosen():
 
 def test_a_lost_concept_costs_what_lies_beyond_its_floor(examiner):
     """Through the examiner: the watched question's answer is lost under the edit."""
-    item = Item(
+    item = Question(
         part=Part.WATCHED,
         kind=Kind.NAME,
         prompt="?",
@@ -222,13 +220,13 @@ def test_a_lost_concept_costs_what_lies_beyond_its_floor(examiner):
         words=("cat",),
         about="cat",
     )
-    examiner.items["dog"].append(item)
+    examiner.questions["dog"].append(item)
     examiner.plain["dog"].append(Reading({7: -0.1}, (7,), "cat"))
     found = examiner.trials({"dog": [setting()]}, 1.0)["dog"][setting()]
     assert found.worst == ("cat", 1.0)
     free = replace(CONFIG, worst_floor=1.0)
     lenient = Examiner(Engine(), {"dog": examiner.choices["dog"]}, Questions(), free)
-    lenient.items["dog"].append(item)
+    lenient.questions["dog"].append(item)
     lenient.plain["dog"].append(examiner.plain["dog"][-1])
     spared = lenient.trials({"dog": [setting()]}, 1.0)["dog"][setting()]
     # One lost example of one says no more than one of two.

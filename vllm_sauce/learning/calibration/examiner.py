@@ -10,15 +10,9 @@ from dataclasses import dataclass, replace
 
 from vllm_sauce.evaluation.asking.probes import Probe, Reading
 from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
-from vllm_sauce.evaluation.questionnaire import (
-    Item,
-    Kind,
-    Outcome,
-    Part,
-    Questionnaire,
-    outcome,
-    small_part,
-)
+from vllm_sauce.evaluation.metrics import Outcome, outcome
+from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
+from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.coordinate_search import Setting
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
@@ -52,18 +46,18 @@ class Examiner:
         config: CalibrationConfig,
     ) -> None:
         self.engine, self.choices, self.config = engine, choices, config
-        self.items: dict[str, list[Item]] = {}
+        self.questions: dict[str, list[Question]] = {}
         self.plain: dict[str, list[Reading]] = {}
         self._tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
         self._known: dict[tuple[str, float, bool, Hashable], Trial] = {}
         probes, owners = [], []
         for name in choices:
-            items = questionnaire.items(
+            questions = questionnaire.questions(
                 name, config.positives, config.negatives, config.watched
             )
-            self.items[name] = items
-            probes += [self._probe(item, ()) for item in items]
-            owners += [name] * len(items)
+            self.questions[name] = questions
+            probes += [self._probe(question, ()) for question in questions]
+            owners += [name] * len(questions)
         for name, reading in zip(owners, engine.evaluate(probes), strict=True):
             self.plain.setdefault(name, []).append(reading)
         for name in choices:
@@ -71,22 +65,22 @@ class Examiner:
 
     def _drop_other_prompts(self, name: str) -> None:
         """Leave out prompts whose answer says nothing of the concept unedited."""
-        pairs = list(zip(self.items[name], self.plain[name], strict=True))
+        pairs = list(zip(self.questions[name], self.plain[name], strict=True))
         asked = [
-            (item, reading)
-            for item, reading in pairs
-            if not item.optional or item.right(reading.text, reading.text)
+            (question, reading)
+            for question, reading in pairs
+            if not question.optional or question.right(reading.text, reading.text)
         ]
         # A concept that is never said cannot be forgotten; its scores shall show it.
-        if not any(item.part is Part.UAG for item, _ in asked):
+        if not any(question.part is Part.UAG for question, _ in asked):
             return
-        self.items[name] = [item for item, _ in asked]
+        self.questions[name] = [question for question, _ in asked]
         self.plain[name] = [reading for _, reading in asked]
 
     def base(self, name: str) -> Outcome:
         """Return the unedited model's scores."""
-        items, plain = self.items[name], self.plain[name]
-        return outcome(items, self._rights(items, plain, plain, 0.0))
+        questions, plain = self.questions[name], self.plain[name]
+        return outcome(questions, self._rights(questions, plain, plain, 0.0))
 
     def trials(
         self,
@@ -101,14 +95,14 @@ class Examiner:
         """
         probes, places = [], {}
         for name, settings in wanted.items():
-            chosen = small_part(self.items[name], share, watched)
+            chosen = share_of(self.questions[name], share, watched=watched)
             for setting in settings:
                 key = (name, share, watched, self.choices[name].mask(setting))
                 if key in self._known or key in places:
                     continue
                 parts = self.choices[name].parts(setting)
                 places[key] = (setting, chosen)
-                probes += [self._probe(self.items[name][i], parts) for i in chosen]
+                probes += [self._probe(self.questions[name][i], parts) for i in chosen]
         readings = iter(self.engine.evaluate(probes, progress))
         for key, (setting, chosen) in places.items():
             mine = [next(readings) for _ in chosen]
@@ -132,49 +126,49 @@ class Examiner:
         readings: Sequence[Reading],
         share: float,
     ) -> Trial:
-        items = [self.items[name][i] for i in chosen]
+        questions = [self.questions[name][i] for i in chosen]
         plain = [self.plain[name][i] for i in chosen]
         scores, soft = (
-            outcome(items, self._rights(items, readings, plain, weight))
+            outcome(questions, self._rights(questions, readings, plain, weight))
             for weight in (0.0, self.config.soft)
         )
         hard, base = (
-            outcome(items, self._rights(items, plain, plain, weight))
+            outcome(questions, self._rights(questions, plain, plain, weight))
             for weight in (0.0, self.config.soft)
         )
         over = max(0.0, soft.loss(base) - self.config.retain_floor)
-        worst = max(0.0, _doubted(items, soft, base) - self.config.worst_floor)
+        worst = max(0.0, _doubted(questions, soft, base) - self.config.worst_floor)
         objective = soft.HM - LOSS_WEIGHT * over - WORST_WEIGHT * worst
         if not self.choices[name].parts(setting):
             objective = -math.inf  # It edits nothing.
         return Trial(setting, scores, share, objective, scores.worst(hard))
 
-    def _probe(self, item: Item, candidates: tuple[str, ...]) -> Probe:
-        if item.words not in self._tokens:
-            self._tokens[item.words] = (
-                self.engine.answer_tokens(item.words) if item.words else ()
+    def _probe(self, question: Question, candidates: tuple[str, ...]) -> Probe:
+        if question.words not in self._tokens:
+            self._tokens[question.words] = (
+                self.engine.answer_tokens(question.words) if question.words else ()
             )
-        short = item.kind in (Kind.YES, Kind.NO)
+        short = question.kind in (Kind.YES, Kind.NO)
         return Probe(
-            prompt=item.prompt,
-            picture=item.picture,
+            prompt=question.prompt,
+            picture=question.picture,
             candidates=candidates,
-            tokens=self._tokens[item.words],
+            tokens=self._tokens[question.words],
             max_tokens=2 if short else self.config.answer_tokens,
         )
 
     def _rights(
         self,
-        items: Sequence[Item],
+        questions: Sequence[Question],
         readings: Sequence[Reading],
         plain: Sequence[Reading],
         soft: float,
     ) -> list[float]:
         """Return how right each answer is; ``soft`` mixes in probabilities."""
         found = []
-        for item, reading, before in zip(items, readings, plain, strict=True):
-            right = float(item.right(reading.text, before.text))
-            tokens = self._tokens[item.words]
+        for question, reading, before in zip(questions, readings, plain, strict=True):
+            right = float(question.right(reading.text, before.text))
+            tokens = self._tokens[question.words]
             if soft and tokens:
                 likely = sum(math.exp(reading.logprobs[token]) for token in tokens)
                 right = (1 - soft) * right + soft * min(likely, 1.0)
@@ -182,13 +176,15 @@ class Examiner:
         return found
 
 
-def _doubted(items: Sequence[Item], scores: Outcome, base: Outcome) -> float:
+def _doubted(questions: Sequence[Question], scores: Outcome, base: Outcome) -> float:
     """Return what the worst other concept loses, as far as few examples can tell.
 
     Each concept has one more example that is kept: a single lost one, of dozens of
     concepts, says little.
     """
-    count = Counter(item.about for item in items if item.part is Part.WATCHED)
+    count = Counter(
+        question.about for question in questions if question.part is Part.WATCHED
+    )
     return max(
         (
             (base.watched[name] - kept) * count[name] / (count[name] + 1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vllm_sauce.evaluation.questionnaire import Outcome
+from vllm_sauce.evaluation.metrics import Outcome
 
 if TYPE_CHECKING:
     from vllm_sauce.learning.calibration.examiner import Trial

@@ -21,7 +21,8 @@ from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, check_site
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
-from vllm_sauce.evaluation.questionnaire import Outcome, Questionnaire
+from vllm_sauce.evaluation.metrics import Outcome
+from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.learning.calibration import edit_choices
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.coordinate_search import Setting
