@@ -169,9 +169,7 @@ def attributed(
         write_labelled(Path(name), pictures, minimum=1)
         file = ConceptFile.read(Path(name) / "concepts.yaml")
         loaded = LoadedModel.load(MODEL_FOLDER)
-        asked = attribution_questions(
-            file, loaded.processor.tokenizer, None, seed=sizes.seed
-        )
+        asked = attribution_questions(file, None, seed=sizes.seed)
         return attribution_scores(loaded, sae, VISION, file, asked)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks one engine about settings of many concepts, and scores what it says."""
+"""Asks about settings of many concepts, and scores what it says."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vllm_sauce.evaluation.asking.probes import Probe, Reading
-from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
+from vllm_sauce.evaluation.asking.asker import Answer, Ask, Asker
 from vllm_sauce.evaluation.metrics import Outcome, outcome
 from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
 from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.coordinate_search import Setting
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
+from vllm_sauce.models.answer_tokens import Tokens, beginnings
 
 LOSS_WEIGHT, WORST_WEIGHT = 2.0, 0.5
 """How much of a loss beyond its floor the search takes off."""
@@ -36,30 +36,30 @@ class Trial:
 
 
 class Examiner:
-    """Asks one engine; what the unedited model answers is asked once."""
+    """Asks a model; what it answers unedited is asked once."""
 
     def __init__(
         self,
-        engine: CandidateEngine,
+        asker: Asker,
         choices: Mapping[str, EditChoices],
         questionnaire: Questionnaire,
         config: CalibrationConfig,
     ) -> None:
-        self.engine, self.choices, self.config = engine, choices, config
+        self.asker, self.choices, self.config = asker, choices, config
         self.questions: dict[str, list[Question]] = {}
-        self.plain: dict[str, list[Reading]] = {}
-        self._tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self.plain: dict[str, list[Answer]] = {}
+        self._wanted: dict[tuple[str, ...], tuple[Tokens, ...]] = {}
         self._known: dict[tuple[str, float, bool, Hashable], Trial] = {}
-        probes, owners = [], []
+        asks, owners = [], []
         for name in choices:
             questions = questionnaire.questions(
                 name, config.positives, config.negatives, config.watched
             )
             self.questions[name] = questions
-            probes += [self._probe(question, ()) for question in questions]
+            asks += [self._ask(question, ()) for question in questions]
             owners += [name] * len(questions)
-        for name, reading in zip(owners, engine.evaluate(probes), strict=True):
-            self.plain.setdefault(name, []).append(reading)
+        for name, answer in zip(owners, asker.ask(asks), strict=True):
+            self.plain.setdefault(name, []).append(answer)
         for name in choices:
             self._drop_other_prompts(name)
 
@@ -67,15 +67,15 @@ class Examiner:
         """Leave out prompts whose answer says nothing of the concept unedited."""
         pairs = list(zip(self.questions[name], self.plain[name], strict=True))
         asked = [
-            (question, reading)
-            for question, reading in pairs
-            if not question.optional or question.right(reading.text, reading.text)
+            (question, answer)
+            for question, answer in pairs
+            if not question.optional or question.right(answer.text, answer.text)
         ]
         # A concept that is never said cannot be forgotten; its scores shall show it.
         if not any(question.part is Part.UAG for question, _ in asked):
             return
         self.questions[name] = [question for question, _ in asked]
-        self.plain[name] = [reading for _, reading in asked]
+        self.plain[name] = [answer for _, answer in asked]
 
     def base(self, name: str) -> Outcome:
         """Return the unedited model's scores."""
@@ -93,7 +93,7 @@ class Examiner:
 
         ``watched``: whether every other concept is named too.
         """
-        probes, places = [], {}
+        asks, places = [], {}
         for name, settings in wanted.items():
             chosen = share_of(self.questions[name], share, watched=watched)
             for setting in settings:
@@ -102,10 +102,10 @@ class Examiner:
                     continue
                 parts = self.choices[name].parts(setting)
                 places[key] = (setting, chosen)
-                probes += [self._probe(self.questions[name][i], parts) for i in chosen]
-        readings = iter(self.engine.evaluate(probes, progress))
+                asks += [self._ask(self.questions[name][i], parts) for i in chosen]
+        answers = iter(self.asker.ask(asks, progress))
         for key, (setting, chosen) in places.items():
-            mine = [next(readings) for _ in chosen]
+            mine = [next(answers) for _ in chosen]
             self._known[key] = self._trial(key[0], setting, chosen, mine, share)
         return {
             name: {
@@ -123,13 +123,13 @@ class Examiner:
         name: str,
         setting: Setting,
         chosen: Sequence[int],
-        readings: Sequence[Reading],
+        answers: Sequence[Answer],
         share: float,
     ) -> Trial:
         questions = [self.questions[name][i] for i in chosen]
         plain = [self.plain[name][i] for i in chosen]
         scores, soft = (
-            outcome(questions, self._rights(questions, readings, plain, weight))
+            outcome(questions, self._rights(questions, answers, plain, weight))
             for weight in (0.0, self.config.soft)
         )
         hard, base = (
@@ -143,35 +143,33 @@ class Examiner:
             objective = -math.inf  # It edits nothing.
         return Trial(setting, scores, share, objective, scores.worst(hard))
 
-    def _probe(self, question: Question, candidates: tuple[str, ...]) -> Probe:
-        if question.words not in self._tokens:
-            self._tokens[question.words] = (
-                self.engine.answer_tokens(question.words) if question.words else ()
-            )
+    def _ask(self, question: Question, candidates: tuple[str, ...]) -> Ask:
+        words = question.words
+        if words not in self._wanted:
+            tokenizer = self.asker.tokenizer
+            self._wanted[words] = beginnings(tokenizer, words) if words else ()
         short = question.kind in (Kind.YES, Kind.NO)
-        return Probe(
-            prompt=question.prompt,
-            picture=question.picture,
-            candidates=candidates,
-            tokens=self._tokens[question.words],
+        return Ask(
+            question=question,
+            forget=candidates,
+            wanted=self._wanted[words],
             max_tokens=2 if short else self.config.answer_tokens,
         )
 
     def _rights(
         self,
         questions: Sequence[Question],
-        readings: Sequence[Reading],
-        plain: Sequence[Reading],
+        answers: Sequence[Answer],
+        plain: Sequence[Answer],
         soft: float,
     ) -> list[float]:
         """Return how right each answer is; ``soft`` mixes in probabilities."""
         found = []
-        for question, reading, before in zip(questions, readings, plain, strict=True):
-            right = float(question.right(reading.text, before.text))
-            tokens = self._tokens[question.words]
-            if soft and tokens:
-                likely = sum(math.exp(reading.logprobs[token]) for token in tokens)
-                right = (1 - soft) * right + soft * min(likely, 1.0)
+        for question, answer, before in zip(questions, answers, plain, strict=True):
+            right = float(question.right(answer.text, before.text))
+            wanted = self._wanted[question.words]
+            if soft and wanted:
+                right = (1 - soft) * right + soft * answer.probability(wanted)
             found.append(right)
         return found
 

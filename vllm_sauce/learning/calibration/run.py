@@ -20,7 +20,7 @@ from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, check_site
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import BundleMismatchError, ConfigError
-from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
+from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.metrics import Outcome
 from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.learning.calibration import edit_choices
@@ -250,18 +250,18 @@ def _calibrate_group(run: _Run, names: list[str], note: Note) -> dict[str, str]:
     candidates: dict[str, dict[str, SiteEdit]] = {}
     for choice in choices.values():
         candidates |= choice.candidates()
-    with CandidateEngine(
+    with EngineAsker.of_candidates(
         request.model,
         run.saes,
         candidates,
         engine_args=request.engine_args,
         widest=max(choice.widest() for choice in choices.values()),
         most=max(choice.most_parts() for choice in choices.values()),
-    ) as engine:
+    ) as asker:
         asked = Questionnaire(run.file, SEARCH_SPLIT, request.config.seed)
-        found = calibrate(Examiner(engine, choices, asked, request.config), note)
+        found = calibrate(Examiner(asker, choices, asked, request.config), note)
         scoring = Questionnaire(run.file, SCORE_SPLIT, request.config.seed)
-        judge = Examiner(engine, choices, scoring, request.config)
+        judge = Examiner(asker, choices, scoring, request.config)
         settings = {name: [one.setting] for name, one in found.items()}
         scored = judge.trials(settings, 1.0)
         return {
