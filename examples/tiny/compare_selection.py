@@ -29,6 +29,13 @@ from tiny.exam import (
     balanced_pictures,
     build_exam,
 )
+from tiny.marking import (
+    NAME,
+    Answers,
+    Exam,
+    concept_scores,
+    sample_rows,
+)
 from tiny.questions import answer_name
 from tiny.user_pictures import write_labelled
 from tiny.world import Picture
@@ -37,13 +44,6 @@ from vllm_sauce.concepts import VISION, SiteEdit
 from vllm_sauce.concepts.scores import SCORES, CausalScore, ranked, saeuron_gate
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.evaluation.exam import (
-    NAME,
-    Answers,
-    Exam,
-    concept_scores,
-    sample_rows,
-)
 from vllm_sauce.evaluation.metrics import NAMES, Outcome
 from vllm_sauce.learning.selection.attribution import (
     attribution_questions,
