@@ -29,6 +29,13 @@ from tiny.exam import (
     balanced_pictures,
     build_exam,
 )
+from tiny.marking import (
+    NAME,
+    Answers,
+    Exam,
+    concept_scores,
+    sample_rows,
+)
 from tiny.questions import answer_name
 from tiny.user_pictures import write_labelled
 from tiny.world import Picture
@@ -37,14 +44,7 @@ from vllm_sauce.concepts import VISION, SiteEdit
 from vllm_sauce.concepts.scores import SCORES, CausalScore, ranked
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.evaluation.exam import (
-    NAME,
-    Answers,
-    Exam,
-    concept_scores,
-    sample_rows,
-)
-from vllm_sauce.evaluation.metrics import NAMES, Scores
+from vllm_sauce.evaluation.metrics import NAMES, Outcome
 from vllm_sauce.learning.selection.attribution import (
     attribution_questions,
     attribution_scores,
@@ -169,9 +169,7 @@ def attributed(
         write_labelled(Path(name), pictures, minimum=1)
         file = ConceptFile.read(Path(name) / "concepts.yaml")
         loaded = LoadedModel.load(MODEL_FOLDER)
-        asked = attribution_questions(
-            file, loaded.processor.tokenizer, None, seed=sizes.seed
-        )
+        asked = attribution_questions(file, None, seed=sizes.seed)
         return attribution_scores(loaded, sae, VISION, file, asked)
 
 
@@ -180,7 +178,7 @@ class Row:
     """One score's edits, measured."""
 
     name: str
-    found: Mapping[str, Scores]
+    found: Mapping[str, Outcome]
     latents: float
     """Mean number of latents edited."""
     seconds: float
@@ -198,7 +196,7 @@ def measure(
     exam: Exam,
     edits: Mapping[str, SiteEdit],
     sizes: Comparison,
-) -> dict[str, Scores]:
+) -> dict[str, Outcome]:
     """Return the scores of every concept's edit on the scoring pictures."""
     found = {}
     for index, concept in enumerate(CONCEPTS):

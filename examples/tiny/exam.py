@@ -20,6 +20,7 @@ from tiny.concepts import (
     TRAIN_STYLES,
 )
 from tiny.dataset import HELD_OUT_SEED, pixel_values
+from tiny.marking import DESCRIBE, NAME, NO, YES, Exam
 from tiny.questions import (
     TRAIN,
     Phrasings,
@@ -30,7 +31,6 @@ from tiny.questions import (
     yes_no_questions,
 )
 from tiny.world import Picture, Renderer
-from vllm_sauce.evaluation.exam import DESCRIBE, NAME, NO, YES, Exam
 from vllm_sauce.models.shared_prefix import Sheet, pad_blocks
 from vllm_sauce.models.site_hooks import vision_features
 

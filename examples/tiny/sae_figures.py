@@ -8,8 +8,8 @@ from rich.progress import track
 from torch import Tensor
 
 from tiny.exam import Tiny, balanced_pictures, build_exam
+from tiny.marking import Exam
 from vllm_sauce.concepts import decoder_layer_idx
-from vllm_sauce.evaluation.exam import Exam
 from vllm_sauce.models.shared_prefix import SharedPrefix
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.sae.quality import sae_quality

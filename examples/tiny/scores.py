@@ -16,11 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tiny.exam import BUNDLE_FOLDER, Tiny
-from tiny.sae_figures import measure_saes
-from tiny.scoring import SCORED_PICTURES, Scorer
-from vllm_sauce.bundle import Bundle
-from vllm_sauce.concepts import Catalogue, Concept
-from vllm_sauce.evaluation.report import (
+from tiny.report import (
     GOOD,
     Row,
     good_concepts,
@@ -30,6 +26,10 @@ from vllm_sauce.evaluation.report import (
     to_json,
     with_results,
 )
+from tiny.sae_figures import measure_saes
+from tiny.scoring import SCORED_PICTURES, Scorer
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import Catalogue, Concept
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from tiny.concepts import CONCEPTS
 from tiny.exam import Tiny, balanced_pictures, build_exam, pixels_of
-from tiny.questions import mentions
-from vllm_sauce.concepts import Concept
-from vllm_sauce.evaluation.exam import (
+from tiny.generation import generate_answers
+from tiny.marking import (
     DESCRIBE,
     NAME,
     Answers,
     concept_scores,
     sample_rows,
 )
-from vllm_sauce.models.generation import generate_answers
+from tiny.questions import mentions
+from vllm_sauce.concepts import Concept
 from vllm_sauce.models.shared_prefix import SharedPrefix
 from vllm_sauce.models.site_edits import EditTensors, build_edits
 from vllm_sauce.sae import SAEWeights

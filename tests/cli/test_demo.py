@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.playground.demo import Answer, Case, as_html, find_tiny, read_cases
+from vllm_sauce.playground.demo import Case, Result, as_html, find_tiny, read_cases
 
 REPO = Path(__file__).resolve().parents[2]
 SAUCE = Path(sys.executable).with_name("sauce")
@@ -81,7 +81,7 @@ def case(must_change: bool) -> Case:
 )
 def test_verdict(before: str, after: str, must_change: bool, right: bool) -> None:
     """An answer is right just if it changed when it had to; the page shows it."""
-    answer = Answer(case(must_change), before, after)
+    answer = Result(case(must_change), before, after)
     assert answer.right is right
     assert ("WRONG" in as_html(find_tiny(), [answer])) is not right
 

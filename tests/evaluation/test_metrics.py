@@ -4,7 +4,8 @@
 import pytest
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.metrics import Scores, Share, harmonic_mean, mean_share
+from vllm_sauce.evaluation.metrics import Outcome, harmonic_mean, outcome
+from vllm_sauce.evaluation.questions import Kind, Part, Question
 
 
 def test_harmonic_mean_of_known_values():
@@ -23,25 +24,31 @@ def test_harmonic_mean_refuses(values):
         harmonic_mean(values)
 
 
-def test_scores_know_mean_and_weakest():
-    scores = Scores(UAg=0.9, UAd=0.9, IRA=0.9, CRA=0.3)
-    assert pytest.approx(0.6) == scores.HM
-    assert scores.weakest == 0.3
-    assert scores.to_json() == {
-        "UAg": 0.9,
-        "UAd": 0.9,
-        "IRA": 0.9,
-        "CRA": 0.3,
-        "HM": 0.6,
-    }
+def test_scores_that_cannot_be_asked_do_not_count():
+    scores = Outcome(UAg=0.8, UAd=None, IRA=None, CRA=0.8)
+    assert round(scores.HM, 9) == 0.8
+    assert scores.forgetting == 0.8
+    assert scores.to_json()["IRA"] is None
 
 
-def test_shares_weigh_equally_whatever_they_counted():
-    many, few, none = Share(), Share(), Share()
-    for hit in (1, 1, 1, 0):
-        many.add(hit)
-    few.add(0.25)
-    assert many.value == 0.75
-    assert mean_share([many, few, none]) == 0.5
-    with pytest.raises(ConfigError):
-        mean_share([none])
+def test_scores_by_hand():
+    """Each sees its own questions only, and HM is computed before rounding."""
+    asked = [
+        (Part.UAG, Kind.NAME, 0.75),
+        (Part.UAG, Kind.NAME, 0.0),
+        (Part.UAD, Kind.NO, 1.0),
+        (Part.IRA, Kind.NAME, 0.5),
+        (Part.IRA, Kind.YES, 1.0),
+        (Part.IRA, Kind.YES, 0.0),
+        (Part.IRA, Kind.NO, 1.0),
+        (Part.CRA_SHOWN, Kind.NAME, 1.0),
+        (Part.CRA_SHOWN, Kind.NO, 0.5),
+        (Part.CRA_OTHER, Kind.KEEP, 1.0),
+        (None, Kind.NAME, 0.0),
+    ]
+    questions = [Question(prompt="?", part=p, kind=k) for p, k, _ in asked]
+    found = outcome(questions, [right for *_, right in asked])
+    assert found.values() == (0.625, 1.0, 0.625, 0.875)
+    assert found.to_json()["HM"] == round(4 / (1 / 0.625 * 2 + 1 + 1 / 0.875), 4)
+    with pytest.raises(ConfigError, match="without a single question"):
+        outcome(questions[:2], [1.0, 1.0])

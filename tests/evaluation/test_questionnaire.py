@@ -7,16 +7,9 @@ import pytest
 from PIL import Image
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.evaluation.questionnaire import (
-    Kind,
-    Outcome,
-    Part,
-    Questionnaire,
-    first_word,
-    mentions,
-    outcome,
-    small_part,
-)
+from vllm_sauce.evaluation.metrics import outcome
+from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
+from vllm_sauce.evaluation.questions import Kind, Part
 
 ANIMALS, COLOURS = ("dog", "cat", "pig"), ("red", "blue")
 
@@ -62,7 +55,7 @@ def file(tmp_path):
 
 
 def test_every_question_is_about_what_its_part_says(file):
-    items = Questionnaire(file, "selection").items("dog", 4, 8)
+    items = Questionnaire(file, "selection").questions("dog", 4, 8)
     shows = {shown(e): set(e.concepts) for e in file.examples}
     assert {item.part for item in items} == set(Part) - {Part.WATCHED}
     for item in items:
@@ -81,7 +74,7 @@ def test_every_question_is_about_what_its_part_says(file):
 
 
 def test_every_other_concept_is_watched_where_the_target_is_not(file):
-    items = Questionnaire(file, "selection").items("dog", 4, 8, watched=2)
+    items = Questionnaire(file, "selection").questions("dog", 4, 8, watched=2)
     watched = [item for item in items if item.part is Part.WATCHED]
     shows = {shown(e): set(e.concepts) for e in file.examples}
     by_name: dict[str, list[str]] = {}
@@ -92,19 +85,19 @@ def test_every_other_concept_is_watched_where_the_target_is_not(file):
     assert set(by_name) == {*ANIMALS, *COLOURS} - {"dog"}
     assert all(len(set(pictures)) == 2 for pictures in by_name.values())
     # Half of the questions watch each of them once, those of the search none.
-    alone = [items[n] for n in small_part(items, 0.5, watched=False)]
-    half = [items[n] for n in small_part(items, 0.5)]
+    alone = [items[n] for n in share_of(items, 0.5, watched=False)]
+    half = [items[n] for n in share_of(items, 0.5)]
     assert alone == [item for item in half if item.part is not Part.WATCHED]
     once = [item.about for item in half if item.part is Part.WATCHED]
     assert sorted(once) == sorted({*ANIMALS, *COLOURS} - {"dog"})
     assert not any(
         item.part is Part.WATCHED
-        for item in Questionnaire(file, "selection").items("dog", 4, 8)
+        for item in Questionnaire(file, "selection").questions("dog", 4, 8)
     )
 
 
 def test_the_mean_hides_what_the_worst_shows(file):
-    items = Questionnaire(file, "selection").items("dog", 4, 8, watched=2)
+    items = Questionnaire(file, "selection").questions("dog", 4, 8, watched=2)
     everything = [1.0] * len(items)
     base = outcome(items, everything)
     assert base.worst(base) == ("", 0.0)
@@ -124,7 +117,7 @@ def test_each_wording_is_asked(tmp_path):
         "concepts:\n  dog: {domain: a}\n  cat: {domain: a}\n  red: {domain: b}\n",
         [["dog", "red"]] * 12 + [["cat"]] * 12,
     )
-    items = Questionnaire(file, "selection").items("dog", 6, 6)
+    items = Questionnaire(file, "selection").questions("dog", 6, 6)
     for part, kind, wanted in (
         (Part.UAG, Kind.NAME, {"What?", "Which?"}),
         (Part.UAD, Kind.NO, {"Any dog?", "Some dog?"}),
@@ -143,7 +136,7 @@ def test_every_denial_is_asked_in_two_wordings(tmp_path):
         "concepts:\n  dog: {domain: a}\n  cat: {domain: a}\n",
         [["dog"]] * 20 + [["cat"]] * 12,
     )
-    items = Questionnaire(file, "selection").items("dog", 6, 6)
+    items = Questionnaire(file, "selection").questions("dog", 6, 6)
     asked: dict[str, list[str]] = {}
     for item in items:
         if item.part is Part.UAD:
@@ -154,7 +147,7 @@ def test_every_denial_is_asked_in_two_wordings(tmp_path):
 
 
 def test_as_many_examples_with_it_as_without_tell_what_is_kept(file):
-    items = Questionnaire(file, "selection").items("dog", 5, 2)
+    items = Questionnaire(file, "selection").questions("dog", 5, 2)
     pictures = {
         part: {shown(item) for item in items if item.part is part} for part in Part
     }
@@ -173,7 +166,7 @@ def test_an_example_is_asked_one_of_its_own_prompts(tmp_path):
         "concepts:\n  dog: {domain: a}\n  cat: {domain: a}\n  red: {domain: b}\n",
         [["dog", "red"]] * 20 + [["cat"]] * 12,
     )
-    items = Questionnaire(file, "selection").items("dog", 9, 4)
+    items = Questionnaire(file, "selection").questions("dog", 9, 4)
     own = [item for item in items if item.optional]
     assert len(own) == len({shown(item) for item in own}) >= 5
     assert {item.prompt for item in own} <= {"One?", "Two?", "Three?"}
@@ -183,15 +176,15 @@ def test_an_example_is_asked_one_of_its_own_prompts(tmp_path):
 
 def test_the_split_and_the_numbers_are_kept_to(file):
     questionnaire = Questionnaire(file, "scoring")
-    items = questionnaire.items("dog", 2, 3)
+    items = questionnaire.questions("dog", 2, 3)
     mine = {shown(e) for e in file.examples if e.split == "scoring"}
     assert {shown(item) for item in items} <= mine
     assert len({shown(item) for item in items if item.part is Part.UAD}) == 2
-    assert items == Questionnaire(file, "scoring").items("dog", 2, 3)
+    assert items == Questionnaire(file, "scoring").questions("dog", 2, 3)
 
 
 def test_who_knows_everything_forgets_nothing(file):
-    items = Questionnaire(file, "selection").items("dog", 4, 8)
+    items = Questionnaire(file, "selection").questions("dog", 4, 8)
     right = [0.0 if item.part is Part.UAD else 1.0 for item in items]
     scores = outcome(items, right)
     assert (scores.UAg, scores.UAd, scores.IRA, scores.CRA) == (0.0, 0.0, 1.0, 1.0)
@@ -203,7 +196,7 @@ def test_who_knows_everything_forgets_nothing(file):
 
 def test_yes_and_no_weigh_the_same(file):
     """Always "yes" is half of the yes/no accuracy, however many of each there are."""
-    items = Questionnaire(file, "selection").items("dog", 4, 8)
+    items = Questionnaire(file, "selection").questions("dog", 4, 8)
     says_yes = [float(item.kind is Kind.YES) for item in items]
     scores = outcome(items, says_yes)
     assert round(scores.IRA or 0.0, 9) == 0.25
@@ -217,7 +210,7 @@ def test_without_other_labels_answers_are_kept(tmp_path):
         "concepts:\n  dog: {domain: animals}\n",
         [["dog"]] * 6 + [[]] * 6,
     )
-    items = Questionnaire(file, "selection").items("dog", 3, 3)
+    items = Questionnaire(file, "selection").questions("dog", 3, 3)
     kept = [item for item in items if item.kind is Kind.KEEP]
     assert {item.part for item in kept} == {Part.CRA_OTHER}
     assert kept[0].right(" A tree. ", "a tree.")
@@ -226,29 +219,13 @@ def test_without_other_labels_answers_are_kept(tmp_path):
 
 
 def test_a_part_has_some_of_everything(file):
-    items = Questionnaire(file, "selection").items("dog", 4, 8)
+    items = Questionnaire(file, "selection").questions("dog", 4, 8)
     before: set[int] = set()
     for share in (0.01, 0.3, 0.6, 1.0):
-        chosen = small_part(items, share)
+        chosen = share_of(items, share)
         assert {(i.part, i.kind) for i in items} == {
             (items[n].part, items[n].kind) for n in chosen
         }
         assert before <= set(chosen)
         before = set(chosen)
     assert chosen == list(range(len(items)))
-
-
-def test_words_in_answers():
-    assert mentions("Two Dogs play.", ["dog"])
-    assert mentions("a hot dog", ["hot dog"])
-    assert not mentions("a dogma", ["dog"])
-    assert not mentions("", ["dog"])
-    assert first_word(" No, there is none") == "no"
-    assert first_word("...") == ""
-
-
-def test_scores_that_cannot_be_asked_do_not_count():
-    scores = Outcome(UAg=0.8, UAd=None, IRA=None, CRA=0.8)
-    assert round(scores.HM, 9) == 0.8
-    assert scores.forgetting == 0.8
-    assert scores.to_json()["IRA"] is None

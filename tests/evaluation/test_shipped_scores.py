@@ -7,12 +7,12 @@ from torch import Tensor
 
 from tiny.concepts import CONCEPTS, DOMAIN_OF
 from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER, Tiny
+from tiny.report import good_concepts, rows_of
 from tiny.sae_figures import measure_saes
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.evaluation.metrics import NAMES, harmonic_mean
-from vllm_sauce.evaluation.report import good_concepts, rows_of
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 

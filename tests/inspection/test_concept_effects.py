@@ -7,7 +7,7 @@ import torch
 from tests.tiny_world import random_sae
 from vllm_sauce.concepts import VISION, Concept, SiteEdit
 from vllm_sauce.inspection.activation_maps import LatentReader
-from vllm_sauce.inspection.concept_effects import edit_fns
+from vllm_sauce.models.site_edits import concept_edits
 from vllm_sauce.sae import reconstruct
 
 
@@ -31,8 +31,8 @@ def test_every_kind_of_sae_is_edited_in_proportion(kind):
     whole = reconstruct(sae, x, edit) - x
     assert whole.abs().max() > 0.1
     for strength in (0.25, 1.0, 3.0):
-        changed = edit_fns({VISION: sae}, concept, strength)[VISION](x)
+        changed = concept_edits({VISION: sae}, concept, strength)[VISION](x)
         assert torch.allclose(changed - x, strength * whole, atol=1e-4)
-    half = edit_fns({VISION: sae}, concept, 1.0)[VISION](x.bfloat16())
+    half = concept_edits({VISION: sae}, concept, 1.0)[VISION](x.bfloat16())
     assert half.dtype == torch.bfloat16
-    assert edit_fns({VISION: sae}, concept, 0) == {}
+    assert concept_edits({VISION: sae}, concept, 0) == {}

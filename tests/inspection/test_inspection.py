@@ -16,14 +16,10 @@ from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.data.schema import Questions
 from vllm_sauce.errors import ConfigError, UnknownConceptError
-from vllm_sauce.evaluation.asking.hf_model import PlainPrompts, Quiz, SharedPictures
-from vllm_sauce.evaluation.quiz import (
-    NAME,
-    NO,
-    YES,
-    Wording,
-    choose_questions,
-)
+from vllm_sauce.evaluation.asking.asker import Ask
+from vllm_sauce.evaluation.asking.hf_model import ModelAsker
+from vllm_sauce.evaluation.asking.shared_pictures import SharedPictures
+from vllm_sauce.evaluation.questions import Kind
 from vllm_sauce.inspection.activation_maps import (
     ActivationMap,
     SitePeaks,
@@ -31,9 +27,11 @@ from vllm_sauce.inspection.activation_maps import (
     latent_peaks,
     latent_statistics,
 )
-from vllm_sauce.inspection.concept_effects import EffectMeasure, edit_fns
+from vllm_sauce.inspection.concept_effects import EffectMeasure
 from vllm_sauce.inspection.inspection import Settings, inspect_bundle
 from vllm_sauce.inspection.overlap import latent_owners, overlaps
+from vllm_sauce.inspection.questions import Wording, choose_questions
+from vllm_sauce.models.answer_tokens import beginnings, spellings
 from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
 from vllm_sauce.models.site_hooks import vision_features
 
@@ -198,63 +196,102 @@ def test_overlap_by_hand(saes):
 
 
 def test_questions_fit_the_pictures(bundle, samples):
-    rows, questions = choose_questions(samples, bundle.catalogue, WORDING, 2)
+    questions = choose_questions(samples, bundle.catalogue, WORDING, 2)
     for name in NAMES:
-        asked = {q.picture for q in questions if (q.concept, q.answer) == (name, YES)}
+        mine = (name, Kind.YES)
+        asked = {q.picture for q in questions if (q.about, q.kind) == mine}
         assert len(asked) >= 2
+    shown = {sample.picture: sample.concepts for sample in samples}
     for question in questions:
-        shown = samples[rows[question.picture]].concepts
-        assert (question.concept in shown) is (question.answer != NO)
-        if question.answer == NAME:
-            assert bundle.catalogue[question.concept].domain == "objects"
-    assert {q.answer for q in questions} == {YES, NO, NAME}
-    assert (rows, questions) == choose_questions(samples, bundle.catalogue, WORDING, 2)
+        assert question.shown == shown[question.picture]
+        assert (question.about in question.shown) is (question.kind is not Kind.NO)
+        if question.kind is Kind.NAME:
+            assert bundle.catalogue[question.about].domain == "objects"
+    assert {q.kind for q in questions} == {Kind.YES, Kind.NO, Kind.NAME}
+    assert questions == choose_questions(samples, bundle.catalogue, WORDING, 2)
     words = [Sample(key="t", prompt="a clock", concepts=("clock",))]
-    assert choose_questions(words, bundle.catalogue, WORDING, 2) == ([], [])
+    assert choose_questions(words, bundle.catalogue, WORDING, 2) == []
 
 
-def test_shared_pictures_answer_as_plain_prompts(loaded, bundle, saes, samples):
-    """Names of several tokens too, unedited and edited, all lengths mixed."""
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("forget", [("clock",), ("tennis", "cat")])
+def test_shared_pictures_answer_as_plain_prompts(
+    strength, forget, loaded, bundle, saes, samples
+):
+    """Names of several tokens too, some begun, unedited and edited, lengths mixed."""
     wording = replace(WORDING, answers={"clock": ("a red clock",), "cat": ("cat",)})
     catalogue = small_catalogue(bundle)
-    rows, questions = choose_questions(samples, catalogue, wording, 2)
-    quiz = Quiz(loaded, [samples[r] for r in rows], questions, catalogue, wording)
-    assert isinstance(quiz.way, SharedPictures)
-    shared = {s: quiz.ask(edit_fns(saes, catalogue["clock"], s)) for s in (0, 1)}
-    quiz.way = PlainPrompts(loaded, [samples[r] for r in rows])
-    for strength, marks in shared.items():
-        plain = quiz.ask(edit_fns(saes, catalogue["clock"], strength))
-        assert torch.allclose(plain.probability, marks.probability, atol=1e-4)
-        assert torch.equal(plain.right, marks.right)
-    assert (shared[0].probability - shared[1].probability).abs().max() > 0.5
-    some = quiz.ask({}, [3, 0])
-    assert torch.allclose(some.probability, shared[0].probability[[3, 0]], atol=1e-4)
+    shared, plain = (ModelAsker(loaded, catalogue, saes) for _ in range(2))
+    assert isinstance(shared.pictures, SharedPictures)
+    plain.pictures = plain.prompts
+    tokenizer = shared.tokenizer
+    asks = []
+    for number, question in enumerate(choose_questions(samples, catalogue, wording, 2)):
+        named = question.kind is Kind.NAME
+        wanted = (spellings if named else beginnings)(tokenizer, question.words)
+        begun = wanted[0][:1] if number % 5 == 0 else ()
+        asks.append(
+            Ask(
+                question=question,
+                forget=forget,
+                strength=strength,
+                wanted=wanted,
+                begun=begun,
+            )
+        )
+    unedited = shared.ask([replace(ask, forget=()) for ask in asks])
+    changed = 0.0
+    for ask, one, other, before in zip(
+        asks, shared.ask(asks), plain.ask(asks), unedited, strict=True
+    ):
+        assert (one.said, one.text) == (other.said, other.text)
+        assert one.says(ask.wanted) is other.says(ask.wanted)
+        for tokens in ask.wanted:
+            after = one.probability([tokens])
+            assert after == pytest.approx(other.probability([tokens]), abs=1e-4)
+            changed = max(changed, abs(after - before.probability([tokens])))
+    assert (changed > 0.5) is (strength > 0)
+
+
+def test_answers_are_written_as_they_are_read(loaded, bundle, saes, samples):
+    asker = ModelAsker(loaded, small_catalogue(bundle), saes)
+    question = choose_questions(samples, asker.catalogue, WORDING, 1)[0]
+    told = replace(question, prompt="Describe the picture.")
+    for forget in ((), ("clock",)):
+        ask = Ask(question=told, forget=forget, max_tokens=8)
+        (written,) = asker.ask([ask])
+        words = written.said[:4]
+        (read,) = asker.ask([replace(ask, max_tokens=1, wanted=(words,))])
+        assert read.said[:4] == words and read.says([words])
+        (rest,) = asker.ask([replace(ask, begun=words[:2])])
+        assert rest.said[:2] == words[2:]
+
+
+def test_an_unknown_concept_is_refused(loaded, bundle, saes, samples):
+    asker = ModelAsker(loaded, small_catalogue(bundle), saes)
+    question = choose_questions(samples, asker.catalogue, WORDING, 1)[0]
+    with pytest.raises(UnknownConceptError, match="clok"):
+        asker.ask([Ask(question=question, forget=("clok",))])
 
 
 @pytest.fixture(scope="module")
 def measure(loaded, bundle, saes, samples) -> EffectMeasure:
     catalogue = small_catalogue(bundle)
-    rows, questions = choose_questions(samples, catalogue, WORDING, 4)
-    asked = [samples[row] for row in rows]
-    quiz = Quiz(loaded, asked, questions, catalogue, WORDING)
-    shown = [sample.concepts for sample in asked]
-    return EffectMeasure(quiz, catalogue, saes, shown, strengths=(0, 0.5, 1, 2, 3))
+    questions = choose_questions(samples, catalogue, WORDING, 4)
+    asker = ModelAsker(loaded, catalogue, saes)
+    return EffectMeasure(asker, questions, catalogue, strengths=(0, 0.5, 1, 2, 3))
 
 
 def test_strength_zero_is_the_unedited_model_exactly(measure):
-    again = measure.quiz.ask({})
-    assert torch.equal(again.probability, measure.plain.probability)
     effects = measure.effects("clock")
     own = [
-        i
-        for i, q in enumerate(measure.quiz.questions)
-        if (q.concept, q.answer) == ("clock", YES)
+        measure.plain[i].probability
+        for i, q in enumerate(measure.questions)
+        if (q.about, q.kind) == ("clock", Kind.YES)
     ]
     (line,) = [line for line in effects.lines if line.label == "says it is there"]
     assert line.questions == len(own) >= 4
-    assert line.probability[0] == pytest.approx(
-        float(again.probability[own].mean()), abs=1e-7
-    )
+    assert line.probability[0] == pytest.approx(sum(own) / len(own), abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ["tree", "cat"])
@@ -279,16 +316,14 @@ def test_doses_make_a_concept_fall_and_leave_the_others(name, measure):
     assert drops == sorted(drops, reverse=True)
     # The same questions, asked by hand.
     worst = effects.damages[0]
-    mine = [
-        i
-        for i, q in enumerate(measure.quiz.questions)
-        if q.concept == worst.name
-        and q.answer != NO
-        and name not in measure.shown[q.picture]
+    asks = [
+        Ask(question=q, forget=(name,), wanted=measure.wanted[i])
+        for i, q in enumerate(measure.questions)
+        if q.about == worst.name and q.kind is not Kind.NO and name not in q.shown
     ]
-    fns = edit_fns(measure.saes, measure.catalogue[name], 1.0)
-    after = measure.quiz.ask(fns, mine).probability.mean()
-    assert worst.after == pytest.approx(float(after), abs=1e-4)
+    answers = zip(asks, measure.asker.ask(asks), strict=True)
+    after = [answer.probability(ask.wanted) for ask, answer in answers]
+    assert worst.after == pytest.approx(sum(after) / len(after), abs=1e-4)
 
 
 def test_inspection_of_chosen_concepts(loaded, bundle, samples):

@@ -21,7 +21,6 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Catalogue
 from vllm_sauce.data.schema import Questions
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.quiz import Wording
 from vllm_sauce.inspection.heat_maps import (
     LEVELS,
     heat_levels,
@@ -31,6 +30,7 @@ from vllm_sauce.inspection.heat_maps import (
 )
 from vllm_sauce.inspection.inspection import Inspection, Settings, inspect_bundle
 from vllm_sauce.inspection.page import render, write_page
+from vllm_sauce.inspection.questions import Wording
 from vllm_sauce.models.loaded_model import LoadedModel
 
 NASTY = '</style><script>bad()</script><img src=x onerror="bad()">\'&{{7*7}}'

@@ -14,10 +14,10 @@ from tiny.compare_selection import (
 )
 from tiny.concepts import CONCEPTS
 from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
+from tiny.marking import NAME, sample_rows
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, SiteEdit
 from vllm_sauce.concepts.scores import SCORES, ranked
-from vllm_sauce.evaluation.exam import NAME, sample_rows
 from vllm_sauce.models.shared_prefix import SharedPrefix
 from vllm_sauce.models.site_edits import EditTensors
 

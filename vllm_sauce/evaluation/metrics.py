@@ -16,10 +16,11 @@ For a target concept c, on pictures used for nothing else:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.questions import Kind, Part, Question
 
 NAMES = ("UAg", "UAd", "IRA", "CRA")
 
@@ -38,59 +39,94 @@ def harmonic_mean(values: Iterable[float]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """The four scores of one concept, shares in 0..1."""
+class Outcome:
+    """One edit's scores; None where nothing could be asked."""
 
     UAg: float
-    UAd: float
-    IRA: float
+    UAd: float | None
+    IRA: float | None
     CRA: float
+    watched: Mapping[str, float] = field(default_factory=dict)
+    """How often each other concept is named right where it is."""
 
     @property
     def HM(self) -> float:
-        """Harmonic mean of the four."""
-        return harmonic_mean((self.UAg, self.UAd, self.IRA, self.CRA))
+        """Harmonic mean of those that there are."""
+        return harmonic_mean([s for s in self.values() if s is not None])
 
     @property
-    def weakest(self) -> float:
-        """The smallest of the four."""
-        return min(self.UAg, self.UAd, self.IRA, self.CRA)
+    def forgetting(self) -> float:
+        """Harmonic mean of UAg and UAd."""
+        return harmonic_mean([s for s in (self.UAg, self.UAd) if s is not None])
 
-    def to_json(self) -> dict[str, float]:
-        """Return the scores rounded to four digits, HM computed before rounding."""
-        values = {name: getattr(self, name) for name in (*NAMES, "HM")}
-        return {name: round(value, 4) for name, value in values.items()}
+    def values(self) -> tuple[float, float | None, float | None, float]:
+        """Return the four."""
+        return self.UAg, self.UAd, self.IRA, self.CRA
 
+    def loss(self, base: Outcome) -> float:
+        """Return the larger loss of IRA and CRA against the unedited model."""
+        pairs = ((base.IRA, self.IRA), (base.CRA, self.CRA))
+        return max(
+            before - after
+            for before, after in pairs
+            if before is not None and after is not None
+        )
 
-@dataclass(slots=True)
-class Share:
-    """A share that grows answer by answer; values between 0 and 1 are allowed."""
+    def worst(self, base: Outcome) -> tuple[str, float]:
+        """Return the concept that lost most against the unedited model, and how much.
 
-    hits: float = 0.0
-    total: int = 0
-
-    def add(self, hit: float) -> None:
-        """Count one answer."""
-        self.hits += hit
-        self.total += 1
-
-    @property
-    def value(self) -> float:
-        """The share so far.
-
-        Raises: ConfigError if nothing was counted
+        ("", 0) if nothing was lost.
         """
-        if not self.total:
-            raise ConfigError("a score without a single question")
-        return self.hits / self.total
+        lost = {name: base.watched[name] - kept for name, kept in self.watched.items()}
+        name = max(lost, key=lost.__getitem__, default="")
+        return (name, lost[name]) if lost.get(name, 0.0) > 0 else ("", 0.0)
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return the scores rounded to four digits."""
+        scores = dict(zip((*NAMES, "HM"), (*self.values(), self.HM), strict=True))
+        return {n: None if s is None else round(s, 4) for n, s in scores.items()}
 
 
-def mean_share(shares: Iterable[Share]) -> float:
-    """Return the mean of the shares that counted anything, each with equal weight.
+def outcome(questions: Sequence[Question], right: Sequence[float]) -> Outcome:
+    """Return the scores of one edit from how right each answer was, 0..1.
 
-    Raises: ConfigError if none did
+    Raises: ConfigError if what must be asked was not
     """
-    values = [share.value for share in shares if share.total]
-    if not values:
+    marks: dict[Part | None, dict[Kind, list[float]]] = {}
+    watched: dict[str, list[float]] = {}
+    for question, value in zip(questions, right, strict=True):
+        marks.setdefault(question.part, {}).setdefault(question.kind, []).append(value)
+        if question.part is Part.WATCHED:
+            watched.setdefault(question.about, []).append(value)
+    named, denied = (
+        [value for values in marks.get(part, {}).values() for value in values]
+        for part in (Part.UAG, Part.UAD)
+    )
+    halves = [
+        _accuracy(marks[part])
+        for part in (Part.CRA_SHOWN, Part.CRA_OTHER)
+        if part in marks
+    ]
+    if not named or not halves:
         raise ConfigError("a score without a single question")
+    return Outcome(
+        UAg=mean([1 - value for value in named]),
+        UAd=mean(denied) if denied else None,
+        IRA=_accuracy(marks[Part.IRA]) if Part.IRA in marks else None,
+        CRA=mean(halves),
+        watched={name: mean(values) for name, values in watched.items()},
+    )
+
+
+def _accuracy(marks: Mapping[Kind, Sequence[float]]) -> float:
+    """Return the mean of naming's and balanced yes/no's accuracy, each half."""
+    means = {kind: mean(values) for kind, values in marks.items()}
+    shares = [means[kind] for kind in (Kind.NAME, Kind.KEEP) if kind in means]
+    if yes_no := [means[kind] for kind in (Kind.YES, Kind.NO) if kind in means]:
+        shares.append(mean(yes_no))
+    return mean(shares)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of values, of which there is one at least."""
     return sum(values) / len(values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +22,6 @@ ENCODED_ROWS = 1024
 """Tokens encoded at once by an SAE whose latents depend on each other (TopK)."""
 
 
-def on_device(sae: SAEWeights, device: torch.device) -> SAEWeights:
-    """Return an SAE with its parameters on a device."""
-    moved: dict[str, Any] = {n: x.to(device) for n, x in sae.tensors().items()}
-    return replace(sae, **moved)
-
-
 class LatentReader:
     """Reads some latents of an SAE, exactly, without keeping the others."""
 
@@ -37,7 +30,7 @@ class LatentReader:
     ) -> None:
         self.latents = tuple(latents)
         self.rows = torch.tensor(self.latents, device=device)
-        self.sae = on_device(sae, device)
+        self.sae = sae.to(device)
         if sae.k is None:
             # These do not depend on each other: the others need not be computed.
             threshold = self.sae.threshold

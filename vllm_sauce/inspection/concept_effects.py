@@ -5,74 +5,28 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
-from vllm_sauce.evaluation.asking.hf_model import Quiz
-from vllm_sauce.evaluation.quiz import NAME, NO, YES, Marks, Question
-from vllm_sauce.inspection.activation_maps import on_device
-from vllm_sauce.models.site_edits import EditTensors
-from vllm_sauce.models.site_hooks import SiteFn
-from vllm_sauce.sae import SAEWeights, reconstruct
+from vllm_sauce.concepts import Catalogue, Concept
+from vllm_sauce.evaluation.asking.asker import Ask, Asker
+from vllm_sauce.evaluation.questions import Kind, Question
+from vllm_sauce.models.answer_tokens import Tokens, beginnings, spellings
 
 STRENGTHS = tuple(step / 4 for step in range(13))
 """0, 0.25, ... 3."""
 
 CALIBRATED = 1.0
 
-ENCODED_ROWS = 1024
-"""Tokens that are encoded whole at once, for SAEs that need it."""
 
+class Mark(NamedTuple):
+    """How one question was answered."""
 
-def at_strength(edit: SiteEdit, strength: float) -> SiteEdit:
-    """Return the edit whose full strength is this one's ``strength``."""
-    return replace(
-        edit,
-        gamma=tuple(1 + strength * (gamma - 1) for gamma in edit.gamma),
-        shift=tuple(strength * shift for shift in edit.shift),
-    )
-
-
-def edit_fns(
-    saes: Mapping[str, SAEWeights],
-    concept: Concept,
-    strength: float,
-    device: torch.device | None = None,
-) -> dict[str, SiteFn]:
-    """Return what forgetting a concept does at each site; nothing at strength 0."""
-    if strength == 0:
-        return {}
-    return {
-        site: _edit_fn(saes[site], edit, strength, device or torch.device("cpu"))
-        for site, edit in concept.edits.items()
-    }
-
-
-def _edit_fn(
-    sae: SAEWeights, edit: SiteEdit, strength: float, device: torch.device
-) -> SiteFn:
-    if sae.k is None and sae.normalize_activations == "none":
-        built = EditTensors.build(sae, edit, strength)
-        moved = EditTensors(
-            **{
-                item.name: getattr(built, item.name).to(device)
-                for item in fields(built)
-            }
-        )
-        return lambda x: moved(x.float()).to(x.dtype)
-    whole = on_device(sae, device)
-    scaled = at_strength(edit, strength)
-
-    def full(x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2).split(ENCODED_ROWS)
-        edited = torch.cat([reconstruct(whole, part, scaled) for part in rows])
-        return edited.view(x.shape).to(x.dtype)
-
-    return full
+    probability: float
+    """Of the right answer."""
+    right: bool
+    """Whether the right answer is the likeliest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,24 +72,41 @@ class Effects:
 
 
 class EffectMeasure:
-    """Asks a quiz under the edits of a catalogue's concepts."""
+    """Asks questions under the edits of a catalogue's concepts."""
 
     def __init__(
         self,
-        quiz: Quiz,
+        asker: Asker,
+        questions: Sequence[Question],
         catalogue: Catalogue,
-        saes: Mapping[str, SAEWeights],
-        shown: Sequence[Sequence[str]],
         *,
         strengths: Sequence[float] = STRENGTHS,
         retained_pictures: int = 16,
         seed: int = 0,
     ) -> None:
-        self.quiz, self.catalogue, self.saes = quiz, catalogue, saes
-        self.shown = [frozenset(names) for names in shown]
-        self.strengths = tuple(strengths)
+        self.asker, self.questions = asker, tuple(questions)
+        self.catalogue, self.strengths = catalogue, tuple(strengths)
         self.retained_pictures, self.seed = retained_pictures, seed
-        self.plain = quiz.ask({})
+        # By picture, in the order in which they are asked about.
+        self.shown = {id(q.picture): frozenset(q.shown) for q in questions}
+        self.wanted = [
+            beginnings(asker.tokenizer, q.words) if q.kind is not Kind.NAME else ()
+            for q in questions
+        ]
+        self._choose_spellings()
+        self.plain = self._ask((), 0.0, range(len(questions)))
+
+    def _choose_spellings(self) -> None:
+        """Take each name as the unedited model likes best to write it."""
+        first = {q.about: q for q in self.questions if q.kind is Kind.NAME}
+        ways = {n: spellings(self.asker.tokenizer, q.words) for n, q in first.items()}
+        asks = [Ask(question=q, wanted=ways[name]) for name, q in first.items()]
+        best: dict[str, Tokens] = {}
+        for name, answer in zip(first, self.asker.ask(asks), strict=True):
+            best[name] = max(ways[name], key=answer.logprobs.__getitem__)
+        for i, question in enumerate(self.questions):
+            if question.kind is Kind.NAME:
+                self.wanted[i] = (best[question.about],)
 
     def effects(
         self, name: str, progress: Callable[[], None] = lambda: None
@@ -143,58 +114,66 @@ class EffectMeasure:
         """Return what forgetting a concept does; ``progress`` is told each strength."""
         concept = self.catalogue[name]
         groups = self._groups(concept)
-        everything = range(len(self.quiz.questions))
-        used = sorted({i for _, _, mine in groups for i in mine})
-        answered: dict[float, dict[int, tuple[float, float]]] = {}
+        used = {i for _, _, mine in groups for i in mine}
+        spared = {other: self._spared(name, other) for other in self.catalogue}
+        spared.pop(name)
+        own = [i for i, _ in enumerate(self.questions) if self._about(i, name)]
+        compared = {i for mine in spared.values() for i in mine}
+        answered: dict[float, dict[int, Mark]] = {}
         for strength in sorted({*self.strengths, CALIBRATED}):
-            asked = list(everything) if strength == CALIBRATED else used
-            answered[strength] = self._ask(concept, strength, asked)
+            asked = used | compared | {*own} if strength == CALIBRATED else used
+            answered[strength] = self._ask((name,), strength, sorted(asked))
             progress()
         lines = tuple(
             self._line(label, target, mine, answered)
             for label, target, mine in groups
             if mine
         )
-        after = {i: marks[0] for i, marks in answered[CALIBRATED].items()}
-        own = self._damage(name, [i for i in everything if self._about(i, name)], after)
+        after = answered[CALIBRATED]
         damages = [
             found
-            for other in self.catalogue
-            if other != name
-            and (found := self._damage(other, self._spared(name, other), after))
+            for other, mine in spared.items()
+            if (found := self._damage(other, mine, after))
         ]
         damages.sort(key=lambda damage: (-damage.drop, damage.name))
-        return Effects(self.strengths, lines, tuple(damages), own)
+        mine = self._damage(name, own, after)
+        return Effects(self.strengths, lines, tuple(damages), mine)
 
     def _ask(
-        self, concept: Concept, strength: float, asked: Sequence[int]
-    ) -> dict[int, tuple[float, float]]:
-        """Return probability of the right answer and whether it is given."""
-        if strength == 0:
-            marks = Marks(self.plain.probability[asked], self.plain.right[asked])
-        else:
-            device = self.quiz.loaded.device
-            fns = edit_fns(self.saes, concept, strength, device)
-            marks = self.quiz.ask(fns, asked)
-        pairs = zip(
-            marks.probability.tolist(), marks.right.float().tolist(), strict=True
-        )
-        return dict(zip(asked, pairs, strict=True))
+        self, forget: tuple[str, ...], strength: float, asked: Iterable[int]
+    ) -> dict[int, Mark]:
+        """Return how some questions, by number, are answered."""
+        numbers = list(asked)
+        if forget and strength == 0:
+            return {i: self.plain[i] for i in numbers}
+        asks = [
+            Ask(
+                question=self.questions[i],
+                forget=forget,
+                strength=strength,
+                wanted=self.wanted[i],
+            )
+            for i in numbers
+        ]
+        return {
+            i: Mark(answer.probability(self.wanted[i]), answer.says(self.wanted[i]))
+            for i, answer in zip(numbers, self.asker.ask(asks), strict=True)
+        }
 
     def _groups(self, concept: Concept) -> list[tuple[str, bool, list[int]]]:
         """Return the chart's lines: label, whether it must fall, question numbers."""
-        questions = list(enumerate(self.quiz.questions))
+        questions = list(enumerate(self.questions))
         kept = self._retained(concept.name)
         alike: list[int] = []
         far: list[int] = []
         for i, question in questions:
-            if question.picture in kept and question.concept != concept.name:
-                domain = self.catalogue[question.concept].domain
+            if id(question.picture) in kept and question.about != concept.name:
+                domain = self.catalogue[question.about].domain
                 (alike if domain == concept.domain else far).append(i)
         own = [(i, q) for i, q in questions if self._about(i, concept.name)]
         return [
-            ("says it is there", True, [i for i, q in own if q.answer == YES]),
-            ("names it", True, [i for i, q in own if q.answer == NAME]),
+            ("says it is there", True, [i for i, q in own if q.kind is Kind.YES]),
+            ("names it", True, [i for i, q in own if q.kind is Kind.NAME]),
             (f"others of {concept.domain}", False, alike),
             ("other domains", False, far),
         ]
@@ -203,7 +182,7 @@ class EffectMeasure:
         """Return pictures without a concept; half show its domain, if enough do."""
         rng = random.Random(f"{self.seed}/{name}")
         domain = self.catalogue[name].domain
-        without = [i for i, names in enumerate(self.shown) if name not in names]
+        without = [i for i, names in self.shown.items() if name not in names]
         rng.shuffle(without)
         near = [i for i in without if self._shows(i, domain)]
         half = near[: self.retained_pictures // 2]
@@ -217,37 +196,43 @@ class EffectMeasure:
         )
 
     def _about(self, i: int, name: str) -> bool:
-        question: Question = self.quiz.questions[i]
-        return question.concept == name and question.answer != NO
+        question = self.questions[i]
+        return question.about == name and question.kind is not Kind.NO
 
     def _spared(self, forgotten: str, other: str) -> list[int]:
         """Return questions about another concept on pictures without the forgotten."""
         return [
             i
-            for i, question in enumerate(self.quiz.questions)
-            if self._about(i, other) and forgotten not in self.shown[question.picture]
+            for i, question in enumerate(self.questions)
+            if self._about(i, other) and forgotten not in question.shown
         ]
 
     def _damage(
-        self, name: str, questions: Sequence[int], after: Mapping[int, float]
+        self, name: str, questions: Sequence[int], after: Mapping[int, Mark]
     ) -> Damage | None:
         if not questions:
             return None
-        before = float(self.plain.probability[list(questions)].mean())
-        return Damage(name, before, _mean([after[i] for i in questions]))
+        before, now = (
+            _mean([marks[i].probability for i in questions])
+            for marks in (self.plain, after)
+        )
+        return Damage(name, before, now)
 
     def _line(
         self,
         label: str,
         target: bool,
         mine: Sequence[int],
-        answered: Mapping[float, Mapping[int, tuple[float, float]]],
+        answered: Mapping[float, Mapping[int, Mark]],
     ) -> Line:
-        means = [
-            [_mean([answered[s][i][part] for i in mine]) for s in self.strengths]
-            for part in (0, 1)
-        ]
-        return Line(label, target, len(mine), tuple(means[0]), tuple(means[1]))
+        doses = [[answered[s][i] for i in mine] for s in self.strengths]
+        return Line(
+            label,
+            target,
+            len(mine),
+            tuple(_mean([mark.probability for mark in marks]) for marks in doses),
+            tuple(_mean([mark.right for mark in marks]) for marks in doses),
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

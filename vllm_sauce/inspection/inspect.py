@@ -13,9 +13,9 @@ from vllm_sauce.data.concepts_yaml import SPLITS, ConceptFile
 from vllm_sauce.data.labelled_pictures import read_labelled
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.quiz import Wording
 from vllm_sauce.inspection.inspection import Settings, Watch, inspect_bundle
 from vllm_sauce.inspection.page import write_page
+from vllm_sauce.inspection.questions import Wording
 from vllm_sauce.models.loaded_model import LoadedModel
 
 

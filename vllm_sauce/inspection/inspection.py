@@ -13,8 +13,7 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Concept
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.asking.hf_model import Quiz
-from vllm_sauce.evaluation.quiz import Wording, choose_questions
+from vllm_sauce.evaluation.asking.hf_model import ModelAsker
 from vllm_sauce.inspection.activation_maps import (
     ActivationMap,
     ActivationMaps,
@@ -30,6 +29,7 @@ from vllm_sauce.inspection.concept_effects import (
     Effects,
 )
 from vllm_sauce.inspection.overlap import Overlap, latent_owners, overlaps
+from vllm_sauce.inspection.questions import Wording, choose_questions
 from vllm_sauce.models.loaded_model import LoadedModel
 
 Watch = Callable[[str, int, int], None]
@@ -151,7 +151,7 @@ def inspect_bundle(
         settings=look.settings,
         concepts=tuple(views),
         pictures=maps.pictures,
-        num_questions=len(measure.quiz.questions) if measure else 0,
+        num_questions=len(measure.questions) if measure else 0,
     )
 
 
@@ -229,9 +229,9 @@ class _Look:
         )
 
     def measure(self) -> EffectMeasure | None:
-        """Return the quiz, None if no picture shows a concept of the catalogue."""
+        """Return what asks; None if no picture shows a concept of the catalogue."""
         settings = self.settings
-        rows, questions = choose_questions(
+        questions = choose_questions(
             self.samples,
             self.catalogue,
             settings.wording,
@@ -240,13 +240,10 @@ class _Look:
         )
         if not questions:
             return None
-        asked = [self.samples[row] for row in rows]
-        quiz = Quiz(self.loaded, asked, questions, self.catalogue, settings.wording)
         return EffectMeasure(
-            quiz,
+            ModelAsker(self.loaded, self.catalogue, self.saes),
+            questions,
             self.catalogue,
-            self.saes,
-            [sample.concepts for sample in asked],
             strengths=settings.strengths,
             retained_pictures=settings.retained,
             seed=settings.seed,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.questionnaire import Item, Questionnaire, small_part
+from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
+from vllm_sauce.evaluation.questions import Question
 from vllm_sauce.learning.calibration.coordinate_search import most_settings
 from vllm_sauce.learning.calibration.run import SCORE_SPLIT, SEARCH_SPLIT
 from vllm_sauce.learning.learn import LearnRequest
@@ -371,23 +372,22 @@ def count(request: LearnRequest) -> Counts:
 
 def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
     """Count the questions that calibration will ask on a split."""
-    asked, config = Questionnaire(file, split), request.calibration
-    found: list[list[Item]] = []
-    screened: list[list[Item]] = []
-    for name in file.concepts:
-        items = asked.items(name, config.positives, config.negatives, config.watched)
-        found.append(items)
-        asked_first = small_part(items, config.screen, watched=False)
-        screened.append([items[i] for i in asked_first])
-    shown = [_pictures(items) for items in found]
+    drawn, config = Questionnaire(file, split), request.calibration
+    counts = config.positives, config.negatives, config.watched
+    found = [drawn.questions(name, *counts) for name in file.concepts]
+    screened = [
+        [asked[i] for i in share_of(asked, config.screen, watched=False)]
+        for asked in found
+    ]
+    shown = [_pictures(asked) for asked in found]
     return Asked(
         questions=sum(map(len, found)),
         pictures=sum(map(len, shown)),
         distinct=len(set().union(*shown)),
         screening=sum(map(len, screened)),
-        screening_pictures=sum(len(_pictures(items)) for items in screened),
+        screening_pictures=sum(len(_pictures(asked)) for asked in screened),
     )
 
 
-def _pictures(items: Sequence[Item]) -> set[str]:
-    return {item.picture.name for item in items if item.picture is not None}
+def _pictures(questions: Sequence[Question]) -> set[str]:
+    return {one.picture.name for one in questions if one.picture is not None}

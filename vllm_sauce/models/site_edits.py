@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import SiteEdit
+from vllm_sauce.concepts import Concept, SiteEdit
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae import SAEWeights, fold_b_dec
+from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct
 from vllm_sauce.unlearning.fp8 import rounded_rows
 
 
@@ -69,16 +69,21 @@ class EditTensors:
 
         Shapes: x [..., d_model] -> [...] bool
         """
-        return (x @ self.W_enc + self.b_enc > self.gate).any(-1)
+        return (x.float() @ self.W_enc + self.b_enc > self.gate).any(-1)
+
+    def to(self, device: torch.device) -> EditTensors:
+        """Return the edit with its tensors on a device."""
+        moved = {one.name: getattr(self, one.name).to(device) for one in fields(self)}
+        return EditTensors(**moved)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the edited activations.
 
         Shapes: x [..., d_model] -> [..., d_model]
         """
-        hidden_pre = x @ self.W_enc + self.b_enc
+        hidden_pre = x.float() @ self.W_enc + self.b_enc
         change = (self.scale * hidden_pre + self.shift) * (hidden_pre > self.gate)
-        return x + change @ self.W_dec
+        return (x.float() + change @ self.W_dec).to(x.dtype)
 
 
 def build_edits(
@@ -93,3 +98,63 @@ def build_edits(
         site: EditTensors.build(saes[site], edit, strength, fp8=fp8)
         for site, edit in edits.items()
     }
+
+
+ENCODED_ROWS = 1024
+"""Tokens that are encoded whole at once, for SAEs that need it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeEdit:
+    """An edit of an SAE whose latents must all be computed (TopK, normalised)."""
+
+    sae: SAEWeights
+    edit: SiteEdit
+
+    def fires(self, x: Tensor) -> Tensor:
+        """Say of every token that it may change.
+
+        Shapes: x [..., d_model] -> [...] bool
+        """
+        return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the edited activations.
+
+        Shapes: x [..., d_model] -> [..., d_model]
+        """
+        rows = x.flatten(0, -2).split(ENCODED_ROWS)
+        edited = torch.cat([reconstruct(self.sae, part, self.edit) for part in rows])
+        return edited.view(x.shape).to(x.dtype)
+
+
+SiteAction = EditTensors | WholeEdit
+"""What is done at a site, and to which tokens."""
+
+
+def at_strength(edit: SiteEdit, strength: float) -> SiteEdit:
+    """Return the edit whose full strength is this one's ``strength``."""
+    return replace(
+        edit,
+        gamma=tuple(1 + strength * (gamma - 1) for gamma in edit.gamma),
+        shift=tuple(strength * shift for shift in edit.shift),
+    )
+
+
+def concept_edits(
+    saes: Mapping[str, SAEWeights],
+    concept: Concept,
+    strength: float,
+    device: torch.device | None = None,
+) -> dict[str, SiteAction]:
+    """Return what forgetting a concept does at each site; nothing at strength 0."""
+    device = device or torch.device("cpu")
+    found: dict[str, SiteAction] = {}
+    for site, edit in concept.edits.items() if strength else ():
+        sae = saes[site]
+        found[site] = (
+            EditTensors.build(sae, edit, strength).to(device)
+            if sae.k is None and sae.normalize_activations == "none"
+            else WholeEdit(sae.to(device), at_strength(edit, strength))
+        )
+    return found

@@ -6,15 +6,18 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vllm_sauce.client import forget
-from vllm_sauce.data.samples import PictureFile, open_picture
+from vllm_sauce.data.samples import PictureFile
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.asking.asker import Ask
+from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
+from vllm_sauce.evaluation.questions import Question
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +39,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Result:
     """A case and the model's answers without and with its mask."""
 
     case: Case
@@ -91,52 +94,33 @@ def read_cases(folder: Path) -> list[Case]:
         raise ConfigError(f"{folder / 'demo.json'} is damaged: {error!r}") from error
 
 
-def ask(folder: Path, cases: Sequence[Case]) -> list[Answer]:
+def ask(folder: Path, cases: Sequence[Case]) -> list[Result]:
     """Ask all questions in one batch: each without a mask and with its own."""
-    import os
-
     # The demo is one process to the end: no second one to start and stop.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # A newcomer came for the table, not for the engine's hundred lines.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=str(folder / "model"),
-        dtype="float32",
-        max_model_len=256,
-        max_num_seqs=64,
-        enforce_eager=True,
-        additional_config={"sauce": {"bundle": str(folder / "bundle")}},
-    )
-    prompts, params = [], []
-    for case in cases:
-        for names in ((), case.forget):
-            prompts.append(prompt(folder, case))
-            params.append(
-                SamplingParams(
-                    temperature=0.0,
-                    max_tokens=MAX_TOKENS,
-                    extra_args=forget(*names) if names else None,
-                )
-            )
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    texts = [output.outputs[0].text.strip() for output in outputs]
+    asks = [
+        Ask(question=_question(folder, case), forget=names, max_tokens=MAX_TOKENS)
+        for case in cases
+        for names in ((), case.forget)
+    ]
+    arguments = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64}
+    with EngineAsker.open(
+        folder / "model", folder / "bundle", engine_args=arguments
+    ) as asker:
+        texts = [answer.text for answer in asker.ask(asks)]
     pairs = zip(texts[::2], texts[1::2], strict=True)
-    return [Answer(case, *pair) for case, pair in zip(cases, pairs, strict=True)]
+    return [Result(case, *pair) for case, pair in zip(cases, pairs, strict=True)]
 
 
-def prompt(folder: Path, case: Case) -> dict[str, Any]:
-    """Return a case's prompt in sauce-tiny's chat form."""
+def _question(folder: Path, case: Case) -> Question:
     picture = PictureFile(folder / "pictures" / case.picture)
-    return {
-        "prompt": f"USER: <image>\n{case.question} ASSISTANT:",
-        "multi_modal_data": {"image": open_picture(picture)},
-    }
+    return Question(prompt=case.question, picture=picture)
 
 
-def as_json(answers: Sequence[Answer]) -> str:
+def as_json(answers: Sequence[Result]) -> str:
     """Return the answers as a JSON list of objects."""
     return json.dumps(
         [
@@ -154,7 +138,7 @@ def as_json(answers: Sequence[Answer]) -> str:
     )
 
 
-def as_table(answers: Sequence[Answer]) -> Table:
+def as_table(answers: Sequence[Result]) -> Table:
     """Return the answers as a table for the terminal."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -206,7 +190,7 @@ _PAGE = """<!doctype html><meta charset="utf-8"><title>sauce demo</title>
 """
 
 
-def as_html(folder: Path, answers: Sequence[Answer]) -> str:
+def as_html(folder: Path, answers: Sequence[Result]) -> str:
     """Return a page with each picture beside its answers; needs no other file."""
     return _PAGE.format(
         right=sum(answer.right for answer in answers),
@@ -215,7 +199,7 @@ def as_html(folder: Path, answers: Sequence[Answer]) -> str:
     )
 
 
-def _card(folder: Path, answer: Answer) -> str:
+def _card(folder: Path, answer: Result) -> str:
     case = answer.case
     data = base64.b64encode((folder / "pictures" / case.picture).read_bytes()).decode()
     before, after = html.escape(answer.before), html.escape(answer.after)

@@ -224,7 +224,7 @@ def test_a_finished_run_starts_no_engine(found, request_, monkeypatch):
     def no_engine(*args, **kwargs):
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr(calibration_run, "CandidateEngine", no_engine)
+    monkeypatch.setattr(calibration_run.EngineAsker, "of_candidates", no_engine)
     again = calibrate_bundle(replace(request_, overwrite=True))
     assert again.digest == found.digest
     missing = next(request_.folder.glob("concept-*.json"))

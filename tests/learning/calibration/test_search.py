@@ -7,15 +7,10 @@ from dataclasses import replace
 import pytest
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.asking.probes import Reading
-from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
-from vllm_sauce.evaluation.questionnaire import (
-    Item,
-    Kind,
-    Outcome,
-    Part,
-    Questionnaire,
-)
+from vllm_sauce.evaluation.asking.asker import Answer
+from vllm_sauce.evaluation.metrics import Outcome
+from vllm_sauce.evaluation.questionnaire import Questionnaire
+from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
@@ -49,18 +44,27 @@ def choices():
     return choices_of(2)
 
 
-class Engine(CandidateEngine):
-    """Says "dog", or what ``says`` makes of a probe, and keeps what it was asked."""
+class OneWord:
+    """A tokenizer to which all words are one."""
 
-    def __init__(self, says=lambda probe: "dog"):
+    def encode(self, text, add_special_tokens):
+        return [7]
+
+    def decode(self, ids):
+        return "word"
+
+
+class Engine:
+    """Says "dog", or what ``says`` makes of an ask, and keeps what it was asked."""
+
+    tokenizer = OneWord()
+
+    def __init__(self, says=lambda ask: "dog"):
         self.asked, self.says = [], says
 
-    def answer_tokens(self, words):
-        return (7,)
-
-    def evaluate(self, probes, progress=lambda done, total: None):
-        self.asked.append(list(probes))
-        return [Reading({7: -0.1}, (7,), self.says(probe)) for probe in probes]
+    def ask(self, asks, progress=lambda done, total: None):
+        self.asked.append(list(asks))
+        return [Answer(self.says(ask), (7,), {(7,): -0.1}) for ask in asks]
 
 
 class Questions(Questionnaire):
@@ -69,9 +73,11 @@ class Questions(Questionnaire):
     def __init__(self):
         pass
 
-    def items(self, name, positives, negatives, watched=0):
+    def questions(self, name, positives, negatives, watched=0):
         return [
-            Item(part=part, kind=Kind.NAME, prompt="?", picture=None, words=("dog",))
+            Question(
+                part=part, kind=Kind.NAME, prompt="?", picture=None, words=("dog",)
+            )
             for part in (Part.UAG, Part.CRA_OTHER)
         ]
 
@@ -91,10 +97,10 @@ def setting(action="scale 0", **values):
 def test_settings_with_equal_masks_are_asked_once(examiner):
     alike = [setting(), setting(ranking="rate"), setting(ranking="file")]
     found = examiner.trials({"dog": [*alike, setting(k=2)]}, 1.0)["dog"]
-    assert len(examiner.engine.asked[-1]) == 2 * 2  # two masks, two questions
+    assert len(examiner.asker.asked[-1]) == 2 * 2  # two masks, two questions
     assert [found[one].setting for one in alike] == alike
     examiner.trials({"dog": alike}, 1.0)
-    assert examiner.engine.asked[-1] == []
+    assert examiner.asker.asked[-1] == []
 
 
 def trial(objective, one, hm=0.9, iras=1.0, worst=("", 0.0)):
@@ -143,13 +149,13 @@ def asked_of(needed):
     """Return an examiner of 16 latents whose first question needs some bands."""
     config = replace(CONFIG, k=(4, 8, 16), retain_floor=0.4)
 
-    def says(probe):
-        ranks = {name.split()[3] for name in probe.candidates}
-        return "cat" if needed <= ranks and probe.prompt == "dog?" else "dog"
+    def says(ask):
+        ranks = {name.split()[3] for name in ask.forget}
+        return "cat" if needed <= ranks and ask.question.prompt == "dog?" else "dog"
 
     class Asked(Questions):
-        def items(self, name, positives, negatives, watched=0):
-            first, other = super().items(name, positives, negatives, watched)
+        def questions(self, name, positives, negatives, watched=0):
+            first, other = super().questions(name, positives, negatives, watched)
             return [replace(first, prompt="dog?"), other]
 
     return Examiner(Engine(says), {"dog": choices_of(16, config)}, Asked(), config)
@@ -210,7 +216,7 @@ def test_an_edit_of_nothing_is_never_chosen():
 
 def test_a_lost_concept_costs_what_lies_beyond_its_floor(examiner):
     """Through the examiner: the watched question's answer is lost under the edit."""
-    item = Item(
+    item = Question(
         part=Part.WATCHED,
         kind=Kind.NAME,
         prompt="?",
@@ -218,13 +224,13 @@ def test_a_lost_concept_costs_what_lies_beyond_its_floor(examiner):
         words=("cat",),
         about="cat",
     )
-    examiner.items["dog"].append(item)
-    examiner.plain["dog"].append(Reading({7: -0.1}, (7,), "cat"))
+    examiner.questions["dog"].append(item)
+    examiner.plain["dog"].append(Answer("cat", (7,), {(7,): -0.1}))
     found = examiner.trials({"dog": [setting()]}, 1.0)["dog"][setting()]
     assert found.worst == ("cat", 1.0)
     free = replace(CONFIG, worst_floor=1.0)
     lenient = Examiner(Engine(), {"dog": examiner.choices["dog"]}, Questions(), free)
-    lenient.items["dog"].append(item)
+    lenient.questions["dog"].append(item)
     lenient.plain["dog"].append(examiner.plain["dog"][-1])
     spared = lenient.trials({"dog": [setting()]}, 1.0)["dog"][setting()]
     # One lost example of one says no more than one of two.

@@ -2,11 +2,10 @@
 """Candidate edits in one engine, against transformers; causal scores made of them."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 from tests.activations.evaluation_harvests import harvest_pictures
-from tests.plugin.support import MODEL, Ask, ReferenceModel, picture
+from tests.plugin import support
+from tests.plugin.support import MODEL, ReferenceModel, picture
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.data.concepts_yaml import ConceptFile
@@ -27,18 +27,19 @@ from vllm_sauce.errors import (
     InvalidStrengthError,
     UnknownConceptError,
 )
-from vllm_sauce.evaluation.asking.probes import Probe
+from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.asking.rendered_prompts import RenderedPrompts
-from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine, answer_tokens
+from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
+from vllm_sauce.evaluation.questions import Kind, Question
 from vllm_sauce.learning.selection import causal
 from vllm_sauce.learning.selection.causal import (
     CausalTask,
-    Question,
     candidate_name,
     latent_candidates,
     measure,
 )
 from vllm_sauce.learning.selection.select import SelectRequest, select
+from vllm_sauce.models.answer_tokens import beginnings
 from vllm_sauce.plugin import compat
 
 TINY = MODEL.parent
@@ -119,10 +120,19 @@ def engine(bundle, dog, request_):
     for number, stop in enumerate((1024, 2048)):
         part = SiteEdit.uniform(range(1024 * number, stop, 4), gamma=-1.0)
         candidates[f"part {number}"] = {"decoder.1": part}
-    with CandidateEngine(
+    with EngineAsker.of_candidates(
         MODEL, saes, candidates, engine_args=ENGINE, window=24, most=2
     ) as engine:
         yield engine
+
+
+def about(seed=None, prompt=QUESTION):
+    """Ask about the random picture of a seed."""
+    return Question(prompt=prompt, picture=None if seed is None else Blocks(seed))
+
+
+SOME = tuple((token,) for token in range(4, 120))
+"""Answers of one token each."""
 
 
 def dogs(count, present=True):
@@ -139,72 +149,81 @@ def dogs(count, present=True):
 
 def test_every_candidate_answers_as_transformers_does(engine):
     """Masks of one and two sites, other strengths and none, mixed in one batch."""
-    reference = ReferenceModel(MODEL, Bundle.load(engine.bundle_dir))
+    reference = ReferenceModel(MODEL, Bundle.load(engine.bundle))
     names = [None, "wide", "both", *sorted(engine.names - {"wide", "both"})]
     cases = [(name, seed) for seed in (1, 2) for name in names]
-    probes = [
-        Probe(
-            prompt=QUESTION,
-            picture=Blocks(seed),
-            candidates=() if name is None else (name,),
+    asks = [
+        Ask(
+            question=about(seed),
+            forget=() if name is None else (name,),
             strength=0.5 if name == "wide" else 1.0,
-            tokens=tuple(range(4, 120)),
+            wanted=SOME,
         )
         for name, seed in cases
     ]
     seen = []
-    readings = engine.evaluate(probes, lambda done, total: seen.append((done, total)))
-    assert seen[0] == (0, len(probes)) and seen[-1] == (len(probes), len(probes))
+    answers = engine.ask(asks, lambda done, total: seen.append((done, total)))
+    assert seen[0] == (0, len(asks)) and seen[-1] == (len(asks), len(asks))
     firsts = set()
-    for (name, seed), probe, reading in zip(cases, probes, readings, strict=True):
-        forgets = () if name is None else (name,)
-        ask = Ask(seed, QUESTION, forgets, probe.strength, max_tokens=1)
-        want = reference.reply(ask)
-        assert reading.said == want.tokens
+    for (_, seed), ask, answer in zip(cases, asks, answers, strict=True):
+        want = reference.reply(
+            support.Ask(seed, QUESTION, ask.forget, ask.strength, max_tokens=1)
+        )
+        assert answer.said == want.tokens
         close = [
-            abs(reading.logprobs[token] - value) < 3e-4
+            abs(answer.logprobs[token,] - value) < 3e-4
             for token, value in want.logprobs[0]
-            if token in reading.logprobs
+            if (token,) in answer.logprobs
         ]
         assert len(close) >= 3 and all(close)
-        firsts.add(round(reading.logprobs[50], 5))
+        firsts.add(round(answer.logprobs[50,], 5))
     assert len(firsts) >= 6  # two pictures, unedited and under both wide edits
 
 
-def test_a_plain_probe_is_the_same_in_any_company(engine):
-    plain = Probe(prompt=QUESTION, picture=Blocks(3), tokens=(50, 51))
-    edited = [
-        Probe(prompt=QUESTION, picture=Blocks(3), candidates=(name,), tokens=(50, 51))
-        for name in sorted(engine.names)
-    ]
-    (alone,) = engine.evaluate([plain])
-    mixed = engine.evaluate([*edited, plain, *edited])
+def test_a_plain_question_is_answered_the_same_in_any_company(engine):
+    plain = Ask(question=about(3), wanted=((50,), (51,)))
+    edited = [replace(plain, forget=(name,)) for name in sorted(engine.names)]
+    (alone,) = engine.ask([plain])
+    mixed = engine.ask([*edited, plain, *edited])
     assert mixed[len(edited)].logprobs == pytest.approx(alone.logprobs, abs=1e-5)
     for one, other in zip(mixed[: len(edited)], mixed[len(edited) + 1 :], strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
-    off = Probe(prompt=QUESTION, picture=Blocks(3), candidates=("wide",), strength=0.0)
-    assert engine.evaluate([off])[0].said == alone.said
+    off = Ask(question=about(3), forget=("wide",), strength=0.0)
+    assert engine.ask([off])[0].said == alone.said
 
 
-def test_candidates_of_one_probe_act_together(engine):
+def test_whole_answers_are_read_token_by_token(engine):
+    """What follows what is given is what follows the same words when said."""
+    written = Ask(question=about(3), max_tokens=3)
+    (said,) = engine.ask([written])
+    first, second, third = said.said
+    other = (first, second, third + 1)
+    whole, rest = engine.ask(
+        [
+            replace(written, max_tokens=1, wanted=(said.said, other)),
+            Ask(question=about(3), begun=(first,), wanted=((second, third),)),
+        ]
+    )
+    assert whole.said == said.said and whole.says([said.said])
+    assert not whole.says([other])
+    assert rest.said == (second, third)
+    assert whole.logprobs[said.said] == pytest.approx(
+        whole.logprobs[first,] + rest.logprobs[second, third], abs=1e-4
+    )
+    assert whole.logprobs[other] < whole.logprobs[said.said]
+
+
+def test_candidates_of_one_question_act_together(engine):
     """Two halves are the whole, and neither half is."""
     named = (("wide",), ("part 0", "part 1"), ("part 0",), ("part 1",))
-    probes = [
-        Probe(
-            prompt=QUESTION,
-            picture=Blocks(5),
-            candidates=names,
-            tokens=tuple(range(4, 120)),
-        )
-        for names in named
-    ]
-    whole, both, *halves = engine.evaluate(probes)
+    asks = [Ask(question=about(5), forget=names, wanted=SOME) for names in named]
+    whole, both, *halves = engine.ask(asks)
     assert both.logprobs == pytest.approx(whole.logprobs, abs=1e-4)
     for half in halves:
-        differences = [abs(half.logprobs[t] - whole.logprobs[t]) for t in range(4, 120)]
+        differences = [abs(half.logprobs[t] - whole.logprobs[t]) for t in SOME]
         assert max(differences) > 0.01
     with pytest.raises(UnknownConceptError, match="part 7"):
-        engine.evaluate([Probe(prompt=QUESTION, candidates=("part 0", "part 7"))])
+        engine.ask([Ask(question=about(), forget=("part 0", "part 7"))])
 
 
 def test_a_prompt_is_rendered_once_for_all_its_masks(engine, monkeypatch):
@@ -215,21 +234,21 @@ def test_a_prompt_is_rendered_once_for_all_its_masks(engine, monkeypatch):
         return render(llm, messages)
 
     monkeypatch.setattr(compat, "rendered_chat", counted)
-    probes = [
-        Probe(prompt=prompt, picture=picture, candidates=names, tokens=(50,))
+    asks = [
+        Ask(question=about(seed, prompt), forget=names, wanted=((50,),))
         for prompt in ("What is this?", "And this?")
-        for picture in (Blocks(11), Blocks(12), None)
+        for seed in (11, 12, None)
         for names in ((), ("wide",), ("both",))
     ]
-    first = engine.evaluate(probes)
+    first = engine.ask(asks)
     assert len(rendered) == 6
-    again = engine.evaluate(probes)
+    again = engine.ask(asks)
     assert len(rendered) == 6
     for one, other in zip(first, again, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
     # Without room for pictures each is prepared anew, and answers are the same.
     monkeypatch.setattr(engine, "_prompts", RenderedPrompts(picture_bytes=1))
-    fresh = engine.evaluate(probes)
+    fresh = engine.ask(asks)
     assert len(rendered) == 6 + 2 * 2 * 3 + 2
     for one, other in zip(first, fresh, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
@@ -251,8 +270,8 @@ def test_pictures_that_take_too_much_are_forgotten_oldest_first(monkeypatch):
     digests = {id(one): f"p{one.seed}" for one in pictures}
 
     def ask(number, prompt):
-        probe = Probe(prompt=prompt, picture=pictures[number])
-        found = prompts.of(None, probe, digests)
+        question = Question(prompt=prompt, picture=pictures[number])
+        found = prompts.of(None, question, digests)
         assert found == {"prompt_token_ids": [1], "mm_kwargs": f"p{number + 1}"}
 
     for number in (0, 1, 0, 2, 0, 1):
@@ -262,18 +281,26 @@ def test_pictures_that_take_too_much_are_forgotten_oldest_first(monkeypatch):
 
 
 def test_longer_answers_come_as_text(engine):
-    pictures = dogs(1)
-    probe = Probe(prompt=QUESTION, picture=pictures[0], max_tokens=4)
-    assert engine.evaluate([probe])[0].text == "dog"
+    question = Question(prompt=QUESTION, picture=dogs(1)[0])
+    assert engine.ask([Ask(question=question, max_tokens=4)])[0].text == "dog"
+
+
+def named(picture):
+    """Ask for the dog's name."""
+    return Question(prompt=QUESTION, picture=picture, kind=Kind.NAME, words=("dog",))
 
 
 def test_dogs_latents_are_what_dog_hangs_on(engine, dog):
     tasks = {
         "dog": CausalTask(
             latents=(*dog.latents[:3], DEAD),
-            answers=("dog",),
-            positive=tuple(Question(QUESTION, p) for p in dogs(4)),
-            negative=tuple(Question(QUESTION, p) for p in dogs(4, present=False)),
+            questions=(
+                *(named(picture) for picture in dogs(4)),
+                *(
+                    Question(prompt=QUESTION, picture=picture)
+                    for picture in dogs(4, present=False)
+                ),
+            ),
         )
     }
     found = measure(engine, "vision", tasks)["dog"]
@@ -283,19 +310,13 @@ def test_dogs_latents_are_what_dog_hangs_on(engine, dog):
     assert best.on_concept < -0.1
     assert abs(found[DEAD].on_concept) < -best.on_concept / 4
     # What was measured is the difference of two readings, each as the engine gives it.
-    token = engine.answer_tokens(["dog"])
+    (token,) = beginnings(engine.tokenizer, ["dog"])
     both = [
-        Probe(
-            prompt=QUESTION,
-            picture=picture,
-            candidates=() if name is None else (name,),
-            tokens=token,
-        )
+        Ask(question=named(picture), forget=forget, wanted=(token,))
         for picture in dogs(4)
-        for name in (None, candidate_name("vision", best.latent))
+        for forget in ((), (candidate_name("vision", best.latent),))
     ]
-    values = [reading.logprobs[token[0]] for reading in engine.evaluate(both)]
-    assert len(token) == 1
+    values = [answer.logprobs[token] for answer in engine.ask(both)]
     changes = [b - a for a, b in zip(values[::2], values[1::2], strict=True)]
     assert best.on_concept == pytest.approx(sum(changes) / 4, abs=1e-5)
 
@@ -309,8 +330,8 @@ def test_selecting_by_effect(engine, request_, monkeypatch):
         assert set(candidates) <= engine.names
         return contextlib.nullcontext(engine)
 
-    monkeypatch.setattr(causal, "CandidateEngine", running)
-    found = select(dataclasses.replace(request_, score="causal"))
+    monkeypatch.setattr(causal.EngineAsker, "of_candidates", running)
+    found = select(replace(request_, score="causal"))
     before = select(request_)
     assert asked["model"] == str(MODEL)
     for name, concept in found.concepts.items():
@@ -325,53 +346,35 @@ def test_selecting_by_effect(engine, request_, monkeypatch):
 
 def test_what_it_cannot_do_is_refused(engine, bundle, tmp_path):
     with pytest.raises(UnknownConceptError, match="latent:vision"):
-        engine.evaluate([Probe(prompt=QUESTION, candidates=("latent:vision:999",))])
+        engine.ask([Ask(question=about(), forget=("latent:vision:999",))])
     with pytest.raises(InvalidStrengthError):
-        engine.evaluate([Probe(prompt=QUESTION, candidates=("wide",), strength=99.0)])
+        engine.ask([Ask(question=about(), forget=("wide",), strength=99.0)])
     with pytest.raises(ConfigError, match="at most 128 tokens"):
-        engine.evaluate([Probe(prompt=QUESTION, tokens=tuple(range(129)))])
+        many = tuple((token,) for token in range(129))
+        engine.ask([Ask(question=about(), wanted=many)])
     (tmp_path / "a.png").write_bytes(b"no picture")
-    broken = Probe(prompt=QUESTION, picture=PictureFile(tmp_path / "a.png"))
+    broken = Question(prompt=QUESTION, picture=PictureFile(tmp_path / "a.png"))
     with pytest.raises(ActivationsError, match="is no picture"):
-        engine.evaluate([broken])
-    assert engine.evaluate([Probe(prompt=QUESTION)])[0].said
+        engine.ask([Ask(question=broken)])
+    assert engine.ask([Ask(question=about())])[0].said
 
 
 def test_wrong_candidates_are_refused_before_an_engine_starts(bundle):
     saes = {"vision": bundle.sites["vision"].weights}
     edit = {"decoder.1": SiteEdit.uniform([1])}
-    with pytest.raises(ConfigError, match="no candidate"):
-        CandidateEngine(MODEL, saes, {})
-    with pytest.raises(ConfigError, match=r"'decoder.1', which has no SAE"):
-        CandidateEngine(MODEL, saes, {"a": edit})
-    with pytest.raises(ConfigError, match="window"):
-        CandidateEngine(MODEL, saes, {"a": edit}, window=0)
-    with pytest.raises(ConfigError, match="at least one of positive"):
-        CausalTask((1,), ("dog",), (), (Question("x"),))
+    for candidates, window, wrong in (
+        ({}, 1, "no candidate"),
+        ({"a": edit}, 1, r"'decoder.1', which has no SAE"),
+        ({"a": edit}, 0, "window"),
+    ):
+        opened = EngineAsker.of_candidates(MODEL, saes, candidates, window=window)
+        with pytest.raises(ConfigError, match=wrong), opened:
+            pass
+    with pytest.raises(ConfigError, match="one question that the concept's name"):
+        CausalTask((1,), (about(),))
     with pytest.raises(ConfigError, match="a site is"):
         candidate_name("nowhere", 1)
 
 
-class Letters:
-    """A tokenizer with a blank of its own and one unknown word."""
-
-    unk_token_id = 0
-    words = {"▁": 1, "dog": 2, "Dog": 3}
-
-    def encode(self, text, add_special_tokens):
-        assert not add_special_tokens
-        parts = (["▁"] if text.startswith(" ") else []) + [text.strip()]
-        return [self.words.get(part, 0) for part in parts]
-
-    def decode(self, ids):
-        return {1: " ", 2: "dog", 3: "Dog", 0: "<unk>"}[ids[0]]
-
-
-def test_the_first_token_of_an_answer_in_every_form():
-    assert answer_tokens(Letters(), ["dog"]) == (2, 3)
-    with pytest.raises(ConfigError, match="no token for gnu"):
-        answer_tokens(Letters(), ["gnu"])
-
-
 def test_the_temporary_bundle_goes_with_the_engine(engine):
-    assert Path(engine.bundle_dir).is_dir()
+    assert Path(engine.bundle).is_dir()

@@ -1,259 +1,197 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask a model about pictures, under edits: how probable is each right answer?"""
+"""Asks a model that transformers runs, with edits hooked into it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import VISION, Catalogue
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.data.samples import Sample
-from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.quiz import NAME, YES, Marks, Question, Wording, mark
+from vllm_sauce.evaluation.asking.asker import Answer, Ask, Place, Progress
+from vllm_sauce.evaluation.asking.shared_pictures import SharedPictures, shares_pictures
+from vllm_sauce.models.answer_tokens import Tokens
 from vllm_sauce.models.loaded_model import LoadedModel
-from vllm_sauce.models.sample_batches import sample_batches
-from vllm_sauce.models.shared_prefix import SharedPrefix, Sheet
-from vllm_sauce.models.site_hooks import SiteFn, site_hook
+from vllm_sauce.models.site_edits import SiteAction, concept_edits
+from vllm_sauce.models.site_hooks import site_hook
+from vllm_sauce.sae import SAEWeights
+from vllm_sauce.unlearning.edits import site_rows
+from vllm_sauce.unlearning.mask import Mask
 
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question as a model reads it."""
-
-    picture: int
-    text: str
-    given: tuple[int, ...]
-    """Tokens of the answer that are given; the next ones are read."""
-    accepted: tuple[tuple[int, ...], ...]
-    """Tokens that are right, at each place from the answer's first token on."""
+Places = dict[Tokens, Place]
+BATCH = 32
+"""Prompts that are run at once, where each question has its own."""
 
 
 class Way(Protocol):
-    """A way to ask."""
+    """A way to read what a model says at the places of answers."""
 
-    def answer(
-        self, asked: Sequence[Asked], edits: Mapping[str, SiteFn]
-    ) -> tuple[Tensor, Tensor]:
-        """Return each right answer's probability, and whether it would be given."""
+    def read(
+        self, asks: Sequence[Ask], edits: Mapping[str, SiteAction]
+    ) -> list[Places]:
+        """Return the places of each answer; all asks are under the same edits."""
         ...
 
 
-class Quiz:
-    """Questions ready to be asked under any edit; pictures are numbered samples."""
+class ModelAsker:
+    """Asks a model under the edits of a catalogue."""
 
     def __init__(
         self,
         loaded: LoadedModel,
-        samples: Sequence[Sample],
-        questions: Sequence[Question],
-        catalogue: Catalogue,
-        wording: Wording,
-        batch_pictures: int = 8,
+        catalogue: Catalogue | None = None,
+        saes: Mapping[str, SAEWeights] | None = None,
     ) -> None:
-        self.loaded, self.questions = loaded, tuple(questions)
-        self.wording, self.catalogue = wording, catalogue
-        self.batch_pictures = batch_pictures
-        way = SharedPictures if shares_pictures(loaded) else PlainPrompts
-        self.way: Way = way(loaded, samples)
-        self._names: dict[str, list[int]] = {}
-        self._names = self._spellings()
+        self.loaded, self.tokenizer = loaded, loaded.processor.tokenizer
+        self.catalogue, self.saes = catalogue or Catalogue(), saes or {}
+        self.prompts = PlainPrompts(loaded)
+        self.pictures: Way = self.prompts
+        if shares_pictures(loaded):
+            self.pictures = SharedPictures(loaded, tuple(self.saes))
 
     def ask(
-        self, edits: Mapping[str, SiteFn], questions: Sequence[int] | None = None
-    ) -> Marks:
-        """Answer some questions, by number (default: all), under edits by site.
+        self, asks: Sequence[Ask], progress: Progress = lambda done, total: None
+    ) -> list[Answer]:
+        """Return the answers, in their order.
 
-        Shapes: -> [num_questions]
+        Raises: UnknownConceptError for a concept that the catalogue does not have
         """
-        chosen = list(range(len(self.questions)) if questions is None else questions)
-        probability = torch.zeros(len(chosen))
-        right = torch.zeros(len(chosen), dtype=torch.bool)
-        for places in self._batches(chosen):
-            asked = [self._asked(self.questions[chosen[place]]) for place in places]
-            probability[places], right[places] = self.way.answer(asked, edits)
-        return Marks(probability, right)
+        groups: dict[tuple[tuple[str, ...], float], list[int]] = {}
+        for number, ask in enumerate(asks):
+            edit = (ask.forget, ask.strength) if ask.edited else ((), 0.0)
+            groups.setdefault(edit, []).append(number)
+        edits = {edit: self._edits(*edit) for edit in groups}
+        answers: dict[int, Answer] = {}
+        progress(0, len(asks))
+        for edit, numbers in groups.items():
+            pictured = [n for n in numbers if asks[n].question.picture is not None]
+            plain = [n for n in numbers if asks[n].question.picture is None]
+            for way, mine in ((self.pictures, pictured), (self.prompts, plain)):
+                part = [asks[n] for n in mine]
+                texts = self.prompts.write(part, edits[edit])
+                places = way.read(part, edits[edit]) if part else []
+                for n, found, text in zip(mine, places, texts, strict=True):
+                    answers[n] = self._answer(asks[n], found, text)
+            progress(len(answers), len(asks))
+        return [answers[number] for number in range(len(asks))]
 
-    def _batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
-        """Yield places in ``chosen``, the questions about some pictures at a time."""
-        by_picture: dict[int, list[int]] = {}
-        for place, number in enumerate(chosen):
-            by_picture.setdefault(self.questions[number].picture, []).append(place)
-        # Pictures with equally many questions together: less padding.
-        groups = sorted(by_picture.values(), key=len)
-        for start in range(0, len(groups), self.batch_pictures):
-            yield [p for g in groups[start : start + self.batch_pictures] for p in g]
+    def _answer(self, ask: Ask, places: Places, written: Tokens) -> Answer:
+        if written:
+            places = places | {(): Place(written, places[()].logprobs)}
+        answer = Answer.read(ask, places, "")
+        text = self.tokenizer.decode(list(answer.said), skip_special_tokens=True)
+        return Answer(text.strip(), answer.said, answer.logprobs)
 
-    def _asked(self, question: Question) -> Asked:
-        domain = self.catalogue[question.concept].domain
-        asked = self.wording.of_domain(domain)
-        if question.answer == NAME:
-            name = self._names[question.concept]
-            right = tuple((token,) for token in name)
-            return Asked(question.picture, asked.name[0], tuple(name[:-1]), right)
-        text = asked.asks(self.wording.words(question.concept)[0])
-        word = asked.yes if question.answer == YES else asked.no
-        first = {ids[0] for ids in self._token_forms((word,))}
-        return Asked(question.picture, text, (), (tuple(sorted(first)),))
-
-    def _token_forms(self, words: Sequence[str]) -> list[list[int]]:
-        """Return the ways in which a model may write one of some words.
-
-        Raises: ConfigError if there is none
-        """
-        tokenizer = self.loaded.processor.tokenizer
-        forms: list[list[int]] = []
-        cased = [text for word in words for text in (word, word.capitalize())]
-        for text in (*cased, *(f" {text}" for text in cased)):
-            ids = tokenizer(text, add_special_tokens=False).input_ids
-            blank = not ids or not tokenizer.decode(ids[:1]).strip()
-            if not blank and ids not in forms:
-                forms.append(ids)
-        if not forms:
-            raise ConfigError(f"the model's tokenizer has no tokens for {words!r}")
-        return forms
-
-    def _spellings(self) -> dict[str, list[int]]:
-        """Return each name's tokens as the unedited model likes best to write it."""
-        first = {q.concept: i for i, q in enumerate(self.questions) if q.answer == NAME}
-        forms = {name: self._token_forms(self.wording.words(name)) for name in first}
-        chosen = {name: spelled[0] for name, spelled in forms.items()}
-        doubtful = [name for name, spelled in forms.items() if len(spelled) > 1]
-        best = dict.fromkeys(doubtful, -1.0)
-        for number in range(max((len(forms[name]) for name in doubtful), default=0)):
-            tried = {n: forms[n][number] for n in doubtful if number < len(forms[n])}
-            self._names = chosen | tried
-            found = self.ask({}, [first[name] for name in tried]).probability.tolist()
-            for name, value in zip(tried, found, strict=True):
-                if value > best[name]:
-                    best[name], chosen[name] = value, tried[name]
-        return chosen
-
-
-def shares_pictures(loaded: LoadedModel) -> bool:
-    """Return whether the model is one that ``SharedPrefix`` computes exactly."""
-    config = loaded.model.config
-    return config.model_type == "llava" and config.text_config.model_type == "llama"
-
-
-class SharedPictures:
-    """All questions about a picture in one pass; LLaVA on Llama."""
-
-    def __init__(self, loaded: LoadedModel, samples: Sequence[Sample]) -> None:
-        self.loaded = loaded
-        self.runner = SharedPrefix(loaded.model)
-        self.some_picture = samples[0]
-        self.suffixes: dict[str, list[int]] = {}
-        self.prefix: list[int] = []
-        # Edits come behind the tower, so it needs to run but once.
-        self.vision = torch.cat(
-            [
-                batch.activations[VISION].to("cpu", loaded.model.dtype)
-                for batch in sample_batches(loaded, samples, [VISION])
-            ]
-        )
-
-    def suffix(self, question: str) -> list[int]:
-        """Return a prompt's tokens behind the picture."""
-        if question not in self.suffixes:
-            sample = replace(self.some_picture, prompt=question)
-            ids: list[int] = self.loaded.inputs([sample])["input_ids"][0].tolist()
-            end = len(ids) - ids[::-1].index(self.loaded.image_token_id)
-            self.prefix, self.suffixes[question] = ids[:end], ids[end:]
-        return self.suffixes[question]
-
-    @torch.inference_mode()
-    def answer(
-        self, asked: Sequence[Asked], edits: Mapping[str, SiteFn]
-    ) -> tuple[Tensor, Tensor]:
-        """Return each right answer's probability, and whether it would be given."""
-        pictures = sorted({item.picture for item in asked})
-        sheet, where = self._sheet(asked, pictures)
-        with torch.device(self.loaded.device):
-            vision = self.vision[pictures].to(self.loaded.device)
-            logits = self.runner.logits(sheet, vision, edits, len(pictures))
-        return mark(logits.float().cpu(), where, [item.accepted for item in asked])
-
-    def _sheet(
-        self, asked: Sequence[Asked], pictures: Sequence[int]
-    ) -> tuple[Sheet, list[tuple[int, int]]]:
-        """Return the tokens, and picture and first read of every question."""
-        tokens = [[*self.suffix(item.text), *item.given] for item in asked]
-        mine = [[i for i, a in enumerate(asked) if a.picture == p] for p in pictures]
-        reads = max(len(item.accepted) for item in asked)
-        blocks = max(map(len, mine))
-        pad = int(self.loaded.processor.tokenizer.pad_token_id or 0)
-        ids = torch.full((len(mine), blocks, max(map(len, tokens))), pad)
-        read_at = torch.zeros(len(mine), blocks, reads, dtype=torch.long)
-        where = [(0, 0)] * len(asked)
-        for row, numbers in enumerate(mine):
-            for block, i in enumerate(numbers):
-                words = tokens[i]
-                ids[row, block, : len(words)] = torch.tensor(words)
-                first = len(words) - len(asked[i].accepted)
-                steps = (first + torch.arange(reads)).clamp(max=len(words) - 1)
-                read_at[row, block] = steps
-                where[i] = (row, block * reads)
+    def _edits(self, names: tuple[str, ...], strength: float) -> dict[str, SiteAction]:
+        """Return what is done at each site; concepts act together as when served."""
         device = self.loaded.device
-        sheet = Sheet(
-            torch.tensor(self.prefix, device=device),
-            ids.to(device),
-            torch.arange(blocks, device=device).repeat_interleave(reads),
-            read_at.flatten(1).to(device),
-            pad,
-        )
-        return sheet, where
+        if len(names) < 2:
+            found = [self.catalogue.concept(name) for name in names]
+            return concept_edits(self.saes, found[0], strength, device) if found else {}
+        mask = Mask.of(((name, strength) for name in names), "")
+        edits = {}
+        for site in mask.sites(self.catalogue):
+            rows = site_rows(mask, self.catalogue, site)
+            gamma = tuple(1 + scale for scale in rows.scale)
+            edits[site] = SiteEdit(rows.latents, gamma, rows.shift, rows.gate)
+        together = Concept(name="together", domain="", edits=edits)
+        return concept_edits(self.saes, together, 1.0, device)
 
 
 class PlainPrompts:
     """One prompt a question, through the model's own forward pass."""
 
-    def __init__(self, loaded: LoadedModel, samples: Sequence[Sample]) -> None:
-        self.loaded, self.samples = loaded, samples
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
 
-    def answer(
-        self, asked: Sequence[Asked], edits: Mapping[str, SiteFn]
-    ) -> tuple[Tensor, Tensor]:
-        """Return each right answer's probability, and whether it would be given."""
-        probability = torch.zeros(len(asked))
-        right = torch.zeros(len(asked), dtype=torch.bool)
-        for reads in {len(item.accepted) for item in asked}:
-            places = [i for i, a in enumerate(asked) if len(a.accepted) == reads]
-            part = [asked[i] for i in places]
-            logits = self._logits(part, reads, edits)
-            where = [(i, 0) for i in range(len(part))]
-            accepted = [item.accepted for item in part]
-            probability[places], right[places] = mark(logits, where, accepted)
-        return probability, right
+    def read(
+        self, asks: Sequence[Ask], edits: Mapping[str, SiteAction]
+    ) -> list[Places]:
+        """Return the places of each answer."""
+        found: list[Places] = [{} for _ in asks]
+        by_length: dict[int, list[tuple[int, Tokens]]] = {}
+        for number, ask in enumerate(asks):
+            for line in ask.lines():
+                given = len(ask.begun) + len(line)
+                by_length.setdefault(given, []).append((number, line))
+        for rows in by_length.values():
+            for start in range(0, len(rows), BATCH):
+                part = rows[start : start + BATCH]
+                keep = 1 + max(len(line) for _, line in part)
+                inputs = self._inputs([(asks[n], line) for n, line in part])
+                logprobs = self._logprobs(inputs, edits, keep)
+                for row, (number, line) in enumerate(part):
+                    ask = asks[number]
+                    for before, tokens in ask.places().items():
+                        if line[: len(before)] == before:
+                            at = logprobs[row, keep - 1 - len(line) + len(before)]
+                            found[number][before] = place(at, tokens)
+        return found
 
     @torch.inference_mode()
-    def _logits(
-        self, asked: Sequence[Asked], reads: int, edits: Mapping[str, SiteFn]
-    ) -> Tensor:
-        """Return the logits from each answer's first token on.
+    def write(
+        self, asks: Sequence[Ask], edits: Mapping[str, SiteAction]
+    ) -> list[Tokens]:
+        """Return the likeliest answers of those of more than one token, () else."""
+        written: list[Tokens] = [()] * len(asks)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, ask in enumerate(asks):
+            if ask.max_tokens > 1:
+                key = (len(ask.begun), ask.max_tokens)
+                groups.setdefault(key, []).append(number)
+        for (_, most), numbers in groups.items():
+            for start in range(0, len(numbers), BATCH):
+                part = numbers[start : start + BATCH]
+                inputs = self._inputs([(asks[n], ()) for n in part])
+                with self._edited(edits):
+                    out = self.loaded.model.generate(
+                        **inputs, max_new_tokens=most, do_sample=False
+                    )
+                new = out[:, inputs["input_ids"].shape[1] :].tolist()
+                for number, tokens in zip(part, new, strict=True):
+                    written[number] = tuple(tokens)
+        return written
 
-        Shapes: -> [num_questions, reads, vocab]
-        """
-        samples = [replace(self.samples[a.picture], prompt=a.text) for a in asked]
+    def _inputs(self, rows: Sequence[tuple[Ask, Tokens]]) -> dict[str, Tensor]:
+        """Return prompts with what is given of their answers, all of one length."""
+        asked = [ask.question for ask, _ in rows]
+        samples = [Sample(key="", prompt=q.prompt, picture=q.picture) for q in asked]
         inputs = self.loaded.inputs(samples)
-        given = torch.tensor([a.given for a in asked], dtype=torch.long)
-        for name, fill in _beside_ids(inputs):
-            more = torch.full_like(given, fill) if name != "input_ids" else given
-            inputs[name] = torch.cat([inputs[name], more.to(inputs[name])], dim=1)
-        with ExitStack() as hooks:
-            for site, fn in edits.items():
-                hooks.enter_context(site_hook(self.loaded.model, site, fn))
-            logits = self.loaded.model(**inputs, logits_to_keep=reads).logits
-        return logits.float().cpu()
+        shape = inputs["input_ids"].shape
+        given = torch.tensor([(*ask.begun, *line) for ask, line in rows]).long()
+        for name, x in inputs.items():
+            if x.shape == shape:
+                fill = torch.full_like(given, int(name == "attention_mask"))
+                more = given if name == "input_ids" else fill
+                inputs[name] = torch.cat([x, more.to(x)], dim=1)
+        return inputs
+
+    @torch.inference_mode()
+    def _logprobs(
+        self, inputs: Mapping[str, Tensor], edits: Mapping[str, SiteAction], keep: int
+    ) -> Tensor:
+        """Return log-probabilities of what follows the last tokens.
+
+        Shapes: -> [rows, keep, vocab]
+        """
+        with self._edited(edits):
+            logits = self.loaded.model(**inputs, logits_to_keep=keep).logits
+        return logits.float().cpu().log_softmax(-1)
+
+    def _edited(self, edits: Mapping[str, SiteAction]) -> ExitStack:
+        hooks = ExitStack()
+        for site, edit in edits.items():
+            hooks.enter_context(site_hook(self.loaded.model, site, edit))
+        return hooks
 
 
-def _beside_ids(inputs: Mapping[str, Tensor]) -> Iterable[tuple[str, int]]:
-    """Yield what has one entry a token, and its value for a token of the answer."""
-    shape = inputs["input_ids"].shape
-    for name, x in inputs.items():
-        if x.shape == shape:
-            yield name, 1 if name == "attention_mask" else 0
+def place(logprobs: Tensor, tokens: Tokens) -> Place:
+    """Return what is said at a place. Shapes: logprobs [vocab]"""
+    said = int(logprobs.argmax())
+    read = (*tokens, said)
+    values = logprobs[list(read)].tolist()
+    return Place((said,), dict(zip(read, values, strict=True)))

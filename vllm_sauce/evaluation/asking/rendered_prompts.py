@@ -13,7 +13,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from vllm_sauce.data.samples import open_picture
-from vllm_sauce.evaluation.asking.probes import Probe
+from vllm_sauce.evaluation.questions import Question
 from vllm_sauce.plugin import compat
 
 PICTURE_BYTES = 2 * 2**30
@@ -30,15 +30,17 @@ class RenderedPrompts:
         self._words: dict[tuple[str, str | None], dict[str, Any]] = {}
         self._pixels: LRUCache[str, Any] = LRUCache(picture_bytes, compat.picture_bytes)
 
-    def of(self, llm: Any, probe: Probe, digests: Mapping[int, str]) -> dict[str, Any]:
-        """Return a probe's prompt. ``digests``: of pictures, by their ``id``."""
-        digest = digests.get(id(probe.picture))
-        key = (probe.prompt, digest)
+    def of(
+        self, llm: Any, question: Question, digests: Mapping[int, str]
+    ) -> dict[str, Any]:
+        """Return a question's prompt. ``digests``: of pictures, by their ``id``."""
+        digest = digests.get(id(question.picture))
+        key = (question.prompt, digest)
         words, pixels = self._words.get(key), None
         if digest is not None:
             pixels = self._pixels.get(digest)
         if words is None or (digest is not None and pixels is None):
-            rendered = dict(compat.rendered_chat(llm, _messages(probe, digest)))
+            rendered = dict(compat.rendered_chat(llm, _messages(question, digest)))
             fresh = rendered.pop(PIXELS, None)
             self._words[key] = words = rendered
             if digest is not None and pixels is None:
@@ -52,10 +54,10 @@ class RenderedPrompts:
             self._pixels[digest] = pixels
 
 
-def _messages(probe: Probe, digest: str | None) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "text", "text": probe.prompt}]
-    if probe.picture is not None and digest is not None:
+def _messages(question: Question, digest: str | None) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [{"type": "text", "text": question.prompt}]
+    if question.picture is not None and digest is not None:
         # Named by content: equal pictures are encoded once.
-        part = {"type": "image_pil", "image_pil": open_picture(probe.picture)}
+        part = {"type": "image_pil", "image_pil": open_picture(question.picture)}
         content.insert(0, {**part, "uuid": digest})
     return [{"role": "user", "content": content}]

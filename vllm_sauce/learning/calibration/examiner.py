@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks one engine about settings of many concepts, and scores what it says."""
+"""Asks about settings of many concepts, and scores what it says."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vllm_sauce.evaluation.asking.probes import Probe, Reading
-from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
-from vllm_sauce.evaluation.questionnaire import (
-    Item,
-    Kind,
-    Outcome,
-    Part,
-    Questionnaire,
-    outcome,
-    small_part,
-)
+from vllm_sauce.evaluation.asking.asker import Answer, Ask, Asker
+from vllm_sauce.evaluation.metrics import Outcome, outcome
+from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
+from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.setting import Setting
+from vllm_sauce.models.answer_tokens import Tokens, beginnings
 
 LOSS_WEIGHT, WORST_WEIGHT = 2.0, 0.5
 """How much of a loss beyond its floor the search takes off."""
@@ -42,51 +36,51 @@ class Trial:
 
 
 class Examiner:
-    """Asks one engine; what the unedited model answers is asked once."""
+    """Asks a model; what it answers unedited is asked once."""
 
     def __init__(
         self,
-        engine: CandidateEngine,
+        asker: Asker,
         choices: Mapping[str, EditChoices],
         questionnaire: Questionnaire,
         config: CalibrationConfig,
     ) -> None:
-        self.engine, self.choices, self.config = engine, choices, config
-        self.items: dict[str, list[Item]] = {}
-        self.plain: dict[str, list[Reading]] = {}
-        self._tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self.asker, self.choices, self.config = asker, choices, config
+        self.questions: dict[str, list[Question]] = {}
+        self.plain: dict[str, list[Answer]] = {}
+        self._wanted: dict[tuple[str, ...], tuple[Tokens, ...]] = {}
         self._known: dict[tuple[str, float, bool, Hashable], Trial] = {}
-        probes, owners = [], []
+        asks, owners = [], []
         for name in choices:
-            items = questionnaire.items(
+            questions = questionnaire.questions(
                 name, config.positives, config.negatives, config.watched
             )
-            self.items[name] = items
-            probes += [self._probe(item, ()) for item in items]
-            owners += [name] * len(items)
-        for name, reading in zip(owners, engine.evaluate(probes), strict=True):
-            self.plain.setdefault(name, []).append(reading)
+            self.questions[name] = questions
+            asks += [self._ask(question, ()) for question in questions]
+            owners += [name] * len(questions)
+        for name, answer in zip(owners, asker.ask(asks), strict=True):
+            self.plain.setdefault(name, []).append(answer)
         for name in choices:
             self._drop_other_prompts(name)
 
     def _drop_other_prompts(self, name: str) -> None:
         """Leave out prompts whose answer says nothing of the concept unedited."""
-        pairs = list(zip(self.items[name], self.plain[name], strict=True))
+        pairs = list(zip(self.questions[name], self.plain[name], strict=True))
         asked = [
-            (item, reading)
-            for item, reading in pairs
-            if not item.optional or item.right(reading.text, reading.text)
+            (question, answer)
+            for question, answer in pairs
+            if not question.optional or question.right(answer.text, answer.text)
         ]
         # A concept that is never said cannot be forgotten; its scores shall show it.
-        if not any(item.part is Part.UAG for item, _ in asked):
+        if not any(question.part is Part.UAG for question, _ in asked):
             return
-        self.items[name] = [item for item, _ in asked]
-        self.plain[name] = [reading for _, reading in asked]
+        self.questions[name] = [question for question, _ in asked]
+        self.plain[name] = [answer for _, answer in asked]
 
     def base(self, name: str) -> Outcome:
         """Return the unedited model's scores."""
-        items, plain = self.items[name], self.plain[name]
-        return outcome(items, self._rights(items, plain, plain, 0.0))
+        questions, plain = self.questions[name], self.plain[name]
+        return outcome(questions, self._rights(questions, plain, plain, 0.0))
 
     def trials(
         self,
@@ -99,19 +93,19 @@ class Examiner:
 
         ``watched``: whether every other concept is named too.
         """
-        probes, places = [], {}
+        asks, places = [], {}
         for name, settings in wanted.items():
-            chosen = small_part(self.items[name], share, watched)
+            chosen = share_of(self.questions[name], share, watched=watched)
             for setting in settings:
                 key = (name, share, watched, self.choices[name].mask(setting))
                 if key in self._known or key in places:
                     continue
                 parts = self.choices[name].parts(setting)
                 places[key] = (setting, chosen)
-                probes += [self._probe(self.items[name][i], parts) for i in chosen]
-        readings = iter(self.engine.evaluate(probes, progress))
+                asks += [self._ask(self.questions[name][i], parts) for i in chosen]
+        answers = iter(self.asker.ask(asks, progress))
         for key, (setting, chosen) in places.items():
-            mine = [next(readings) for _ in chosen]
+            mine = [next(answers) for _ in chosen]
             self._known[key] = self._trial(key[0], setting, chosen, mine, share)
         return {
             name: {
@@ -129,66 +123,66 @@ class Examiner:
         name: str,
         setting: Setting,
         chosen: Sequence[int],
-        readings: Sequence[Reading],
+        answers: Sequence[Answer],
         share: float,
     ) -> Trial:
-        items = [self.items[name][i] for i in chosen]
+        questions = [self.questions[name][i] for i in chosen]
         plain = [self.plain[name][i] for i in chosen]
         scores, soft = (
-            outcome(items, self._rights(items, readings, plain, weight))
+            outcome(questions, self._rights(questions, answers, plain, weight))
             for weight in (0.0, self.config.soft)
         )
         hard, base = (
-            outcome(items, self._rights(items, plain, plain, weight))
+            outcome(questions, self._rights(questions, plain, plain, weight))
             for weight in (0.0, self.config.soft)
         )
         over = max(0.0, soft.loss(base) - self.config.retain_floor)
-        worst = max(0.0, _doubted(items, soft, base) - self.config.worst_floor)
+        worst = max(0.0, _doubted(questions, soft, base) - self.config.worst_floor)
         objective = soft.HM - LOSS_WEIGHT * over - WORST_WEIGHT * worst
         if not self.choices[name].parts(setting):
             objective = -math.inf  # It edits nothing.
         return Trial(setting, scores, share, objective, scores.worst(hard))
 
-    def _probe(self, item: Item, candidates: tuple[str, ...]) -> Probe:
-        if item.words not in self._tokens:
-            self._tokens[item.words] = (
-                self.engine.answer_tokens(item.words) if item.words else ()
-            )
-        short = item.kind in (Kind.YES, Kind.NO)
-        return Probe(
-            prompt=item.prompt,
-            picture=item.picture,
-            candidates=candidates,
-            tokens=self._tokens[item.words],
+    def _ask(self, question: Question, candidates: tuple[str, ...]) -> Ask:
+        words = question.words
+        if words not in self._wanted:
+            tokenizer = self.asker.tokenizer
+            self._wanted[words] = beginnings(tokenizer, words) if words else ()
+        short = question.kind in (Kind.YES, Kind.NO)
+        return Ask(
+            question=question,
+            forget=candidates,
+            wanted=self._wanted[words],
             max_tokens=2 if short else self.config.answer_tokens,
         )
 
     def _rights(
         self,
-        items: Sequence[Item],
-        readings: Sequence[Reading],
-        plain: Sequence[Reading],
+        questions: Sequence[Question],
+        answers: Sequence[Answer],
+        plain: Sequence[Answer],
         soft: float,
     ) -> list[float]:
         """Return how right each answer is; ``soft`` mixes in probabilities."""
         found = []
-        for item, reading, before in zip(items, readings, plain, strict=True):
-            right = float(item.right(reading.text, before.text))
-            tokens = self._tokens[item.words]
-            if soft and tokens:
-                likely = sum(math.exp(reading.logprobs[token]) for token in tokens)
-                right = (1 - soft) * right + soft * min(likely, 1.0)
+        for question, answer, before in zip(questions, answers, plain, strict=True):
+            right = float(question.right(answer.text, before.text))
+            wanted = self._wanted[question.words]
+            if soft and wanted:
+                right = (1 - soft) * right + soft * answer.probability(wanted)
             found.append(right)
         return found
 
 
-def _doubted(items: Sequence[Item], scores: Outcome, base: Outcome) -> float:
+def _doubted(questions: Sequence[Question], scores: Outcome, base: Outcome) -> float:
     """Return what the worst other concept loses, as far as few examples can tell.
 
     Each concept has one more example that is kept: a single lost one, of dozens of
     concepts, says little.
     """
-    count = Counter(item.about for item in items if item.part is Part.WATCHED)
+    count = Counter(
+        question.about for question in questions if question.part is Part.WATCHED
+    )
     return max(
         (
             (base.watched[name] - kept) * count[name] / (count[name] + 1)

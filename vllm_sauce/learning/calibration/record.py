@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sauce.concepts import Concept, SiteEdit
-from vllm_sauce.evaluation.questionnaire import Outcome
+from vllm_sauce.evaluation.metrics import Outcome
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.examiner import Trial
 from vllm_sauce.learning.calibration.search import Calibrated

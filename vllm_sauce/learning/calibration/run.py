@@ -21,7 +21,7 @@ from vllm_sauce.bundle.served_sae import read_sae
 from vllm_sauce.concepts import Catalogue, SiteEdit, check_site
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import BundleMismatchError, ConfigError
-from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
+from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.learning.calibration import edits
 from vllm_sauce.learning.calibration.config import CalibrationConfig
@@ -271,18 +271,18 @@ def _calibrate_group(inputs: _Inputs, names: list[str], note: Note) -> list[str]
     candidates: dict[str, dict[str, SiteEdit]] = {}
     for choice in choices.values():
         candidates |= choice.candidates()
-    with CandidateEngine(
+    with EngineAsker.of_candidates(
         request.model,
         inputs.saes,
         candidates,
         engine_args=request.engine_args,
         widest=max(choice.widest() for choice in choices.values()),
         most=max(choice.most_parts() for choice in choices.values()),
-    ) as engine:
+    ) as asker:
         asked = Questionnaire(inputs.file, SEARCH_SPLIT, config.seed)
-        found = calibrate(Examiner(engine, choices, asked, config), note)
+        found = calibrate(Examiner(asker, choices, asked, config), note)
         scoring = Questionnaire(inputs.file, SCORE_SPLIT, config.seed)
-        judge = Examiner(engine, choices, scoring, config)
+        judge = Examiner(asker, choices, scoring, config)
         settings = {name: [one.setting] for name, one in found.items()}
         scored = judge.trials(settings, 1.0)
         return [

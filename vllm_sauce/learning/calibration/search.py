@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_sauce.concepts import SiteEdit
-from vllm_sauce.evaluation.questionnaire import Outcome
+from vllm_sauce.evaluation.metrics import Outcome
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.coordinate_search import in_step, site_rounds
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial

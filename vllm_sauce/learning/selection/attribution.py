@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,27 +20,13 @@ from torch import Tensor
 from vllm_sauce.data.concepts_yaml import ConceptFile, Example
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.asking.vllm_engine import answer_tokens
+from vllm_sauce.evaluation.questions import Kind, Question
+from vllm_sauce.models.answer_tokens import beginnings
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import SAEWeights
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One question whose right answer's margin is taken."""
-
-    sample: Sample
-    about: str
-    """The concept it is about, which the example has."""
-    present: tuple[str, ...]
-    """All concepts that the example has."""
-    right: tuple[int, ...]
-    """First tokens of the right answer."""
-    rivals: tuple[int, ...]
-    """First tokens of what else could be said; empty means anything else."""
 
 
 def latent_effects(sae: SAEWeights, acts: Tensor, gradient: Tensor) -> Tensor:
@@ -53,28 +39,19 @@ def latent_effects(sae: SAEWeights, acts: Tensor, gradient: Tensor) -> Tensor:
 
 
 def attribution_questions(
-    file: ConceptFile,
-    tokenizer: object,
-    split: str | None,
-    per_concept: int = 16,
-    seed: int = 0,
-) -> list[Asked]:
+    file: ConceptFile, split: str | None, per_concept: int = 16, seed: int = 0
+) -> list[Question]:
     """Return two questions about every concept of enough examples.
 
     Enough: each concept is on ``per_concept`` of them where there are so many.
-
-    Raises: ConfigError if the tokenizer lacks an answer
     """
     rng = random.Random(seed)
-    found: list[Asked] = []
-    words = {
-        name: answer_tokens(tokenizer, concept.answers)
-        for name, concept in file.concepts.items()
-    }
-    for example in _examples(file, split, per_concept):
-        for name in example.concepts:
-            found += _about(file, words, tokenizer, example, name, rng)
-    return found
+    return [
+        question
+        for example in _examples(file, split, per_concept)
+        for name in example.concepts
+        for question in _about(file, example, name, rng)
+    ]
 
 
 def _examples(file: ConceptFile, split: str | None, per_concept: int) -> list[Example]:
@@ -97,34 +74,28 @@ def _examples(file: ConceptFile, split: str | None, per_concept: int) -> list[Ex
 
 
 def _about(
-    file: ConceptFile,
-    words: Mapping[str, tuple[int, ...]],
-    tokenizer: object,
-    example: Example,
-    name: str,
-    rng: random.Random,
-) -> list[Asked]:
+    file: ConceptFile, example: Example, name: str, rng: random.Random
+) -> list[Question]:
     concept = file.concepts[name]
-    own = words[name]
-    mates = file.domains()[concept.domain]
-    rivals = {token for mate in mates if mate != name for token in words[mate]}
-
-    def asked(
-        prompt: str, right: tuple[int, ...], other: Sequence[int], kind: str
-    ) -> Asked:
-        key = f"{example.key}~{name}~{kind}"
-        sample = Sample(key=key, prompt=prompt, picture=example.picture)
-        return Asked(sample, name, example.concepts, right, tuple(other))
-
+    named = Question(
+        prompt=example.prompts[0],
+        picture=example.picture,
+        kind=Kind.NAME,
+        words=concept.answers,
+        about=name,
+        shown=example.concepts,
+    )
     if example.picture is None:
-        return [asked(prompt, own, (), "text") for prompt in example.prompts[:1]]
-    questions = concept.questions
-    naming = rng.choice(questions.name)
-    wording = rng.randrange(len(questions.exists))
-    yes, no = (answer_tokens(tokenizer, (w,)) for w in (questions.yes, questions.no))
+        return [named]
+    asked = concept.questions
+    naming = rng.choice(asked.name)
+    exists = asked.asks(concept.answers[0], rng.randrange(len(asked.exists)))
+    mates = file.domains()[concept.domain]
+    rivals = [w for mate in mates if mate != name for w in file.concepts[mate].answers]
+    yes = replace(named, kind=Kind.YES, words=(asked.yes,), rivals=(asked.no,))
     return [
-        asked(naming, own, sorted(rivals - set(own)), "name"),
-        asked(questions.asks(concept.answers[0], wording), yes, no, "exists"),
+        replace(named, prompt=naming, rivals=tuple(rivals)),
+        replace(yes, prompt=exists),
     ]
 
 
@@ -163,7 +134,7 @@ def attribution_scores(
     sae: SAEWeights,
     site: str,
     file: ConceptFile,
-    questions: Sequence[Asked],
+    questions: Sequence[Question],
     *,
     harm_weight: float = 1.0,
     batch: int = 16,
@@ -175,7 +146,8 @@ def attribution_scores(
     for others of its domain on examples without it.
 
     Shapes: -> [d_sae] by concept
-    Raises: ConfigError if the SAE's decoding is not linear in its latents
+    Raises: ConfigError if the SAE's decoding is not linear in its latents, or the
+        tokenizer lacks an answer
     """
     if sae.normalize_activations != "none":
         raise ConfigError(
@@ -183,23 +155,30 @@ def attribution_scores(
             f"this one normalises each token ({sae.normalize_activations}): use share"
         )
     tallies = {name: _Tally(sae.d_sae) for name in file.concepts}
+    tokenizer = loaded.processor.tokenizer
+    tokens = {
+        words: [token for (token,) in beginnings(tokenizer, words)] if words else []
+        for words in {words for one in questions for words in (one.words, one.rivals)}
+    }
     domains = file.domains()
     loaded.model.requires_grad_(False)
     # All of a batch have a picture, or none has.
-    order = sorted(questions, key=lambda asked: asked.sample.picture is None)
-    split = sum(asked.sample.picture is not None for asked in order)
+    order = sorted(questions, key=lambda asked: asked.picture is None)
+    split = sum(asked.picture is not None for asked in order)
     starts = [*range(0, split, batch), *range(split, len(order), batch)]
     for start in starts:
         end = split if start < split else len(order)
         part = order[start : min(start + batch, end)]
-        for asked, effects in zip(part, _effects(loaded, sae, site, part), strict=True):
+        for asked, effects in zip(
+            part, _effects(loaded, sae, site, part, tokens), strict=True
+        ):
             harm = effects.clamp_min(0)
             tallies[asked.about].own.add(effects)
-            for name in asked.present:
+            for name in asked.shown:
                 if name != asked.about:
                     tallies[name].beside.add(harm)
             for name in domains[file.concepts[asked.about].domain]:
-                if name not in asked.present:
+                if name not in asked.shown:
                     tallies[name].mates.add(harm)
         progress(start + len(part), len(order))
     return {
@@ -210,14 +189,21 @@ def attribution_scores(
 
 
 def _effects(
-    loaded: LoadedModel, sae: SAEWeights, site: str, part: Sequence[Asked]
+    loaded: LoadedModel,
+    sae: SAEWeights,
+    site: str,
+    part: Sequence[Question],
+    tokens: Mapping[tuple[str, ...], Sequence[int]],
 ) -> list[Tensor]:
     """Return every latent's effect on each question's margin.
 
     Shapes: -> [d_sae] a question
     """
-    inputs = loaded.inputs([asked.sample for asked in part])
+    inputs = loaded.inputs(
+        [Sample(key="", prompt=one.prompt, picture=one.picture) for one in part]
+    )
     held: list[Tensor] = []
+    pairs = [(tokens[one.words], tokens[one.rivals]) for one in part]
 
     def hold(x: Tensor) -> Tensor:
         held.append(x.detach().requires_grad_(True))
@@ -226,7 +212,7 @@ def _effects(
     with torch.enable_grad(), site_hook(loaded.model, site, hold):
         logits = loaded.model(**inputs, logits_to_keep=1).logits[:, -1].float()
         margins = torch.stack(
-            [_margin(row, asked) for row, asked in zip(logits, part, strict=True)]
+            [_margin(row, *pair) for row, pair in zip(logits, pairs, strict=True)]
         )
         if not held:  # text alone does not pass the tower
             return [torch.zeros(sae.d_sae)] * len(part)
@@ -239,8 +225,8 @@ def _effects(
         ]
 
 
-def _margin(logits: Tensor, asked: Asked) -> Tensor:
-    """Return how far the right answer leads, in nats."""
-    right = logits[list(asked.right)].logsumexp(0)
-    rivals = logits[list(asked.rivals)] if asked.rivals else logits
-    return right - rivals.logsumexp(0)
+def _margin(logits: Tensor, right: Sequence[int], rivals: Sequence[int]) -> Tensor:
+    """Return how far the right answer leads its rivals, or all else, in nats."""
+    others = sorted(set(rivals) - set(right))
+    against = logits[others] if others else logits
+    return logits[list(right)].logsumexp(0) - against.logsumexp(0)

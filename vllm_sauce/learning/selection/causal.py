@@ -8,7 +8,6 @@ causal score.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,35 +15,35 @@ from typing import Any
 
 from vllm_sauce.concepts import SiteEdit, check_site
 from vllm_sauce.concepts.scores import CausalScore
-from vllm_sauce.data.samples import Picture
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.asking.probes import Probe, Reading
-from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine, Progress
+from vllm_sauce.evaluation.asking.asker import Ask, Asker, Progress
+from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
+from vllm_sauce.evaluation.metrics import mean
+from vllm_sauce.evaluation.questions import Kind, Question
+from vllm_sauce.models.answer_tokens import beginnings
 from vllm_sauce.sae import SAEWeights
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked about an example."""
-
-    prompt: str
-    picture: Picture | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class CausalTask:
-    """One concept: the latents to try, and examples with and without it."""
+    """One concept: the latents to try, and what is asked under each one's edit."""
 
     latents: tuple[int, ...]
-    answers: tuple[str, ...]
-    """Words that the model says for the concept."""
-    positive: tuple[Question, ...]
-    negative: tuple[Question, ...]
+    questions: tuple[Question, ...]
+    """Some that its name answers, and some whose answer is to stay."""
 
     def __post_init__(self) -> None:
-        for name in ("latents", "answers", "positive", "negative"):
-            if not getattr(self, name):
-                raise ConfigError(f"a causal score needs at least one of {name}")
+        kinds = {question.kind for question in self.questions}
+        if not self.latents or kinds != {Kind.NAME, Kind.KEEP}:
+            raise ConfigError(
+                "a causal score needs at least one latent, one question that the "
+                "concept's name answers, and one whose answer is to stay"
+            )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What the model says for the concept."""
+        return next(q.words for q in self.questions if q.kind is Kind.NAME)
 
 
 def candidate_name(site: str, latent: int) -> str:
@@ -80,87 +79,45 @@ def score_latents(
     """
     latents = [latent for task in tasks.values() for latent in task.latents]
     candidates = latent_candidates(site, latents, gamma)
-    with CandidateEngine(
+    with EngineAsker.of_candidates(
         model, {site: sae}, candidates, engine_args=engine_args
-    ) as engine:
-        return measure(engine, site, tasks, progress)
+    ) as asker:
+        return measure(asker, site, tasks, progress)
 
 
 def measure(
-    engine: CandidateEngine,
+    asker: Asker,
     site: str,
     tasks: Mapping[str, CausalTask],
     progress: Progress = lambda done, total: None,
 ) -> dict[str, dict[int, CausalScore]]:
-    """Return causal scores from an engine that has all the tasks' candidates."""
-    tokens = {name: engine.answer_tokens(task.answers) for name, task in tasks.items()}
-    plain = _plain(engine, tasks, tokens)
-    probes, places = [], []
-    for name, task in tasks.items():
-        for number, question in enumerate(_questions(task)):
-            before = plain[name][number]
-            # Where the concept is not, what the model said must not suffer.
-            present = number < len(task.positive)
-            read = tokens[name] if present else before.said[:1]
-            for latent in task.latents:
-                probes.append(_probe(question, read, candidate_name(site, latent)))
-                places.append((name, latent, present, before))
-    readings = engine.evaluate(probes, progress)
-    changes: dict[tuple[str, int, bool], list[float]] = {}
-    for probe, reading, (name, latent, present, before) in zip(
-        probes, readings, places, strict=True
-    ):
-        change = _log_sum(reading, probe.tokens) - _log_sum(before, probe.tokens)
-        changes.setdefault((name, latent, present), []).append(change)
+    """Return causal scores from a model that knows all the tasks' candidates."""
+    tried = [
+        (name, question) for name, task in tasks.items() for question in task.questions
+    ]
+    names = {n: beginnings(asker.tokenizer, task.words) for n, task in tasks.items()}
+    # What is said comes with its log-probability wherever others are wanted.
+    plain = asker.ask([Ask(question=q, wanted=names[name]) for name, q in tried])
+    asks, places = [], []
+    for (name, question), before in zip(tried, plain, strict=True):
+        wanted = names[name] if question.kind is Kind.NAME else (before.said[:1],)
+        for latent in tasks[name].latents:
+            forget = (candidate_name(site, latent),)
+            asks.append(Ask(question=question, forget=forget, wanted=wanted))
+            places.append(((name, latent, question.kind), before))
+    answers = asker.ask(asks, progress)
+    changes: dict[tuple[str, int, Kind], list[float]] = {}
+    for ask, answer, (place, before) in zip(asks, answers, places, strict=True):
+        change = answer.log_probability(ask.wanted) - before.log_probability(ask.wanted)
+        changes.setdefault(place, []).append(change)
     return {
         name: {
             latent: CausalScore(
                 latent,
-                on_concept=_mean(changes[name, latent, True]),
-                on_others=_mean(changes[name, latent, False]),
+                on_concept=mean(changes[name, latent, Kind.NAME]),
+                on_others=mean(changes[name, latent, Kind.KEEP]),
             )
             for latent in task.latents
         }
         for name, task in tasks.items()
     }
-
-
-def _plain(
-    engine: CandidateEngine,
-    tasks: Mapping[str, CausalTask],
-    tokens: Mapping[str, tuple[int, ...]],
-) -> dict[str, list[Reading]]:
-    """Return the unedited readings; each also has the token that was said."""
-    probes, owner = [], []
-    for name, task in tasks.items():
-        for question in _questions(task):
-            probes.append(_probe(question, tokens[name], None))
-            owner.append(name)
-    found: dict[str, list[Reading]] = {name: [] for name in tasks}
-    for name, reading in zip(owner, engine.evaluate(probes), strict=True):
-        found[name].append(reading)
-    return found
-
-
-def _questions(task: CausalTask) -> tuple[Question, ...]:
-    return (*task.positive, *task.negative)
-
-
-def _probe(question: Question, tokens: tuple[int, ...], candidate: str | None) -> Probe:
-    return Probe(
-        prompt=question.prompt,
-        picture=question.picture,
-        candidates=() if candidate is None else (candidate,),
-        tokens=tokens,
-    )
-
-
-def _log_sum(reading: Reading, tokens: Sequence[int]) -> float:
-    """Return the log-probability that the answer begins with one of the tokens."""
-    values = [reading.logprobs[token] for token in tokens]
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from vllm_sauce.concepts.scores import SCORES, CausalScore, Score, crisp, ranked
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile, Example
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.questions import Kind, Question
 from vllm_sauce.learning.selection.attribution import (
     attribution_questions,
     attribution_scores,
 )
-from vllm_sauce.learning.selection.causal import CausalTask, Question, score_latents
+from vllm_sauce.learning.selection.causal import CausalTask, score_latents
 from vllm_sauce.learning.selection.latent_statistics import (
     Progress,
     concept_statistics,
@@ -166,9 +167,7 @@ def _attribution(
     progress: Progress,
 ) -> dict[str, Tensor]:
     loaded = LoadedModel.load(request.model or harvested)
-    questions = attribution_questions(
-        file, loaded.processor.tokenizer, request.split, request.attribution_examples
-    )
+    questions = attribution_questions(file, request.split, request.attribution_examples)
     return attribution_scores(
         loaded, sae, request.site, file, questions, progress=progress
     )
@@ -213,11 +212,7 @@ def causal_task(
     def asked(example: Example) -> Question:
         has = [concepts[name] for name in example.concepts if name in concepts]
         same = [other for other in has if other.domain == concept.domain]
-        if example.picture is None:
-            # Text alone is asked as it is.
-            return Question(example.prompts[0])
-        other = (same or has or [concept])[0]
-        return Question(other.questions.name[0], example.picture)
+        return _naming((same or has or [concept])[0], example)
 
     def drawn(examples: Sequence[Example], count: int) -> list[Example]:
         # Digests are as good as chance, and the same tomorrow.
@@ -230,15 +225,21 @@ def causal_task(
     positive = drawn(concept.examples(True, split), count)
     return CausalTask(
         latents=latents,
-        answers=concept.answers,
-        positive=tuple(
-            Question(e.prompts[0])
-            if e.picture is None
-            else Question(concept.questions.name[0], e.picture)
-            for e in positive
+        questions=(
+            *(
+                replace(_naming(concept, e), kind=Kind.NAME, words=concept.answers)
+                for e in positive
+            ),
+            *map(asked, (*near, *far)),
         ),
-        negative=tuple(map(asked, (*near, *far))),
     )
+
+
+def _naming(concept: ConceptExamples, example: Example) -> Question:
+    """Ask for a concept's name; text alone is asked as it is."""
+    alone = example.picture is None
+    prompt = example.prompts[0] if alone else concept.questions.name[0]
+    return Question(prompt=prompt, picture=example.picture)
 
 
 def _chosen(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about what is in pictures, and marks for the answers."""
+"""What a report asks about pictures, in the words of a file or a command line."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
-from vllm_sauce.concepts import Catalogue
+from vllm_sauce.concepts import Catalogue, Concept
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.data.schema import Questions
 from vllm_sauce.errors import ConfigError
-
-YES, NO, NAME = "yes", "no", "name"
-"""What a question's right answer is: yes, no, or the concept's name."""
+from vllm_sauce.evaluation.questions import Kind, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,36 +79,14 @@ class Wording:
         return asked.name[0] if "name" in asked.model_fields_set else None
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One question about one picture."""
-
-    picture: int
-    """Number of the picture in the quiz."""
-    concept: str
-    """What it is about."""
-    answer: str
-    """``YES``, ``NO`` or ``NAME``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """How each question of a quiz was answered."""
-
-    probability: Tensor
-    """Of the right answer. [num_questions]"""
-    right: Tensor
-    """Whether the right answer is the most probable one. [num_questions] bool"""
-
-
 def choose_questions(
     samples: Sequence[Sample],
     catalogue: Catalogue,
     wording: Wording,
     per_concept: int,
     seed: int = 0,
-) -> tuple[list[int], list[Question]]:
-    """Return the samples to ask about, and the questions.
+) -> list[Question]:
+    """Return questions about enough samples, in the samples' order.
 
     Every concept gets up to ``per_concept`` pictures with it. A picture is asked about
     all of its concepts, and about one it does not show, of the same domain if it can.
@@ -126,18 +100,33 @@ def choose_questions(
         # Pictures that are asked anyway come first: fewer passes say the same.
         shown.sort(key=lambda i: i not in chosen)
         chosen.update(shown[:per_concept])
-    rows = sorted(chosen)
     questions = []
-    for picture, row in enumerate(rows):
-        there = [name for name in samples[row].concepts if name in catalogue]
+    for row in sorted(chosen):
+        sample = samples[row]
+        there = [name for name in sample.concepts if name in catalogue]
         for name in there:
-            questions.append(Question(picture, name, YES))
+            questions.append(_about(sample, catalogue[name], wording, Kind.YES))
             if wording.naming(catalogue[name].domain) is not None:
-                questions.append(Question(picture, name, NAME))
-        missing = _absent(rng, samples[row].concepts, there, catalogue)
+                questions.append(_about(sample, catalogue[name], wording, Kind.NAME))
+        missing = _absent(rng, sample.concepts, there, catalogue)
         if missing is not None:
-            questions.append(Question(picture, missing, NO))
-    return rows, questions
+            questions.append(_about(sample, catalogue[missing], wording, Kind.NO))
+    return questions
+
+
+def _about(sample: Sample, concept: Concept, wording: Wording, kind: Kind) -> Question:
+    asked, words = wording.of_domain(concept.domain), wording.words(concept.name)
+    prompt = asked.name[0] if kind is Kind.NAME else asked.asks(words[0])
+    if kind is not Kind.NAME:
+        words = (asked.yes if kind is Kind.YES else asked.no,)
+    return Question(
+        prompt=prompt,
+        picture=sample.picture,
+        kind=kind,
+        words=words,
+        about=concept.name,
+        shown=sample.concepts,
+    )
 
 
 def _absent(
@@ -147,25 +136,3 @@ def _absent(
     others = [name for name in catalogue if name not in shown]
     alike = [name for name in others if catalogue[name].domain == domain]
     return rng.choice(alike or others) if others else None
-
-
-def mark(
-    logits: Tensor,
-    where: Sequence[tuple[int, int]],
-    accepted: Sequence[Sequence[Sequence[int]]],
-) -> tuple[Tensor, Tensor]:
-    """Return each right answer's probability, and whether it would be given.
-
-    ``where`` has row and first read of each question, ``accepted`` the tokens that are
-    right at each of its reads.
-
-    Shapes: logits [rows, num_reads, vocab] -> [num_questions], [num_questions] bool
-    """
-    shares, said = logits.softmax(-1), logits.argmax(-1)
-    probability = torch.ones(len(where))
-    right = torch.ones(len(where), dtype=torch.bool)
-    for i, (row, read) in enumerate(where):
-        for step, tokens in enumerate(accepted[i]):
-            probability[i] *= shares[row, read + step, list(tokens)].sum()
-            right[i] &= int(said[row, read + step]) in tokens
-    return probability, right

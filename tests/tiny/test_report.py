@@ -4,15 +4,15 @@
 import pytest
 from rich.console import Console
 
-from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
-from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.report import (
+from tiny.report import (
     good_concepts,
     markdown,
     rows_of,
     table,
     with_results,
 )
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.errors import ConfigError
 
 
 def build_concept(name: str, domain: str, *shares: float) -> Concept:

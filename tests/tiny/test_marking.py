@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from vllm_sauce.evaluation.exam import (
+from tiny.marking import (
     DESCRIBE,
     NAME,
     NO,

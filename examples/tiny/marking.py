@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vllm_sauce.evaluation.metrics import Scores
+from vllm_sauce.evaluation.metrics import Outcome
 from vllm_sauce.models.shared_prefix import Sheet
 
 KINDS = ("name", "yes", "no", "describe")
@@ -88,7 +88,7 @@ def _accuracy(exam: Exam, right: Tensor, mask: Tensor) -> Tensor:
     return (_mean(right, mask & (kinds == NAME)) + yes_no) / 2
 
 
-def concept_scores(exam: Exam, concept: int, answers: Answers) -> Scores:
+def concept_scores(exam: Exam, concept: int, answers: Answers) -> Outcome:
     """Return the scores of an edit that should forget one concept.
 
     The definitions are those of ``vllm_sauce.evaluation.metrics``.
@@ -100,7 +100,7 @@ def concept_scores(exam: Exam, concept: int, answers: Answers) -> Scores:
     same = domains == exam.domain_of[concept]
     generated = target & ((kinds == NAME) | (kinds == DESCRIBE))
     forgot = 1 - answers.right
-    return Scores(
+    return Outcome(
         UAg=float(_mean(forgot, generated)),
         UAd=float(_mean(answers.said_no, target & (kinds == YES))),
         IRA=float(
