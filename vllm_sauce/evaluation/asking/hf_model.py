@@ -97,7 +97,9 @@ class ModelAsker:
         for site in mask.sites(self.catalogue):
             rows = site_rows(mask, self.catalogue, site)
             gamma = tuple(1 + scale for scale in rows.scale)
-            edits[site] = SiteEdit(rows.latents, gamma, rows.shift, rows.gate)
+            edits[site] = SiteEdit(
+                latents=rows.latents, gamma=gamma, shift=rows.shift, gate=rows.gate
+            )
         together = Concept(name="together", domain="", edits=edits)
         return concept_edits(self.saes, together, 1.0, device)
 
