@@ -22,12 +22,12 @@ from tiny.concepts import DOMAIN_OF
 from tiny.exam import MODEL_FOLDER, Tiny
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import fingerprint_model
-from vllm_sauce.cli.options import site_paths
 from vllm_sauce.concepts import Concept, SiteEdit
 from vllm_sauce.evaluation.metrics import NAMES
 from vllm_sauce.learning.calibration.edit_choices import EditChoices, SiteSetting
 from vllm_sauce.learning.selection.select import read_sae
 from vllm_sauce.learning.selection.selection_file import SelectionFile
+from vllm_sauce.options import parse_pairs
 
 Sites = Mapping[str, SiteSetting]
 PLAIN = SiteSetting(ranking="share", k=16, gate=0.0, action="scale -2")
@@ -93,8 +93,8 @@ def main() -> None:
     arguments = parser.parse_args()
     fingerprint = fingerprint_model(MODEL_FOLDER)
     saes = {
-        site: read_sae(path, site, fingerprint)
-        for site, path in site_paths(arguments.sae).items()
+        site: read_sae(Path(path), site, fingerprint)
+        for site, path in parse_pairs(arguments.sae, "SITE=FOLDER").items()
     }
     read = [SelectionFile.read(path) for path in arguments.selection]
     selections = {one.site: one for one in read}

@@ -10,20 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_sauce.activations.shards import write_whole
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
-from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, check_site
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation.asking.vllm_engine import CandidateEngine
 from vllm_sauce.evaluation.questionnaire import Outcome, Questionnaire
 from vllm_sauce.learning.calibration import edit_choices
-from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.calibration.coordinate_search import Setting
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
@@ -35,48 +35,11 @@ from vllm_sauce.sae import SAEWeights
 from vllm_sauce.scale import orphans
 
 if TYPE_CHECKING:
-    from vllm_sauce.scale.cluster import Resources
+    pass
 
 Actor = Callable[..., dict[str, Any]]
 RUN_FILE = "run.json"
 SEARCH_SPLIT, SCORE_SPLIT = "calibration", "scoring"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrateRequest:
-    """What is calibrated, from what, and where it goes."""
-
-    model: str
-    saes: Mapping[str, Path]
-    """By site: a bundle's folder, or one that SAELens saved."""
-    selections: tuple[Path, ...]
-    """What ``sauce select`` wrote, one a site."""
-    concepts: Path
-    out: Path
-    """The bundle that is written."""
-    names: tuple[str, ...] = ()
-    """Concepts to calibrate; none means all of the file."""
-    config: CalibrationConfig = field(default_factory=CalibrationConfig)
-    concepts_per_engine: int = 20
-    engine_args: Mapping[str, Any] = field(default_factory=dict)
-    overwrite: bool = False
-    resources: Resources | None = None
-    """Ray actors that calibrate side by side; None does it in this process."""
-
-    def __post_init__(self) -> None:
-        for site in self.saes:
-            check_site(site)
-        if not self.saes or len(self.selections) != len(self.saes):
-            raise ConfigError("give one SAE and one selection for each site")
-        if self.concepts_per_engine < 1:
-            raise ConfigError("concepts_per_engine must be at least 1")
-        if self.out.exists() and not self.overwrite:
-            raise ConfigError(f"{self.out} is there already; --overwrite replaces it")
-
-    @property
-    def folder(self) -> Path:
-        """Where everything that was tried is kept."""
-        return self.out.with_name(f"{self.out.name}.calibration")
 
 
 class _Run:
@@ -124,7 +87,7 @@ class _Run:
         """Return what must be the same for a run to go on, as one hash."""
         request = self.request
         told = {
-            "config": asdict(request.config),
+            "config": request.config.to_json(),
             # Not a setting, but the same quantile is another gate with another one.
             "gate_margin": edit_choices.GATE_MARGIN,
             "model": self.fingerprint.model_dump(mode="json"),
@@ -150,11 +113,13 @@ def calibrate_bundle(
 
     Raises: SauceError of the kind that says what is wrong
     """
+    if request.out.exists() and not request.overwrite:
+        raise ConfigError(f"{request.out} is there already; --overwrite replaces it")
     run = _Run(request)
     _begin(run)
     left = [name for name in run.names if not _path(run, name).exists()]
     done = len(run.names) - len(left)
-    size = request.concepts_per_engine
+    size = request.config.concepts_per_engine
     groups = [left[start : start + size] for start in range(0, len(left), size)]
     report("concepts", done, len(run.names))
     for result in _results(request, groups, note, actor):
@@ -185,7 +150,7 @@ def _begin(run: _Run) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"identity": identity, "config": asdict(run.request.config)}
+    told = {"identity": identity, "config": run.request.config.to_json()}
     write_whole(path, (json.dumps(told, indent=1) + "\n").encode())
 
 
