@@ -43,7 +43,7 @@ class Defaults:
 class BatchRequest:
     """What is answered, by which model, and where the answers go."""
 
-    source: Annotated[Path, Parameter(name="IN")]
+    source: Annotated[Path, Parameter(name="--in")]
     """Rows: a .jsonl or .parquet file."""
 
     out: Path
