@@ -148,7 +148,7 @@ def batch_round(
 ) -> Spent:
     """Return what `sauce batch` takes from its engine's readiness on."""
     from vllm_sauce.batch import job, progress, run
-    from vllm_sauce.batch.rows import Defaults
+    from vllm_sauce.batch.settings import Defaults
     from vllm_sauce.scale.cluster import Resources
 
     class Clock(progress.Progress):

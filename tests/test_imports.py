@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
+    {"options"},
     {"client", "config", "files", "scale", "concepts"},
     {"", "sae"},
     {"sae/formats", "bundle", "unlearning", "data"},

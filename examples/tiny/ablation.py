@@ -23,13 +23,13 @@ from tiny.exam import MODEL_FOLDER, Tiny
 from tiny.scoring import Scorer
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.bundle.served_sae import read_sae
-from vllm_sauce.cli.options import site_paths
 from vllm_sauce.concepts import Concept
 from vllm_sauce.evaluation.metrics import NAMES
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.setting import Action, Setting, SiteSetting
 from vllm_sauce.learning.selection.selection_file import SelectionFile
+from vllm_sauce.options import parse_pairs
 
 PLAIN = SiteSetting(
     site="vision", ranking="share", k=16, gate=0.0, action=Action.parse("scale -2")
@@ -95,8 +95,8 @@ def main() -> None:
     arguments = parser.parse_args()
     fingerprint = fingerprint_model(MODEL_FOLDER)
     saes = {
-        site: read_sae(path, site, fingerprint)
-        for site, path in site_paths(arguments.sae).items()
+        site: read_sae(Path(path), site, fingerprint)
+        for site, path in parse_pairs(arguments.sae, "SITE=FOLDER").items()
     }
     read = [SelectionFile.read(path) for path in arguments.selection]
     selections = {one.site: one for one in read}

@@ -22,8 +22,12 @@ from vllm_sauce.learning.training.report import (
     markdown,
     shown_progress,
 )
-from vllm_sauce.learning.training.settings import TRAINED_ARCHITECTURES, SAETraining
-from vllm_sauce.learning.training.train import HarvestTraining, train_on_harvest
+from vllm_sauce.learning.training.settings import (
+    TRAINED_ARCHITECTURES,
+    HarvestTraining,
+    SAETraining,
+)
+from vllm_sauce.learning.training.train import train_on_harvest
 
 SITES = ["vision", "decoder.1"]
 

@@ -9,7 +9,8 @@ import time
 from vllm_sauce.batch.engine import failed
 from vllm_sauce.batch.job import Job
 from vllm_sauce.batch.output import Answer
-from vllm_sauce.batch.rows import Defaults, Question
+from vllm_sauce.batch.rows import Question
+from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.errors import (
     ActorDiedError,
     BundleMismatchError,

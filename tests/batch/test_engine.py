@@ -14,15 +14,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 from vllm.v1.engine.exceptions import EngineDeadError
 
 import vllm_sauce
 from tests.batch.processes import KillsOneActor, gone, wait_until
+from tests.cli.sauce import sauce
 from vllm_sauce.batch.engine import Engine
 from vllm_sauce.batch.rows import Question
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.cli import app
 from vllm_sauce.errors import ActorDiedError
 from vllm_sauce.unlearning import parse_request, resolve_mask
 
@@ -102,7 +101,7 @@ def plain() -> list[str]:
 
 def sauce_batch(source: Path, out: Path, *options: str) -> Any:
     """Run the command in this process, with sauce-tiny and its bundle."""
-    return CliRunner().invoke(app, [*arguments(source, out), *options])
+    return sauce(*arguments(source, out), *options)
 
 
 def arguments(source: Path, out: Path) -> list[str]:
@@ -248,7 +247,7 @@ def check_masks(found: list[dict[str, Any]]) -> None:
         (["--bundle", "nowhere"], "no bundle at"),
         (["--model", "no/model/here"], "neither a folder nor"),
         (["--engine-arg", "additional_config={}"], "no engine argument"),
-        (["--engine-arg", "seed"], "key=value"),
+        (["--engine-arg", "seed"], "wanted KEY=VALUE"),
         (["--max-tokens", "0"], "max_tokens"),
         (["--temperature", "nan"], "temperature"),
         (["--forget-column", "prompt"], "meaning of its own"),
@@ -271,10 +270,7 @@ def test_what_cannot_work_stops_before_anything_starts(
 
 def test_forgetting_without_a_bundle_stops(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [{"prompt": "hi"}])
-    done = CliRunner().invoke(
-        app,
-        ["batch", str(source), str(tmp_path / "o.parquet"), "--forget", "dog"]
-        + ["--model", str(TINY / "model")],
-    )
+    model = ("--model", TINY / "model")
+    done = sauce("batch", source, tmp_path / "o.parquet", "--forget", "dog", *model)
     assert done.exit_code == 2
     assert "no bundle to forget with" in done.output

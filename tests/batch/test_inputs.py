@@ -18,7 +18,8 @@ from tests.batch import stand_in
 from tests.data.picture_kinds import readable, refused
 from vllm_sauce.batch import run
 from vllm_sauce.batch.chunks import read_chunk, split_parquet
-from vllm_sauce.batch.rows import Defaults, Row, read_row
+from vllm_sauce.batch.rows import Row, read_row
+from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.errors import ConfigError, InvalidRequestError
 
 

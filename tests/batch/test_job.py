@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from vllm_sauce.batch.job import Job, identity, make_job, parse_engine_args
-from vllm_sauce.batch.rows import Defaults
+from vllm_sauce.batch.job import Job, identity, make_job
 from vllm_sauce.batch.run import chunks_at_once
+from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.scale.cluster import Resources
 
@@ -83,17 +83,6 @@ def test_a_bundle_beside_the_weights_is_taken(tmp_path: Path) -> None:
     found = job(model, bundle=None)
     assert found.sauce is not None
     assert found.sauce.bundle == str((model / "sauce").resolve())
-
-
-def test_engine_arguments_are_json_or_text() -> None:
-    assert parse_engine_args(
-        ["dtype=float32", "--max-model-len=256", "enforce_eager=true", 'x={"a": 1}']
-    ) == {
-        "dtype": "float32",
-        "max_model_len": 256,
-        "enforce_eager": True,
-        "x": {"a": 1},
-    }
 
 
 def test_an_actor_holds_enough_chunks_to_never_wait() -> None:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vllm_sauce
-from vllm_sauce.batch.rows import Defaults, Question, parse_line, read_row
+from vllm_sauce.batch.rows import Question, parse_line, read_row
+from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.errors import RequestError
 
 PICTURES = Path(__file__).parents[2] / "examples/tiny/pictures"

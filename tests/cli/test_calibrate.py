@@ -9,12 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from vllm_sauce.cli import app
+from tests.cli.sauce import sauce
 from vllm_sauce.concepts import Catalogue
 from vllm_sauce.learning.calibration import run as calibration_run
-from vllm_sauce.learning.calibration.run import CalibrateRequest
+from vllm_sauce.learning.calibration.config import CalibrateRequest
 
 
 def without_plotly(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
@@ -46,12 +45,9 @@ def test_a_drawing_that_fails_is_a_warning(
 
     monkeypatch.setattr(calibration_run, "calibrate_bundle", calibrate_bundle)
     out = tmp_path / "bundle"
-    done = CliRunner().invoke(
-        app,
-        [
-            *("calibrate", "--model", "m", "--sae", "vision=s", "--selection", "x"),
-            *("--concepts", "c.yaml", "--out", str(out)),
-        ],
+    done = sauce(
+        *("calibrate", "--model", "m", "--sae", "vision=s", "--selection", "x"),
+        *("--concepts", "c.yaml", "--out", out),
     )
     assert done.exit_code == 0, done.stderr
     assert f"bundle: {out}" in done.stdout

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from vllm_sauce.cli import app, failures
+from tests.cli.sauce import sauce
+from vllm_sauce.cli import failures
 from vllm_sauce.cli.app import COMMANDS
 from vllm_sauce.errors import ConfigError
 
@@ -57,9 +56,7 @@ def test_every_command_is_tried() -> None:
 
 def run(*arguments: object) -> tuple[int, str]:
     """Return the exit status and the error of a command that let nothing through."""
-    done = CliRunner().invoke(app, [*map(str, arguments)])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
+    done = sauce(*arguments)
     return done.exit_code, done.stderr
 
 
@@ -146,7 +143,7 @@ def test_without_a_module_there_is_no_traceback(
     """In a process that really lacks it, as every import of it finds."""
     code = (
         f"import sys; sys.modules[{blocked!r}] = None; "
-        f"from vllm_sauce.cli import app; app(prog_name='sauce')"
+        f"from vllm_sauce.cli import app; app()"
     )
     more = ("--actors", "2") if (name, blocked) == ("batch", "ray") else ()
     (tmp_path / "rows.jsonl").write_text('{"prompt": "hello"}\n')
@@ -166,18 +163,18 @@ def test_without_a_module_there_is_no_traceback(
     assert blocked in done.stderr.casefold() and extra.split(",")[0] in done.stderr
 
 
-def failing(error: BaseException) -> tuple[int, str, str]:
-    """Return status, output and errors of a command that raises."""
-    stand_in = typer.Typer()
+@pytest.fixture
+def failing(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Returns status, output and errors of a command that raises."""
 
-    def command() -> None:
-        raise error
+    def run(error: BaseException, **options: bool) -> tuple[int, str, str]:
+        def command() -> None:
+            raise error
 
-    stand_in.command("x")(failures.told("x", (), command))
-    done = CliRunner().invoke(stand_in, [])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.stdout, done.stderr
+        status = failures.told("x", command, **options)
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -193,22 +190,26 @@ def failing(error: BaseException) -> tuple[int, str, str]:
         (json.JSONDecodeError("Expecting\nvalue", "", 0), "json raised JSONDecodeErr"),
     ],
 )
-def test_each_kind_of_error_in_one_line(error: Exception, said: str) -> None:
+def test_each_kind_of_error_in_one_line(
+    failing: Any, error: Exception, said: str
+) -> None:
     status, _, shown = failing(error)
     assert (status, said in shown) == (2, True), shown
     assert len(shown.splitlines()) == 1
 
 
-def test_an_interruption_is_quiet() -> None:
+def test_an_interruption_is_quiet(failing: Any) -> None:
     assert failing(KeyboardInterrupt()) == (130, "", "")
 
 
 def test_an_exit_status_of_the_command_s_own_is_kept() -> None:
-    assert failing(typer.Exit(1))[0] == 1
-    assert failing(typer.BadParameter("no such number"))[0] == 2
+    assert failures.told("x", lambda: 1) == 1
+    assert failures.told("x", lambda: None) == 0
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_mistakes_keep_their_traceback(
+    failing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(failures, "_OURS", ("tests",))
     with pytest.raises(KeyError):
         failing(KeyError("ours"))
@@ -216,15 +217,23 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
         failing(ModuleNotFoundError("x", name="tests.gone"))
 
 
-def test_a_reader_that_went_away_is_typer_s_to_handle() -> None:
-    status, _, shown = failing(BrokenPipeError(errno.EPIPE, "Broken pipe"))
-    assert (status, shown) == (1, "")
+def test_a_reader_that_went_away_is_no_mistake() -> None:
+    code = (
+        "import sys; from vllm_sauce.cli.failures import told\n"
+        "def command():\n"
+        "    while True: print('x' * 1000)\n"
+        "sys.exit(told('x', command))"
+    )
+    command = f'{sys.executable} -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[1:] == ["1"] and done.stderr == ""
 
 
-def test_tracebacks_are_shown_on_demand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(failures, "_shown", False)
+def test_tracebacks_are_shown_on_demand(failing: Any) -> None:
+    with pytest.raises(ConfigError, match="a and b"):
+        failing(ConfigError("a and b"), show_tracebacks=True)
     with pytest.raises(ConfigError, match="not-a-name"):
         run("--traceback", "pull", "not-a-name")
 
@@ -232,7 +241,7 @@ def test_tracebacks_are_shown_on_demand(
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     import vllm_sauce
 
-    done = CliRunner().invoke(app, ["--version"])
+    done = sauce("--version")
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert done.exit_code == 0
     assert lines.keys() == {"vllm-sauce", "vllm", "torch"}
@@ -240,12 +249,38 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines["torch"][0].isdigit() and lines["vllm"][0].isdigit()
 
 
-def test_versions_import_neither_torch_nor_vllm() -> None:
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["learn", "--help"]])
+def test_what_is_only_told_imports_nothing_large(words: list[str]) -> None:
     code = (
-        "import sys; from vllm_sauce.cli import app; app(['--version'], "
-        "standalone_mode=False); sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"
+        "import sys; from vllm_sauce.cli import app\n"
+        f"try: app({words})\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "large = {'numpy', 'pydantic', 'ray', 'torch', 'transformers', 'vllm'}\n"
+        "sys.exit(sorted(large & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], 'Unknown command "trian". Did you mean "train"?'),
+        (["train", "h", "--site", "vision", "--ot", "o"], "--out"),
+        (["train", "h", "--site", "vision", "--out", "o", "--lrr", "1"], "--lr?"),
+        (["train", "h", "--site", "vision", "--out", "o", "--k", "x"], "into float"),
+        (["train", "h", "--site", "vision", "--out"], "requires an argument"),
+        (["pull", "a", "b"], "Unused Tokens: ['b']"),
+    ],
+)
+def test_a_mistyped_line_is_an_error_of_one_line(words: list[str], said: str) -> None:
+    status, error = run(*words)
+    assert status == 2 and said in error, error
+    assert len(error.splitlines()) == 1 and error.startswith("sauce")
+
+
+def test_a_subcommand_that_is_mistyped_lists_what_there_is() -> None:
+    assert all(name in sauce("--help").stdout for name in COMMANDS)
+    assert sauce().stdout == sauce("--help").stdout
 
 
 def test_what_is_only_shown_costs_a_warning(capsys: pytest.CaptureFixture[str]) -> None:

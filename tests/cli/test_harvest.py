@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.cli.sauce import sauce
 from vllm_sauce.activations.store import ActivationStore
-from vllm_sauce.cli import app
 
 REPO = Path(__file__).parents[2]
 TINY = REPO / "examples/tiny"
@@ -51,8 +50,7 @@ def test_pictures_become_shards(tmp_path):
 
 
 def run(*arguments):
-    done = CliRunner().invoke(app, ["harvest", *map(str, arguments)])
-    assert done.exception is None or isinstance(done.exception, SystemExit)
+    done = sauce("harvest", *arguments)
     return done.exit_code, " ".join(done.stderr.split())
 
 
@@ -83,7 +81,10 @@ def test_what_is_not_there_is_named(options, words, tmp_path):
         (("--engine-arg", "a=1", "--engine-arg", "a=2"), "a is given twice"),
         (("--engine-arg", "enforce-eager=false"), "sets enforce_eager itself"),
         (("--site", "tower"), "a site is"),
-        (("--dtype", "int8"), "dtype is one of"),
+        (
+            ("--dtype", "int8"),
+            'Invalid value "int8" for --dtype. Choose from: "float32"',
+        ),
         (("--actors", "0"), "actors must be at least 1, got 0"),
         (("--actors", "2", "--cpus-per-actor", "0"), "a positive number of CPUs"),
     ],

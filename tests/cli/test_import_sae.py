@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from tests.bundle.stand_in_hub import serving
+from tests.cli.sauce import sauce
 from tests.learning.importing.layouts import (
     LAYOUTS,
     MODEL,
@@ -20,9 +20,6 @@ from tests.learning.importing.layouts import (
     shipped,
 )
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.cli import app
-from vllm_sauce.cli.import_sae import import_sae
-from vllm_sauce.learning.importing.readings import MIN_EXPLAINED_VARIANCE
 from vllm_sauce.learning.importing.site_samples import read_pictures, sample_activations
 
 SAUCE = Path(sys.executable).with_name("sauce")
@@ -36,8 +33,7 @@ def vision():
 
 def run(*arguments):
     """Return the exit status, the output and the errors of one command."""
-    done = CliRunner().invoke(app, ["import", *map(str, arguments)])
-    assert done.exception is None or isinstance(done.exception, SystemExit)
+    done = sauce("import", *arguments)
     return done.exit_code, done.stdout, " ".join(done.stderr.split())
 
 
@@ -109,10 +105,6 @@ def test_a_pickle_with_code_does_not_run(tmp_path, inputs):
     assert not sprung.exists()
 
 
-def test_the_command_shows_the_floor_that_is_documented():
-    assert MIN_EXPLAINED_VARIANCE in (import_sae.__defaults__ or ())
-
-
 def test_one_layer_of_a_repository_on_the_hub(tmp_path, vision):
     """The real client: it reads its address at import, so each run is a process."""
     folder = LAYOUTS["gemma_scope"](tmp_path / "foreign", shipped("vision"))
@@ -120,7 +112,7 @@ def test_one_layer_of_a_repository_on_the_hub(tmp_path, vision):
     activations = tmp_path / "activations.safetensors"
     save_file({"vision": vision["vision"]}, activations)
 
-    def sauce(source, out, **env):
+    def run_apart(source, out, **env):
         command = [SAUCE, "import", source, "--subfolder", "resid_post/layer_1"]
         command += ["--model", MODEL, "--site", "vision", "--out", tmp_path / out]
         command += ["--activations", activations]
@@ -138,10 +130,10 @@ def test_one_layer_of_a_repository_on_the_hub(tmp_path, vision):
         other = {"resid_post/layer_2/params.npz": b"another layer"}
         hub.commit("org/scope", {"resid_post/layer_1/params.npz": params, **other})
         commit = list(hub.repos["org/scope"])[-1]
-        status, errors = sauce("org/scope", "b1", HF_ENDPOINT=hub.address)
+        status, errors = run_apart("org/scope", "b1", HF_ENDPOINT=hub.address)
         assert status == 0, errors
     assert len(list((tmp_path / "hf").rglob("params.npz"))) == 1
-    status, errors = sauce(f"org/scope@{commit}", "b2", HF_HUB_OFFLINE="1")
+    status, errors = run_apart(f"org/scope@{commit}", "b2", HF_HUB_OFFLINE="1")
     assert status == 0, errors
     first, again = (Bundle.load(tmp_path / name).digest for name in ("b1", "b2"))
     assert first == again

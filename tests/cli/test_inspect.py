@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.cli.sauce import sauce
 from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
 from tiny.pictures import PICTURE_FOLDER
-from vllm_sauce.cli import app
 
 CONCEPTS = PICTURE_FOLDER.parent / "concepts.yaml"
 
@@ -30,10 +29,7 @@ def few(tmp_path: Path) -> Path:
 
 def run(*words: object) -> tuple[int, str]:
     """Run ``sauce inspect`` on sauce-tiny; returns its status and what it said."""
-    done = CliRunner().invoke(
-        app,
-        ["inspect", str(BUNDLE_FOLDER), "--model", str(MODEL_FOLDER), *map(str, words)],
-    )
+    done = sauce("inspect", BUNDLE_FOLDER, "--model", MODEL_FOLDER, *words)
     return done.exit_code, done.output
 
 
@@ -108,9 +104,6 @@ def test_another_models_bundle_is_refused(tmp_path: Path) -> None:
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    done = CliRunner().invoke(
-        app,
-        ["inspect", str(BUNDLE_FOLDER), "--model", str(tmp_path / "model")]
-        + ["--pictures", str(PICTURE_FOLDER)],
-    )
+    model = ("--model", tmp_path / "model")
+    done = sauce("inspect", BUNDLE_FOLDER, *model, "--pictures", PICTURE_FOLDER)
     assert done.exit_code == 2 and "another model" in done.output

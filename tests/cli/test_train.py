@@ -4,14 +4,18 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.cli.sauce import sauce
 from tiny.exam import Tiny
 from tiny.shards import draw_samples, write_harvest
-from vllm_sauce.cli import app
 from vllm_sauce.sae import from_sae_lens
 
 pytest.importorskip("sae_lens")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +29,10 @@ def folder(tmp_path_factory):
 
 def sauce_train(folder, site, *options):
     sizes = ("--d-sae", "64", "--k", "8", "--tokens", "3200", "--batch", "64")
-    return CliRunner().invoke(
-        app,
-        [
-            "train",
-            str(folder / "harvest"),
-            "--site",
-            site,
-            *("--out", str(folder / site), *sizes, "--lr", "1e-3"),
-            *("--held-out", "0.3", "--buffer-mib", "16", *options),
-        ],
-        env={"COLUMNS": "160"},
+    return sauce(
+        *("train", folder / "harvest", "--site", site),
+        *("--out", folder / site, *sizes, "--lr", "1e-3"),
+        *("--held-out", "0.3", "--buffer-mib", "16", *options),
     )
 
 
@@ -65,7 +62,8 @@ def test_errors_are_one_line(folder):
     assert "holds decoder.1, vision" in done.output
     done = sauce_train(folder, "vision", "--architecture", "other")
     assert done.exit_code == 2
-    assert "got 'other'" in done.output
+    assert 'Invalid value "other" for --architecture' in done.output
+    assert "matryoshka" in done.output
 
 
 def test_how_latents_are_revived_is_told_and_kept(folder):

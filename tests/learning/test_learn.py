@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of ``sauce learn``: their order, what is run again, what is refused."""
 
-import inspect
+import json
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from vllm_sauce.cli.calibrate import calibrate
-from vllm_sauce.cli.learn import learn as learn_command
 from vllm_sauce.errors import ConfigError, LearnError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
-from vllm_sauce.learning.learn import LearnRequest, learn, stages
+from vllm_sauce.learning.harvest.settings import HarvestSettings
+from vllm_sauce.learning.learn import learn
+from vllm_sauce.learning.request import LearnRequest
+from vllm_sauce.learning.selection.settings import SelectSettings
+from vllm_sauce.learning.stages import stages
+from vllm_sauce.learning.training.settings import SAETraining
+from vllm_sauce.scale.cluster import Resources
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 
@@ -33,14 +36,18 @@ class Sauce:
     """Stands where the processes do: leaves what they would leave, or fails."""
 
     def __init__(self, request, fails_at=()):
-        self.results = {stage.command: stage.result for stage in stages(request)}
+        self.stages = stages(request)
         self.fails_at, self.ran = fails_at, []
 
-    def __call__(self, command):
-        self.ran.append(command[0])
-        if command[0] in self.fails_at:
+    def __call__(self, command, told):
+        self.ran.append(command)
+        if command in self.fails_at:
             return 2
-        result = self.results[tuple(command)]
+        (result,) = (
+            stage.result
+            for stage in self.stages
+            if (stage.command, stage.request) == (command, told)
+        )
         result.parent.mkdir(parents=True, exist_ok=True)
         if result.name != "harvest.done":
             result.write_text("{}")
@@ -68,58 +75,55 @@ def test_what_is_given_is_not_trained(request_):
     ]  # fmt: skip
 
 
+def requests(request):
+    return {stage.name: stage.request for stage in stages(request)}
+
+
 def test_the_stages_hand_their_results_on(request_):
-    commands = {stage.name: stage.command for stage in stages(request_)}
-
-    def value(stage, option):
-        command = commands[stage]
-        return [command[i + 1] for i, word in enumerate(command) if word == option]
-
-    sae = str(request_.folder / "sae-vision")
-    assert value("train vision", "--out") == [sae]
-    assert value("select vision", "--sae") == [sae]
-    assert value("select decoder.1", "--sae") == [str(TINY / "bundle")]
-    assert f"vision={sae}" in value("calibrate", "--sae")
-    for site in request_.sites:
-        assert value(f"select {site}", "--out")[0] in value("calibrate", "--selection")
-    assert commands["inspect"][1] == value("calibrate", "--out")[0]
+    found = requests(request_)
+    sae = request_.folder / "sae-vision"
+    assert found["train vision"].out == found["select vision"].sae == sae
+    assert found["train vision"].harvest == found["harvest concepts"].out
+    assert found["train vision"].resume
+    assert found["select decoder.1"].sae == TINY / "bundle"
+    calibrated = found["calibrate"]
+    assert calibrated.saes == {"vision": sae, "decoder.1": TINY / "bundle"}
+    for site, selection in zip(request_.sites, calibrated.selections, strict=True):
+        assert found[f"select {site}"].out == selection
+        assert found[f"select {site}"].k == request_.latents
+    assert found["inspect"].bundle == str(calibrated.out)
 
 
-def test_calibration_is_told_how_to_search(request_):
-    config = CalibrationConfig(
-        retain_floor=0.5, worst_floor=0.75, prefer="balance", positives=3, negatives=4,
-        watched=5, screen=0.125, passes=7, finalists=8,
-    )  # fmt: skip
-    asked = replace(request_, calibration=config)
-    command = next(s.command for s in stages(asked) if s.name == "calibrate")
-    told = {
-        name: command[command.index(f"--{name.replace('_', '-')}") + 1]
-        for name in ("retain_floor", "worst_floor", "prefer", "positives", "negatives",
-                     "watched", "screen", "passes", "finalists")
-    }  # fmt: skip
-    assert told == {name: str(getattr(config, name)) for name in told}
-    actions = [b for a, b in pairwise(command) if a == "--action"]
-    assert actions == list(config.actions)
-    assert "--prune" in command and "--ranking" not in command
-    narrow = replace(config, rankings=("share", "file"), prune=False)
-    found = stages(replace(request_, calibration=narrow))
-    stage = next(one for one in found if one.name == "calibrate")
-    assert [b for a, b in pairwise(stage.command) if a == "--ranking"] == [
-        "share",
-        "file",
-    ]
-    assert "--no-prune" in stage.command
+def test_the_stages_are_told_their_parts_of_the_request(request_):
+    asked = replace(
+        request_,
+        engine_args={"dtype": "float32"},
+        harvest=HarvestSettings(max_tokens=3),
+        training=SAETraining(architecture="standard", seed=7),
+        selection=SelectSettings(score="causal", causal_examples=2),
+        calibration=CalibrationConfig(prefer="balance", rankings=("file",)),
+        resources=Resources(actors=2),
+    )
+    found = requests(asked)
+    assert found["harvest concepts"].harvest is asked.harvest
+    assert found["train vision"].training is asked.training
+    given = asdict(found["select vision"])
+    assert asdict(asked.selection).items() <= given.items()
+    assert found["calibrate"].config is asked.calibration
+    for name in ("harvest concepts", "calibrate"):
+        assert found[name].resources is asked.resources
+        assert found[name].engine_args is asked.engine_args
+    assert found["select vision"].engine_args == asked.engine_args
+    assert requests(request_)["select vision"].engine_args == {}
 
 
-@pytest.mark.parametrize("command", [calibrate, learn_command])
-def test_the_commands_defaults_are_the_searchs(command):
-    defaults = inspect.signature(command).parameters
-    config = asdict(CalibrationConfig())
-    shared = set(defaults) & set(config) - {"k", "seed"}
-    assert len(shared) == 10
-    assert {name: defaults[name].default for name in shared} == {
-        name: config[name] for name in shared
-    }
+def test_a_table_of_pictures_is_trained_on(request_):
+    more = replace(request_, train_pictures=TINY / "more.jsonl")
+    found = requests(more)
+    shown = found["harvest training pictures"].shown
+    assert (shown.table, shown.image_column) == (TINY / "more.jsonl", "image")
+    assert found["train vision"].fidelity.pictures == (TINY,)
+    assert found["train vision"].harvest == found["harvest training pictures"].out
 
 
 def test_a_failed_stage_stops_and_is_where_it_goes_on(request_):
@@ -129,7 +133,7 @@ def test_a_failed_stage_stops_and_is_where_it_goes_on(request_):
     assert failing.ran == ["harvest", "train", "select", "select", "calibrate"]
     again = Sauce(request_)
     told = []
-    seconds = learn(request_, lambda *said: told.append(said[2:]), again)
+    seconds = learn(request_, again, lambda *said: told.append(said[2:]))
     assert again.ran == ["calibrate", "inspect"]
     assert ("train vision", "done before") in told
     assert list(seconds) == names(request_)
@@ -139,7 +143,7 @@ def test_a_failed_stage_stops_and_is_where_it_goes_on(request_):
 def test_a_report_that_fails_loses_nothing(request_):
     told = []
     failing = Sauce(request_, fails_at=("inspect",))
-    seconds = learn(request_, lambda *said: told.append(said[2:]), failing)
+    seconds = learn(request_, failing, lambda *said: told.append(said[2:]))
     assert ("inspect", "failed; the rest is whole") in told
     assert (request_.out / "bundle.json").exists()
     assert list(seconds) == names(request_)[:-1]
@@ -158,37 +162,74 @@ def test_a_lost_result_is_made_again(request_):
 
 def test_a_stage_that_leaves_nothing_is_named(request_):
     with pytest.raises(LearnError, match="harvest concepts left no"):
-        learn(request_, run=lambda command: 0)
+        learn(request_, run=lambda command, told: 0)
 
-    def trains_nothing(command):
-        return 0 if command[0] == "train" else Sauce(request_)(command)
+    def trains_nothing(command, told):
+        return 0 if command == "train" else Sauce(request_)(command, told)
 
     with pytest.raises(LearnError, match="train vision left no"):
         learn(request_, run=trains_nothing)
 
 
 def test_single_samples_may_fail(request_):
-    def harvest_fails_one(command):
-        if command[0] != "harvest":
-            return Sauce(request_)(command)
+    def harvest_fails_one(command, told):
+        if command != "harvest":
+            return Sauce(request_)(command, told)
         folder = request_.folder / "harvest"
         folder.mkdir()
         (folder / "failures.jsonl").write_text("{}\n")
         return 1
 
     told = []
-    learn(request_, lambda *said: told.append(said[3]), harvest_fails_one)
+    learn(request_, harvest_fails_one, lambda *said: told.append(said[3]))
     assert any("failures.jsonl" in said for said in told)
     fresh = replace(request_, out=request_.out.with_name("other"))
     # A crash ends with 1 as well, but leaves no list of failures.
     with pytest.raises(LearnError, match="harvest concepts ended with status 1"):
-        learn(fresh, run=lambda command: 1)
+        learn(fresh, run=lambda command, told: 1)
+    with pytest.raises(LearnError, match="harvest concepts was killed by signal 9"):
+        learn(fresh, run=lambda command, told: -9)
 
 
-def test_another_runs_folder_is_refused(request_):
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"training": SAETraining(training_tokens=5000)}, "training.training_tokens"),
+        ({"training": SAETraining(seed=1)}, "training.seed"),
+        ({"calibration": CalibrationConfig(watched=1)}, "calibration.watched"),
+        ({"selection": SelectSettings(score="rate")}, "selection.score"),
+        ({"harvest": HarvestSettings(max_tokens=1)}, "harvest.max_tokens"),
+        ({"sites": ("decoder.1",)}, "sites"),
+        ({"latents": 3}, "latents"),
+        ({"saes": {}}, "saes"),
+    ],
+)
+def test_another_runs_folder_is_refused(request_, changes, named):
     learn(request_, run=Sauce(request_))
-    with pytest.raises(ConfigError, match="differs in tokens"):
-        learn(replace(request_, tokens=5), run=Sauce(request_))
+    with pytest.raises(ConfigError, match=f"differs in {named};"):
+        learn(replace(request_, **changes), run=Sauce(request_))
+
+
+def test_where_it_runs_may_change(request_):
+    learn(request_, run=Sauce(request_))
+    told = json.loads((request_.folder / "learn.json").read_text())
+    elsewhere = replace(
+        request_,
+        engine_args={"max_model_len": 99},
+        report=False,
+        resources=Resources(actors=3),
+        training=SAETraining(device="cuda"),
+        harvest=HarvestSettings(in_flight=3),
+        calibration=CalibrationConfig(concepts_per_engine=3),
+    )
+    again = Sauce(elsewhere)
+    learn(elsewhere, run=again)
+    assert again.ran == []
+    assert json.loads((request_.folder / "learn.json").read_text()) == told
+
+
+def test_other_concepts_are_another_run(request_):
+    learn(request_, run=Sauce(request_))
     request_.concepts.write_text("version: 1 # changed\n")
     with pytest.raises(ConfigError, match="differs in concepts_sha256"):
         learn(request_, run=Sauce(request_))
@@ -206,15 +247,22 @@ def test_a_bundle_that_is_there_is_not_touched(request_):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sites": ()}, "each site once"),
+        ({"sites": ()}, "name a site"),
         ({"sites": ("vision", "vision")}, "each site once"),
         ({"sites": ("vision",)}, "given for decoder.1, which is not"),
         ({"sites": ("tower",)}, "a site is"),
-        ({"score": "charm"}, "score is one of .*attribution, got 'charm'"),
-        ({"actors": 0}, "actors must be at least 1"),
         ({"latents": 0}, "latents must be at least 1"),
     ],
 )
 def test_sites_that_make_no_sense_are_refused(request_, options, words):
     with pytest.raises(ConfigError, match=words):
         replace(request_, **options)
+
+
+def test_parts_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match="score is one of .*attribution, got 'charm'"):
+        SelectSettings(score="charm")
+    with pytest.raises(ConfigError, match="actors must be at least 1"):
+        Resources(actors=0)
+    with pytest.raises(ConfigError, match="concepts_per_engine must be at least 1"):
+        CalibrationConfig(concepts_per_engine=0)

@@ -8,28 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from vllm_sauce.cli import app
-from vllm_sauce.cli.options import site_saes
+from tests.cli.sauce import sauce
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.coordinate_search import site_rounds
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
-from vllm_sauce.learning.learn import LearnRequest
+from vllm_sauce.learning.counts import Asked, Counts, count
 from vllm_sauce.learning.plan import (
-    Asked,
-    Counts,
     as_table,
-    count,
     matrix_rate,
     notes,
     plan,
     planned,
 )
+from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectedConcept
+from vllm_sauce.learning.training.settings import SAETraining
 from vllm_sauce.models.model_size import ModelSize
 
 ROOT = Path(__file__).parents[2]
@@ -48,21 +45,13 @@ def paper(tmp_path):
         sites=("vision",),
         concepts=PLANS / "concepts.yaml",
         out=tmp_path / "bundle",
-        d_sae=65_536,
-        tokens=2_560_000,
+        training=SAETraining(d_sae=65_536, training_tokens=2_560_000),
     )
 
 
 def by_stage(request, counts):
     lines = plan(request, counts, ModelSize.read(request.model))
     return {line.stage: line for line in lines}
-
-
-def test_pairs_are_read():
-    assert site_saes(["vision=a/b@c=d"]) == {"vision": "a/b@c=d"}
-    for bad, words in ((["vision"], "wanted SITE=SAE"), (["a=b", "a=c"], "twice")):
-        with pytest.raises(ConfigError, match=words):
-            site_saes(bad)
 
 
 def test_a_paper_sized_plan_has_the_papers_sizes(paper):
@@ -85,7 +74,8 @@ def test_a_paper_sized_plan_has_the_papers_sizes(paper):
 
 
 def test_llava_next_with_131k_latents_by_hand(paper):
-    request = replace(paper, model=str(PLANS / "llava-v1.6-mistral-7b"), d_sae=131_072)
+    wide = replace(paper.training, d_sae=131_072)
+    request = replace(paper, model=str(PLANS / "llava-v1.6-mistral-7b"), training=wide)
     lines = by_stage(request, replace(FEW, train_pictures=1000))
     train = lines["train vision"]
     assert train.disk == 2**30  # 2 x 1024 x 131,072 x 4 bytes: 2^(1 + 10 + 17 + 2)
@@ -113,7 +103,7 @@ def test_prompts_without_pictures_have_no_patches(paper):
 
 
 def test_rows_are_stored_as_vllm_is_told(paper):
-    wide = replace(paper, engine_args=("max-model-len=99", "dtype=float32"))
+    wide = replace(paper, engine_args={"max_model_len": 99, "dtype": "float32"})
     assert by_stage(wide, FEW)["harvest concepts"].disk == 400 * 576 * (4096 + 9)
 
 
@@ -204,7 +194,10 @@ def test_the_plan_counts_what_the_file_leads_to(paper):
     assert found.searched.questions / 4 < found.searched.screening
     assert found.searched.screening < found.searched.questions
     tiny = replace(
-        paper, model=str(TINY / "model"), concepts=TINY / "concepts.yaml", d_sae=None
+        paper,
+        model=str(TINY / "model"),
+        concepts=TINY / "concepts.yaml",
+        training=SAETraining(),
     )
     assert planned(tiny).row_count == 5
 
@@ -238,7 +231,7 @@ def test_the_documented_plans_are_printed(monkeypatch, tmp_path):
     assert len(found) == 2
     for command in found:
         command[command.index("--out") + 1] = str(tmp_path / "bundle")
-        done = CliRunner().invoke(app, command)
+        done = sauce(*command)
         assert done.exit_code == 0, done.output
         rows = [line for line in done.output.splitlines() if line.startswith("│")]
         assert len(rows) == 6
@@ -252,6 +245,7 @@ def test_the_documented_plans_are_printed(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (("--plan", "--plan-pictures", "0"), "at least 1, got 0"),
         (("--model", "nowhere", "--plan"), "cannot read nowhere/config.json"),
         (("--model", str(TINY / "pictures"), "--plan"), "cannot read"),
         (("--plan-pictures", "5"), "add --plan"),
@@ -262,7 +256,7 @@ def test_a_plan_of_nothing_is_refused(paper, options, words):
         *("learn", "--model", paper.model, "--site", "vision"),
         *("--concepts", str(paper.concepts), "--out", str(paper.out), *options),
     ]
-    done = CliRunner().invoke(app, command)
+    done = sauce(*command)
     assert done.exit_code == 2
     assert words in done.output
     assert not paper.out.exists()

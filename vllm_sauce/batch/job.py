@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vllm_sauce import __version__
-from vllm_sauce.batch.rows import Defaults, Row
+from vllm_sauce.batch.rows import Row
+from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.bundle import Bundle, hub
 from vllm_sauce.bundle.fingerprint import file_sha256, weights_sha256
 from vllm_sauce.client import check_strength, forget
@@ -95,26 +96,6 @@ def identity(job: Job, source_sha256: str, rows_per_part: int) -> dict[str, obje
         "sauce": sauce,
         "vllm_sauce": __version__,
     }
-
-
-def parse_engine_args(texts: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` texts; a value is JSON, or else text.
-
-    Raises: ConfigError
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        name = key.strip().removeprefix("--").replace("-", "_")
-        if not equals or not name.isidentifier():
-            raise ConfigError(
-                f"an engine argument is key=value, as dtype=float32; got {text!r}"
-            )
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def _check_defaults(defaults: Defaults) -> None:

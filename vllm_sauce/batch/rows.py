@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from vllm_sauce.batch.pictures import read_picture
+from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.client import forget
 from vllm_sauce.errors import InvalidRequestError
 from vllm_sauce.files import check_unicode, writable
@@ -63,23 +64,6 @@ class Row(BaseModel):
     stop: str | Names | None = None
     meta: Any = None
     """Anything; carried to the output as JSON."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What holds for every row of a run."""
-
-    forget: tuple[str, ...] = ()
-    """Concepts that every row forgets."""
-
-    strength: float = 1.0
-    """Factor on the catalogue's edits where a row gives none."""
-
-    forget_column: str = "forget"
-    """The key of a row that names what it forgets."""
-
-    max_tokens: int = 64
-    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

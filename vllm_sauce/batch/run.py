@@ -21,11 +21,9 @@ from vllm_sauce.batch.job import Job, identity
 from vllm_sauce.batch.output import Parts, writing
 from vllm_sauce.batch.progress import Progress
 from vllm_sauce.batch.rows import Row
+from vllm_sauce.batch.settings import ROWS_PER_PART
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.scale.cluster import Resources, connected, results_here, results_of
-
-ROWS_PER_PART = 128
-"""Rows done anew when an actor dies; the engine is fed across their borders."""
 
 SEQS_AT_ONCE = {False: 256, True: 1024}
 """vLLM's default ``max_num_seqs`` without and with a large GPU."""

@@ -4,4 +4,4 @@
 from vllm_sauce.cli.app import app
 
 if __name__ == "__main__":
-    app(prog_name="sauce")
+    app()

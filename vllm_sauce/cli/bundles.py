@@ -3,60 +3,71 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-NAME = typer.Argument(help="org/name or org/name@revision on the Hugging Face hub.")
+from cyclopts import Parameter
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    name: Annotated[str, NAME],
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository private.")
-    ] = False,
+    folder: Path, name: str, *, private: Annotated[bool, Parameter(negative="")] = False
 ) -> None:
-    """Check a bundle and upload it."""
+    """Check a bundle and upload it.
+
+    Parameters
+    ----------
+    folder
+        The bundle's folder.
+    name
+        org/name or org/name@revision on the Hugging Face hub.
+    private
+        Make a new repository private.
+    """
     from vllm_sauce.bundle import hub
 
-    typer.echo(hub.push(folder, hub.HubName.parse(name), private=private))
+    _say(hub.push(folder, hub.HubName.parse(name), private=private))
 
 
-def pull(
-    name: Annotated[str, NAME],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="A new folder. Default: the cache.")
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", help="Check that the bundle belongs to this model."),
-    ] = None,
-) -> None:
-    """Fetch a bundle, check it, and print its folder."""
+def pull(name: str, *, out: Path | None = None, model: Path | None = None) -> None:
+    """Fetch a bundle, check it, and print its folder.
+
+    Parameters
+    ----------
+    name
+        org/name or org/name@revision on the Hugging Face hub.
+    out
+        A new folder. Default: the cache.
+    model
+        Check that the bundle belongs to this model.
+    """
     from vllm_sauce.bundle import Bundle, hub
 
     folder = hub.pull(hub.HubName.parse(name), out)
     if model is not None:
         Bundle.load(folder, weights=False).check_model(model)
-    typer.echo(folder)
+    _say(folder)
 
 
-def diff(
-    old: Annotated[str, typer.Argument(help="A folder, or a name on the hub.")],
-    new: Annotated[str, typer.Argument(help="A folder, or a name on the hub.")],
-) -> None:
-    """Say what changed between two bundles; exit status 1 if anything did."""
+def diff(old: str, new: str) -> int:
+    """Say what changed between two bundles; exit status 1 if anything did.
+
+    Parameters
+    ----------
+    old
+        A folder, or a name on the hub.
+    new
+        A folder, or a name on the hub.
+    """
     from vllm_sauce.bundle import Bundle, hub
     from vllm_sauce.bundle.difference import differences
 
     lines = differences(
         *(Bundle.load(hub.bundle_folder(text), weights=False) for text in (old, new))
     )
-    for line in lines:
-        typer.echo(line)
-    if not lines:
-        typer.echo("no difference")
-    else:
-        raise typer.Exit(1)
+    _say("\n".join(lines) or "no difference")
+    return int(bool(lines))
+
+
+def _say(what: object) -> None:
+    sys.stdout.write(f"{what}\n")

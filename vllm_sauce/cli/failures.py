@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import errno
-import functools
+import os
+import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import Final, ParamSpec, TypeVar
-
-import typer
+from pathlib import Path
+from typing import Final
 
 from vllm_sauce.errors import ConfigError, SauceError
 
@@ -29,45 +28,46 @@ EXTRAS: Final = {
 """What brings a module that the base installation has not; vLLM brings all of its."""
 
 _OURS = ("vllm_sauce", "vllm_sauce_kernels")
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_shown = False
-
-
-def show_tracebacks() -> None:
-    """From here on let every error through as it is."""
-    global _shown
-    _shown = True
 
 
 def told(
-    name: str, needs: tuple[str, ...], command: Callable[_P, _R]
-) -> Callable[_P, _R]:
-    """Return a command that says in one line why it failed, and what it lacks first.
+    name: str, command: Callable[[], int | None], show_tracebacks: bool = False
+) -> int:
+    """Run a command and return its exit status; say in one line why it failed.
 
-    Only what nobody but us can have caused is let through with its traceback.
+    Only what nobody but us can have caused is let through with its traceback, or all
+    with ``show_tracebacks``.
     """
-
-    @functools.wraps(command)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            for module in needs:
-                if find_spec(module) is None:
-                    raise ConfigError(_missing(module))
-            return command(*args, **kwargs)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+    try:
+        return command() or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # A reader of our output who went away; what is left would be told at exit.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        reason = reason_of(error)
+        if reason is None or show_tracebacks:
             raise
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            reason = reason_of(error)
-            # A reader of our output who went away is typer's to handle.
-            if reason is None or _shown or getattr(error, "errno", 0) == errno.EPIPE:
-                raise
-            typer.echo(f"sauce {name}: {reason}", err=True)
-            raise typer.Exit(FAILED) from error
+        return refused(name, reason)
 
-    return run
+
+def check_installed(modules: Iterable[str]) -> None:
+    """Refuse to begin what would end for lack of a module.
+
+    Raises: ConfigError naming what brings it
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise ConfigError(_missing(module))
+
+
+def refused(name: str, reason: str) -> int:
+    """Say why a command did not do its work; return its exit status."""
+    sys.stderr.write(f"{f'sauce {name}'.strip()}: {reason}\n")
+    return FAILED
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def only_shown(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = reason_of(error) or f"{type(error).__name__}: {error}"
-        typer.echo(f"warning: {what} is not drawn: {reason}", err=True)
+        sys.stderr.write(f"warning: {what} is not drawn: {reason}\n")
 
 
 def reason_of(error: Exception) -> str | None:
@@ -118,3 +118,17 @@ def _library(error: Exception) -> str | None:
     *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
     raised_in = str(frame.f_globals.get("__name__", "")).split(".")[0]
     return None if raised_in in _OURS else raised_in
+
+
+def check_place(out: Path) -> None:
+    """Refuse a file that cannot be written, before the work and not after it.
+
+    Raises: ConfigError
+    """
+    folder = out.resolve().parent
+    if out.is_dir():
+        raise ConfigError(f"cannot write {out}: it is a folder; name a file")
+    if not folder.is_dir():
+        raise ConfigError(f"cannot write {out}: {folder} is no folder; make it first")
+    if not os.access(out if out.exists() else folder, os.W_OK):
+        raise ConfigError(f"cannot write {out}: no permission; name another file")

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 from vllm_sauce.bundle import Bundle, hub
 from vllm_sauce.data.concepts_yaml import SPLITS, ConceptFile
@@ -16,6 +15,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.inspection.inspection import Settings, Watch, inspect_bundle
 from vllm_sauce.inspection.page import write_page
 from vllm_sauce.inspection.questions import Wording
+from vllm_sauce.inspection.settings import InspectRequest
 from vllm_sauce.models.loaded_model import LoadedModel
 
 
@@ -27,21 +27,16 @@ class Shown:
     wording: Wording
 
 
-def read_shown(
-    concepts: Path | None,
-    pictures: Path | None,
-    split: str | None = None,
-    question: str | None = None,
-    naming: Sequence[str] = (),
-) -> Shown:
+def read_shown(request: InspectRequest) -> Shown:
     """Read a concepts.yaml, or a folder of pictures with labels.
 
     Raises: ConfigError, ActivationsError
     """
+    concepts, pictures, split = request.concepts, request.pictures, request.split
     if (concepts is None) == (pictures is None):
         raise ConfigError("give either --concepts or --pictures")
     if concepts is not None:
-        if question is not None or naming:
+        if request.question is not None or request.naming:
             raise ConfigError(f"write the questions into {concepts}, under questions:")
         file = ConceptFile.read(concepts)
         if split is not None and split not in SPLITS:
@@ -56,42 +51,33 @@ def read_shown(
     if split is not None:
         raise ConfigError("a split needs --concepts; a folder of pictures has none")
     assert pictures is not None
-    wording = Wording.of_options(question, naming)
+    wording = Wording.of_options(request.question, request.naming)
     return Shown(tuple(read_labelled(pictures)), wording)
 
 
-def write_report(
-    bundle_name: str,
-    model: Path,
-    shown: Shown,
-    names: Sequence[str],
-    out: Path,
-    latents: int,
-    top: int,
-    probes: int,
-) -> int:
+def write_report(request: InspectRequest, shown: Shown) -> int:
     """Look at a bundle and write the page; returns its size in bytes.
 
     Raises: SauceError
     """
-    settings = Settings(latents=latents, top=top, probes=probes, wording=shown.wording)
-    bundle = Bundle.load(hub.bundle_folder(bundle_name))
-    bundle.check_model(model)
+    settings = Settings(**asdict(request.settings), wording=shown.wording)
+    bundle = Bundle.load(hub.bundle_folder(request.bundle))
+    bundle.check_model(request.model)
     # Before the long part: a wrong name or a folder that is not there costs nothing.
-    for name in names:
+    for name in request.names:
         bundle.catalogue.concept(name)
     with _progress() as watch:
         inspection = inspect_bundle(
             bundle,
-            LoadedModel.load(model),
+            LoadedModel.load(request.model),
             shown.samples,
-            names,
+            request.names,
             settings,
-            bundle_name=bundle_name,
-            model_name=str(model),
+            bundle_name=request.bundle,
+            model_name=str(request.model),
             watch=watch,
         )
-    return write_page(inspection, out)
+    return write_page(inspection, request.out)
 
 
 @contextmanager

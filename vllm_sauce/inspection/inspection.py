@@ -30,6 +30,7 @@ from vllm_sauce.inspection.concept_effects import (
 )
 from vllm_sauce.inspection.overlap import Overlap, latent_owners, overlaps
 from vllm_sauce.inspection.questions import Wording, choose_questions
+from vllm_sauce.inspection.settings import InspectSettings
 from vllm_sauce.models.loaded_model import LoadedModel
 
 Watch = Callable[[str, int, int], None]
@@ -37,15 +38,9 @@ Watch = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(InspectSettings):
     """How much is looked at."""
 
-    latents: int = 8
-    """Latents of a concept that are shown; those that tell it best."""
-    top: int = 9
-    """Samples in which each of them fires most."""
-    probes: int = 6
-    """Pictures of each concept that are asked about."""
     retained: int = 16
     """Pictures without a concept that are asked about at every strength."""
     strengths: tuple[float, ...] = STRENGTHS
@@ -54,7 +49,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("latents", "top", "probes", "retained", "batch_size"):
+        # With slots, super() without arguments would look for another class.
+        InspectSettings.__post_init__(self)
+        for name in ("retained", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name} must be at least 1, got {getattr(self, name)}"

@@ -14,19 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
-from vllm_sauce.evaluation.questions import Question
 from vllm_sauce.learning.calibration.coordinate_search import most_settings
-from vllm_sauce.learning.calibration.run import SCORE_SPLIT, SEARCH_SPLIT
-from vllm_sauce.learning.learn import LearnRequest
-from vllm_sauce.learning.selection.select import ATTRIBUTION
+from vllm_sauce.learning.counts import Counts, count
+from vllm_sauce.learning.request import LearnRequest
+from vllm_sauce.learning.selection.settings import ATTRIBUTION
+from vllm_sauce.learning.training.settings import BUFFER_MIB
 from vllm_sauce.models.model_size import ModelSize
 from vllm_sauce.plugin.worker.injection import PROVEN_VISION
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from vllm_sauce.data.concepts_yaml import ConceptFile
 
 PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
@@ -34,10 +31,6 @@ RANKINGS: Final = 6
 """The file's order and five scores."""
 PRUNINGS: Final = 4
 """Parts of a site's edit that are left out in turn."""
-BATCH_ROWS: Final = 1024
-"""Rows a step of training: the default of ``sauce train``."""
-BUFFER_BYTES: Final = 512 * 2**20
-"""Rows that training shuffles: its default too."""
 LATENT_COPIES: Final = 13
 """Matrices of a batch's latents that a step holds at most, forward and backward.
 
@@ -45,9 +38,6 @@ Peak resident memory of 12 steps, 16,384 latents of width 64 on 1,024 rows, less
 weights, gradients and moments: standard 8.1, jumprelu 10.4, topk 11.2, gated 11.3,
 batchtopk 12.2, matryoshka 13.4 times rows x latents x 4 bytes.
 """
-IN_FLIGHT: Final = 256
-SHARD_ROWS: Final = 65_536
-"""Samples that a harvest has in the engine, and rows of a shard: its defaults."""
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
 
 
@@ -68,38 +58,6 @@ class Line:
     """Floating-point operations in products with weights, at least."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Questions of all concepts on one split."""
-
-    questions: int = 0
-    pictures: int = 0
-    """Shown to them, each once a concept."""
-    distinct: int = 0
-    """Pictures among these."""
-    screening: int = 0
-    """Questions that the search itself asks of every setting."""
-    screening_pictures: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """How much there is to look at."""
-
-    samples: int
-    """Prompts of the selection split."""
-    shown: int
-    """Those with a picture."""
-    pictures: int
-    """Distinct pictures among them."""
-    concepts: int
-    train_pictures: int = 0
-    searched: Asked = Asked()
-    """What the search of each concept asks."""
-    scored: Asked = Asked()
-    """What its result is asked."""
-
-
 def plan(request: LearnRequest, counts: Counts, size: ModelSize) -> list[Line]:
     """Return what each stage takes; importing and the report are left out."""
     lines = [_harvest("harvest concepts", request, request.sites, counts, size)]
@@ -112,7 +70,7 @@ def plan(request: LearnRequest, counts: Counts, size: ModelSize) -> list[Line]:
         lines.append(_train(request, site, size))
     for site in request.sites:
         d_model = size.width(site)
-        d_sae = request.d_sae or 16 * d_model
+        d_sae = _latents(request, d_model)
         # Every latent's sums with and without each concept; a batch; the SAE itself.
         memory = 2 * counts.concepts * d_sae * 36 + 2**27 + 2 * d_model * d_sae * 4
         operations = 2.0 * rows[site] * d_model * d_sae
@@ -145,6 +103,7 @@ def _harvest(
     size: ModelSize,
 ) -> Line:
     disk = memory = 0
+    told = request.harvest
     number = _stored_bytes(request, size)
     for site in sites:
         rows, per_sample = _rows(site, counts, size), PROMPT_TOKENS
@@ -155,7 +114,7 @@ def _harvest(
         row = size.width(site) * number + 9
         disk += rows * row
         # Samples under way; a shard's parts, joined, and as the bytes of a file.
-        held = IN_FLIGHT * per_sample + 3 * (SHARD_ROWS + per_sample)
+        held = told.in_flight * per_sample + 3 * (told.shard_tokens + per_sample)
         memory += min(held, 3 * rows) * row
     operations = counts.pictures * size.picture_operations
     operations += 2.0 * _prompt_rows(counts, size) * size.text_parameters
@@ -165,31 +124,39 @@ def _harvest(
 
 def _stored_bytes(request: LearnRequest, size: ModelSize) -> int:
     """Return the bytes of a stored number: of the type that vLLM runs the model in."""
-    given = dict(pair.partition("=")[::2] for pair in request.engine_args)
+    given = request.harvest.dtype or request.engine_args.get("dtype", "auto")
     # On "auto" vLLM runs float32 weights in a type of two bytes.
-    return _BYTES.get(given.get("dtype", "auto"), 2)
+    return _BYTES.get(given, 2)
+
+
+def _latents(request: LearnRequest, d_model: int) -> int:
+    """Return an SAE's latents, as if it were trained here."""
+    return request.training.d_sae or request.training.expansion * d_model
 
 
 def _train(request: LearnRequest, site: str, size: ModelSize) -> Line:
     d_model = size.width(site)
-    d_sae = request.d_sae or 16 * d_model
+    d_sae = _latents(request, d_model)
+    tokens = request.training.training_tokens
     weights = 2 * d_model * d_sae * 4
     # Weights, their gradients and Adam's two moments, all in float32.
     state = 4 * weights
-    step = LATENT_COPIES * BATCH_ROWS * d_sae * 4
+    step = LATENT_COPIES * request.training.batch_tokens * d_sae * 4
     # Afterwards the model answers with the SAE in its place, beside what was trained.
     measured = weights + size.parameters * _BYTES[size.dtype]
-    memory = BUFFER_BYTES + state + max(step, measured)
+    memory = BUFFER_MIB * 2**20 + state + max(step, measured)
     # Encode and decode, forward, and twice that backward.
-    operations = 12.0 * request.tokens * d_model * d_sae
-    return Line(f"train {site}", 0, request.tokens, weights, memory, operations)
+    operations = 12.0 * tokens * d_model * d_sae
+    return Line(f"train {site}", 0, tokens, weights, memory, operations)
 
 
 def _searched(request: LearnRequest, passes: int) -> int:
     """Return the settings that a search tries which goes through its grid so often."""
     config, sites = request.calibration, len(request.sites)
     latents = sum(k <= request.latents for k in config.k) or 1
-    rankings = len(config.rankings) or RANKINGS + (request.score == ATTRIBUTION)
+    rankings = len(config.rankings) or RANKINGS + (
+        request.selection.score == ATTRIBUTION
+    )
     values = (rankings, latents, len(config.gates), len(config.actions))
     return most_settings(values, sites, passes)
 
@@ -306,7 +273,7 @@ def planned(request: LearnRequest, train_pictures: int | None = None) -> Table:
     if train_pictures is not None:
         counts = replace(counts, train_pictures=train_pictures)
     lines = plan(request, counts, size)
-    rate = matrix_rate(request.device)
+    rate = matrix_rate(request.training.device)
     told = notes(request, counts, size)
     speed = f"{rate / 1e9:,.0f} GFLOP/s"
     told.append(f"times are at this machine's matrix rate, {speed}")
@@ -329,65 +296,12 @@ def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:
     source = counts
     if counts.train_pictures:
         source = _pictures_alone(counts.train_pictures)
+    tokens = request.training.training_tokens
     for site in request.trained:
         rows = _rows(site, source, size)
-        if rows and request.tokens > rows:
+        if rows and tokens > rows:
             found.append(
                 f"{site}: {rows:,} rows to learn from, each is shown "
-                f"{request.tokens / rows:.1f} times"
+                f"{tokens / rows:.1f} times"
             )
     return found
-
-
-def count(request: LearnRequest) -> Counts:
-    """Count what the files lead to; each picture of the concepts is read once.
-
-    Raises: ConfigError, ActivationsError
-    """
-    from vllm_sauce.data.concepts_yaml import ConceptFile
-    from vllm_sauce.data.sample_sources import find_samples
-
-    file = ConceptFile.read(request.concepts)
-    samples = file.samples("selection")
-    shown = [s.picture.name for s in samples if s.picture is not None]
-    more = 0
-    if request.trained and request.train_pictures is not None:
-        path = request.train_pictures
-        found = (
-            find_samples(table=path, image_column="image", prompt_column="prompt")
-            if path.suffix == ".jsonl"
-            else find_samples(pictures=path)
-        )
-        more = len(found)
-    return Counts(
-        samples=len(samples),
-        shown=len(shown),
-        pictures=len(set(shown)),
-        concepts=len(file.concepts),
-        train_pictures=more,
-        searched=_asked(request, file, SEARCH_SPLIT),
-        scored=_asked(request, file, SCORE_SPLIT),
-    )
-
-
-def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:
-    """Count the questions that calibration will ask on a split."""
-    drawn, config = Questionnaire(file, split), request.calibration
-    counts = config.positives, config.negatives, config.watched
-    found = [drawn.questions(name, *counts) for name in file.concepts]
-    screened = [
-        [asked[i] for i in share_of(asked, config.screen, watched=False)]
-        for asked in found
-    ]
-    shown = [_pictures(asked) for asked in found]
-    return Asked(
-        questions=sum(map(len, found)),
-        pictures=sum(map(len, shown)),
-        distinct=len(set().union(*shown)),
-        screening=sum(map(len, screened)),
-        screening_pictures=sum(len(_pictures(asked)) for asked in screened),
-    )
-
-
-def _pictures(questions: Sequence[Question]) -> set[str]:
-    return {one.picture.name for one in questions if one.picture is not None}

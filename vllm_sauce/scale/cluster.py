@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from vllm_sauce.errors import ActorDiedError, BatchError, ConfigError
 
@@ -29,14 +31,18 @@ RETRIES = 3
 """How often work is done anew because its actor died, before the run stops."""
 
 
+@Parameter(name="*", group="Where it runs")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """Where actors run and what each of them takes."""
 
-    address: str | None = None
-    """A Ray cluster, ``auto`` for the one of this machine; None starts a local one."""
+    address: Annotated[str | None, Parameter(name="--ray")] = None
+    """Address of a Ray cluster, "auto" for this machine's; else a local Ray is started
+    where there are several actors."""
 
     actors: int = 1
+    """Processes side by side, each with an engine."""
+
     gpus_per_actor: float | None = None
     """Default: 1 where Ray finds GPUs, else 0."""
 
@@ -65,6 +71,21 @@ class Resources:
             # Each engine on CPUs would pin its threads to the same cores.
             return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         return {}
+
+
+def actors_wanted(given: Resources | None) -> Resources | None:
+    """Return where actors run, as a command line says it; None is this process alone.
+
+    Raises: ConfigError
+    """
+    if given is None or given.address is not None or given.actors > 1:
+        return given
+    if given.gpus_per_actor is not None or given.cpus_per_actor is not None:
+        raise ConfigError(
+            "an actor's share of the machine was given, but no actors: give --actors "
+            "or --ray, or leave the share out"
+        )
+    return None
 
 
 def everywhere(model: str) -> str:

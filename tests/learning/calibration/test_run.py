@@ -9,23 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.cli.sauce import sauce
 from tiny.concepts import DOMAIN_OF
 from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle, fingerprint_model
-from vllm_sauce.cli import app
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.learning.calibration import edits
 from vllm_sauce.learning.calibration import run as calibration_run
-from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.config import CalibrateRequest, CalibrationConfig
 from vllm_sauce.learning.calibration.report import (
     FRONTIER_FILE,
     table,
     write_frontiers,
 )
 from vllm_sauce.learning.calibration.run import (
-    CalibrateRequest,
     GroupActor,
     calibrate_bundle,
 )
@@ -240,7 +238,7 @@ def test_another_runs_folder_is_refused(found, request_, monkeypatch):
     with pytest.raises(ConfigError, match="holds another calibration"):
         calibrate_bundle(replace(request_, config=other, overwrite=True))
     with pytest.raises(ConfigError, match="--overwrite replaces it"):
-        replace(request_)
+        calibrate_bundle(request_)
     # Begun by a version whose gates were the quantiles themselves.
     monkeypatch.setattr(edits, "GATE_MARGIN", 0.0)
     with pytest.raises(ConfigError, match="holds another calibration"):
@@ -280,14 +278,11 @@ def test_foreign_inputs_are_refused(world, request_, tmp_path):
 def test_the_command_refuses_another_settings_folder(found, request_, tmp_path):
     out = tmp_path / "bundle"
     shutil.copytree(request_.folder, tmp_path / "bundle.calibration")
-    done = CliRunner().invoke(
-        app,
-        [
-            *("calibrate", "--model", str(MODEL), "--out", str(out)),
-            *(part for s in SITES for part in ("--sae", f"{s}={BUNDLE}")),
-            *(p for s in request_.selections for p in ("--selection", str(s))),
-            *("--concepts", str(request_.concepts), "--concept", "pig"),
-        ],
+    done = sauce(
+        *("calibrate", "--model", MODEL, "--out", out),
+        *(part for s in SITES for part in ("--sae", f"{s}={BUNDLE}")),
+        *(p for s in request_.selections for p in ("--selection", s)),
+        *("--concepts", request_.concepts, "--concept", "pig"),
     )
     # Its settings are the command's own, so this folder is another run's.
     assert done.exit_code == 2

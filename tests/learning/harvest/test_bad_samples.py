@@ -27,7 +27,11 @@ from vllm_sauce.learning.harvest.engine import HarvestRequest
 from vllm_sauce.learning.harvest.folder import FAILURES_FILE
 from vllm_sauce.learning.importing.site_samples import read_pictures, read_texts
 from vllm_sauce.learning.training import train as harvest_training
-from vllm_sauce.learning.training.settings import SAETraining
+from vllm_sauce.learning.training.settings import (
+    FidelitySettings,
+    HarvestTraining,
+    SAETraining,
+)
 
 HALF = '{"q": "cut \\ud83d", "f": "a.png", "c": ["dog"]}\n'
 BOMB = claiming(20_000, 20_000)
@@ -343,12 +347,12 @@ def test_training_is_not_measured_on_what_failed(tmp_path, monkeypatch):
         harvest_training, "held_out_samples", lambda *_: torch.tensor([3, 40])
     )
     harvest_training.train_on_harvest(
-        harvest_training.HarvestTraining(
+        HarvestTraining(
             harvest=folder,
             site=SITE,
             out=tmp_path / "sae",
-            training=SAETraining(d_sae=8, training_tokens=40, batch_tokens=20),
-            fidelity=harvest_training.FidelitySettings(samples=2),
+            training=SAETraining(d_sae=8, k=4, training_tokens=40, batch_tokens=20),
+            fidelity=FidelitySettings(samples=2),
             buffer_mib=0.4,
         )
     )

@@ -22,7 +22,8 @@ from vllm_sauce.errors import (
     ConfigError,
     ReconstructionError,
 )
-from vllm_sauce.learning.importing.import_sae import ImportRequest, import_sae
+from vllm_sauce.learning.importing.import_sae import import_sae
+from vllm_sauce.learning.importing.settings import ImportRequest
 
 # Files are opened and half written, then the process is gone.
 STOPPED = """
@@ -176,7 +177,7 @@ def test_what_is_there_stays_unless_it_may_go(tmp_path, request_for):
     import_sae(request_for(folder, "vision"))
     before = Bundle.load(tmp_path / "bundle").digest
     with pytest.raises(ConfigError, match="--overwrite"):
-        request_for(folder, "vision")
+        import_sae(request_for(folder, "vision"))
     worse = request_for(folder, "vision", overwrite=True, min_explained_variance=0.99)
     with pytest.raises(ReconstructionError):
         import_sae(worse)
@@ -190,7 +191,7 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path, request_for):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "thesis.tex").touch()
     with pytest.raises(BundleError, match="thesis.tex"):
-        request_for("x", "vision", overwrite=True)
+        import_sae(request_for("x", "vision", overwrite=True))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ from vllm_sauce.learning.selection.causal import (
     latent_candidates,
     measure,
 )
-from vllm_sauce.learning.selection.select import SelectRequest, select
+from vllm_sauce.learning.selection.select import select
+from vllm_sauce.learning.selection.settings import SelectRequest
 from vllm_sauce.models.answer_tokens import beginnings
 from vllm_sauce.plugin import compat
 

@@ -19,13 +19,12 @@ from vllm_sauce.learning.training import checkpoints
 from vllm_sauce.learning.training import train as harvest_training
 from vllm_sauce.learning.training.revival import Revived
 from vllm_sauce.learning.training.sae_lens_training import TrainingRun
-from vllm_sauce.learning.training.settings import SAETraining
-from vllm_sauce.learning.training.train import (
+from vllm_sauce.learning.training.settings import (
     FidelitySettings,
     HarvestTraining,
-    check_model,
-    train_on_harvest,
+    SAETraining,
 )
+from vllm_sauce.learning.training.train import check_model, train_on_harvest
 from vllm_sauce.sae import from_sae_lens
 
 pytest.importorskip("sae_lens")

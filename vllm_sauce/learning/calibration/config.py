@@ -1,57 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibration tries, and what counts as best."""
+"""What a calibration is told: what it tries, and what counts as best."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
+from cyclopts import Parameter
+
+from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.options import EngineArgs, SitePaths
+from vllm_sauce.scale.cluster import Resources
 
 PREFERENCES = ("forgetting", "balance")
 
 
+@Parameter(name="*", group="Search")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationConfig:
     """What is tried, on how many examples, and what counts as best."""
 
-    k: tuple[int, ...] = (4, 8, 16, 32, 64)
-    actions: tuple[str, ...] = (
+    k: Annotated[tuple[int, ...], Parameter(name="--edit-k")] = (4, 8, 16, 32, 64)
+    """Number of latents that an edit may have; may be given again."""
+
+    actions: Annotated[tuple[str, ...], Parameter(name="--action")] = (
         *("scale 0", "scale -0.5", "scale -1", "scale -2", "scale -4", "scale -8"),
         *("scale -16", "clamp 0.5", "clamp 1", "clamp 2"),
     )
-    """ "scale G": gamma. "clamp C": to -C times the largest activation seen with the
-    concept."""
-    gates: tuple[float, ...] = (0.0, 0.99, 0.999)
-    """Shares of the tokens without the concept that the edit leaves alone."""
-    rankings: tuple[str, ...] = ()
-    """Scores that latents are ranked by; none means all of the selection, and "file"
-    its own."""
+    """"scale G": gamma. "clamp C": to -C times the largest activation seen with the
+    concept. May be given again."""
+
+    gates: Annotated[tuple[float, ...], Parameter(name="--gate")] = (0.0, 0.99, 0.999)
+    """Share of the tokens without the concept that the edit leaves alone; may be given
+    again."""
+
+    rankings: Annotated[tuple[str, ...], Parameter(name="--ranking")] = ()
+    """Score that latents may be ranked by, "file" for the selection's own; may be given
+    again. Default: all of the selection."""
+
     retain_floor: float = 0.02
-    """What IRA and CRA may lose each."""
+    """Share that IRA and CRA may lose each."""
+
     worst_floor: float = 0.35
-    """What any single other concept may lose of being named right."""
-    prefer: str = "forgetting"
-    """What is best among settings that keep to both floors: "forgetting" (of UAg and
-    UAd), or "balance" (the harmonic mean of all four)."""
+    """Share of being named right that any single other concept may lose."""
+
+    prefer: Annotated[str, Parameter(choices=PREFERENCES)] = "forgetting"
+    """What is best among settings that keep to both floors: forgetting (UAg and UAd) or
+    balance (the harmonic mean of all four)."""
+
     positives: int = 48
+    """Examples with a concept, at most."""
+
     negatives: int = 24
-    """Examples with and without the concept at most."""
+    """Examples without it, at most."""
+
     watched: int = 4
-    """Examples of every other concept at most."""
+    """Examples of every other concept, at most."""
+
     screen: float = 0.25
-    """Share of the questions that the search itself asks; it names no watched concept.
-    """
+    """Share of the questions that the search itself asks; it names no watched one."""
+
     finalists: int = 6
     """Settings that are asked all questions; twice as many are asked half of them."""
+
     soft: float = 0.5
     """Weight of probabilities in what the search maximises; the rest is right/wrong."""
+
     passes: int = 2
     """How often the search goes through its coordinates at most."""
+
     prune: bool = True
-    """Whether latents that the chosen edit does not need are dropped."""
-    answer_tokens: int = 8
+    """Drop latents that the chosen edit does not need."""
+
+    answer_tokens: Annotated[int, Parameter(name="--asked-tokens")] = 8
     """Tokens of a written answer."""
-    seed: int = 0
+
+    concepts_per_engine: int = 20
+    """Concepts whose candidates are asked together; changes nothing but the time."""
+
+    seed: Annotated[int, Parameter(name="--search-seed")] = 0
+    """Of the examples that are drawn."""
 
     def __post_init__(self) -> None:
         for name in ("retain_floor", "worst_floor"):
@@ -67,3 +97,57 @@ class CalibrationConfig:
             raise ConfigError("screen lies in (0, 1], soft in [0, 1]")
         if min(self.positives, self.negatives, self.finalists, self.passes) < 1:
             raise ConfigError("positives, negatives, finalists, passes: at least 1")
+        if self.concepts_per_engine < 1:
+            raise ConfigError("concepts_per_engine must be at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what changes the result; how many are asked together does not."""
+        fields = asdict(self)
+        del fields["concepts_per_engine"]
+        return fields
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateRequest:
+    """What is calibrated, from what, and where it goes."""
+
+    model: str
+    """Folder of the model."""
+
+    saes: SitePaths
+    """A bundle's folder, or one that SAELens saved; once a site."""
+
+    selections: Annotated[tuple[Path, ...], Parameter(name="--selection")]
+    """What sauce select wrote; once a site."""
+
+    concepts: Path
+    """concepts.yaml."""
+
+    out: Path
+    """The bundle to write."""
+
+    names: Annotated[tuple[str, ...], Parameter(name="--concept")] = ()
+    """Only this concept; again for more. Default: all of the file."""
+
+    config: CalibrationConfig = field(default_factory=CalibrationConfig)
+
+    engine_args: EngineArgs = field(default_factory=dict)
+    """For vllm.LLM, VALUE as JSON; may be given again."""
+
+    resources: Resources | None = None
+    """Ray actors that calibrate side by side; None does it in this process."""
+
+    overwrite: Annotated[bool, Parameter(negative="")] = False
+    """Replace the bundle that is there."""
+
+    def __post_init__(self) -> None:
+        for site in self.saes:
+            check_site(site)
+        if not self.saes or len(self.selections) != len(self.saes):
+            raise ConfigError("give one SAE and one selection for each site")
+
+    @property
+    def folder(self) -> Path:
+        """Where everything that was tried is kept."""
+        return self.out.with_name(f"{self.out.name}.calibration")

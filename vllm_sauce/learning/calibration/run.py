@@ -10,21 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_sauce.activations.shards import write_whole
 from vllm_sauce.bundle import Bundle, ModelFingerprint, fingerprint_model
 from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.bundle.served_sae import read_sae
-from vllm_sauce.concepts import Catalogue, SiteEdit, check_site
+from vllm_sauce.concepts import Catalogue, SiteEdit
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.learning.calibration import edits
-from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner
 from vllm_sauce.learning.calibration.record import concept_of, record, record_path
@@ -34,48 +33,11 @@ from vllm_sauce.sae import SAEWeights
 from vllm_sauce.scale import orphans
 
 if TYPE_CHECKING:
-    from vllm_sauce.scale.cluster import Resources
+    pass
 
 Actor = Callable[..., dict[str, Any]]
 RUN_FILE = "run.json"
 SEARCH_SPLIT, SCORE_SPLIT = "calibration", "scoring"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrateRequest:
-    """What is calibrated, from what, and where it goes."""
-
-    model: str
-    saes: Mapping[str, Path]
-    """By site: a bundle's folder, or one that SAELens saved."""
-    selections: tuple[Path, ...]
-    """What ``sauce select`` wrote, one a site."""
-    concepts: Path
-    out: Path
-    """The bundle that is written."""
-    names: tuple[str, ...] = ()
-    """Concepts to calibrate; none means all of the file."""
-    config: CalibrationConfig = field(default_factory=CalibrationConfig)
-    concepts_per_engine: int = 20
-    engine_args: Mapping[str, Any] = field(default_factory=dict)
-    overwrite: bool = False
-    resources: Resources | None = None
-    """Ray actors that calibrate side by side; None does it in this process."""
-
-    def __post_init__(self) -> None:
-        for site in self.saes:
-            check_site(site)
-        if not self.saes or len(self.selections) != len(self.saes):
-            raise ConfigError("give one SAE and one selection for each site")
-        if self.concepts_per_engine < 1:
-            raise ConfigError("concepts_per_engine must be at least 1")
-        if self.out.exists() and not self.overwrite:
-            raise ConfigError(f"{self.out} is there already; --overwrite replaces it")
-
-    @property
-    def folder(self) -> Path:
-        """Where everything that was tried is kept."""
-        return self.out.with_name(f"{self.out.name}.calibration")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +104,7 @@ class _Inputs:
         """Return what must be the same for a run to go on, as one hash."""
         request = self.request
         told = {
-            "config": asdict(request.config),
+            "config": request.config.to_json(),
             # Not a setting, but the same quantile is another gate with another one.
             "gate_margin": edits.GATE_MARGIN,
             "model": self.fingerprint.model_dump(mode="json"),
@@ -168,11 +130,13 @@ def calibrate_bundle(
 
     Raises: SauceError of the kind that says what is wrong
     """
+    if request.out.exists() and not request.overwrite:
+        raise ConfigError(f"{request.out} is there already; --overwrite replaces it")
     inputs = _Inputs.read(request)
     _begin(inputs)
     paths = {name: record_path(request.folder, name) for name in inputs.names}
     left = [name for name, path in paths.items() if not path.exists()]
-    done, size = len(paths) - len(left), request.concepts_per_engine
+    done, size = len(paths) - len(left), request.config.concepts_per_engine
     groups = [left[start : start + size] for start in range(0, len(left), size)]
     report("concepts", done, len(paths))
     for result in _results(request, groups, note, actor):
@@ -207,7 +171,7 @@ def _begin(inputs: _Inputs) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"identity": identity, "config": asdict(inputs.request.config)}
+    told = {"identity": identity, "config": inputs.request.config.to_json()}
     write_whole(path, (json.dumps(told, indent=1) + "\n").encode())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_sauce.activations.shards import SiteFormat
-from vllm_sauce.concepts import VISION, check_site
+from vllm_sauce.concepts import VISION
 from vllm_sauce.data.samples import Sample, open_picture
 from vllm_sauce.errors import ConfigError, SauceError
 from vllm_sauce.learning.harvest.folder import (
@@ -21,9 +21,9 @@ from vllm_sauce.learning.harvest.folder import (
     Header,
     NumberedSample,
 )
+from vllm_sauce.learning.harvest.settings import HarvestSettings, check_sites
 from vllm_sauce.plugin import compat
 
-DTYPES: Final = ("float32", "bfloat16", "float16")
 HARVEST_WORKER: Final = "vllm_sauce.plugin.tap.harvest_worker.HarvestWorker"
 _FIXED = {
     "additional_config",
@@ -35,7 +35,7 @@ _FIXED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HarvestRequest:
+class HarvestRequest(HarvestSettings):
     """What is taken, of which model, and where it goes."""
 
     model: str
@@ -50,18 +50,6 @@ class HarvestRequest:
     out: Path
     """A new folder, or one that a harvest of the same left unfinished."""
 
-    max_tokens: int = 0
-    """Tokens the model may write for each sample; their activations are taken too."""
-
-    dtype: str | None = None
-    """How rows are stored; None is the model's own."""
-
-    shard_tokens: int = 65_536
-    """Tokens of a shard, all sites together."""
-
-    in_flight: int = 256
-    """Samples in the engine at the same time: bounds memory."""
-
     writer: str = "w0"
     """Unique among those that write into the folder at the same time."""
 
@@ -69,17 +57,9 @@ class HarvestRequest:
     """More arguments of ``vllm.LLM``: dtype, max_model_len, ..."""
 
     def __post_init__(self) -> None:
-        if not self.sites:
-            raise ConfigError("name a site to harvest: vision or decoder.<i>")
-        for site in self.sites:
-            check_site(site)
-        if len(set(self.sites)) != len(self.sites):
-            raise ConfigError(f"each site once, got {', '.join(self.sites)}")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype}")
-        for name, least in (("max_tokens", 0), ("shard_tokens", 1), ("in_flight", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}")
+        # With slots, super() without arguments would look for another class.
+        HarvestSettings.__post_init__(self)
+        check_sites(self.sites)
         if taken := sorted(_FIXED & set(self.engine_args)):
             raise ConfigError(f"harvesting sets {taken[0]} itself; leave it out")
 

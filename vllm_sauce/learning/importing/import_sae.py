@@ -17,14 +17,11 @@ from vllm_sauce.bundle import (
     fingerprint_model,
     read_concepts,
 )
-from vllm_sauce.concepts import VISION, Catalogue, check_site
+from vllm_sauce.concepts import VISION, Catalogue
 from vllm_sauce.errors import BundleError, ConfigError
 from vllm_sauce.learning.importing import sources
-from vllm_sauce.learning.importing.readings import (
-    MIN_EXPLAINED_VARIANCE,
-    check_reconstruction,
-    check_width,
-)
+from vllm_sauce.learning.importing.readings import check_reconstruction, check_width
+from vllm_sauce.learning.importing.settings import ImportRequest
 from vllm_sauce.learning.importing.site_samples import (
     MOST_TOKENS,
     read_activations,
@@ -37,68 +34,6 @@ from vllm_sauce.sae.quality import SAEQuality
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportRequest:
-    """What is imported, for which model, and how it is checked."""
-
-    source: str
-    """A file, a folder, or ``org/name[@revision]`` on the hub."""
-
-    model: str
-    """The model's folder, or ``org/name[@revision]`` on the hub."""
-
-    site: str
-    """ "vision" or "decoder.<i>"."""
-
-    out: Path
-    """The bundle that is written."""
-
-    format: str | None = None
-    """One of FORMATS; None decides by content."""
-
-    subfolder: str | None = None
-    """Folder or file inside the source."""
-
-    concepts: Path | None = None
-    """JSON file with the catalogue; None leaves it empty."""
-
-    activations: Path | None = None
-    """Safetensors file to check on, instead of running the model."""
-
-    pictures: Path | None = None
-    """Folder of pictures that the model is shown."""
-
-    texts: Path | None = None
-    """File of texts that the model reads, one a line."""
-
-    k: int | None = None
-    dict_class: str | None = None
-    min_explained_variance: float = MIN_EXPLAINED_VARIANCE
-
-    compare: bool = True
-    """Whether another reading that explains clearly more refuses the SAE."""
-
-    overwrite: bool = False
-    """Whether a bundle at ``out`` may be replaced."""
-
-    def __post_init__(self) -> None:
-        check_site(self.site)
-        if self.activations and (self.pictures or self.texts):
-            raise ConfigError("give either --activations or --pictures and --texts")
-        if self.site == VISION and self.texts:
-            raise ConfigError("the vision site sees no texts; give --pictures alone")
-        if self.k is not None and self.k < 1:
-            raise ConfigError(f"--k must be at least 1, got {self.k}")
-        if not 0 <= self.min_explained_variance <= 1:
-            raise ConfigError(
-                "--min-explained-variance is a share from 0 to 1, got "
-                f"{self.min_explained_variance}"
-            )
-        if self.out.exists() and not self.overwrite:
-            raise ConfigError(f"{self.out} is there already; --overwrite replaces it")
-        check_replaceable(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +90,9 @@ def import_sae(
 
     Raises: SauceError of the kind that says what is wrong
     """
+    if request.out.exists() and not request.overwrite:
+        raise ConfigError(f"{request.out} is there already; --overwrite replaces it")
+    check_replaceable(request.out)
     catalogue = read_concepts(request.concepts) if request.concepts else Catalogue()
     foreign = _foreign(request, report)
     report("finding the model")

@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import BundleMismatchError, ReconstructionError
+from vllm_sauce.learning.importing.settings import MIN_EXPLAINED_VARIANCE
 from vllm_sauce.learning.importing.site_samples import MOST_TOKENS
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.sae.folding import fold_input_scale
 from vllm_sauce.sae.quality import SAEQuality, sae_quality
-
-MIN_EXPLAINED_VARIANCE: Final = 0.3
-"""What an SAE must explain. The mean activation explains 0; sauce-tiny's SAEs explain
-0.9 where they belong, less than nothing read wrongly (docs/import.md has the figures).
-Inputs of another kind than it was trained on cost the most: hence no higher."""
 
 CLEARLY_BETTER: Final = 0.9
 """Another reading convicts the one asked for if it leaves less than this share of what

@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle.served_sae import read_sae
-from vllm_sauce.concepts import check_site
 from vllm_sauce.concepts.scores import SCORES, CausalScore, Score, crisp, ranked
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile, Example
-from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.questions import Kind, Question
 from vllm_sauce.learning.selection.attribution import (
     attribution_questions,
@@ -40,57 +36,13 @@ from vllm_sauce.learning.selection.selection_file import (
     SelectionFile,
     level_name,
 )
+from vllm_sauce.learning.selection.settings import (
+    ATTRIBUTION,
+    CAUSAL,
+    SelectRequest,
+)
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.sae import SAEWeights
-
-CAUSAL, ATTRIBUTION = "causal", "attribution"
-SCORE_NAMES = (*SCORES, CAUSAL, ATTRIBUTION)
-_COUNTS = ("k", "causal_candidates", "causal_examples", "attribution_examples")
-ROLE_NAMES = tuple(role.name.lower() for role in Role)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelectRequest:
-    """What is ranked, on which activations, by which score."""
-
-    sae: Path
-    """A bundle's folder, or one that SAELens saved."""
-    site: str
-    harvest: Path
-    concepts: Path
-    score: str = "share"
-    k: int = 16
-    """Latents kept for each concept."""
-    split: str = "selection"
-    roles: tuple[str, ...] = ROLE_NAMES
-    """Tokens that count: image, text, generated."""
-    model: str | None = None
-    """Where causal and attribution ask; default: the model that was harvested."""
-    causal_candidates: int = 64
-    """Latents of the largest S(i) that are tried one by one."""
-    causal_examples: int = 8
-    """Examples with the concept, and again without it, that are asked about."""
-    attribution_examples: int = 16
-    """Examples with each concept that attribution asks about."""
-    engine_args: Mapping[str, Any] = field(default_factory=dict)
-    """More arguments of ``vllm.LLM``."""
-
-    def __post_init__(self) -> None:
-        check_site(self.site)
-        if self.score not in SCORE_NAMES:
-            raise ConfigError(
-                f"score is one of {', '.join(SCORE_NAMES)}, got {self.score!r}"
-            )
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
-        if not self.roles or not set(self.roles) <= set(ROLE_NAMES):
-            raise ConfigError(
-                f"roles are some of {', '.join(ROLE_NAMES)}, got "
-                f"{', '.join(self.roles)}"
-            )
 
 
 @dataclass(frozen=True, slots=True)

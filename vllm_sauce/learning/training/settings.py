@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
 
+from cyclopts import Parameter
+
+from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.options import ROLE_NAMES, Roles
 
 TRAINED_ARCHITECTURES: Mapping[str, str] = {
     "standard": "ReLU and an L1 penalty, the paper's (Bricken et al. 2023)",
@@ -21,10 +26,13 @@ TRAINED_ARCHITECTURES: Mapping[str, str] = {
 """Those that can be trained."""
 PENALISED = ("standard", "gated")
 """Those whose sparsity follows from an L1 penalty; the others are told k."""
-_ABOVE_0 = ("d_sae", "batch_tokens", "learning_rate", "decoder_init_norm")
+ABLATIONS = ("mean", "zero")
+BUFFER_MIB = 512
+_ABOVE_0 = ("d_sae", "expansion", "batch_tokens", "learning_rate", "decoder_init_norm")
 _NOT_BELOW_0 = tuple(f"{name}_coefficient" for name in ("l1", "l0", "aux", "pre_act"))
 
 
+@Parameter(name="*", group="Training")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SAETraining:
     """How one SAE is trained.
@@ -33,53 +41,68 @@ class SAETraining:
     the same at every site.
     """
 
-    d_sae: int
-    """Number of latents."""
+    architecture: Annotated[str, Parameter(choices=tuple(TRAINED_ARCHITECTURES))] = (
+        "batchtopk"
+    )
+    """Of the SAE; docs/train.md says which is for what."""
 
-    architecture: str = "standard"
-    """One of TRAINED_ARCHITECTURES."""
+    d_sae: int | None = None
+    """Number of latents; default: expansion times d_model."""
 
-    l1_coefficient: float = 1.0
-    """Weight of the L1 penalty; standard and gated."""
+    expansion: int = 16
+    """Latents as a multiple of d_model, where d_sae is not given."""
 
-    k: float = 16.0
+    k: float = 32
     """Latents a token keeps: exactly (topk), on average (batchtopk, matryoshka), or
     what the penalty pulls towards (jumprelu)."""
 
-    l0_coefficient: float = 0.1
+    l1_coefficient: Annotated[float, Parameter(name="--l1")] = 1.0
+    """Weight of the L1 penalty; standard and gated."""
+
+    l0_coefficient: Annotated[float, Parameter(name="--l0")] = 0.1
     """Weight of the penalty on the distance between L0 and k; jumprelu."""
 
-    matryoshka_widths: tuple[int, ...] = ()
-    """Latents of each nested level; () is an eighth, a quarter, a half, and all."""
+    matryoshka_widths: Annotated[
+        tuple[int, ...], Parameter(name="--matryoshka-width")
+    ] = ()
+    """Latents of a nested level; may be given again. Default: an eighth, a quarter, a
+    half, and all."""
 
-    aux_coefficient: float = 1.0
-    """Weight of the loss that revives dead latents; topk, batchtopk, matryoshka."""
+    training_tokens: Annotated[int, Parameter(name="--tokens")] = 2_560_000
+    """Rows to learn from, epochs counted."""
 
-    dead_steps: int | None = None
-    """Steps without firing after which a latent is dead; None is a quarter of all
-    steps, at most 1000."""
+    batch_tokens: Annotated[int, Parameter(name="--batch")] = 1024
+    """Rows a step."""
 
-    pre_act_coefficient: float = 3e-3
-    """Weight of the loss that pulls dead latents' pre-activations up; jumprelu."""
-
-    revival_steps: int | None = None
-    """Batches that latents dead at the end learn from, alone; standard. 0 leaves them
-    dead, None is a tenth of all steps."""
-
-    decoder_init_norm: float = 0.1
-    """Norm of each row of the decoder at first; the encoder begins as its transpose."""
-
-    training_tokens: int = 1_000_000
-    batch_tokens: int = 1024
-    learning_rate: float = 4e-4
+    learning_rate: Annotated[float, Parameter(name="--lr")] = 4e-4
     """Adam's; warms up over a tenth of the steps (at most 500), and falls to zero over
     the last third."""
 
-    autocast: bool = False
+    aux_coefficient: Annotated[float, Parameter(name="--aux")] = 1.0
+    """Weight of the loss that revives dead latents; topk, batchtopk, matryoshka."""
+
+    pre_act_coefficient: Annotated[float, Parameter(name="--pre-act")] = 3e-3
+    """Weight of the loss that pulls dead latents' pre-activations up; jumprelu."""
+
+    dead_steps: int | None = None
+    """Steps without firing after which a latent is dead. Default: a quarter of all
+    steps, at most 1000."""
+
+    revival_steps: int | None = None
+    """Batches that latents dead at the end learn from, alone; standard. Default: a
+    tenth of all steps; 0 leaves them dead."""
+
+    decoder_init_norm: Annotated[float, Parameter(name="--decoder-norm")] = 0.1
+    """Norm of each row of the decoder at first; the encoder begins as its transpose."""
+
+    autocast: Annotated[bool, Parameter(negative="")] = False
     """Multiply in bfloat16."""
 
     device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+
     seed: int = 0
+    """Of the weights at first and of the rows' order."""
 
     def __post_init__(self) -> None:
         if self.architecture not in TRAINED_ARCHITECTURES:
@@ -88,26 +111,29 @@ class SAETraining:
                 f"got {self.architecture!r}"
             )
         self._check_sizes()
-        if self.architecture not in PENALISED and not 0 < self.k <= self.d_sae:
-            raise ConfigError(
-                f"k must be above 0 and at most d_sae={self.d_sae}, got {self.k}"
-            )
+        if self.architecture not in PENALISED and self.k <= 0:
+            raise ConfigError(f"k must be above 0, got {self.k}")
         if self.architecture == "topk" and self.k != int(self.k):
             raise ConfigError(f"topk keeps a whole number of latents, got k={self.k}")
+        if self.d_sae is not None:
+            self._check_widths(self.d_sae)
+
+    def _check_widths(self, d_sae: int) -> None:
+        if self.architecture not in PENALISED and self.k > d_sae:
+            raise ConfigError(f"k must be at most d_sae={d_sae}, got {self.k}")
         widths = self.matryoshka_widths
         if widths and (
-            list(widths) != sorted(set(widths))
-            or widths[0] < 1
-            or widths[-1] != self.d_sae
+            list(widths) != sorted(set(widths)) or widths[0] < 1 or widths[-1] != d_sae
         ):
             raise ConfigError(
-                f"matryoshka_widths must rise to d_sae={self.d_sae}, got {widths}"
+                f"matryoshka_widths must rise to d_sae={d_sae}, got {widths}"
             )
 
     def _check_sizes(self) -> None:
         for name in _ABOVE_0:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be above 0, got {value}")
         for name in _NOT_BELOW_0:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(
@@ -153,12 +179,95 @@ class SAETraining:
         """The nested levels of a matryoshka SAE."""
         if self.matryoshka_widths:
             return self.matryoshka_widths
+        assert self.d_sae is not None, "for_width() comes first"
         parts = (self.d_sae // 8, self.d_sae // 4, self.d_sae // 2, self.d_sae)
         return tuple(sorted({max(part, 1) for part in parts}))
+
+    def for_width(self, d_model: int) -> SAETraining:
+        """Return the training of an SAE for a site, with its number of latents."""
+        if self.d_sae is not None:
+            return self
+        return replace(self, d_sae=self.expansion * d_model)
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the result; where it is computed does not."""
         fields = asdict(self)
-        fields.pop("device")
+        # What d_sae was made of, too, says nothing of its own.
+        del fields["device"], fields["expansion"]
         fields["matryoshka_widths"] = list(self.matryoshka_widths)
         return fields
+
+
+@Parameter(name="*", group="Measuring")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FidelitySettings:
+    """How the loss recovered in the model is measured."""
+
+    model: str | None = None
+    """Folder or name of the model to measure in; default: the harvest's own."""
+
+    pictures: tuple[Path, ...] = ()
+    """Folder in which the samples' pictures are looked for; may be given again."""
+
+    samples: Annotated[int, Parameter(name="--fidelity-samples")] = 64
+    """At most so many; 0 measures nothing."""
+
+    answer_tokens: int = 16
+    """Tokens of an answer that are measured."""
+
+    ablation: Annotated[str, Parameter(choices=ABLATIONS)] = "mean"
+    """What stands for a site that is gone: its mean activation, or zero."""
+
+    def __post_init__(self) -> None:
+        if self.ablation not in ABLATIONS:
+            raise ConfigError(
+                f"ablation must be 'mean' or 'zero', got {self.ablation!r}"
+            )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class HarvestTraining:
+    """What is trained on what, and where it goes."""
+
+    harvest: Path
+    """Folder that sauce harvest wrote."""
+
+    _: KW_ONLY
+
+    site: str
+    """vision or `decoder.<i>`."""
+
+    out: Path
+    """A new folder for the SAE."""
+
+    training: SAETraining = field(default_factory=SAETraining)
+    fidelity: FidelitySettings = field(default_factory=FidelitySettings)
+
+    roles: Roles = ROLE_NAMES
+    """Kind of tokens that is trained on; may be given again."""
+
+    keep_first: Annotated[bool, Parameter(negative="")] = False
+    """Also train on a decoder's position 0."""
+
+    held_out: float = 0.05
+    """Share of the samples that is measured on and not trained on."""
+
+    buffer_mib: float = BUFFER_MIB
+    """Memory for shuffling."""
+
+    checkpoint_steps: int = 1000
+    """Steps between checkpoints."""
+
+    resume: Annotated[bool, Parameter(negative="")] = False
+    """Go on from the last checkpoint, if any."""
+
+    verify: bool = True
+    """Compare every shard with its hash first."""
+
+    def __post_init__(self) -> None:
+        check_site(self.site)
+        if self.checkpoint_steps < 1:
+            raise ConfigError(
+                f"checkpoint_steps must be at least 1, got {self.checkpoint_steps}"
+            )

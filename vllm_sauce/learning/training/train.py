@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,13 @@ import torch
 from safetensors import SafetensorError
 
 from vllm_sauce.activations.reader import ActivationReader
-from vllm_sauce.activations.row_choice import RowChoice, held_out_samples, skips_first
-from vllm_sauce.activations.shards import HarvestFile, Role, read_index
+from vllm_sauce.activations.row_choice import (
+    RowChoice,
+    held_out_samples,
+    parse_roles,
+    skips_first,
+)
+from vllm_sauce.activations.shards import HarvestFile, read_index
 from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import fingerprint_model
@@ -36,7 +41,7 @@ from vllm_sauce.learning.training.fidelity import (
 )
 from vllm_sauce.learning.training.held_out import measurable_samples
 from vllm_sauce.learning.training.sae_lens_training import StepFigures, TrainingRun
-from vllm_sauce.learning.training.settings import SAETraining
+from vllm_sauce.learning.training.settings import HarvestTraining
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.sae.quality import sae_quality
 
@@ -49,61 +54,6 @@ NO_SAMPLES = (
 
 Report = Callable[[int, StepFigures], None]
 """Told the steps done and the last batch's figures."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FidelitySettings:
-    """How the loss recovered in the model is measured."""
-
-    model: str | None = None
-    """Folder or name; None is the harvest's own."""
-
-    pictures: tuple[Path, ...] = ()
-    """Folders in which the samples' pictures are looked for."""
-
-    samples: int = 64
-    """At most so many; 0 measures nothing."""
-
-    answer_tokens: int = 16
-    ablation: str = "mean"
-    """What stands for a site that is gone: its "mean" activation, or "zero"."""
-
-    def __post_init__(self) -> None:
-        if self.ablation not in ("mean", "zero"):
-            raise ConfigError(
-                f"ablation must be 'mean' or 'zero', got {self.ablation!r}"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HarvestTraining:
-    """What is trained on what, and where it goes."""
-
-    harvest: Path
-    site: str
-    out: Path
-    training: SAETraining
-    fidelity: FidelitySettings = FidelitySettings()
-    roles: frozenset[Role] = frozenset(Role)
-    keep_first: bool = False
-    """Also train on a decoder's position 0."""
-
-    held_out: float = 0.05
-    """Share of the samples that is measured on and not trained on."""
-
-    buffer_mib: float = 512
-    """Memory for shuffling."""
-
-    checkpoint_steps: int = 1000
-    resume: bool = False
-    verify: bool = True
-    """Compare every shard with its hash first."""
-
-    def __post_init__(self) -> None:
-        if self.checkpoint_steps < 1:
-            raise ConfigError(
-                f"checkpoint_steps must be at least 1, got {self.checkpoint_steps}"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +119,12 @@ class _Session:
         store = ActivationStore.open(
             settings.harvest, settings.site, verify=settings.verify
         )
+        training = settings.training.for_width(store.d_model)
+        settings = replace(settings, training=training)
         samples = store.samples()
         seed = settings.training.seed
         choice = RowChoice(
-            roles=settings.roles,
+            roles=parse_roles(settings.roles),
             skip_first=skips_first(settings.site) and not settings.keep_first,
             held_out=held_out_samples(samples, settings.held_out, seed),
         )
@@ -349,7 +301,7 @@ def _identity(settings: HarvestTraining, harvest: HarvestFile) -> dict[str, Any]
     return {
         **settings.training.to_json(),
         "site": settings.site,
-        "roles": sorted(role.name.lower() for role in settings.roles),
+        "roles": sorted(role.name.lower() for role in parse_roles(settings.roles)),
         "keep_first": settings.keep_first,
         "held_out": settings.held_out,
         "buffer_mib": settings.buffer_mib,

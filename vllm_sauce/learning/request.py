@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``sauce learn`` is told: its own options, and those of its stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cyclopts import Parameter
+
+from vllm_sauce.bundle.served_sae import is_served_sae
+from vllm_sauce.concepts import check_site
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.harvest.settings import HarvestSettings, check_sites
+from vllm_sauce.learning.selection.settings import SelectSettings
+from vllm_sauce.learning.training.settings import SAETraining
+from vllm_sauce.options import EngineArgs, Sites, SiteSAEs
+from vllm_sauce.scale.cluster import Resources
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnRequest:
+    """What is learned, of which model, and how."""
+
+    model: str
+    """Folder of the model."""
+
+    sites: Sites
+    """vision or `decoder.<i>`; may be given again."""
+
+    concepts: Path
+    """concepts.yaml."""
+
+    out: Path
+    """The bundle to write."""
+
+    saes: SiteSAEs = field(default_factory=dict)
+    """A bundle, what SAELens saved, or a public SAE to import; the SAEs of the other
+    sites are trained."""
+
+    train_pictures: Path | None = None
+    """Folder of more pictures to train on, or JSON lines with the columns image and
+    prompt; else those of the concepts."""
+
+    latents: int = 64
+    """Latents a concept that calibration may choose from, at each site."""
+
+    report: bool = True
+    """Draw a page at the end, as sauce inspect does."""
+
+    engine_args: EngineArgs = field(default_factory=dict)
+    """For vllm.LLM, VALUE as JSON; may be given again."""
+
+    harvest: HarvestSettings = field(default_factory=HarvestSettings)
+    training: SAETraining = field(default_factory=SAETraining)
+    selection: SelectSettings = field(default_factory=SelectSettings)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    resources: Resources | None = None
+    """Actors that harvest and calibrate."""
+
+    def __post_init__(self) -> None:
+        if self.latents < 1:
+            raise ConfigError(f"latents must be at least 1, got {self.latents}")
+        check_sites(self.sites)
+        for site in self.saes:
+            check_site(site)
+        if stray := sorted(set(self.saes) - set(self.sites)):
+            raise ConfigError(f"an SAE is given for {stray[0]}, which is not a --site")
+
+    @property
+    def folder(self) -> Path:
+        """Where the stages leave what they made."""
+        return self.out.with_name(f"{self.out.name}.learn")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Sites whose SAE is trained."""
+        return tuple(site for site in self.sites if site not in self.saes)
+
+    def sae_path(self, site: str) -> Path:
+        """Return where a site's SAE is once its stage is done."""
+        given = self.saes.get(site)
+        if given is not None and is_served_sae(Path(given)):
+            return Path(given)
+        return self.folder / f"sae-{site}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what changes the result, flat; where and how fast it runs does not."""
+        told = {
+            "sites": self.sites,
+            "concepts": self.concepts,
+            "out": self.out,
+            "saes": dict(self.saes),
+            "train_pictures": self.train_pictures,
+            "latents": self.latents,
+        }
+        parts: dict[str, Mapping[str, Any]] = {
+            "harvest": self.harvest.to_json(),
+            "training": self.training.to_json(),
+            "selection": asdict(self.selection),
+            "calibration": self.calibration.to_json(),
+        }
+        for name, part in parts.items():
+            told |= {f"{name}.{key}": value for key, value in part.items()}
+        plain: dict[str, Any] = json.loads(json.dumps(told, default=str))
+        return plain

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a selection is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from vllm_sauce.concepts import check_site
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.options import ROLE_NAMES, EngineArgs, Roles
+
+CAUSAL, ATTRIBUTION = "causal", "attribution"
+SCORE_NAMES = ("share", "saeuron", "crisp", "dsg", "rate", CAUSAL, ATTRIBUTION)
+"""Those of ``concepts.scores``, which brings torch, and the two that ask the model."""
+
+
+@Parameter(name="*", group="Selection")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectSettings:
+    """How latents are ranked."""
+
+    score: Annotated[str, Parameter(choices=SCORE_NAMES)] = "share"
+    """What they are ranked by."""
+
+    causal_candidates: int = 64
+    """causal: latents of the largest S(i) that are tried one by one."""
+
+    causal_examples: int = 8
+    """causal: examples with the concept, and again without it, that are asked about."""
+
+    attribution_examples: int = 16
+    """attribution: examples with each concept that are asked about."""
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORE_NAMES:
+            raise ConfigError(
+                f"score is one of {', '.join(SCORE_NAMES)}, got {self.score!r}"
+            )
+        for name in ("causal_candidates", "causal_examples", "attribution_examples"):
+            _check_count(self, name)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectRequest(SelectSettings):
+    """What is ranked, on which activations, by which score."""
+
+    sae: Path
+    """A bundle's folder, or one that SAELens saved."""
+
+    site: str
+    """vision or `decoder.<i>`."""
+
+    harvest: Path
+    """Folder that sauce harvest wrote."""
+
+    concepts: Path
+    """concepts.yaml, as it was harvested."""
+
+    out: Path = Path("selection.json")
+    """Where the latents go."""
+
+    k: int = 16
+    """Latents kept for each concept."""
+
+    split: str = "selection"
+    """Examples that are used."""
+
+    roles: Roles = ROLE_NAMES
+    """Kind of tokens that counts; may be given again."""
+
+    model: str | None = None
+    """Where causal and attribution ask; default: the model that was harvested."""
+
+    engine_args: EngineArgs = field(default_factory=dict)
+    """causal: for vllm.LLM, VALUE as JSON; may be given again."""
+
+    def __post_init__(self) -> None:
+        # With slots, super() without arguments would look for another class.
+        SelectSettings.__post_init__(self)
+        check_site(self.site)
+        _check_count(self, "k")
+        if not self.roles or not set(self.roles) <= set(ROLE_NAMES):
+            raise ConfigError(
+                f"roles are some of {', '.join(ROLE_NAMES)}, got "
+                f"{', '.join(self.roles)}"
+            )
+
+
+def _check_count(settings: object, name: str) -> None:
+    if getattr(settings, name) < 1:
+        raise ConfigError(f"{name} must be at least 1, got {getattr(settings, name)}")
