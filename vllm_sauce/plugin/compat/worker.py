@@ -97,19 +97,18 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def worker_classes() -> Iterator[type]:
-    """The worker classes whose ``compile_or_warm_up_model`` ends the warm-up.
+def worker_cls() -> type:
+    """This platform's worker, whose ``compile_or_warm_up_model`` ends the warm-up.
 
     Why: the canary must run in the compiled, captured model, before serving.
     """
     if on_cpu():
         from vllm.v1.worker.cpu_worker import CPUWorker
 
-        yield CPUWorker
-    else:
-        from vllm.v1.worker.gpu_worker import Worker
+        return CPUWorker
+    from vllm.v1.worker.gpu_worker import Worker
 
-        yield Worker
+    return Worker
 
 
 def worker_method_owner(name: str, *, needed: bool = True) -> type | None:
@@ -118,10 +117,9 @@ def worker_method_owner(name: str, *, needed: bool = True) -> type | None:
     Why: CPU workers inherit some of the GPU worker's methods and override others.
     Raises: UnsupportedVLLMError for one that is needed and gone.
     """
-    for worker in worker_classes():
-        for cls in worker.__mro__:
-            if name in vars(cls):
-                return cls
+    for cls in worker_cls().__mro__:
+        if name in vars(cls):
+            return cls
     if needed:
         raise UnsupportedVLLMError(
             f"vLLM {vllm_version()} has no worker method {name}; update "
@@ -154,29 +152,6 @@ def model_state_cls(vllm_config: Any, model: Any) -> type:
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
     return DefaultModelState
-
-
-def decoder_layers(model: Any) -> Any:
-    """Return the decoder's ``ModuleList`` of a language or vision-language model.
-
-    Raises: UnsupportedVLLMError.
-    """
-    for path in (
-        ("language_model", "model", "layers"),
-        ("model", "layers"),
-        ("language_model", "layers"),
-    ):
-        found = model
-        for name in path:
-            found = getattr(found, name, None)
-            if found is None:
-                break
-        if found is not None:
-            return found
-    raise UnsupportedVLLMError(
-        f"cannot find the decoder layers of {type(model).__name__}; sauce edits models "
-        "with `model.layers` or `language_model.model.layers`"
-    )
 
 
 @contextmanager
