@@ -24,12 +24,11 @@ from vllm_sauce.unlearning.mask import Checked, marked, mask_id_of
 
 def install() -> None:
     """Look at every request that comes to an engine core, whoever sent it."""
-    core = compat.engine_core_cls()
-    compat.wrap(core, "_initialize_kv_caches", _initialize)
-    compat.wrap(core, "preprocess_add_request", _preprocess_add_request)
+    compat.hook("all", "EngineCore._initialize_kv_caches", _initialize)
+    compat.hook("all", "EngineCore.preprocess_add_request", _preprocess_add_request)
     for name in ("sleep", "wake_up", "collective_rpc"):
-        compat.wrap(core, name, _after_changes)
-    compat.wrap(compat.llm_engine_cls(), "add_request", _add_request)
+        compat.hook("all", f"EngineCore.{name}", _after_changes)
+    compat.hook("all", "LLMEngine.add_request", _add_request)
 
 
 def _initialize(

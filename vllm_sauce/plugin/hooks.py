@@ -31,7 +31,7 @@ def install() -> None:
     engine_core.install()
     agreement.install()
     entrances.install()
-    compat.wrap(compat.worker_base_cls(), "__init__", _worker_init)
+    compat.hook("all", "WorkerBase.__init__", _worker_init)
 
 
 def _worker_init(

@@ -60,7 +60,7 @@ def test_a_bad_line_fails_alone(
 
     sauce = {"sauce": {"bundle": str(bundle_dir)}}
     EngineArgs(model=str(model_dir), additional_config=sauce).create_model_config()
-    module = compat.run_batch_module()
+    module = compat.seam_owner("http", "run_batch")
     asked: list[Any] = []
 
     async def handler(request: Any) -> Any:

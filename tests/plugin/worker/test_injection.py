@@ -37,7 +37,7 @@ class LlavaForConditionalGeneration(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers = nn.ModuleList(LlamaDecoderLayer() for _ in range(3))
-        self.language_model = nn.Module()
+        self.language_model: Any = nn.Module()
         self.language_model.model = nn.Module()
         self.language_model.model.layers = layers
         self.multi_modal_projector = nn.Linear(D_MODEL, 3)

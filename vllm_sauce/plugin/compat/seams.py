@@ -85,12 +85,15 @@ _bench = partial(Seam, "bench", "vllm.benchmarks.serve")
 _EMBED = "self scheduled_encoder_inputs input_batch req_states"
 
 SEAMS = (
-    # Flags and configuration.
+    # Flags, and the configuration that every entry point builds: vLLM has no hook for a
+    # plugin's own.
     _args("EngineArgs", has="additional_config model revision"),
     _args("EngineArgs.add_cli_args", leads="parser"),
     _args("EngineArgs.from_cli_args", leads="cls args"),
     _args("EngineArgs.create_engine_config", leads="self"),
-    # A request's way in.
+    # A request's way in: what makes the EngineCoreRequest of every entry point.
+    # ``LogitsProcessor.validate_params`` cannot set the cache identity and is refused
+    # with other features. Remove when vLLM has a request-admission hook.
     _processor("InputProcessor", has="renderer vllm_config"),
     _processor("InputProcessor.__init__", leads="self vllm_config"),
     _processor(
@@ -109,7 +112,8 @@ SEAMS = (
         "MultiModalFeatureSpec", has="data modality identifier mm_position mm_hash"
     ),
     _inputs("PlaceholderRange", has="offset length is_embed"),
-    # A body's way in: what a server builds, and a file's lines.
+    # A body's way in: what a server builds (``--middleware`` would be outermost, before
+    # authentication), and a file's lines.
     _args("EngineArgs.create_model_config", leads="self"),
     Seam("http", "vllm.entrypoints.launchers.app", "build_app", versions=">=0.29"),
     Seam("http", "vllm.entrypoints.openai.api_server", "build_app", versions="<0.29"),
@@ -121,19 +125,28 @@ SEAMS = (
         )
         for name, leads in (
             ("run_batch", "engine_client args"),
+            ("handle_endpoint_request", "request"),
             ("make_async_error_request_output", "request error_msg"),
             ("BatchRequestInput", ""),
         )
     ),
     Seam("http", "vllm.exceptions", "VLLMClientError", versions=">=0.27"),
+    # A session keeps the cache salt of its first chunk and the mask of its last.
     _async_llm("AsyncLLM", has="input_processor"),
     _async_llm(
         "AsyncLLM._add_streaming_input_request",
         leads="self request_id input_stream sampling_params",
         calls="process_inputs",
     ),
-    # What the engine core refuses ends one request: its input thread says so.
-    _core("EngineCore", has="model_executor sleep wake_up collective_rpc"),
+    # Every server awaits it before it serves, and vLLM's handshake with the engine
+    # compares nothing of ``additional_config``.
+    _async_llm("AsyncLLM.get_supported_tasks", leads="self"),
+    # What the engine core refuses ends one request: its input thread says so. What is
+    # raised later, in the scheduler or a worker, ends the engine.
+    _core("EngineCore", has="model_executor"),
+    _core("EngineCore.sleep", leads="self"),
+    _core("EngineCore.wake_up", leads="self"),
+    _core("EngineCore.collective_rpc", leads="self method"),
     # Between loading plugins and the first request, in the core's own process, too.
     _core("EngineCore._initialize_kv_caches", leads="self vllm_config"),
     _core("EngineCore.__init__", calls="_initialize_kv_caches"),
@@ -152,6 +165,8 @@ SEAMS = (
         "Request",
         has="sampling_params cache_salt mm_features",
     ),
+    # It notes a request before the core has taken it: one that is refused there would
+    # be waited for, for ever.
     _llm_engine("LLMEngine", has="output_processor"),
     _llm_engine("LLMEngine.add_request", leads="self", calls="add_request"),
     Seam(
@@ -161,13 +176,15 @@ SEAMS = (
         leads="self request_ids",
         takes="internal",
     ),
-    # A worker, whichever its runner.
+    # A worker, whichever its runner. Every device's begins here, with the whole config:
+    # plugins load in processes of all kinds and are not told in which.
     Seam(
         "all",
         "vllm.v1.worker.worker_base",
         "WorkerBase.__init__",
         leads="self vllm_config",
     ),
+    # All runners and devices load through it, before profiling and compilation.
     Seam(
         "worker",
         LOADER,
@@ -191,7 +208,7 @@ SEAMS = (
     Seam("gpu", GPU, "Worker.sleep", leads="self level"),
     Seam("gpu", GPU, "Worker.wake_up", leads="self tags"),
     Seam("worker", GPU, "Worker.reload_weights", leads="self"),
-    # Model runner V1.
+    # Model runner V1, which has no per-step hook; ``CPUModelRunner`` inherits it.
     Seam(
         "v1",
         SCHEDULED,
@@ -232,6 +249,7 @@ SEAMS = (
         "InputBatch",
         has="req_ids num_reqs num_scheduled_tokens num_computed_tokens_np",
     ),
+    # A ``ModelState`` may call these two directly, and in 0.26 and 0.27 all do.
     _v2_encoder(GROUPING),
     _v2_encoder("EncoderRunner", has="model"),
     _v2_encoder(

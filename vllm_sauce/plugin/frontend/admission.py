@@ -31,10 +31,9 @@ POOLING = (
 
 def install() -> None:
     """Make every request pass admission, whatever entry point it came from."""
-    processor = compat.input_processor_cls()
-    compat.wrap(processor, "__init__", _processor_init)
-    compat.wrap(processor, "process_inputs", _process_inputs)
-    compat.wrap(compat.async_llm_cls(), "_add_streaming_input_request", _add_session)
+    compat.hook("all", "InputProcessor.__init__", _processor_init)
+    compat.hook("all", "InputProcessor.process_inputs", _process_inputs)
+    compat.hook("all", "AsyncLLM._add_streaming_input_request", _add_session)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ _admission: ContextVar[Admission | None] = ContextVar("_admission", default=None
 def install() -> None:
     """Check what clients send to any server that is configured with sauce."""
     # What renders only makes no engine's configuration, but does a model's.
-    compat.wrap(compat.engine_args_cls(), "create_model_config", _create_model_config)
+    compat.hook("all", "EngineArgs.create_model_config", _create_model_config)
 
 
 def _create_model_config(
@@ -31,10 +31,10 @@ def _create_model_config(
 ) -> Any:
     global _placed
     if not _placed and settings.requested(self, os.environ) is not None:
-        compat.wrap_function(compat.http_app_module(), "build_app", _build_app)
-        module = compat.run_batch_module()
-        compat.wrap(module, "run_batch", _run_batch)
-        compat.wrap(module, "handle_endpoint_request", _handle_endpoint_request)
+        app_module = compat.seam_owner("http", "build_app")
+        compat.wrap_function(app_module, "build_app", _build_app)
+        compat.hook("http", "run_batch", _run_batch)
+        compat.hook("http", "handle_endpoint_request", _handle_endpoint_request)
         compat.wrap_batch_lines(_model_validate_json)
         _placed = True
     return original(self, *args, **kwargs)
@@ -67,7 +67,7 @@ def _handle_endpoint_request(
     try:
         check_line(request.url, request._sauce_line, _admission.get())
     except RequestError as error:
-        module = compat.run_batch_module()
+        module = compat.seam_owner("http", "make_async_error_request_output")
         return module.make_async_error_request_output(request, error_msg=str(error))
     return original(request, *args, **kwargs)
 

@@ -139,8 +139,8 @@ def install() -> None:
     """Cut the batches of both runners, once."""
     global _installed
     if not _installed:
-        for runner_module in compat.encoder_modules():
-            compat.wrap(runner_module, "group_and_batch_mm_kwargs", _by_label)
+        for runner in ("v1", "v2"):
+            compat.hook(runner, "group_and_batch_mm_kwargs", _by_label)
     _installed = True
 
 

@@ -19,7 +19,7 @@ KNOWN_PLUGINS = ("sauce",)
 
 def install() -> None:
     """Add the flags to every vLLM command line that builds an engine."""
-    compat.wrap(compat.engine_args_cls(), "add_cli_args", _add_cli_args)
+    compat.hook("all", "EngineArgs.add_cli_args", _add_cli_args)
 
 
 def plugin_names(text: str) -> list[str]:

@@ -60,7 +60,7 @@ _NO_DECODER = (
 
 def install() -> None:
     """Check the settings whenever an engine's configuration is made."""
-    compat.wrap(compat.engine_args_cls(), "create_engine_config", _create_engine_config)
+    compat.hook("all", "EngineArgs.create_engine_config", _create_engine_config)
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

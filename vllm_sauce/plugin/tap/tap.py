@@ -88,7 +88,7 @@ class ActivationTap(SiteAction):
         self._written: set[str] = set()
         self._held: dict[int, _Held] = {}
         self._pictures: dict[str, Tensor] = {}
-        self.announced = Announced(split=False, required=False)
+        self.announced: Announced = Announced(split=False, required=False)
         self._waiting: dict[str, list[Span]] = {}
 
     def begin(self, writer: ShardWriter, written_pictures: Sequence[str] = ()) -> None:

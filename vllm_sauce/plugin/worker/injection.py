@@ -36,9 +36,8 @@ _runners_told = False
 def install(inject: Inject) -> None:
     """Call ``inject`` with every model a loader returns, also of plain engines."""
     global _runners_told
-    compat.wrap(
-        compat.model_loader_cls(), "load_model", functools.partial(_load_model, inject)
-    )
+    around = functools.partial(_load_model, inject)
+    compat.hook("worker", "BaseModelLoader.load_model", around)
     if not _runners_told:
         encoder_batches.install()
         runner_v1.install()

@@ -14,11 +14,13 @@ from vllm_sauce.plugin.startup import settings
 
 def install() -> None:
     """Wrap the runner; does nothing for a model without an action."""
-    runner = compat.runner_v1_cls()
-    compat.wrap(runner, "_prepare_inputs", _prepare_inputs)
-    compat.wrap(runner, "_dummy_run", _dummy_run)
-    compat.wrap(runner, "_batch_mm_inputs_from_scheduler", _batch_mm_inputs)
-    compat.wrap(runner, "_execute_mm_encoder", _execute_mm_encoder)
+    for name, around in (
+        ("_prepare_inputs", _prepare_inputs),
+        ("_dummy_run", _dummy_run),
+        ("_batch_mm_inputs_from_scheduler", _batch_mm_inputs),
+        ("_execute_mm_encoder", _execute_mm_encoder),
+    ):
+        compat.hook("v1", f"GPUModelRunner.{name}", around)
 
 
 def _action(runner: Any) -> SiteAction | None:

@@ -14,9 +14,8 @@ from vllm_sauce.plugin.sites.action import SiteAction, action_of
 
 def install() -> None:
     """Wrap what runs the encoder; steps come through ``offer_model_state``."""
-    encoder = compat.encoder_runner_cls()
-    compat.wrap(encoder, "prepare_mm_inputs", _prepare_mm_inputs)
-    compat.wrap(encoder, "execute_mm_encoder", _execute_mm_encoder)
+    compat.hook("v2", "EncoderRunner.prepare_mm_inputs", _prepare_mm_inputs)
+    compat.hook("v2", "EncoderRunner.execute_mm_encoder", _execute_mm_encoder)
 
 
 def offer_model_state(model: nn.Module, vllm_config: Any, action: SiteAction) -> None:
