@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only place that names vLLM's internals.
 
-One function per seam. Each docstring says what it reaches, why, and when it can go.
-A seam that is missing raises ``UnsupportedVLLMError`` before the engine starts: an
-edit that cannot be placed must never be skipped.
+What is hooked is a row of ``seams``; what differs between versions is a function here.
+Each says what it reaches, why, and when it can go. A seam that is missing raises
+``UnsupportedVLLMError`` before the engine starts: an edit that cannot be placed must
+never be skipped.
 """
 
 # ruff: noqa: F401
