@@ -59,7 +59,7 @@ SERVED = (
     ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),
     ("plugin/frontend/agreement.py", "        if section != mine:", "        if False:", "processes that disagree serve", "tests/plugin/frontend/test_agreement.py"),
     ("plugin/startup/flags.py", "nargs=\"+\", action=\"extend\"", "action=\"append\"", "a list of the YAML loses its second concept", _FLAGS),
-    ("plugin/startup/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", "tests/plugin/startup/test_settings.py"),
+    ("plugin/startup/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", "tests/plugin/startup/test_settings.py -k service"),
     ("plugin/startup/features.py", "    if compat.rust_frontend():", "    if False:", "the Rust front end", "tests/plugin/startup/test_features.py"),
     ("data/pictures.py", "image = ImageOps.exif_transpose(image)", "pass", "pictures lie on their side", "tests/data/test_pictures.py"),
     ("data/pictures.py", "shown = Image.new(\"RGB\", image.size, _WHITE)", "shown = Image.new(\"RGB\", image.size)", "what is transparent is black", "tests/data/test_pictures.py"),
