@@ -97,12 +97,12 @@ class Probe:
 
 def timers(eager: bool) -> tuple[Timer, Timer, Probe]:
     """Put timers around the op, if eager, and the writing of slots."""
-    from vllm_sauce.plugin.worker import injection
+    from vllm_sauce.plugin.worker import runtime
     from vllm_sauce.plugin.worker.runtime import DecoderSite
 
     op, slots, probe = Timer(), Timer(), Probe()
     if eager:
-        injection.masked_edit = op.wrap(injection.masked_edit)
+        runtime.masked_edit = op.wrap(runtime.masked_edit)
     watched = probe.watch(slots.wrap(DecoderSite.set_spans))
     DecoderSite.set_spans = watched  # type: ignore[method-assign]
     return op, slots, probe

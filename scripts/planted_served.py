@@ -5,13 +5,18 @@ Each is (file below ``vllm_sauce/``, right, wrong, what it is, tests to run).
 """
 
 _BATCHES = "tests/plugin/sites/test_encoder_batches.py"
-_WIRE = "tests/unlearning/test_wire.py"
+_WIRE = "tests/test_client.py"
 _CORE = "tests/plugin/test_engine_core.py"
 _ENGINE = "tests/plugin/test_engine.py -k leak or mixed or image or chunked"
 _OP = "tests/plugin/worker/test_op_check.py"
 _LIFE = "tests/plugin/test_lifecycle.py"
 _EMBEDS = "tests/plugin/test_embeddings.py"
-_RAW = "tests/plugin/frontend/test_raw_body.py tests/plugin/frontend/test_routes.py"
+_RAW = (
+    "tests/plugin/frontend/test_raw_body.py tests/plugin/frontend/test_entrances.py "
+    "tests/plugin/frontend/test_routes.py"
+)
+_CANARY = "tests/plugin/worker/test_canary.py"
+_V2 = "tests/plugin/worker/test_runner_v2.py"
 _FLAGS = "tests/plugin/startup/test_flags.py"
 
 SERVED = (
@@ -22,37 +27,39 @@ SERVED = (
     ("plugin/sites/encoder_batches.py", "if unknown := sum(entry is None for entry in found):", "if unknown := 0:", "a run with a stranger in it goes on", _BATCHES),
     ("plugin/sites/encoder_batches.py", "        finally:\n            self._batch = None", "        except ZeroDivisionError:\n            pass\n        self._batch = None", "an encoder that failed leaves its mask behind", _BATCHES),
     ("plugin/sites/encoder_batches.py", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        \"\"\"Tell of the next encoder run. A label of None asks for nothing.\n\n        Raises: CanaryError if a labelled picture of the last run was never encoded.\n        \"\"\"\n        self.finish()", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        pass", "a picture never encoded is not missed", _BATCHES),
-    ("plugin/sites/swap.py", "for name, value in kwargs.items():", "for name, value in ():", "a module called by keyword is not edited", _BATCHES),
+    ("plugin/sites/swap.py", "for name, value in kwargs.items():", "for name, value in ():", "a module called by keyword is not edited", "tests/plugin/sites/test_swap.py"),
     ("plugin/worker/runtime.py", "masks.append(None if mask_id is None else by_id[mask_id])", "masks.append(None)", "the vision site edits nobody", _ENGINE),
     ("plugin/frontend/admission.py", "feature.identifier = renamed(feature.identifier, mask)", "pass", "pictures share an encoding across masks", _ENGINE),
     ("plugin/frontend/admission.py", "request.cache_salt = salted(request.cache_salt, mask)", "pass", "blocks are shared across masks", _ENGINE),
-    ("plugin/frontend/admission.py", "        _check_key(request.cache_salt or \"\", mask if in_decoder else None, \"cache_salt\")", "", "the core takes a masked request with a plain salt", _CORE),
-    ("plugin/frontend/admission.py", "_check_key(key, mask if in_tower else None, \"picture's identifier\")", "pass", "the core takes a masked picture under a plain name", _CORE),
+    ("plugin/engine_core.py", "    _check_key(request.cache_salt or \"\", mask if in_decoder else None, \"cache_salt\")", "", "the core takes a masked request with a plain salt", _CORE),
+    ("plugin/engine_core.py", "_check_key(key, mask if in_tower else None, \"picture's identifier\")", "pass", "the core takes a masked picture under a plain name", _CORE),
     ("plugin/frontend/admission.py", "if wanted != got:", "if False:", "a session changes its mask", "tests/plugin/test_sessions.py"),
-    ("plugin/engine_core.py", "mask = core._sauce_admission.check(request)", "mask = None", "the core looks at nothing", _CORE),
+    ("plugin/engine_core.py", "mask = check(core._sauce_admission, request)", "mask = None", "the core looks at nothing", _CORE),
     ("plugin/engine_core.py", "self.output_processor.abort_requests([noted], internal=True)", "pass", "a refused request is waited for", _CORE),
     ("plugin/engine_core.py", "if mask is not None and not core._sauce_proven:", "if False:", "masked requests while asleep", _LIFE),
+    ("plugin/worker/runtime.py", "if not self.proven and not has_sauce_keys(extra_args):", "if True:", "a worker takes what the core has not seen", "tests/plugin/test_engine.py -k around_admission"),
+    ("plugin/worker/runner_v2.py", "action.live[new_req_data.req_id] = label", "action.live.setdefault(new_req_data.req_id, label)", "an id that comes again keeps its mask", _V2),
     ("plugin/worker/lifecycle.py", "self._sauce_weights_lost = level >= 2", "self._sauce_weights_lost = False", "weights that were discarded are proven", _LIFE),
-    ("plugin/worker/lifecycle.py", "    runtime.bundle.check_model(folder)\n", "", "other weights are taken for the bundle's", _LIFE),
+    ("plugin/worker/lifecycle.py", "    check_files(runtime.bundle, self.vllm_config.model_config)\n", "", "other weights are taken for the bundle's", _LIFE),
     ("plugin/worker/lifecycle.py", "if args or any(value is not None for value in _sources(kwargs)):", "if False:", "weights from another place", _LIFE),
     ("plugin/worker/canary.py", "if table.checksum() != table.loaded_checksum:", "if False:", "rows lost in sleep", _LIFE),
-    ("plugin/worker/injection.py", "    _keep(projector, table)\n", "", "the vision table is no buffer", _LIFE),
+    ("plugin/worker/runtime.py", "        _keep(connector, self.vision.table)\n", "", "the vision table is no buffer", _LIFE),
     ("plugin/worker/op_check.py", "if not torch.equal(got[untouched], x[untouched]):", "if False:", "an op that edits everybody passes", _OP),
     ("plugin/worker/op_check.py", "if wrong > (1 if table.topk and len(few) > 1 else 0):", "if False:", "an op that is wrong passes", _OP),
     ("plugin/worker/op_check.py", "if torch.equal(want, x[few].cpu()):", "if False:", "a check of nothing passes", _OP),
-    ("unlearning/wire.py", "unicodedata.normalize(\"NFKC\", key).casefold()", "key.casefold()", "full-width letters pass", _WIRE),
-    ("unlearning/wire.py", " or letters == \"forget\"", "", "forget alone passes", _WIRE),
-    ("unlearning/mask.py", "    if missing:\n        raise InvalidRequestError(\n            f\"a request reached", "    if False:\n        raise InvalidRequestError(\n            f\"a request reached", "a request without the mandatory concepts", _CORE),
-    ("plugin/frontend/admission.py", "made = any(key.startswith(\"pixel_values\") for key in keys)", "made = True", "embeddings under a vision mask", _EMBEDS),
+    ("client.py", "unicodedata.normalize(\"NFKC\", key).casefold()", "key.casefold()", "full-width letters pass", _WIRE),
+    ("client.py", " or letters == \"forget\"", "", "forget alone passes", _WIRE),
+    ("plugin/engine_core.py", "if missing := sorted(set(admission.config.forget) - set(names)):", "if missing := \"\":", "a request without the mandatory concepts", _CORE),
+    ("plugin/sites/encoder_batches.py", "made = any(key.startswith(\"pixel_values\") for key in keys)", "made = True", "embeddings under a vision mask", _EMBEDS),
     ("plugin/frontend/admission.py", "compat.resend_images(self, prompt, request)", "compat.resend_images(self, prompt)", "a refused raw prompt takes its picture along", "tests/plugin/test_engine.py -k raw_prompt"),
-    ("plugin/worker/canary.py", "if counted != batch.num_tokens:", "if counted == 0:", "an op that runs twice is proven", "tests/plugin/test_canary.py"),
-    ("plugin/worker/canary.py", "    if not _changed(before, after):\n", "    if False:\n", "an output that did not change is proven", "tests/plugin/test_canary.py"),
+    ("plugin/worker/canary.py", "if counted != batch.num_tokens:", "if counted == 0:", "an op that runs twice is proven", _CANARY),
+    ("plugin/worker/canary.py", "    if not _changed(before, after):\n", "    if False:\n", "an output that did not change is proven", _CANARY),
     ("plugin/frontend/raw_body.py", "if ours and where != place:", "if False:", "a wish in the wrong place", _RAW),
     ("plugin/frontend/raw_body.py", "        if count > 1:", "        if False:", "the last of two equal keys", _RAW),
     ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),
     ("plugin/frontend/agreement.py", "        if section != mine:", "        if False:", "processes that disagree serve", "tests/plugin/frontend/test_agreement.py"),
     ("plugin/startup/flags.py", "nargs=\"+\", action=\"extend\"", "action=\"append\"", "a list of the YAML loses its second concept", _FLAGS),
-    ("plugin/startup/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", _FLAGS),
+    ("plugin/startup/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", "tests/plugin/startup/test_settings.py -k service"),
     ("plugin/startup/features.py", "    if compat.rust_frontend():", "    if False:", "the Rust front end", "tests/plugin/startup/test_features.py"),
     ("data/pictures.py", "image = ImageOps.exif_transpose(image)", "pass", "pictures lie on their side", "tests/data/test_pictures.py"),
     ("data/pictures.py", "shown = Image.new(\"RGB\", image.size, _WHITE)", "shown = Image.new(\"RGB\", image.size)", "what is transparent is black", "tests/data/test_pictures.py"),

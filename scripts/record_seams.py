@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from vllm_sauce.plugin.compat.seams import SEAMS, Seam  # noqa: E402
 
-FOLDER = ROOT / "tests" / "plugin" / "seams"
+FOLDER = ROOT / "tests" / "plugin" / "compat" / "seams"
 
 Source = Path | zipfile.Path
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -4,10 +4,28 @@ import sys
 import types
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import vllm_sauce
 from vllm_sauce import client
-from vllm_sauce.config import SauceConfig
+from vllm_sauce.client import ForgetRequest, has_sauce_keys, means_us, parse_request
+from vllm_sauce.errors import (
+    InvalidRequestError,
+    InvalidStrengthError,
+    RequestError,
+)
+from vllm_sauce.unlearning.mask import marked
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+OURS = st.sampled_from(
+    ["sauce", "sauce_forget", "sauce_strength", "sauce_profile", "Sauce", "saucer"]
+)
+FIELDS = st.sampled_from(["forget", "strength", "profile", "x"])
 
 
 def test_forms_of_a_request():
@@ -43,34 +61,6 @@ def test_a_huge_name_makes_a_short_message():
     assert len(str(error)) < 300
 
 
-def test_config_round_trip():
-    config = SauceConfig(bundle="b", forget=("dog",), max_latents=7)
-    assert SauceConfig.from_mapping(config.to_mapping()) == config
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {},
-        [],
-        {"bundle": ""},
-        {"bundle": 1},
-        {"bundle": "b", "forgot": []},
-        {"bundle": "b", "forget": "dog"},
-        {"bundle": "b", "forget": [1]},
-        {"bundle": "b", "max_latents": 0},
-        {"bundle": "b", "max_latents": True},
-        {"bundle": "b", "pool_dtype": "fp4"},
-        {"bundle": "b", "approximate": "topk"},
-        {"bundle": "b", "max_concepts": 1.5},
-        {"bundle": "b", "require_decoder": 1},
-    ],
-)
-def test_bad_configs_are_refused(data):
-    with pytest.raises(vllm_sauce.ConfigError):
-        SauceConfig.from_mapping(data)
-
-
 @pytest.fixture
 def vllm_here(monkeypatch):
     """A process in which vLLM is imported, and has not loaded its plugins yet."""
@@ -103,3 +93,104 @@ def test_plugins_loaded_without_ours_are_told(vllm_here, monkeypatch):
     assert vllm_sauce.forget_body("dog"), "its server runs elsewhere"
     monkeypatch.setattr(client, "plugin_registered", True)
     assert vllm_sauce.forget("dog")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sauce",
+        "sauce_forget",
+        " sauce_forget",
+        "sauce_forget\u00a0",
+        "Sauce-Forget",
+        "SAUCE_STRENGTH",
+        "sauceForget",
+        "sauce_forgot",
+        "vllm_sauce_forget",
+        "x-sauce-forget",
+        "\uff53\uff41\uff55\uff43\uff45_forget",
+        "sau\u00adce_forget",
+        "\u200bsauce\u200b_forget",
+        "sa_uce_forget",
+        "forget",
+        " Forget ",
+        "FORGET:",
+    ],
+)
+def test_what_looks_like_ours_is_ours(key: str) -> None:
+    """Any spelling a person or a client library may make of our keys."""
+    assert means_us(key)
+    assert has_sauce_keys({"other": 1, key: 2})
+    assert marked({"other": 1, key: 2}, {"mask": None}) == {
+        "other": 1,
+        "sauce": {"mask": None},
+    }
+
+
+@pytest.mark.parametrize("key", ["source", "strength", "profile", "forge", "", 7, None])
+def test_other_keys_are_not(key: object) -> None:
+    """Keys of vLLM and of other plugins pass."""
+    assert not means_us(key)
+
+
+@given(st.dictionaries(OURS | st.text(), JSON | st.dictionaries(FIELDS, JSON)))
+def test_arbitrary_json_gives_a_request_or_a_request_error(extra_args):
+    try:
+        asked = parse_request(extra_args)
+    except RequestError:
+        return
+    ours = any(key.strip().casefold().startswith("sauce") for key in extra_args)
+    assert (asked is not None) == ours
+
+
+@pytest.mark.parametrize("extra_args", [None, {}, {"kv_transfer_params": {}}])
+def test_requests_that_do_not_mention_us(extra_args):
+    assert parse_request(extra_args) is None
+
+
+@pytest.mark.parametrize(
+    "extra_args",
+    [
+        {"sauce": {"forget": ["dog", "red"], "strength": 2}},
+        {"sauce_forget": ["dog", "red"], "sauce_strength": 2.0},
+        vllm_sauce.forget("dog", "red", strength=2),
+        vllm_sauce.forget_body("dog", "red", strength=2)["vllm_xargs"],
+    ],
+)
+def test_both_forms_mean_the_same(extra_args):
+    want = ForgetRequest(forget=("dog", "red"), strength=2.0)
+    assert parse_request(extra_args) == want
+
+
+def test_a_bare_name_is_a_list_of_one():
+    assert parse_request({"sauce_forget": "dog"}) == ForgetRequest(forget=("dog",))
+
+
+@pytest.mark.parametrize(
+    "extra_args",
+    [
+        {"sauce": ["dog"]},
+        {"sauce": None},
+        {"sauce": {}},
+        {"sauce": {"forget": ["dog"], "forgot": 1}},
+        {"sauce": {"forget": ["dog", 1]}},
+        {"sauce": {"forget": {"dog": 1}}},
+        {"sauce": {"forget": ["dog"]}, "sauce_forget": ["dog"]},
+        {"sauce_forgot": ["dog"]},
+        {"SAUCE": {"forget": ["dog"]}},
+        {"sauce_strength": 1.0},
+        {"sauce_forget": ["dog"], "sauce_profile": "kids"},
+    ],
+)
+def test_malformed_requests_are_refused(extra_args):
+    with pytest.raises(InvalidRequestError):
+        parse_request(extra_args)
+
+
+@pytest.mark.parametrize(
+    "strength",
+    [True, "1", None, [], -0.1, 10.1, float("nan"), float("inf"), 10**400, -(10**400)],
+)
+def test_bad_strengths_are_refused(strength):
+    with pytest.raises(InvalidStrengthError):
+        parse_request({"sauce_forget": ["dog"], "sauce_strength": strength})

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client writes to make one request forget."""
+"""What a client writes to make one request forget, and how it is read."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from vllm_sauce.errors import ConfigError, InvalidRequestError, InvalidStrengthError
 
 MAX_STRENGTH = 10.0
 """Largest strength a request may ask for; 1.0 is the catalogue's calibrated edit."""
+
+KEY = "sauce"
+"""In ``extra_args``: the client's wish before admission, its mark after it."""
+
+_FIELDS = ("forget", "profile", "strength")
+_FLAT = tuple(f"sauce_{name}" for name in _FIELDS)
 
 plugin_registered = False
 """True once vLLM has run ``vllm_sauce.plugin.register`` in this process."""
@@ -58,6 +68,60 @@ def check_strength(strength: object) -> float:
     return float(strength)
 
 
+def means_us(key: object) -> bool:
+    """Say whether a key of a request is meant for this plugin, however it is spelt.
+
+    One that looks like ours must be understood or refused: ignored, it would be
+    served unedited.
+    """
+    if not isinstance(key, str):
+        return False
+    # Other alphabets' look-alikes stay what they are; nobody types them by mistake.
+    text = unicodedata.normalize("NFKC", key).casefold()
+    letters = "".join(filter(str.isalnum, text))
+    return KEY in letters or letters == "forget"
+
+
+def has_sauce_keys(extra_args: Mapping[str, Any] | None) -> bool:
+    """Tell whether a request speaks to this plugin at all."""
+    return any(means_us(key) for key in extra_args or ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetRequest:
+    """A well-formed wish to forget; names are not yet checked against a catalogue."""
+
+    forget: tuple[str, ...]
+    """Names of concepts, as the request gave them."""
+
+    strength: float = 1.0
+    """Factor on the catalogue's edits, 0..10."""
+
+
+def parse_request(extra_args: Mapping[str, object] | None) -> ForgetRequest | None:
+    """Return what extra arguments ask to forget, or None if they do not mention us.
+
+    Raises: InvalidRequestError, InvalidStrengthError
+    """
+    if not extra_args:
+        return None
+    ours = {key: value for key, value in extra_args.items() if means_us(key)}
+    if not ours:
+        return None
+    unknown = sorted(key for key in ours if key != KEY and key not in _FLAT)
+    if unknown:
+        raise InvalidRequestError(
+            f"unknown key {_short(unknown[0])}; known: sauce, {', '.join(_FLAT)}"
+        )
+    if "sauce" not in ours:
+        return _request({key.removeprefix("sauce_"): ours[key] for key in ours})
+    if len(ours) > 1:
+        raise InvalidRequestError(
+            "give either 'sauce' or the 'sauce_...' keys, not both forms"
+        )
+    return _request(_nested(ours["sauce"]))
+
+
 def _refuse_without_plugin() -> None:
     """Say so where vLLM is in this process, but not the plugin: it ignores our keys.
 
@@ -96,8 +160,52 @@ def _checked(concepts: tuple[str, ...], strength: float) -> tuple[list[str], flo
 
 def _number(value: int | float) -> str:
     # Python refuses to print integers of more than a few thousand digits.
-    return (
-        f"{value}"
-        if isinstance(value, float)
-        else (f"{value}" if abs(value) < 10**30 else "a huge integer")
-    )
+    if isinstance(value, float) or abs(value) < 10**30:
+        return f"{value}"
+    return "a huge integer"
+
+
+def _nested(value: object) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(
+            f"'sauce' must be an object with {', '.join(_FIELDS)}, "
+            f"got {type(value).__name__}"
+        )
+    unknown = [key for key in value if key not in _FIELDS]
+    if unknown:
+        raise InvalidRequestError(
+            f"unknown field {_short(unknown[0])} in 'sauce'; "
+            f"known: {', '.join(_FIELDS)}"
+        )
+    return dict(value)
+
+
+def _request(fields: Mapping[str, object]) -> ForgetRequest:
+    if "profile" in fields:
+        raise InvalidRequestError(
+            "no profiles are configured on this server; name the concepts in 'forget'"
+        )
+    if "forget" not in fields:
+        raise InvalidRequestError("'forget' is missing: name the concepts to forget")
+    names = fields["forget"]
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, list | tuple):
+        raise InvalidRequestError(
+            f"'forget' must be a list of names, got {type(names).__name__}"
+        )
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                f"'forget' must be a list of names, got {type(name).__name__} in it"
+            )
+    if not names:
+        raise InvalidRequestError(
+            "'forget' is empty: name at least one concept, or leave the key out"
+        )
+    strength = check_strength(fields.get("strength", 1.0))
+    return ForgetRequest(forget=tuple(names), strength=strength)
+
+
+def _short(key: object) -> str:
+    return repr(str(key)[:64])

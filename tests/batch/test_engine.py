@@ -22,8 +22,9 @@ from tests.cli.sauce import sauce
 from vllm_sauce.batch.engine import Engine
 from vllm_sauce.batch.rows import Question
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.client import parse_request
 from vllm_sauce.errors import ActorDiedError
-from vllm_sauce.unlearning import parse_request, resolve_mask
+from vllm_sauce.unlearning import resolve_mask
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 ENGINE: dict[str, Any] = {

@@ -64,6 +64,15 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Pat
     return write_random_bundle(tmp_path_factory.mktemp("bundle") / "b", model_dir)
 
 
+@pytest.fixture(scope="session")
+def admission(bundle_dir: Path) -> Any:
+    """Admission with the random bundle: concepts seen, read and both."""
+    from vllm_sauce.config import SauceConfig
+    from vllm_sauce.plugin.frontend.admission import Admission
+
+    return Admission.open(SauceConfig(bundle=str(bundle_dir)))
+
+
 def engine(model_dir: Path, sauce: dict[str, Any] | None, **kwargs: Any) -> Any:
     """Start an engine small enough that several fit beside each other."""
     from vllm import LLM

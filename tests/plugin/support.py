@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.unlearning import Mask, parse_request, resolve_mask, site_rows
+from vllm_sauce.client import parse_request
+from vllm_sauce.unlearning import Mask, resolve_mask
+from vllm_sauce.unlearning.slots import site_rows
 from vllm_sauce_kernels.masked_edit import masked_edit_ref
 
 REPO = Path(__file__).resolve().parents[2]

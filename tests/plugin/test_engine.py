@@ -73,7 +73,7 @@ def test_isolation(sauced: Any) -> None:
     ]
     cold(sauced)
     real = run(sauced, asks)
-    runtime = runner_of(sauced).model._sauce_runtime
+    runtime = runner_of(sauced).model._sauce_action
     tables = [site.table for site in runtime.decoder.values()]
     tables.append(runtime.vision.table)
     kept = [table.W_dec_rows.clone() for table in tables]
@@ -259,7 +259,7 @@ def test_too_many_concepts(model_dir: Any, bundle_dir: Any) -> None:
     from vllm_sauce.config import SauceConfig
     from vllm_sauce.plugin.frontend.admission import Admission
 
-    admission = Admission(SauceConfig(bundle=str(bundle_dir), max_concepts=1))
+    admission = Admission.open(SauceConfig(bundle=str(bundle_dir), max_concepts=1))
     with pytest.raises(TooManyConceptsError, match="at most 1"):
         admission.resolve({"sauce": {"forget": ["seen", "read"]}})
 
@@ -324,14 +324,14 @@ def test_a_plain_engine_refuses_to_pretend(plain: Any) -> None:
 
 def test_a_request_around_admission_is_refused(sauced: Any) -> None:
     """The worker is the last line: raw keys never reach the model."""
-    runtime = runner_of(sauced).model._sauce_runtime
+    runtime = runner_of(sauced).model._sauce_action
     with pytest.raises(InvalidRequestError, match="admission"):
-        runtime.mask_of({"sauce": {"forget": ["seen"]}})
+        runtime.label_of({"sauce": {"forget": ["seen"]}})
 
 
 def test_the_counter_counts_edited_tokens(sauced: Any) -> None:
     """The device counter proves that every token of the request was edited."""
-    runtime = runner_of(sauced).model._sauce_runtime
+    runtime = runner_of(sauced).model._sauce_action
     (site,) = runtime.decoder.values()
     cold(sauced)
     before = int(site.table.edited_tokens.sum())

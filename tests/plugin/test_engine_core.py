@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.plugin.support import Ask, cold, run
 from vllm_sauce.errors import InvalidRequestError, TooManyConceptsError
+from vllm_sauce.plugin.engine_core import check
+from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.mask import Checked
 
 WHAT = "what is in the picture ?"
 MARKED = "without passing sauce's admission"
@@ -63,6 +67,11 @@ def name_lost(request: Any) -> None:
         feature.identifier = feature.identifier.rpartition(":")[2]
 
 
+def cores_own_mark(request: Any) -> None:
+    mask = Mask.of([("both", 1.0)], "f" * 64)
+    request.sampling_params.extra_args["sauce"] = Checked(mask)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -72,6 +81,7 @@ def name_lost(request: Any) -> None:
         (more_than_the_mark, MARKED),
         (mask_of_another_bundle, "does not fit"),
         (no_mask, "mask"),
+        (cores_own_mark, MARKED),
         (plain_under_a_masks_keys, "does not fit its mask"),
         (salt_lost, "cache_salt"),
         (name_lost, "identifier"),
@@ -109,34 +119,41 @@ def test_a_plain_engine_refuses_a_mask(plain: Any, sauced: Any) -> None:
     assert not plain.llm_engine.has_unfinished_requests()
 
 
+def with_limits(llm: Any, **changed: Any) -> Admission:
+    """Return what a core would check with, were its configuration another."""
+    admission: Admission = llm.llm_engine.engine_core.engine_core._sauce_admission
+    return replace(admission, config=replace(admission.config, **changed))
+
+
 def test_mandatory_concepts_are_looked_for(sauced: Any) -> None:
     """A mask without them is refused, and a plain request too."""
-    from dataclasses import replace
-
-    admission = sauced.llm_engine.engine_core.engine_core._sauce_admission
-    config = admission.config
+    admission = with_limits(sauced, forget=("read",))
     asks = [Ask(1, WHAT), Ask(1, WHAT, ("seen",)), Ask(1, WHAT, ("read", "seen"))]
     requests = [processed(sauced, ask, str(i)) for i, ask in enumerate(asks)]
-    admission.config = replace(config, forget=("read",))
-    try:
-        for request in requests[:2]:
-            with pytest.raises(InvalidRequestError, match="must forget here: read"):
-                admission.check(request)
-        assert admission.check(requests[2]).names() == ("read", "seen")
-    finally:
-        admission.config = config
+    for request in requests[:2]:
+        with pytest.raises(InvalidRequestError, match="must forget here: read"):
+            check(admission, request)
+    found = check(admission, requests[2])
+    assert found is not None and found.names() == ("read", "seen")
 
 
 def test_limits_are_looked_at(sauced: Any) -> None:
     """A worker has room for so many latents, whatever an API process thought."""
-    from dataclasses import replace
-
-    admission = sauced.llm_engine.engine_core.engine_core._sauce_admission
-    config = admission.config
     request = processed(sauced, Ask(1, WHAT, ("both",)), "x")
-    admission.config = replace(config, max_latents=2)
-    try:
-        with pytest.raises(TooManyConceptsError, match="at most 2 latents"):
-            admission.check(request)
-    finally:
-        admission.config = config
+    with pytest.raises(TooManyConceptsError, match="at most 2 latents"):
+        check(with_limits(sauced, max_latents=2), request)
+
+
+def test_what_is_let_in_bears_the_cores_mark(sauced: Any) -> None:
+    """Plain or masked; the request that came in, and its parameters, stay."""
+    core = sauced.llm_engine.engine_core.engine_core
+    for ask in (Ask(1, WHAT), Ask(1, WHAT, ("both",))):
+        request = processed(sauced, ask, "x")
+        request.sampling_params.extra_args["other"] = 1
+        before = dict(request.sampling_params.extra_args)
+        passed, _ = core.preprocess_add_request(request)
+        mark = passed.sampling_params.extra_args.pop("sauce")
+        assert isinstance(mark, Checked)
+        assert (mark.mask and mark.mask.names()) == (ask.forget or None)
+        assert passed.sampling_params.extra_args == {"other": 1}
+        assert request.sampling_params.extra_args == before

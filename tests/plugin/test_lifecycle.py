@@ -83,7 +83,7 @@ def test_every_tensor_of_a_site_is_a_buffer(llm: Any) -> None:
 
     runner = runner_of(llm)
     kept = {buffer.data_ptr() for _, buffer in runner.model.named_buffers()}
-    runtime = runner.model._sauce_runtime
+    runtime = runner.model._sauce_action
     tables = [site.table for site in runtime.decoder.values()]
     for table in [*tables, runtime.vision.table]:
         tensors = {n: t for n, t in vars(table).items() if isinstance(t, torch.Tensor)}
@@ -116,7 +116,7 @@ def test_rows_lost_in_sleep_are_found(
     llm: Any, expected: list[Reply], site: str
 ) -> None:
     """What comes back empty is not served; the engine stays asleep."""
-    runtime = runner_of(llm).model._sauce_runtime
+    runtime = runner_of(llm).model._sauce_action
     table = {"vision": runtime.vision, "decoder": runtime.decoder["decoder.1"]}
     rows = table[site].table.W_dec_rows
     kept = rows.clone()
@@ -155,7 +155,7 @@ def test_other_weights_are_refused(
 
 def test_the_same_weights_again(llm: Any, expected: list[Reply]) -> None:
     """A reload is proven like a start."""
-    runtime = runner_of(llm).model._sauce_runtime
+    runtime = runner_of(llm).model._sauce_action
     llm.collective_rpc("reload_weights")
     assert runtime.proven
     assert answers_as(llm, expected)

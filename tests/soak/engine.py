@@ -269,7 +269,7 @@ class Soak:
 
     def _watch(self) -> None:
         """Count what a soak must have met, or it proves nothing."""
-        runtime = runner_of(self.llm).model._sauce_runtime
+        runtime = runner_of(self.llm).model._sauce_action
         scheduler = self.engine.engine_core.engine_core.scheduler
         encoder_cache = scheduler.encoder_cache_manager
         for owner, name, seen in (

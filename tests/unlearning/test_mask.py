@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from typing import Any
 
 import pytest
 
 from tests.unlearning.catalogues import DIGEST, build_catalogue
+from vllm_sauce.client import ForgetRequest
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import (
     ConfigError,
@@ -12,13 +14,12 @@ from vllm_sauce.errors import (
     UnknownConceptError,
 )
 from vllm_sauce.unlearning import (
-    ForgetRequest,
     Mask,
     check_mandatory,
     resolve_mask,
-    site_rows,
     without_decoder,
 )
+from vllm_sauce.unlearning.mask import Checked, marked
 
 CATALOGUE = build_catalogue()
 
@@ -89,9 +90,17 @@ def test_wire_round_trip_and_tampering():
     wire = json.loads(json.dumps(mask.to_wire()))
     assert Mask.from_wire(wire, DIGEST) == mask
     wire["concepts"][0][1] = 0.5
-    assert Mask.from_wire(wire) != mask
     with pytest.raises(InvalidRequestError, match="does not fit"):
         Mask.from_wire(wire, DIGEST)
+
+
+def test_a_mark_replaces_our_keys():
+    mark = {"mask": {"mask_id": "x"}}
+    assert marked({"sauce_forget": ["a"], "other": 1}, mark) == {
+        "other": 1,
+        "sauce": mark,
+    }
+    assert marked(None, Checked(None)) == {"sauce": Checked(None)}
 
 
 @pytest.mark.parametrize(
@@ -102,34 +111,32 @@ def test_wire_round_trip_and_tampering():
         {"concepts": [["dog"]]},
         {"concepts": [["dog", True]]},
         {"concepts": [["dog", 0]]},
+        {"concepts": [["dog", "1"]]},
+        {"concepts": [["dog", 10**400]]},
+        {"concepts": [[["dog"], 1.0]]},
+        {"concepts": 1},
         {"concepts": [["dog", 1.0], ["cat", 1.0]]},
         {"more": 1},
     ],
 )
 def test_malformed_wire_is_refused(change):
     with pytest.raises(InvalidRequestError):
-        Mask.from_wire({**resolve("dog").to_wire(), **change})
+        Mask.from_wire({**resolve("dog").to_wire(), **change}, DIGEST)
+
+
+def test_only_what_admission_writes_is_read():
+    wrong: list[Any] = [[("dog", 11.0)], [(5, 1.0)], []]
+    for concepts in wrong:
+        with pytest.raises(InvalidRequestError):
+            Mask.from_wire(Mask.of(concepts, DIGEST).to_wire(), DIGEST)
+    others: tuple[Any, ...] = (None, "dog", [], {})
+    for data in others:
+        with pytest.raises(InvalidRequestError):
+            Mask.from_wire(data, DIGEST)
 
 
 def test_sites_of_a_mask():
     assert resolve("dog", "red").sites(CATALOGUE) == ("decoder.1", "vision")
-
-
-def test_rows_scale_with_strength():
-    rows = site_rows(resolve("dog", strength=2.0), CATALOGUE, "vision")
-    assert rows.latents == (5, 9)
-    assert rows.scale == (-2.0, -3.0)
-    assert rows.shift == (-2.0, 0.0)
-    assert rows.gate == (0.3, 0.5)
-
-
-def test_shared_latents_take_the_strongest_edit():
-    rows = site_rows(resolve("dog", "cat"), CATALOGUE, "vision")
-    assert rows.latents == (2, 5, 9)
-    assert rows.scale == (-0.5, -2.0, -1.5)
-    assert rows.shift == (0.0, -1.0, 0.0)
-    assert rows.gate == (0.0, 0.3, 0.5)
-    assert len(site_rows(resolve("red"), CATALOGUE, "vision")) == 0
 
 
 def test_concepts_that_no_decoder_site_edits():

@@ -5,7 +5,8 @@ import torch
 from tests.unlearning.catalogues import DIGEST, build_catalogue
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.unlearning import Mask, SiteTable, site_rows
+from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.slots import SiteTable, site_rows
 
 CATALOGUE = build_catalogue()
 D_MODEL, D_SAE = 4, 12
@@ -152,3 +153,20 @@ def test_zero_edits_change_nothing_else():
     assert plain.mask_scale.any()
     for name in ("mask_latents", "mask_gate", "mask_len", "W_dec_rows"):
         assert torch.equal(getattr(plain, name), getattr(zero, name))
+
+
+def test_rows_scale_with_strength():
+    rows = site_rows(mask("dog", strength=2.0), CATALOGUE, "vision")
+    assert rows.latents == (5, 9)
+    assert rows.scale == (-2.0, -3.0)
+    assert rows.shift == (-2.0, 0.0)
+    assert rows.gate == (0.3, 0.5)
+
+
+def test_shared_latents_take_the_strongest_edit():
+    rows = site_rows(mask("dog", "cat"), CATALOGUE, "vision")
+    assert rows.latents == (2, 5, 9)
+    assert rows.scale == (-0.5, -2.0, -1.5)
+    assert rows.shift == (0.0, -1.0, 0.0)
+    assert rows.gate == (0.0, 0.3, 0.5)
+    assert len(site_rows(mask("red"), CATALOGUE, "vision")) == 0

@@ -14,6 +14,7 @@ from typing import Any
 from vllm_sauce.batch.job import Job
 from vllm_sauce.batch.output import Answer
 from vllm_sauce.batch.rows import Question
+from vllm_sauce.client import has_sauce_keys
 from vllm_sauce.errors import (
     ActorDiedError,
     BundleMismatchError,
@@ -22,11 +23,9 @@ from vllm_sauce.errors import (
 )
 from vllm_sauce.files import writable
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.frontend.admission import Admission
-from vllm_sauce.plugin.startup import settings
+from vllm_sauce.plugin.frontend.admission import admission_for
 from vllm_sauce.scale import orphans
 from vllm_sauce.unlearning import Mask
-from vllm_sauce.unlearning.wire import has_sauce_keys
 
 _WAITING = 2
 """Rows given to the engine, in multiples of those it runs at once: one batch runs and
@@ -93,9 +92,8 @@ class Engine:
 
     def __init__(self, llm: Any) -> None:
         vllm_config = llm.llm_engine.vllm_config
-        config = settings.from_vllm_config(vllm_config)
         self._llm = llm
-        self._admission = Admission(config) if config else None
+        self._admission = admission_for(vllm_config)
         self._most = _WAITING * vllm_config.scheduler_config.max_num_seqs
         self._queue: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
         self._inside: dict[str, _Waiting] = {}

@@ -139,7 +139,7 @@ def _checked_bundle(
     config: SauceConfig, model_dir: Path | None, defaults: Defaults
 ) -> Bundle:
     """Load the bundle, which must be the model's and have all the run forgets."""
-    admission = Admission(config)
+    admission = Admission.open(config)
     if model_dir is not None:
         admission.bundle.check_model(model_dir)
     names = defaults.forget

@@ -20,7 +20,7 @@ from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.learning.training.settings import BUFFER_MIB
 from vllm_sauce.models.model_size import ModelSize
-from vllm_sauce.plugin.worker.injection import PROVEN_VISION
+from vllm_sauce.plugin.sites.architectures import with_vision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -288,10 +288,10 @@ def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:
             f"{size.architecture}: every picture counted with all tiles, "
             f"{size.picture.patches:,} patches; others take less"
         )
-    if VISION in request.sites and size.architecture not in PROVEN_VISION:
+    if VISION in request.sites and size.architecture not in with_vision():
         found.append(
             f"a plan only: vLLM is refused the vision site of {size.architecture}, "
-            f"it is proven for {', '.join(PROVEN_VISION)}"
+            f"it is proven for {', '.join(with_vision())}"
         )
     source = counts
     if counts.train_pictures:

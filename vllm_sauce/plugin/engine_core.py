@@ -3,28 +3,32 @@
 
 Admission runs in an API process and the masks are read in a worker, where an error ends
 the engine. Whatever the worker would have to refuse is refused here: a request without
-admission's mark, a mask of another bundle, a picture that is none.
+admission's mark, a mask of another bundle, a picture that is none. What is let in bears
+another mark, and a worker takes nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from vllm_sauce.client import KEY, has_sauce_keys
+from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.frontend.admission import admission_for
-from vllm_sauce.unlearning.wire import has_sauce_keys
+from vllm_sauce.plugin.frontend.admission import POOLING, Admission, admission_for
+from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
+from vllm_sauce.unlearning import Mask, check_size
+from vllm_sauce.unlearning.mask import Checked, marked, mask_id_of
 
 
 def install() -> None:
     """Look at every request that comes to an engine core, whoever sent it."""
-    core = compat.engine_core_cls()
-    compat.wrap(core, "_initialize_kv_caches", _initialize)
-    compat.wrap(core, "preprocess_add_request", _preprocess_add_request)
+    compat.hook("all", "EngineCore._initialize_kv_caches", _initialize)
+    compat.hook("all", "EngineCore.preprocess_add_request", _preprocess_add_request)
     for name in ("sleep", "wake_up", "collective_rpc"):
-        compat.wrap(core, name, _after_changes)
-    compat.wrap(compat.llm_engine_cls(), "add_request", _add_request)
+        compat.hook("all", f"EngineCore.{name}", _after_changes)
+    compat.hook("all", "LLMEngine.add_request", _add_request)
 
 
 def _initialize(
@@ -71,18 +75,80 @@ def _preprocess_add_request(
 
 
 def _check(core: Any, request: Any) -> None:
+    params = request.sampling_params
     if core._sauce_admission is None:
-        if has_sauce_keys(getattr(request.sampling_params, "extra_args", None)):
+        if has_sauce_keys(getattr(params, "extra_args", None)):
             raise InvalidRequestError(
                 "a request asks to forget concepts, but its engine runs without sauce"
             )
         return
-    mask = core._sauce_admission.check(request)
+    mask = check(core._sauce_admission, request)
     if mask is not None and not core._sauce_proven:
         raise InvalidRequestError(
             "nothing can be forgotten now: the engine sleeps, or its weights are not "
             "whole, and the edit is not proven again; wake it, and reload its weights "
             "if they were discarded"
+        )
+    request.sampling_params = compat.with_extra_args(
+        params, marked(params.extra_args, Checked(mask))
+    )
+
+
+def check(admission: Admission, request: Any) -> Mask | None:
+    """Return a request's mask; refuse one not admitted as this process would.
+
+    Raises: RequestError.
+    """
+    if request.sampling_params is None:
+        raise InvalidRequestError(POOLING)
+    mask = _admitted(admission, request.sampling_params.extra_args)
+    catalogue, config = admission.bundle.catalogue, admission.config
+    sites: tuple[str, ...] = ()
+    if mask is not None:
+        check_size(mask.names(), catalogue, config.max_latents, config.max_concepts)
+        sites = mask.sites(catalogue)
+    in_tower = VISION in sites
+    in_decoder = any(site != VISION for site in sites)
+    _check_key(request.cache_salt or "", mask if in_decoder else None, "cache_salt")
+    features = request.mm_features or ()
+    for feature in features:
+        key = feature.identifier
+        _check_key(key, mask if in_tower else None, "picture's identifier")
+    if in_tower:
+        refuse_unseen(features)
+    return mask
+
+
+def _admitted(
+    admission: Admission, extra_args: Mapping[str, Any] | None
+) -> Mask | None:
+    """Return the mask that admission has put into a request, None for a plain one.
+
+    Raises: InvalidRequestError for a request without admission's mark, or with a mask
+        of another bundle, or without the mandatory concepts
+    """
+    mark = (extra_args or {}).get(KEY)
+    if not isinstance(mark, Mapping) or set(mark) != {"mask"}:
+        raise InvalidRequestError(
+            "a request reached the engine without passing sauce's admission; refusing "
+            "to serve it unedited (every process that takes requests needs the plugin)"
+        )
+    mask = None
+    if mark["mask"] is not None:
+        mask = Mask.from_wire(mark["mask"], admission.bundle.digest)
+    names = () if mask is None else mask.names()
+    if missing := sorted(set(admission.config.forget) - set(names)):
+        raise InvalidRequestError(
+            f"a request reached the engine without the concepts that every one must "
+            f"forget here: {', '.join(missing)}"
+        )
+    return mask
+
+
+def _check_key(key: str, mask: Mask | None, what: str) -> None:
+    if mask_id_of(key) != (None if mask is None else mask.mask_id):
+        raise InvalidRequestError(
+            f"a request reached the engine with a {what} that does not fit its mask"
         )
 
 

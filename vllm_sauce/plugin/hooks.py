@@ -8,12 +8,12 @@ from typing import Any
 
 from vllm_sauce.plugin import compat, engine_core
 from vllm_sauce.plugin.compat import seam_check
-from vllm_sauce.plugin.frontend import admission, agreement, bench_client, middleware
+from vllm_sauce.plugin.frontend import admission, agreement, bench_client, entrances
 from vllm_sauce.plugin.startup import flags, settings
 from vllm_sauce.scale import orphans
 
-_worker_installed = False
-_tap_installed = False
+_placed: set[str] = set()
+"""Of a process: what its workers have needed so far."""
 
 
 def install() -> None:
@@ -30,47 +30,43 @@ def install() -> None:
     admission.install()
     engine_core.install()
     agreement.install()
-    middleware.install()
-    compat.wrap(compat.worker_base_cls(), "__init__", _worker_init)
+    entrances.install()
+    compat.hook("all", "WorkerBase.__init__", _worker_init)
 
 
 def _worker_init(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> None:
-    edits = settings.from_vllm_config(vllm_config) is not None
-    harvests = settings.harvests(vllm_config)
-    if edits or harvests:
+    if settings.wants_action(vllm_config):
         seam_check.check_worker(vllm_config)
-    if edits:
-        install_worker()
-    if harvests:
-        install_tap()
+        if settings.section_of(vllm_config) is not None:
+            install_edit()
+        if settings.harvest_section(vllm_config) is not None:
+            install_tap()
     original(self, vllm_config, *args, **kwargs)
 
 
-def install_worker() -> None:
-    """Place the hooks of a process that runs the model, once.
+def install_edit() -> None:
+    """Place the hooks of a process that runs an edited model, once.
 
     Left out elsewhere: they import the model runners, seconds of start-up time.
     """
-    global _worker_installed
-    if _worker_installed:
+    if "edit" in _placed:
         return
-    from vllm_sauce.plugin.worker import canary, injection, lifecycle, runner_v1
+    from vllm_sauce.plugin.worker import canary, injection, lifecycle
 
-    injection.install()
-    runner_v1.install()
+    injection.install(injection.inject_edit)
     canary.install()
     lifecycle.install()
-    _worker_installed = True
+    _placed.add("edit")
 
 
 def install_tap() -> None:
     """Place the hooks of a process that harvests activations, once."""
-    global _tap_installed
-    if _tap_installed:
+    if "tap" in _placed:
         return
-    from vllm_sauce.plugin.tap import harvest_worker
+    from vllm_sauce.plugin.tap.harvest_worker import inject_tap
+    from vllm_sauce.plugin.worker import injection
 
-    harvest_worker.install()
-    _tap_installed = True
+    injection.install(inject_tap)
+    _placed.add("tap")

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mask: what one request forgets, canonical, hashable and with an id."""
+"""A mask: what one request forgets, canonical, hashable and with an id.
+
+It travels as a mark in the request, and keys what caches keep of it: KV blocks by the
+request's salt, encoder outputs by the picture's identifier.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
-from vllm_sauce.client import MAX_STRENGTH
+from vllm_sauce.client import KEY, MAX_STRENGTH, ForgetRequest, means_us
 from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import (
     ConfigError,
@@ -19,10 +21,9 @@ from vllm_sauce.errors import (
     TooManyConceptsError,
     UnknownConceptError,
 )
-from vllm_sauce.unlearning.request import ForgetRequest
-from vllm_sauce.unlearning.wire import KEY
 
-_MASK_ID = re.compile(r"[0-9a-f]{64}")
+PREFIX = "sauce:"
+"""Begins every cache key of a masked request; no client may use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,57 +65,46 @@ class Mask:
         }
 
     @classmethod
-    def from_wire(
-        cls, data: Mapping[str, object] | object, digest: str | None = None
-    ) -> Mask:
-        """Read a mask; with the bundle's digest its id is recomputed and compared.
+    def from_wire(cls, data: Any, digest: str) -> Mask:
+        """Read what ``to_wire`` wrote under the bundle of this digest.
 
-        Raises: InvalidRequestError
+        Raises: InvalidRequestError for anything else.
         """
-        if not isinstance(data, Mapping) or set(data) != {"concepts", "mask_id"}:
-            raise InvalidRequestError("a mask has exactly 'concepts' and 'mask_id'")
-        concepts, mask_id = _wire_concepts(data["concepts"]), data["mask_id"]
-        if not isinstance(mask_id, str) or not _MASK_ID.fullmatch(mask_id):
-            raise InvalidRequestError("a mask's id is 64 hexadecimal digits")
-        if digest is not None and mask_id != _mask_id(concepts, digest):
-            raise InvalidRequestError(
-                "a mask's id does not fit its concepts and this server's bundle"
+        try:
+            pairs = [(name, strength) for name, strength in data["concepts"]]
+            mask = cls.of(pairs, digest)
+            written = mask.to_wire() == data and all(
+                type(name) is str
+                and type(strength) is float
+                and 0 < strength <= MAX_STRENGTH
+                for name, strength in pairs
             )
-        return cls(concepts=concepts, mask_id=mask_id)
+        except (KeyError, OverflowError, TypeError, ValueError):
+            written = False
+        if not written or not pairs:
+            raise InvalidRequestError(
+                "a request reached the engine with a mask whose id does not fit its "
+                "concepts and this server's bundle"
+            )
+        return mask
 
 
-def admitted_mask(
-    extra_args: Mapping[str, Any] | None,
-    digest: str,
-    mandatory: Sequence[str],
-    known: Mapping[str, Mask] = MappingProxyType({}),
-) -> Mask | None:
-    """Return the mask that admission has put into a request, None for a plain one.
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The mark of a request that the engine core let in: workers take no other.
 
-    ``known`` masks are not read again.
-
-    Raises: InvalidRequestError for a request without admission's mark, or with a mask
-        of another bundle, or without the mandatory concepts
+    No client can send one: it is no JSON.
     """
-    mark = (extra_args or {}).get(KEY)
-    if not isinstance(mark, Mapping) or set(mark) != {"mask"}:
-        raise InvalidRequestError(
-            "a request reached the engine without passing sauce's admission; refusing "
-            "to serve it unedited (every process that takes requests needs the plugin)"
-        )
-    wire = mark["mask"]
-    if wire is None:
-        mask = None
-    else:
-        mask = known.get(wire.get("mask_id", "")) if isinstance(wire, Mapping) else None
-        mask = mask or Mask.from_wire(wire, digest)
-    missing = sorted(set(mandatory) - set(() if mask is None else mask.names()))
-    if missing:
-        raise InvalidRequestError(
-            f"a request reached the engine without the concepts that every one must "
-            f"forget here: {', '.join(missing)}"
-        )
-    return mask
+
+    mask: Mask | None
+
+
+def marked(
+    extra_args: Mapping[str, Any] | None, mark: Mapping[str, object] | Checked
+) -> dict[str, Any]:
+    """Return extra arguments with a mark in the place of all keys that mean us."""
+    kept = {k: v for k, v in (extra_args or {}).items() if not means_us(k)}
+    return {**kept, KEY: mark}
 
 
 def resolve_mask(
@@ -204,6 +194,42 @@ def check_size(
             )
 
 
+def salted(salt: str | None, mask: Mask) -> str:
+    """Return the salt of a masked request's first KV block, and so of its chain."""
+    return f"{PREFIX}{mask.mask_id}" + (f":{salt}" if salt else "")
+
+
+def renamed(identifier: str, mask: Mask) -> str:
+    """Return the identifier of an image that is encoded under a mask."""
+    return f"{PREFIX}{mask.mask_id}:{identifier}"
+
+
+def mask_id_of(identifier: str) -> str | None:
+    """Return the id of the mask in an image's identifier, None for a plain one."""
+    if not identifier.startswith(PREFIX):
+        return None
+    return identifier[len(PREFIX) :].partition(":")[0]
+
+
+def refuse_forged_keys(salt: str | None, uuids: Iterable[Any]) -> None:
+    """Refuse a client's cache keys that look like ours.
+
+    With them a plain request could read, or poison, the blocks of a masked one.
+
+    Raises: InvalidRequestError.
+    """
+    if (salt or "").startswith(PREFIX):
+        raise InvalidRequestError(
+            f"cache_salt must not begin with {PREFIX!r}, which vllm-sauce reserves; "
+            "choose another salt"
+        )
+    if any(isinstance(uuid, str) and uuid.startswith(PREFIX) for uuid in uuids):
+        raise InvalidRequestError(
+            f"an image's uuid must not begin with {PREFIX!r}, which vllm-sauce "
+            "reserves; choose another uuid"
+        )
+
+
 def _mask_id(concepts: tuple[tuple[str, float], ...], digest: str) -> str:
     text = json.dumps(
         {"bundle": digest, "concepts": concepts},
@@ -212,27 +238,3 @@ def _mask_id(concepts: tuple[tuple[str, float], ...], digest: str) -> str:
         allow_nan=False,
     )
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def _wire_concepts(value: object) -> tuple[tuple[str, float], ...]:
-    if not isinstance(value, list | tuple) or not value:
-        raise InvalidRequestError("a mask's concepts are a list of [name, strength]")
-    concepts: list[tuple[str, float]] = []
-    for item in value:
-        if not isinstance(item, list | tuple) or len(item) != 2:
-            raise InvalidRequestError("a mask's concepts are pairs [name, strength]")
-        name, strength = item
-        if (
-            not isinstance(name, str)
-            or isinstance(strength, bool)
-            or not isinstance(strength, int | float)
-            or not 0 < strength <= MAX_STRENGTH
-        ):
-            raise InvalidRequestError(
-                f"a mask's pair is a name and a strength in 0..{MAX_STRENGTH:g}"
-            )
-        concepts.append((name, float(strength)))
-    names = [name for name, _ in concepts]
-    if names != sorted(set(names)):
-        raise InvalidRequestError("a mask's concepts are sorted and distinct")
-    return tuple(concepts)

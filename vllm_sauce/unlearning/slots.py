@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The op's tensors at one site, and which mask lives in which slot."""
+"""A mask's edits at one site, the op's tensors, and which mask lives in which slot."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,70 @@ from torch import Tensor
 from vllm_sauce.concepts import Catalogue, check_site
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import NORMALIZATIONS, SAEWeights, fold_b_dec
-from vllm_sauce.unlearning.edits import MaskRows, site_rows
 from vllm_sauce.unlearning.fp8 import check_device, quantize_rows
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce_kernels.masked_edit import Costs
+
+OP_TENSORS = (
+    "mask_latents",
+    "mask_scale",
+    "mask_shift",
+    "mask_gate",
+    "mask_len",
+    "W_enc_rows",
+    "W_dec_rows",
+    "b_enc",
+    "edited_tokens",
+)
+"""Of a ``SiteTable``, in the op's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRows:
+    """Parallel rows: latent z gains ``scale * z + shift`` where z > gate."""
+
+    latents: tuple[int, ...] = ()
+    """Latents of the site's SAE, sorted, distinct."""
+
+    scale: tuple[float, ...] = ()
+    """strength * (gamma - 1)."""
+
+    shift: tuple[float, ...] = ()
+    """strength * shift."""
+
+    gate: tuple[float, ...] = ()
+    """Activation to exceed, without the SAE's own threshold."""
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def site_rows(mask: Mask, catalogue: Catalogue, site: str) -> MaskRows:
+    """Return a mask's rows at a site; no rows if it edits nothing there.
+
+    Where concepts share a latent the strongest edit wins: the smallest scale, shift
+    and gate. Adding them up would overshoot what either was calibrated for.
+
+    Raises: UnknownConceptError
+    """
+    rows: dict[int, tuple[float, float, float]] = {}
+    for name, strength in mask.concepts:
+        edit = catalogue.concept(name).edits.get(site)
+        if edit is None:
+            continue
+        for latent, gamma, shift, gate in zip(
+            edit.latents, edit.gamma, edit.shift, edit.gate, strict=True
+        ):
+            row = (strength * (gamma - 1.0), strength * shift, gate)
+            seen = rows.get(latent, row)
+            rows[latent] = (
+                min(row[0], seen[0]),
+                min(row[1], seen[1]),
+                min(row[2], seen[2]),
+            )
+    latents = tuple(sorted(rows))
+    columns = zip(*(rows[latent] for latent in latents), strict=True)
+    return MaskRows(latents, *columns) if latents else MaskRows()
 
 
 class SiteTable:
@@ -151,22 +211,7 @@ class SiteTable:
 
     def op_args(self) -> dict[str, Any]:
         """Return the op's tensors and numbers by argument name."""
-        return {
-            name: getattr(self, name)
-            for name in (
-                "mask_latents",
-                "mask_scale",
-                "mask_shift",
-                "mask_gate",
-                "mask_len",
-                "W_enc_rows",
-                "W_dec_rows",
-                "b_enc",
-                "edited_tokens",
-                "topk",
-                "normalize",
-            )
-        }
+        return {n: getattr(self, n) for n in (*OP_TENSORS, "topk", "normalize")}
 
     def assign(self, masks: Sequence[Mask | None]) -> list[int]:
         """Make every mask of a step resident and return its slot, -1 for none.

@@ -185,7 +185,7 @@ def test_a_missing_seam_stops_a_worker_of_its_runner(
 ) -> None:
     gone = Seam(runner, "vllm.v1.engine", "Gone")
     monkeypatch.setattr(seam_check, "SEAMS", (gone,))
-    for name in ("install_worker", "install_tap"):
+    for name in ("install_edit", "install_tap"):
         monkeypatch.setattr(hooks, name, lambda: None)
     settings = {"bundle": "unused"} if section == "sauce" else {}
     started: list[Any] = []

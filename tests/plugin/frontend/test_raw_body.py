@@ -6,30 +6,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import vllm_sauce
-from tests.plugin.misplaced import BODIES
-from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import InvalidRequestError, RequestError
-from vllm_sauce.plugin.frontend import middleware, run_batch
 from vllm_sauce.plugin.frontend.admission import Admission
-from vllm_sauce.plugin.frontend.raw_body import Body
+from vllm_sauce.plugin.frontend.raw_body import Body, RawBodyCheck
 from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
 
 CHAT = "/v1/chat/completions"
 SCHEMA = {"type": "object", "properties": {"sauce": {"type": "string"}, "forget": {}}}
 TOOL = {"name": "cook", "parameters": SCHEMA}
-
-
-@pytest.fixture(scope="module")
-def admission(bundle_dir: Path) -> Admission:
-    """Admission with the random bundle: concepts seen, read and both."""
-    return Admission(SauceConfig(bundle=str(bundle_dir)))
 
 
 def check(body: Any, admission: Admission, path: str = CHAT) -> None:
@@ -150,7 +139,7 @@ class Asked:
         async def send(message: Any) -> None:
             self.sent.append(message)
 
-        asyncio.run(middleware.RawBodyCheck(self.app)(scope, receive, send))
+        asyncio.run(RawBodyCheck(self.app)(scope, receive, send))
 
 
 def scope(method: str = "POST", kind: bytes = b"application/json") -> dict[str, Any]:
@@ -222,89 +211,3 @@ def test_a_wish_in_two_pieces_is_one() -> None:
     asked.ask(scope())
     assert asked.seen == []
     assert asked.sent[0]["status"] == 400
-
-
-def line(body: Any, url: str = CHAT) -> str:
-    """Return a line of a batch file."""
-    return json.dumps({"custom_id": "a", "method": "POST", "url": url, "body": body})
-
-
-@pytest.mark.parametrize("name", BODIES)
-def test_batch_lines_are_checked_alike(name: str, admission: Admission) -> None:
-    """What is refused over HTTP is refused in a file, for every URL."""
-    for url in (CHAT, "/v1/embeddings", "/score", "/v1/audio/transcriptions", "/x"):
-        with pytest.raises(RequestError):
-            run_batch.check_line(url, line(BODIES[name], url), admission)
-
-
-def test_batch_lines_pass_as_over_http(admission: Admission) -> None:
-    """A wish in its place, and what is the user's own; nothing beside the body."""
-    good = {
-        "messages": [],
-        **vllm_sauce.forget_body("read"),
-        "documents": [{"sauce": 1}],
-    }
-    run_batch.check_line(CHAT, line(good), admission)
-    outside = line(good)[:-1] + ', "sauce_forget": ["read"]}'
-    with pytest.raises(InvalidRequestError, match="'sauce_forget'"):
-        run_batch.check_line(CHAT, outside, admission)
-    with pytest.raises(InvalidRequestError, match="stands 2 times"):
-        run_batch.check_line(CHAT, line(good)[:-1] + ', "body": {}}', admission)
-    with pytest.raises(InvalidRequestError, match="no JSON"):
-        run_batch.check_line(CHAT, line(good)[:-1], admission)
-
-
-def test_a_bad_line_fails_alone(
-    bundle_dir: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """vLLM's own loop over a file: refused lines are reported, the others are asked."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    from vllm_sauce.plugin import compat
-
-    sauce = {"sauce": {"bundle": str(bundle_dir)}}
-    EngineArgs(model=str(model_dir), additional_config=sauce).create_model_config()
-    module = compat.run_batch_module()
-    asked: list[Any] = []
-
-    async def handler(request: Any) -> Any:
-        asked.append(request.messages[0]["content"])
-        return module.create_error_response("answered")
-
-    registry = {
-        "completions": {
-            "url_matcher": lambda url: url == CHAT,
-            "handler_getter": lambda: handler,
-            "wrapper_fn": None,
-        }
-    }
-
-    async def build_endpoint_registry(**_: Any) -> Any:
-        return registry
-
-    monkeypatch.setattr(module, "build_endpoint_registry", build_endpoint_registry)
-    talk = [{"role": "user", "content": "plain"}]
-    lines = [
-        line({"model": "tiny", "messages": talk}),
-        line({"model": "tiny", "messages": talk, "sauce_forget": ["read"]}),
-        line({"model": "tiny", "messages": talk, **vllm_sauce.forget_body("nobody")}),
-        line({"model": "tiny", "messages": talk, **vllm_sauce.forget_body("read")}),
-    ]
-    (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    args = SimpleNamespace(
-        input_file=str(tmp_path / "in.jsonl"),
-        output_file=str(tmp_path / "out.jsonl"),
-        output_tmp_dir=None,
-    )
-    vllm_config = SimpleNamespace(additional_config=sauce)
-    engine = SimpleNamespace(input_processor=SimpleNamespace(vllm_config=vllm_config))
-    asyncio.run(module.run_batch(engine, args))
-    errors = [
-        json.loads(text)["error"]
-        for text in (tmp_path / "out.jsonl").read_text().splitlines()
-    ]
-    assert len(asked) == 2
-    assert "answered" in str(errors[0])
-    assert "'body.sauce_forget' stands where" in errors[1]
-    assert "unknown concept 'nobody'" in errors[2]
-    assert "answered" in str(errors[3])

@@ -45,7 +45,9 @@ def built(model_dir: Path, bundle_dir: Path, *more: str) -> Any:
     engine_args = EngineArgs(model=str(model_dir), additional_config=sauce)
     model_config = engine_args.create_model_config()
     tasks = (*POOLING_TASKS, "generate", "transcription", "realtime", "render")
-    app = compat.http_app_module().build_app(arguments(*more), tasks, model_config)
+    app = compat.seam_owner("http", "build_app").build_app(
+        arguments(*more), tasks, model_config
+    )
     vllm_config = SimpleNamespace(additional_config=sauce)
     processor = SimpleNamespace(vllm_config=vllm_config)
     app.state.engine_client = SimpleNamespace(input_processor=processor)

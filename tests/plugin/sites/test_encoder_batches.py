@@ -4,21 +4,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from tests.unlearning.test_slots import build_table, mask
 from vllm_sauce.errors import CanaryError
-from vllm_sauce.plugin.sites import swap
 from vllm_sauce.plugin.sites.encoder_batches import Announced, _by_label
-from vllm_sauce.plugin.worker.runtime import VisionSite, run_edit
-from vllm_sauce.unlearning import SiteTable
 
 
 def vllms(mm_kwargs: Sequence[Any], **_: Any) -> Iterator[Any]:
@@ -181,47 +175,3 @@ def test_two_models_in_one_process_keep_apart() -> None:
     for announcer, its, label in ((other, theirs, "n"), (one, mine, "m")):
         for _ in _by_label(vllms, [its]):
             assert announcer.enter("vision") == [label]
-
-
-def build_table_of(name: str) -> SiteTable:
-    """Return a table whose slot 0 holds a mask."""
-    table = build_table()
-    assert table.assign([mask(name)]) == [0]
-    return table
-
-
-def connector(kind: Callable[..., nn.Module] = nn.Linear) -> tuple[VisionSite, Any]:
-    """Return a vision site and a module that it edits."""
-    site = VisionSite(build_table())
-    module = kind(site.table.W_dec_rows.shape[1], 3)
-    swap.on_input(module, site.edit, prefix="Sauce")
-    return site, module
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (1, 6), (6,), (1, 2, 3)])
-def test_every_row_of_a_batch_is_edited_whatever_its_shape(
-    shape: tuple[int, ...],
-) -> None:
-    """Towers hand on [images, patches, d], [1, rows, d] or [rows, d]."""
-    site, module = connector()
-    d_model = site.table.W_dec_rows.shape[1]
-    x = 3 * torch.randn(*shape, d_model, generator=torch.Generator().manual_seed(1))
-    plain = module(x)
-    with site.announced.encoding([mask("dog")] * 2):
-        edited = module(x)
-        by_name = module(input=x)
-    whole = x.reshape(6, d_model).clone()
-    run_edit(whole, None, torch.zeros(6, dtype=torch.int32), build_table_of("dog"))
-    assert torch.equal(edited, module(whole.view_as(x)))
-    assert (whole != x.reshape(6, d_model)).any(1).sum() >= 3
-    assert torch.equal(edited, by_name)
-    with site.announced.encoding([None]):
-        assert torch.equal(module(x), plain)
-    assert int(site.table.edited_tokens.sum()) == 12
-
-
-def test_a_module_called_without_a_tensor_is_an_error() -> None:
-    """What cannot be seen cannot be edited."""
-    _, module = connector()
-    with pytest.raises(CanaryError, match="without a tensor"):
-        module(input=None)

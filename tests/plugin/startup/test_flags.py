@@ -15,13 +15,9 @@ import pytest
 import vllm_sauce
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.errors import (
-    BundleCorruptError,
     BundleMismatchError,
-    BundleNotFoundError,
-    ConfigError,
 )
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.frontend import bench_client
 from vllm_sauce.plugin.startup import flags, settings
 
 TINY = Path(__file__).parents[3] / "examples/tiny"
@@ -219,124 +215,3 @@ def test_unknown_plugins_are_refused(
 ) -> None:
     """A typo in the plugin's name ends the start."""
     assert "known: sauce" in refusal(capsys, "m", "--plugin", value)
-
-
-def test_variables_are_read_and_checked() -> None:
-    """VLLM_SAUCE_* say what the flags say; a misspelt one is an error."""
-    assert settings.from_environment(
-        {
-            "VLLM_SAUCE_BUNDLE": "b",
-            "VLLM_SAUCE_FORGET": "dog, red",
-            "VLLM_SAUCE_MAX_LATENTS": "9",
-            "VLLM_SAUCE_POOL_DTYPE": "fp8",
-            "VLLM_SAUCE_CACHE": "folder",
-            "VLLM_SAUCE_NATIVE": "0",
-        }
-    ) == {
-        "bundle": "b",
-        "forget": ["dog", "red"],
-        "max_latents": 9,
-        "pool_dtype": "fp8",
-    }
-    with pytest.raises(ConfigError, match="VLLM_SAUCE_FORGETS"):
-        settings.from_environment({"VLLM_SAUCE_FORGETS": "dog"})
-    with pytest.raises(ConfigError, match="whole number"):
-        settings.from_environment({"VLLM_SAUCE_MAX_LATENTS": "many"})
-
-
-# What a pod sees of Services named "vllm-sauce" and "vllm-sauce-cache".
-SERVICE_LINKS = {
-    "VLLM_SAUCE_PORT": "tcp://10.0.0.1:8000",
-    "VLLM_SAUCE_SERVICE_HOST": "10.0.0.1",
-    "VLLM_SAUCE_SERVICE_PORT": "8000",
-    "VLLM_SAUCE_SERVICE_PORT_HTTP": "8000",
-    "VLLM_SAUCE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
-    "VLLM_SAUCE_PORT_8000_TCP_PROTO": "tcp",
-    "VLLM_SAUCE_PORT_8000_TCP_PORT": "8000",
-    "VLLM_SAUCE_PORT_8000_TCP_ADDR": "10.0.0.1",
-    "VLLM_SAUCE_CACHE_PORT_53_UDP_ADDR": "10.0.0.2",
-    "VLLM_SAUCE_CACHE_SERVICE_HOST": "10.0.0.2",
-}
-
-
-def test_a_service_of_our_name_stops_no_start() -> None:
-    """Kubernetes' service links are passed over, with sauce and without."""
-    plain = SimpleNamespace(additional_config={})
-    assert settings.requested(plain, SERVICE_LINKS) is None
-    asked = {**SERVICE_LINKS, "VLLM_SAUCE_BUNDLE": "b"}
-    assert settings.requested(plain, asked) == {"bundle": "b"}
-
-
-def test_variables_count_only_where_sauce_is_asked_for() -> None:
-    """A wrong name ends a start with sauce; a right one is never passed over."""
-    plain = SimpleNamespace(additional_config={})
-    misspelt = {"VLLM_SAUCE_FORGOT": "dog"}
-    assert settings.requested(plain, misspelt) is None
-    for asked in (
-        (plain, {**misspelt, "VLLM_SAUCE_BUNDLE": "b"}),
-        (SimpleNamespace(additional_config={"sauce": {}}), misspelt),
-    ):
-        with pytest.raises(ConfigError, match="VLLM_SAUCE_FORGOT"):
-            settings.requested(*asked)
-    assert settings.requested(plain, {"VLLM_SAUCE_FORGET": "dog"}) == {
-        "forget": ["dog"]
-    }
-
-
-def test_a_flag_wins_over_a_variable() -> None:
-    """The nearer source counts."""
-    args = SimpleNamespace(additional_config={"sauce": {"bundle": "flag"}})
-    merged = settings.requested(
-        args, {"VLLM_SAUCE_BUNDLE": "env", "VLLM_SAUCE_FORGET": "dog"}
-    )
-    assert merged == {"bundle": "flag", "forget": ["dog"]}
-    assert settings.requested(SimpleNamespace(additional_config={}), {}) is None
-
-
-def test_the_bundle_beside_the_weights_is_found(tmp_path: Path) -> None:
-    """Without --sauce-bundle, the model folder's sauce/ is used, else an error."""
-    with pytest.raises(BundleNotFoundError, match="--sauce-bundle"):
-        settings.locate_bundle({}, tmp_path)
-    (tmp_path / "sauce").mkdir()
-    assert settings.locate_bundle({}, tmp_path) == str((tmp_path / "sauce").resolve())
-
-
-def test_the_benchmark_client_asks_to_forget() -> None:
-    """``vllm bench serve --sauce-forget`` puts it where the server reads it."""
-    args = argparse.Namespace(
-        plugin=[["sauce"]], sauce_forget=["dog"], extra_body={"top_k": 1}
-    )
-    assert bench_client.merged_extra_body(args) == {
-        "top_k": 1,
-        "vllm_xargs": {"sauce_forget": ["dog"], "sauce_strength": 1.0},
-    }
-    args.plugin = None
-    with pytest.raises(ConfigError, match="--plugin sauce"):
-        bench_client.merged_extra_body(args)
-
-
-def test_the_benchmark_client_takes_lists_too() -> None:
-    parser = argparse.ArgumentParser()
-    bench_client._add_cli_args(lambda p: p, parser)
-    args = parser.parse_args(
-        ["--sauce-forget", "dog", "red", "--plugin", "sauce", "--sauce-forget=cat"]
-    )
-    args.extra_body = None
-    assert bench_client.merged_extra_body(args) == {
-        "vllm_xargs": {"sauce_forget": ["dog", "red", "cat"], "sauce_strength": 1.0}
-    }
-
-
-def test_a_bundle_may_be_named_on_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A commit fetched before is found without a network, and read like any bundle."""
-    commit = "0123456789abcdef" * 2 + "01234567"
-    kept = tmp_path / "bundles" / "org--name" / commit
-    shutil.copytree(SHIPPED, kept)
-    monkeypatch.setenv("VLLM_SAUCE_CACHE", str(tmp_path))
-    given = {"bundle": f"org/name@{commit}"}
-    assert settings.locate_bundle(given, None) == str(kept)
-    (kept / "bundle.json").write_text("{}")
-    with pytest.raises(BundleCorruptError):
-        settings.locate_bundle(given, None)

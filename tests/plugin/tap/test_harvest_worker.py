@@ -321,19 +321,20 @@ def test_settings_that_make_no_sense_are_refused(options, words):
 def test_what_hides_tokens_from_the_sites_is_refused(samples):
     from types import SimpleNamespace as Config
 
-    from vllm_sauce.plugin.tap.harvest_worker import TapSettings, inject
+    from vllm_sauce.plugin.tap.harvest_worker import TapSettings, inject_tap
 
-    settings = TapSettings(sites=["vision"], dtype="auto")
+    section = {"sauce_harvest": {"sites": ["vision"], "dtype": "auto"}}
     for eager, caching, words in (
         (False, False, "enforce_eager"),
         (True, True, "prefix_caching"),
     ):
         config = Config(
+            additional_config=section,
             model_config=Config(enforce_eager=eager, multimodal_config=None),
             cache_config=Config(enable_prefix_caching=caching),
         )
         with pytest.raises(UnsupportedFeatureError, match=words):
-            inject(torch.nn.Linear(1, 1), config, settings)
+            inject_tap(torch.nn.Linear(1, 1), config)
     both = Config(additional_config={"sauce": {}, "sauce_harvest": {}})
     with pytest.raises(ConfigError, match="either harvests or edits"):
         TapSettings.of(both)

@@ -2,6 +2,8 @@
 """The tap alone: steps in, whole samples out."""
 
 import random
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,9 +13,31 @@ from hypothesis import strategies as st
 
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.errors import ActivationsError
-from vllm_sauce.plugin.tap.tap import ActivationTap, Finished, PictureSpan, Span
+from vllm_sauce.plugin.tap.tap import ActivationTap, Finished
 
 SITE = "decoder.0"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of a sample in a step, None for a request that is not harvested."""
+
+    sample: int | None
+    start: int
+    count: int
+
+
+def picture(identifier, offset, length, is_embed=None):
+    """Return what vLLM says of a picture and where its tokens lie."""
+    at = SimpleNamespace(offset=offset, length=length, is_embed=is_embed)
+    return SimpleNamespace(identifier=identifier, mm_position=at)
+
+
+def begin_step(tap, spans):
+    """Tell of a step as a runner does."""
+    tap.begin_step(
+        [s.sample for s in spans], [s.start for s in spans], [s.count for s in spans]
+    )
 
 
 class Kept:
@@ -44,7 +68,7 @@ def row(sample, position):
 
 def step(tap, spans, padding=0):
     """Run one forward pass; half of the stream is in the residual."""
-    tap.begin_step(spans)
+    begin_step(tap, spans)
     rows = [row(s.sample or 0, s.start + i) for s in spans for i in range(s.count)]
     x = torch.cat([torch.stack(rows), torch.full((padding, 2), torch.nan)])
     tap.take(SITE, x * 0.25, x * 0.75)
@@ -57,7 +81,7 @@ def test_any_chunking_and_preemption_gives_each_token_once(data):
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
     at = [0] * len(lengths)
     for sample in range(len(lengths)):
-        tap.begin_sample(sample, [])
+        tap.begin_request(sample, [])
     rng = random.Random(data.draw(st.integers(0, 10_000)))
     while any(a < n for a, n in zip(at, lengths, strict=True)):
         spans = []
@@ -83,8 +107,8 @@ def test_any_chunking_and_preemption_gives_each_token_once(data):
 def test_roles_are_the_places_of_tokens():
     tap, kept = tapping(SITE)
     odd = torch.tensor([True, False, True])
-    pictures = [PictureSpan("a", 1, 2), PictureSpan("b", 4, 3, odd)]
-    tap.begin_sample(7, pictures)
+    pictures = [picture("a", 1, 2), picture("b", 4, 3, odd)]
+    tap.begin_request(7, pictures)
     step(tap, [Span(7, 0, 10)])
     tap.finish([Finished(7, 8, 10)])
     image, text, generated = Role.IMAGE, Role.TEXT, Role.GENERATED
@@ -95,7 +119,7 @@ def test_roles_are_the_places_of_tokens():
 
 def test_a_token_that_never_passed_is_an_error():
     tap, _ = tapping(SITE)
-    tap.begin_sample(0, [])
+    tap.begin_request(0, [])
     step(tap, [Span(0, 0, 3)])
     step(tap, [Span(0, 4, 2)])
     with pytest.raises(ActivationsError, match=r"1 of 6 tokens .* never passed"):
@@ -104,9 +128,9 @@ def test_a_token_that_never_passed_is_an_error():
 
 def test_dummy_passes_and_strangers_leave_nothing():
     tap, kept = tapping(SITE)
-    tap.begin_sample(1, [])
+    tap.begin_request(1, [])
     step(tap, [Span(None, 0, 2), Span(1, 0, 2)])
-    tap.begin_step([Span(1, 0, 2)])
+    begin_step(tap, [Span(1, 0, 2)])
     tap.clear_step()
     tap.take(SITE, torch.full((2, 2), torch.nan), None)
     tap.finish([Finished(1, 2, 2)])
@@ -115,8 +139,8 @@ def test_dummy_passes_and_strangers_leave_nothing():
 
 def test_what_is_kept_is_a_copy():
     tap, kept = tapping(SITE)
-    tap.begin_sample(0, [])
-    tap.begin_step([Span(0, 0, 2)])
+    tap.begin_request(0, [])
+    begin_step(tap, [Span(0, 0, 2)])
     x = torch.ones(2, 2)
     tap.take(SITE, x, None)
     x.zero_()
@@ -127,8 +151,8 @@ def test_what_is_kept_is_a_copy():
 def test_a_picture_is_written_once():
     tap, kept = tapping("vision", written=["old"])
     for sample, names in enumerate((["a", "old"], ["a"], ["b", "b"])):
-        spans = [PictureSpan(name, i, 1) for i, name in enumerate(names)]
-        tap.begin_sample(sample, spans)
+        spans = [picture(name, i, 1) for i, name in enumerate(names)]
+        tap.begin_request(sample, spans)
     with tap.announced.encoding(["a", "old", "b"]):
         tap.take_pictures(torch.stack([torch.full((2, 3), i) for i in (1.0, 2.0, 3.0)]))
     tap.finish([Finished(s, 2, 2) for s in range(3)])
@@ -146,7 +170,7 @@ def test_pictures_that_cannot_be_told_apart_are_errors():
         for features in (torch.zeros(3, 2, 3), torch.zeros(1, 2, 3), torch.zeros(4, 3)):
             with pytest.raises(ActivationsError, match="cannot tell whose is whose"):
                 tap.take_pictures(features)
-    tap.begin_sample(0, [PictureSpan("a", 0, 1)])
+    tap.begin_request(0, [picture("a", 0, 1)])
     with pytest.raises(ActivationsError, match="without passing the vision site"):
         tap.finish([Finished(0, 1, 1)])
 
@@ -155,7 +179,7 @@ def test_all_rows_of_a_batch_of_one_picture_are_its_own():
     """Towers that cut a picture into tiles, or hand on rows without a batch."""
     for shape in ((1, 6, 3), (2, 3, 3), (6, 3)):
         tap, kept = tapping("vision")
-        tap.begin_sample(0, [PictureSpan("a", 0, 1)])
+        tap.begin_request(0, [picture("a", 0, 1)])
         x = torch.arange(18.0).reshape(shape)
         with tap.announced.encoding(["a"]):
             assert tap.take_pictures(x) is x
@@ -166,12 +190,12 @@ def test_all_rows_of_a_batch_of_one_picture_are_its_own():
 
 def test_a_new_run_forgets_the_last():
     tap, _ = tapping(SITE)
-    tap.begin_sample(0, [])
+    tap.begin_request(0, [])
     step(tap, [Span(0, 0, 2)])
     kept = Kept()
     tap.begin(cast(Any, kept))
     step(tap, [Span(0, 2, 1)])  # its request is still in the engine
-    tap.begin_sample(0, [])
+    tap.begin_request(0, [])
     step(tap, [Span(0, 0, 1)])
     tap.finish([Finished(0, 1, 1)])
     assert len(kept.samples[0][SITE].activations) == 1

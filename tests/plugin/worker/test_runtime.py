@@ -1,12 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slots of a step's tokens, without an engine."""
+"""The edit without an engine: slots of a step's tokens, masks, pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
 import torch
+from torch import nn
 
 from tests.unlearning.test_slots import build_table, mask
-from vllm_sauce.plugin.worker.runtime import DecoderSite
+from vllm_sauce.errors import CanaryError, InvalidRequestError
+from vllm_sauce.plugin.sites import swap
+from vllm_sauce.plugin.worker.runtime import (
+    DecoderSite,
+    SauceRuntime,
+    VisionSite,
+    run_edit,
+)
+from vllm_sauce.unlearning.mask import Checked, renamed
+from vllm_sauce.unlearning.slots import SiteTable
 
 
 def slots_of(site: DecoderSite) -> list[int]:
@@ -70,3 +84,126 @@ def test_the_callers_lists_may_change_afterwards() -> None:
     counts[0] = 2
     site.set_spans(masks, counts)
     assert slots_of(site)[:3] == [1, 1, -1]
+
+
+def build_table_of(name: str) -> SiteTable:
+    """Return a table whose slot 0 holds a mask."""
+    table = build_table()
+    assert table.assign([mask(name)]) == [0]
+    return table
+
+
+def connector(kind: Callable[..., nn.Module] = nn.Linear) -> tuple[VisionSite, Any]:
+    """Return a vision site and a module that it edits."""
+    site = VisionSite(build_table())
+    module = kind(site.table.W_dec_rows.shape[1], 3)
+    swap.on_input(module, site.edit, prefix="Sauce")
+    return site, module
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 6), (6,), (1, 2, 3)])
+def test_every_row_of_a_batch_is_edited_whatever_its_shape(
+    shape: tuple[int, ...],
+) -> None:
+    """Towers hand on [images, patches, d], [1, rows, d] or [rows, d]."""
+    site, module = connector()
+    d_model = site.table.W_dec_rows.shape[1]
+    x = 3 * torch.randn(*shape, d_model, generator=torch.Generator().manual_seed(1))
+    plain = module(x)
+    with site.announced.encoding([mask("dog")] * 2):
+        edited = module(x)
+        by_name = module(input=x)
+    whole = x.reshape(6, d_model).clone()
+    run_edit(whole, None, torch.zeros(6, dtype=torch.int32), build_table_of("dog"))
+    assert torch.equal(edited, module(whole.view_as(x)))
+    assert (whole != x.reshape(6, d_model)).any(1).sum() >= 3
+    assert torch.equal(edited, by_name)
+    with site.announced.encoding([None]):
+        assert torch.equal(module(x), plain)
+    assert int(site.table.edited_tokens.sum()) == 12
+
+
+def mark(*names: str) -> dict[str, Any]:
+    """Return what the engine core hands on of a request."""
+    return {"other": 1, "sauce": Checked(mask(*names) if names else None)}
+
+
+def runtime_of_one_layer() -> SauceRuntime:
+    return SauceRuntime(cast(Any, None), {"decoder.1": build_table()}, 8)
+
+
+def test_only_what_the_core_has_checked_has_a_label() -> None:
+    """A proven worker takes nothing else, were it a whole mask in admission's form."""
+    runtime = runtime_of_one_layer()
+    runtime.proven = True
+    assert runtime.label_of(mark("dog")) == mask("dog")
+    assert runtime.label_of(mark()) is None
+    wire = mask("dog").to_wire()
+    for extra_args in (
+        None,
+        {},
+        {"other": 1},
+        {"sauce": {"mask": None}},
+        {"sauce": {"mask": wire}},
+        {"sauce": mask("dog")},
+        {"sauce": {"forget": ["dog"]}},
+        {"sauce_forget": ["dog"]},
+    ):
+        with pytest.raises(InvalidRequestError, match="sauce's admission"):
+            runtime.label_of(extra_args)
+
+
+def test_before_the_proof_only_vllms_own_requests_pass() -> None:
+    runtime = runtime_of_one_layer()
+    assert runtime.label_of(None) is runtime.label_of({"other": 1}) is None
+    assert runtime.label_of(mark()) is None
+    with pytest.raises(CanaryError, match="before the canary proved"):
+        runtime.label_of(mark("dog"))
+    with pytest.raises(InvalidRequestError):
+        runtime.label_of({"sauce": {"mask": None}})
+
+
+def test_a_step_writes_every_sites_slots() -> None:
+    runtime = SauceRuntime(
+        cast(Any, None), {f"decoder.{i}": build_table() for i in (1, 2)}, 8
+    )
+    runtime.begin_step([None, mask("dog")], [0, 0], [1, 2])
+    for site in runtime.decoder.values():
+        assert slots_of(site)[:4] == [-1, 0, 0, -1]
+    runtime.clear_step()
+    assert all(set(slots_of(site)) == {-1} for site in runtime.decoder.values())
+
+
+def test_a_pictures_name_decides_its_mask() -> None:
+    """Of those masks alone that a scheduled request carries."""
+    runtime = runtime_of_one_layer()
+    dog, cat = mask("dog"), mask("cat")
+    runtime.live = {"a": dog, "b": None, "waits": cat}
+    names = [renamed("p", dog), "p", renamed("q", dog)]
+    assert runtime.picture_labels(names, ["a", "b", "a"]) == [dog, None, dog]
+    with pytest.raises(CanaryError, match="belongs to no known mask"):
+        runtime.picture_labels([renamed("p", cat)], ["a", "b"])
+
+
+class Layer(nn.Module):
+    """Leaves a stream in two parts, as a decoder layer does."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 3 * x, x.clone()
+
+
+def test_a_compiled_layer_is_edited_in_one_graph() -> None:
+    """The tables are its buffers: what is written there later, a graph reads."""
+    runtime, layer = runtime_of_one_layer(), Layer()
+    act = runtime.at_decoder("decoder.1", layer)
+    swap.on_stream(layer, act, prefix=runtime.prefix)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    graph: Any = torch.compile(layer, backend="eager", fullgraph=True)
+    plain, _ = graph(x)
+    assert torch.equal(plain, 3 * x)
+    runtime.begin_step([None, mask("dog", strength=9.0)], [0, 0], [1, 5])
+    edited, residual = graph(x)
+    assert torch.equal(edited[0], plain[0]) and torch.equal(residual, x)
+    assert not torch.equal(edited[1:], plain[1:])
+    assert int(runtime.tables["decoder.1"].edited_tokens.sum()) == 5
+    assert torch.equal(layer(x)[0], edited)

@@ -7,47 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-
-def engine_args_cls() -> type:
-    """``EngineArgs``: flags, the config every entry point builds.
-
-    Why: vLLM has no hook for a plugin's own flags. Remove when it offers one.
-    """
-    from vllm.engine.arg_utils import EngineArgs
-
-    return EngineArgs
-
-
-def input_processor_cls() -> type:
-    """``InputProcessor``: makes the ``EngineCoreRequest`` of every entry point.
-
-    Why: ``LogitsProcessor.validate_params`` cannot set the cache identity and is
-    refused with other features. Remove when vLLM has a request-admission hook.
-    """
-    from vllm.v1.engine.input_processor import InputProcessor
-
-    return InputProcessor
-
-
-def async_llm_cls() -> type:
-    """``AsyncLLM``: its streaming sessions, and what a server awaits at its start.
-
-    Why: a session keeps the cache salt of its first chunk and the mask of its last; and
-    vLLM's handshake with the engine compares nothing of ``additional_config``.
-    """
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    return AsyncLLM
-
-
-def llm_engine_cls() -> type:
-    """``LLMEngine``: notes a request before the engine core has taken it.
-
-    Why: one that the core refuses would be waited for, for ever.
-    """
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    return LLMEngine
+from vllm_sauce.plugin.compat.version import seam_owner
 
 
 def rust_frontend() -> bool:
@@ -136,19 +96,6 @@ def resend_images(processor: Any, prompt: Any, request: Any = None) -> None:
         invalidate(mm_hash)
 
 
-def http_app_module() -> Any:
-    """The module of ``build_app``, which makes every HTTP server's application.
-
-    Why: ``--middleware`` would be outermost, before authentication. Remove when vLLM
-    lets a plugin place middleware.
-    """
-    try:
-        from vllm.entrypoints.launchers import app
-    except ModuleNotFoundError:  # 0.26 to 0.28
-        from vllm.entrypoints.openai import api_server as app
-    return app
-
-
 def add_innermost_middleware(app: Any, middleware: Callable[..., Any]) -> None:
     """Place ASGI middleware around an application's routes, inside all other.
 
@@ -182,20 +129,11 @@ def messages_carry() -> bool:
     return "vllm_xargs" in AnthropicMessagesRequest.model_fields
 
 
-def run_batch_module() -> Any:
-    """The module of ``vllm run-batch``, which asks the routes' handlers directly."""
-    try:
-        from vllm.entrypoints.launchers import run_batch
-    except ImportError:  # 0.26 to 0.28
-        from vllm.entrypoints.openai import run_batch
-    return run_batch
-
-
 def wrap_batch_lines(around: Callable[..., Any]) -> None:
     """Wrap how ``vllm run-batch`` makes a request of a line of its file.
 
     Why: nothing after it sees the line.
     """
-    line_cls = run_batch_module().BatchRequestInput
+    line_cls = seam_owner("http", "BatchRequestInput").BatchRequestInput
     original = line_cls.model_validate_json
     line_cls.model_validate_json = staticmethod(functools.partial(around, original))

@@ -10,6 +10,7 @@ records.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -60,40 +61,42 @@ GROUPING = "group_and_batch_mm_kwargs"
 """What both runners split a step's pictures into batches with: each imports the name
 into its module and calls it there, so that is where it is replaced."""
 
-ARGS = "vllm.engine.arg_utils"
-PROCESSOR = "vllm.v1.engine.input_processor"
-CORE = "vllm.v1.engine.core"
-ASYNC_LLM = "vllm.v1.engine.async_llm"
-LLM_ENGINE = "vllm.v1.engine.llm_engine"
+_args = partial(Seam, "all", "vllm.engine.arg_utils")
+_processor = partial(Seam, "all", "vllm.v1.engine.input_processor")
+_core = partial(Seam, "all", "vllm.v1.engine.core")
+_async_llm = partial(Seam, "all", "vllm.v1.engine.async_llm")
+_llm_engine = partial(Seam, "all", "vllm.v1.engine.llm_engine")
 CPU = "vllm.v1.worker.cpu_worker"
 GPU = "vllm.v1.worker.gpu_worker"
 LOADER = "vllm.model_executor.model_loader.base_loader"
 SCHEDULED = "vllm.v1.core.sched.output"
-V1 = "vllm.v1.worker.gpu_model_runner"
-V1_BATCH = "vllm.v1.worker.gpu_input_batch"
-V2 = "vllm.v1.worker.gpu.model_runner"
+_v1 = partial(Seam, "v1", "vllm.v1.worker.gpu_model_runner")
+_v1_batch = partial(Seam, "v1", "vllm.v1.worker.gpu_input_batch")
+_v2 = partial(Seam, "v2", "vllm.v1.worker.gpu.model_runner")
 V2_BATCH = "vllm.v1.worker.gpu.input_batch"
-V2_ENCODER = "vllm.v1.worker.gpu.mm.encoder_runner"
+_v2_encoder = partial(Seam, "v2", "vllm.v1.worker.gpu.mm.encoder_runner")
 STATES = "vllm.v1.worker.gpu.model_states"
-STATE = f"{STATES}.interface"
-DEFAULT = f"{STATES}.default"
-INPUTS = "vllm.multimodal.inputs"
-BENCH = "vllm.benchmarks.serve"
+_states = partial(Seam, "v2", STATES)
+_state = partial(Seam, "v2", f"{STATES}.interface")
+_default = partial(Seam, "v2", f"{STATES}.default")
+_inputs = partial(Seam, "all", "vllm.multimodal.inputs")
+_bench = partial(Seam, "bench", "vllm.benchmarks.serve")
 
 _EMBED = "self scheduled_encoder_inputs input_batch req_states"
 
 SEAMS = (
-    # Flags and configuration.
-    Seam("all", ARGS, "EngineArgs", has="additional_config model revision"),
-    Seam("all", ARGS, "EngineArgs.add_cli_args", leads="parser"),
-    Seam("all", ARGS, "EngineArgs.from_cli_args", leads="cls args"),
-    Seam("all", ARGS, "EngineArgs.create_engine_config", leads="self"),
-    # A request's way in.
-    Seam("all", PROCESSOR, "InputProcessor", has="renderer vllm_config"),
-    Seam("all", PROCESSOR, "InputProcessor.__init__", leads="self vllm_config"),
-    Seam(
-        "all",
-        PROCESSOR,
+    # Flags, and the configuration that every entry point builds: vLLM has no hook for a
+    # plugin's own.
+    _args("EngineArgs", has="additional_config model revision"),
+    _args("EngineArgs.add_cli_args", leads="parser"),
+    _args("EngineArgs.from_cli_args", leads="cls args"),
+    _args("EngineArgs.create_engine_config", leads="self"),
+    # A request's way in: what makes the EngineCoreRequest of every entry point.
+    # ``LogitsProcessor.validate_params`` cannot set the cache identity and is refused
+    # with other features. Remove when vLLM has a request-admission hook.
+    _processor("InputProcessor", has="renderer vllm_config"),
+    _processor("InputProcessor.__init__", leads="self vllm_config"),
+    _processor(
         "InputProcessor.process_inputs",
         leads="self request_id prompt params",
         takes="resumable",
@@ -105,15 +108,13 @@ SEAMS = (
         has="request_id mm_features sampling_params cache_salt resumable",
     ),
     Seam("all", "vllm.sampling_params", "SamplingParams", has="extra_args"),
-    Seam(
-        "all",
-        INPUTS,
-        "MultiModalFeatureSpec",
-        has="data modality identifier mm_position mm_hash",
+    _inputs(
+        "MultiModalFeatureSpec", has="data modality identifier mm_position mm_hash"
     ),
-    Seam("all", INPUTS, "PlaceholderRange", has="offset length is_embed"),
-    # A body's way in: what a server builds, and a file's lines.
-    Seam("all", ARGS, "EngineArgs.create_model_config", leads="self"),
+    _inputs("PlaceholderRange", has="offset length is_embed"),
+    # A body's way in: what a server builds (``--middleware`` would be outermost, before
+    # authentication), and a file's lines.
+    _args("EngineArgs.create_model_config", leads="self"),
     Seam("http", "vllm.entrypoints.launchers.app", "build_app", versions=">=0.29"),
     Seam("http", "vllm.entrypoints.openai.api_server", "build_app", versions="<0.29"),
     *(
@@ -124,34 +125,37 @@ SEAMS = (
         )
         for name, leads in (
             ("run_batch", "engine_client args"),
+            ("handle_endpoint_request", "request"),
             ("make_async_error_request_output", "request error_msg"),
             ("BatchRequestInput", ""),
         )
     ),
     Seam("http", "vllm.exceptions", "VLLMClientError", versions=">=0.27"),
-    Seam("all", ASYNC_LLM, "AsyncLLM", has="input_processor"),
-    Seam(
-        "all",
-        ASYNC_LLM,
+    # A session keeps the cache salt of its first chunk and the mask of its last.
+    _async_llm("AsyncLLM", has="input_processor"),
+    _async_llm(
         "AsyncLLM._add_streaming_input_request",
         leads="self request_id input_stream sampling_params",
         calls="process_inputs",
     ),
-    # What the engine core refuses ends one request: its input thread says so.
-    Seam("all", CORE, "EngineCore", has="model_executor sleep wake_up collective_rpc"),
+    # Every server awaits it before it serves, and vLLM's handshake with the engine
+    # compares nothing of ``additional_config``.
+    _async_llm("AsyncLLM.get_supported_tasks", leads="self"),
+    # What the engine core refuses ends one request: its input thread says so. What is
+    # raised later, in the scheduler or a worker, ends the engine.
+    _core("EngineCore", has="model_executor"),
+    _core("EngineCore.sleep", leads="self"),
+    _core("EngineCore.wake_up", leads="self"),
+    _core("EngineCore.collective_rpc", leads="self method"),
     # Between loading plugins and the first request, in the core's own process, too.
-    Seam("all", CORE, "EngineCore._initialize_kv_caches", leads="self vllm_config"),
-    Seam("all", CORE, "EngineCore.__init__", calls="_initialize_kv_caches"),
-    Seam(
-        "all",
-        CORE,
+    _core("EngineCore._initialize_kv_caches", leads="self vllm_config"),
+    _core("EngineCore.__init__", calls="_initialize_kv_caches"),
+    _core(
         "EngineCore.preprocess_add_request",
         leads="self request",
         calls="from_engine_core_request",
     ),
-    Seam(
-        "all",
-        CORE,
+    _core(
         "EngineCoreProc.process_input_sockets",
         calls="preprocess_add_request _handle_request_preproc_error",
     ),
@@ -161,8 +165,10 @@ SEAMS = (
         "Request",
         has="sampling_params cache_salt mm_features",
     ),
-    Seam("all", LLM_ENGINE, "LLMEngine", has="output_processor"),
-    Seam("all", LLM_ENGINE, "LLMEngine.add_request", leads="self", calls="add_request"),
+    # It notes a request before the core has taken it: one that is refused there would
+    # be waited for, for ever.
+    _llm_engine("LLMEngine", has="output_processor"),
+    _llm_engine("LLMEngine.add_request", leads="self", calls="add_request"),
     Seam(
         "all",
         "vllm.v1.engine.output_processor",
@@ -170,13 +176,15 @@ SEAMS = (
         leads="self request_ids",
         takes="internal",
     ),
-    # A worker, whichever its runner.
+    # A worker, whichever its runner. Every device's begins here, with the whole config:
+    # plugins load in processes of all kinds and are not told in which.
     Seam(
         "all",
         "vllm.v1.worker.worker_base",
         "WorkerBase.__init__",
         leads="self vllm_config",
     ),
+    # All runners and devices load through it, before profiling and compilation.
     Seam(
         "worker",
         LOADER,
@@ -200,153 +208,98 @@ SEAMS = (
     Seam("gpu", GPU, "Worker.sleep", leads="self level"),
     Seam("gpu", GPU, "Worker.wake_up", leads="self tags"),
     Seam("worker", GPU, "Worker.reload_weights", leads="self"),
-    # Model runner V1.
+    # Model runner V1, which has no per-step hook; ``CPUModelRunner`` inherits it.
     Seam(
         "v1",
         SCHEDULED,
         "SchedulerOutput",
         has="scheduled_encoder_inputs scheduled_new_reqs",
     ),
-    Seam(
-        "v1",
-        V1,
-        "GPUModelRunner",
-        has="requests input_batch model vllm_config model_config",
-    ),
-    Seam(
-        "v1",
-        V1,
+    _v1("GPUModelRunner", has="requests input_batch model vllm_config model_config"),
+    _v1(
         "GPUModelRunner._prepare_inputs",
         leads="self scheduler_output num_scheduled_tokens",
     ),
-    Seam(
-        "v1",
-        V1,
+    _v1(
         "GPUModelRunner._dummy_run",
         leads="self num_tokens",
         takes="force_attention uniform_decode",
     ),
-    Seam(
-        "v1",
-        V1,
-        "GPUModelRunner._batch_mm_inputs_from_scheduler",
-        leads="self scheduler_output",
+    _v1(
+        "GPUModelRunner._batch_mm_inputs_from_scheduler", leads="self scheduler_output"
     ),
-    Seam(
-        "v1",
-        V1,
+    _v1(
         "GPUModelRunner._execute_mm_encoder",
         leads="self scheduler_output",
         calls=f"_batch_mm_inputs_from_scheduler {GROUPING}",
     ),
-    Seam("v1", V1, GROUPING),
-    Seam("v1", V1_BATCH, "InputBatch", has="req_ids num_reqs num_computed_tokens_cpu"),
-    Seam("v1", V1_BATCH, "CachedRequestState", has="sampling_params mm_features"),
+    _v1(GROUPING),
+    _v1_batch("InputBatch", has="req_ids num_reqs num_computed_tokens_cpu"),
+    _v1_batch("CachedRequestState", has="sampling_params mm_features"),
     # Model runner V2.
-    Seam(
-        "v2",
-        V2,
+    _v2(
         "GPUModelRunner",
         has="model model_state supports_mm_inputs vllm_config model_config",
     ),
-    Seam(
-        "v2",
-        V2,
-        "GPUModelRunner._dummy_run",
-        leads="self num_tokens",
-        takes="uniform_decode",
-    ),
-    Seam("v2", V2, "GPUModelRunner.add_requests", calls="add_request"),
+    _v2("GPUModelRunner._dummy_run", leads="self num_tokens", takes="uniform_decode"),
+    _v2("GPUModelRunner.add_requests", calls="add_request"),
     Seam(
         "v2",
         V2_BATCH,
         "InputBatch",
         has="req_ids num_reqs num_scheduled_tokens num_computed_tokens_np",
     ),
-    Seam("v2", V2_ENCODER, GROUPING),
-    Seam("v2", V2_ENCODER, "EncoderRunner", has="model"),
-    Seam(
-        "v2",
-        V2_ENCODER,
-        "EncoderRunner.prepare_mm_inputs",
-        leads="self scheduled_encoder_inputs",
+    # A ``ModelState`` may call these two directly, and in 0.26 and 0.27 all do.
+    _v2_encoder(GROUPING),
+    _v2_encoder("EncoderRunner", has="model"),
+    _v2_encoder(
+        "EncoderRunner.prepare_mm_inputs", leads="self scheduled_encoder_inputs"
     ),
-    Seam(
-        "v2",
-        V2_ENCODER,
-        "EncoderRunner.execute_mm_encoder",
-        leads="self mm_kwargs",
-        calls=GROUPING,
+    _v2_encoder(
+        "EncoderRunner.execute_mm_encoder", leads="self mm_kwargs", calls=GROUPING
     ),
-    Seam("v2", STATE, "ModelState", has="encoder_runner encoder_cache"),
-    Seam(
-        "v2",
-        STATE,
-        "ModelState.__init__",
-        leads="self vllm_config model encoder_cache device",
+    _state("ModelState", has="encoder_runner encoder_cache"),
+    _state("ModelState.__init__", leads="self vllm_config model encoder_cache device"),
+    _state("ModelState.add_request", leads="self req_index new_req_data"),
+    _state("ModelState.remove_request", leads="self req_id"),
+    _default("DefaultModelState.prepare_inputs", leads="self input_batch req_states"),
+    _default(
+        "DefaultModelState.prepare_dummy_inputs", leads="self num_reqs num_tokens"
     ),
-    Seam("v2", STATE, "ModelState.add_request", leads="self req_index new_req_data"),
-    Seam("v2", STATE, "ModelState.remove_request", leads="self req_id"),
-    Seam(
-        "v2",
-        DEFAULT,
-        "DefaultModelState.prepare_inputs",
-        leads="self input_batch req_states",
-    ),
-    Seam(
-        "v2",
-        DEFAULT,
-        "DefaultModelState.prepare_dummy_inputs",
-        leads="self num_reqs num_tokens",
-    ),
-    Seam(
-        "v2", DEFAULT, "DefaultModelState.dummy_inputs_embeds", leads="self num_tokens"
-    ),
+    _default("DefaultModelState.dummy_inputs_embeds", leads="self num_tokens"),
     # Who has pictures encoded on V2: whichever it is, through the encoder runner.
-    Seam(
-        "v2",
-        DEFAULT,
+    _default(
         "DefaultModelState.get_mm_embeddings",
         leads=_EMBED,
         calls="prepare_mm_inputs execute_mm_encoder",
         versions="<0.28",
     ),
-    Seam(
-        "v2",
-        DEFAULT,
+    _default(
         "DefaultModelState.get_mm_embeddings",
         leads=_EMBED,
         calls="execute_mm_encoder",
         versions=">=0.28,<0.29",
     ),
-    Seam(
-        "v2",
-        DEFAULT,
+    _default(
         "DefaultModelState.prepare_inputs_embeds",
         leads=_EMBED,
         calls="execute_mm_encoder",
         versions=">=0.29",
     ),
-    Seam(
-        "v2",
-        STATE,
+    _state(
         "ModelState.execute_mm_encoder",
         leads="self scheduled_encoder_inputs",
         calls="prepare_mm_inputs execute_mm_encoder",
         versions=">=0.28",
     ),
     # Where our ModelState takes its place.
-    Seam(
-        "v2",
-        STATES,
+    _states(
         "init_model_state",
         leads="vllm_config model encoder_cache device",
         calls="get_model_state_cls",
         versions="<0.29",
     ),
-    Seam(
-        "v2",
-        STATES,
+    _states(
         "resolve_model_state_cls",
         leads="vllm_config model",
         calls="get_model_state_cls",
@@ -368,6 +321,6 @@ SEAMS = (
         versions=">=0.31",
     ),
     Seam("offline", "vllm.v1.engine.exceptions", "EngineDeadError"),
-    Seam("bench", BENCH, "add_cli_args", leads="parser"),
-    Seam("bench", BENCH, "main", leads="args"),
+    _bench("add_cli_args", leads="parser"),
+    _bench("main", leads="args"),
 )

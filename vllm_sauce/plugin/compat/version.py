@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from vllm_sauce.errors import UnsupportedVLLMError
+from vllm_sauce.plugin.compat.seams import SEAMS
 
 SUPPORTED_VLLM = SpecifierSet(">=0.26,<0.33", prereleases=True)
 
@@ -34,6 +36,33 @@ def check_version() -> None:
             f"vllm-sauce supports vLLM {SUPPORTED_VLLM}, this is {version}; install a "
             "supported vLLM, or remove vllm-sauce to serve without it"
         )
+
+
+def seam_owner(place: str, name: str) -> Any:
+    """Return the module or class that holds what a row of ``seams`` names.
+
+    Raises: UnsupportedVLLMError when vLLM has moved or renamed it.
+    """
+    version = vllm_version()
+    rows = [seam for seam in SEAMS if (seam.place, seam.name) == (place, name)]
+    (seam,) = [row for row in rows if row.in_version(version)]
+    try:
+        owner: Any = importlib.import_module(seam.module)
+        for part in name.split(".")[:-1]:
+            owner = getattr(owner, part)
+    except (AttributeError, ModuleNotFoundError):
+        raise UnsupportedVLLMError(
+            f"vLLM {version} has no {seam.full_name}; update vllm_sauce/plugin/compat/"
+        ) from None
+    return owner
+
+
+def hook(place: str, name: str, around: Callable[..., Any]) -> None:
+    """``wrap`` what a row of ``seams`` names: what has no row is not hooked.
+
+    Raises: UnsupportedVLLMError when vLLM has moved or renamed it.
+    """
+    wrap(seam_owner(place, name), name.rpartition(".")[2], around)
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:

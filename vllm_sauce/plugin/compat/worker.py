@@ -8,27 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm_sauce.errors import UnsupportedVLLMError
-from vllm_sauce.plugin.compat.version import vllm_version
-
-
-def engine_core_cls() -> type:
-    """``EngineCore``: ``preprocess_add_request`` is where one request may still fail.
-
-    Why: what is raised later, in the scheduler or a worker, ends the engine.
-    """
-    from vllm.v1.engine.core import EngineCore
-
-    return EngineCore
-
-
-def worker_base_cls() -> type:
-    """``WorkerBase``: every device's worker begins here, with the whole config.
-
-    Why: plugins load in processes of all kinds and are not told in which.
-    """
-    from vllm.v1.worker.worker_base import WorkerBase
-
-    return WorkerBase
+from vllm_sauce.plugin.compat.version import seam_owner, vllm_version
 
 
 def add_worker_call(name: str, method: Callable[[Any], Any]) -> None:
@@ -38,56 +18,13 @@ def add_worker_call(name: str, method: Callable[[Any], Any]) -> None:
 
     Raises: UnsupportedVLLMError when vLLM has such a method itself.
     """
-    owner = worker_base_cls()
+    owner = seam_owner("all", "WorkerBase.__init__")
     if getattr(owner, name, method) is not method:
         raise UnsupportedVLLMError(
             f"vLLM {vllm_version()} has a {owner.__name__}.{name} of its own; update "
             "vllm_sauce/plugin/compat/"
         )
     setattr(owner, name, method)
-
-
-def model_loader_cls() -> type:
-    """``BaseModelLoader``: the one place both runners and all devices load through.
-
-    Why: the edit must be in the model before profiling and compilation.
-    """
-    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
-
-    return BaseModelLoader
-
-
-def runner_v1_cls() -> type:
-    """The V1 ``GPUModelRunner`` (``CPUModelRunner`` inherits it).
-
-    Why: V1 has no per-step hook. Remove with V1.
-    """
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    return GPUModelRunner
-
-
-def encoder_modules() -> Iterator[Any]:
-    """The modules that call ``group_and_batch_mm_kwargs``, by a name of their own.
-
-    Why: it is the one function that all encoder runs pass, in both runners and in every
-    ``ModelState``, and gets the very pairs that were listed with their identifiers.
-    """
-    from vllm.v1.worker import gpu_model_runner
-    from vllm.v1.worker.gpu.mm import encoder_runner
-
-    yield gpu_model_runner
-    yield encoder_runner
-
-
-def encoder_runner_cls() -> type:
-    """V2's ``EncoderRunner``: ``prepare_mm_inputs`` lists, ``execute_mm_encoder`` runs.
-
-    Why: a ``ModelState`` may call these two directly, and in 0.26 and 0.27 all do.
-    """
-    from vllm.v1.worker.gpu.mm.encoder_runner import EncoderRunner
-
-    return EncoderRunner
 
 
 def on_cpu() -> bool:
@@ -97,19 +34,18 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def worker_classes() -> Iterator[type]:
-    """The worker classes whose ``compile_or_warm_up_model`` ends the warm-up.
+def worker_cls() -> type:
+    """This platform's worker, whose ``compile_or_warm_up_model`` ends the warm-up.
 
     Why: the canary must run in the compiled, captured model, before serving.
     """
     if on_cpu():
         from vllm.v1.worker.cpu_worker import CPUWorker
 
-        yield CPUWorker
-    else:
-        from vllm.v1.worker.gpu_worker import Worker
+        return CPUWorker
+    from vllm.v1.worker.gpu_worker import Worker
 
-        yield Worker
+    return Worker
 
 
 def worker_method_owner(name: str, *, needed: bool = True) -> type | None:
@@ -118,10 +54,9 @@ def worker_method_owner(name: str, *, needed: bool = True) -> type | None:
     Why: CPU workers inherit some of the GPU worker's methods and override others.
     Raises: UnsupportedVLLMError for one that is needed and gone.
     """
-    for worker in worker_classes():
-        for cls in worker.__mro__:
-            if name in vars(cls):
-                return cls
+    for cls in worker_cls().__mro__:
+        if name in vars(cls):
+            return cls
     if needed:
         raise UnsupportedVLLMError(
             f"vLLM {vllm_version()} has no worker method {name}; update "
@@ -154,29 +89,6 @@ def model_state_cls(vllm_config: Any, model: Any) -> type:
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
     return DefaultModelState
-
-
-def decoder_layers(model: Any) -> Any:
-    """Return the decoder's ``ModuleList`` of a language or vision-language model.
-
-    Raises: UnsupportedVLLMError.
-    """
-    for path in (
-        ("language_model", "model", "layers"),
-        ("model", "layers"),
-        ("language_model", "layers"),
-    ):
-        found = model
-        for name in path:
-            found = getattr(found, name, None)
-            if found is None:
-                break
-        if found is not None:
-            return found
-    raise UnsupportedVLLMError(
-        f"cannot find the decoder layers of {type(model).__name__}; sauce edits models "
-        "with `model.layers` or `language_model.model.layers`"
-    )
 
 
 @contextmanager

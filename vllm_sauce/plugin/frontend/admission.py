@@ -7,32 +7,21 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
-    Iterable,
     Mapping,
 )
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.client import has_sauce_keys, parse_request
 from vllm_sauce.concepts import VISION
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
 from vllm_sauce.plugin.startup import settings
-from vllm_sauce.unlearning import (
-    Mask,
-    admitted_mask,
-    check_size,
-    parse_request,
-    resolve_mask,
-    without_decoder,
-)
-from vllm_sauce.unlearning.cache_identity import (
-    mask_id_of,
-    refuse_forged_keys,
-    renamed,
-    salted,
-)
-from vllm_sauce.unlearning.wire import carry, has_sauce_keys
+from vllm_sauce.unlearning import Mask, resolve_mask, without_decoder
+from vllm_sauce.unlearning.mask import marked, refuse_forged_keys, renamed, salted
 
 POOLING = (
     "sauce edits generation only; pooling requests are refused because they would be "
@@ -42,26 +31,34 @@ POOLING = (
 
 def install() -> None:
     """Make every request pass admission, whatever entry point it came from."""
-    processor = compat.input_processor_cls()
-    compat.wrap(processor, "__init__", _processor_init)
-    compat.wrap(processor, "process_inputs", _process_inputs)
-    compat.wrap(compat.async_llm_cls(), "_add_streaming_input_request", _add_session)
+    compat.hook("all", "InputProcessor.__init__", _processor_init)
+    compat.hook("all", "InputProcessor.process_inputs", _process_inputs)
+    compat.hook("all", "AsyncLLM._add_streaming_input_request", _add_session)
 
 
+@dataclass(frozen=True, slots=True)
 class Admission:
     """What a process needs to admit requests: catalogue, policy, limits.
 
-    Made at start, so that a bundle replaced on the disk later changes nothing.
+    Opened at start, so that a bundle replaced on the disk later changes nothing.
     """
 
-    def __init__(self, config: SauceConfig, digest: str | None = None) -> None:
-        self.config = config
-        self.bundle = Bundle.load(config.bundle, weights=False)
-        if digest is not None and self.bundle.digest != digest:
+    config: SauceConfig
+    bundle: Bundle
+
+    @classmethod
+    def open(cls, config: SauceConfig, digest: str | None = None) -> Admission:
+        """Read the bundle of a configuration; compare its digest where one is given.
+
+        Raises: BundleError.
+        """
+        bundle = Bundle.load(config.bundle, weights=False)
+        if digest is not None and bundle.digest != digest:
             raise BundleMismatchError(
                 f"the bundle {config.bundle} changed while the engine started: wanted "
-                f"{digest}, found {self.bundle.digest}; start again"
+                f"{digest}, found {bundle.digest}; start again"
             )
+        return cls(config, bundle)
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> Mask | None:
         """Return the mask of a request, None when there is nothing to forget.
@@ -104,41 +101,6 @@ class Admission:
             for feature in features:
                 feature.identifier = renamed(feature.identifier, mask)
 
-    def check(self, request: Any) -> Mask | None:
-        """Return a request's mask; refuse one not admitted as this process would.
-
-        Where a request enters the engine core: an error there ends it alone, while in
-        the worker it would end the engine.
-
-        Raises: RequestError.
-        """
-        params = request.sampling_params
-        if params is None:
-            raise InvalidRequestError(POOLING)
-        mask = admitted_mask(params.extra_args, self.bundle.digest, self.config.forget)
-        sites: tuple[str, ...] = ()
-        if mask is not None:
-            limits = self.config.max_latents, self.config.max_concepts
-            check_size(mask.names(), self.bundle.catalogue, *limits)
-            sites = mask.sites(self.bundle.catalogue)
-        in_decoder = any(site != VISION for site in sites)
-        _check_key(request.cache_salt or "", mask if in_decoder else None, "cache_salt")
-        features = request.mm_features or ()
-        in_tower = VISION in sites
-        for feature in features:
-            key = feature.identifier
-            _check_key(key, mask if in_tower else None, "picture's identifier")
-        if in_tower:
-            refuse_unseen(features)
-        return mask
-
-
-def _check_key(key: str, mask: Mask | None, what: str) -> None:
-    if mask_id_of(key) != (None if mask is None else mask.mask_id):
-        raise InvalidRequestError(
-            f"a request reached the engine with a {what} that does not fit its mask"
-        )
-
 
 _admissions: dict[tuple[SauceConfig, str | None], Admission] = {}
 
@@ -153,36 +115,15 @@ def admission_for(vllm_config: Any) -> Admission | None:
         return None
     key = config, vllm_config.additional_config["sauce"].get("digest")
     if key not in _admissions:
-        _admissions[key] = Admission(*key)
+        _admissions[key] = Admission.open(*key)
     return _admissions[key]
-
-
-def refuse_unseen(features: Iterable[Any]) -> None:
-    """Refuse what would go around the vision tower, and so around its edit.
-
-    The data of a picture that the engine holds already is not here; the engine core
-    looks again when it is.
-
-    Raises: InvalidRequestError.
-    """
-    for feature in features:
-        keys = sorted(feature.data or ())
-        made = any(key.startswith("pixel_values") for key in keys)
-        if feature.modality != "image" or (
-            keys and (not made or any("embed" in key for key in keys))
-        ):
-            raise InvalidRequestError(
-                "the concepts to forget are edited in the vision tower, so pictures "
-                f"must be given as pixels; got {feature.modality} of "
-                f"{', '.join(keys) or 'no data'}; send the picture itself"
-            )
 
 
 def _processor_init(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> None:
     original(self, vllm_config, *args, **kwargs)
-    self._sauce_admission = admission_for(vllm_config)
+    admission_of(self)
 
 
 def admission_of(processor: Any) -> Admission | None:
@@ -231,8 +172,9 @@ def _admit(admission: Admission | None, params: Any) -> tuple[Any, Mask | None]:
     if not compat.is_sampling_params(params):
         raise InvalidRequestError(POOLING)
     mask = admission.resolve(extra_args)
-    carried = carry(extra_args, None if mask is None else mask.to_wire())
-    return compat.with_extra_args(params, carried), mask
+    # A plain request is marked, too: an engine knows one that went around admission.
+    mark = {"mask": None if mask is None else mask.to_wire()}
+    return compat.with_extra_args(params, marked(extra_args, mark)), mask
 
 
 async def _add_session(

@@ -22,7 +22,7 @@ CALL = "sauce_settings"
 def install() -> None:
     """Let workers say what they run with, and API processes ask before they serve."""
     compat.add_worker_call(CALL, lambda worker: settings.section_of(worker.vllm_config))
-    compat.wrap(compat.async_llm_cls(), "get_supported_tasks", _get_supported_tasks)
+    compat.hook("all", "AsyncLLM.get_supported_tasks", _get_supported_tasks)
 
 
 async def _get_supported_tasks(original: Callable[..., Any], self: Any) -> Any:

@@ -18,10 +18,8 @@ def install() -> None:
     """Add the flags to the client; its module is imported only where it is the job."""
     if sys.argv[1:3] != ["bench", "serve"]:
         return
-    from vllm.benchmarks import serve
-
-    compat.wrap(serve, "add_cli_args", _add_cli_args)
-    compat.wrap(serve, "main", _main)
+    compat.hook("bench", "add_cli_args", _add_cli_args)
+    compat.hook("bench", "main", _main)
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:

@@ -16,12 +16,8 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
-from vllm_sauce.errors import CanaryError
+from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin import compat
-
-ATTRIBUTE = "_sauce_pictures"
-"""Of a model: what announces its pictures, a ``SauceRuntime`` or an ``ActivationTap``,
-with ``announce(identifiers, pairs, req_ids)`` and ``finish_pictures()``."""
 
 _all: weakref.WeakSet[Announced] = weakref.WeakSet()
 _installed = False
@@ -118,20 +114,34 @@ class Announced:
         return self._batch or ()
 
 
+def refuse_unseen(features: Iterable[Any]) -> None:
+    """Refuse what would go around the vision tower, and so around its edit.
+
+    The data of a picture that the engine holds already is not here; the engine core
+    looks again when it is.
+
+    Raises: InvalidRequestError.
+    """
+    for feature in features:
+        keys = sorted(feature.data or ())
+        made = any(key.startswith("pixel_values") for key in keys)
+        if feature.modality != "image" or (
+            keys and (not made or any("embed" in key for key in keys))
+        ):
+            raise InvalidRequestError(
+                "the concepts to forget are edited in the vision tower, so pictures "
+                f"must be given as pixels; got {feature.modality} of "
+                f"{', '.join(keys) or 'no data'}; send the picture itself"
+            )
+
+
 def install() -> None:
-    """Place the hooks of a process that runs a model, once."""
+    """Cut the batches of both runners, once."""
     global _installed
-    if _installed:
-        return
+    if not _installed:
+        for runner in ("v1", "v2"):
+            compat.hook(runner, "group_and_batch_mm_kwargs", _by_label)
     _installed = True
-    for runner_module in compat.encoder_modules():
-        compat.wrap(runner_module, "group_and_batch_mm_kwargs", _by_label)
-    runner = compat.runner_v1_cls()
-    compat.wrap(runner, "_batch_mm_inputs_from_scheduler", _batch_mm_inputs)
-    compat.wrap(runner, "_execute_mm_encoder", _execute_mm_encoder)
-    encoder = compat.encoder_runner_cls()
-    compat.wrap(encoder, "prepare_mm_inputs", _prepare_mm_inputs)
-    compat.wrap(encoder, "execute_mm_encoder", _execute_mm_encoder)
 
 
 def _by_label(
@@ -152,34 +162,3 @@ def _by_label(
             with announced.encoding(labels[at : at + num_items]):
                 yield modality, num_items, batch
             at += num_items
-
-
-def _batch_mm_inputs(
-    original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any
-) -> Any:
-    batched = original(self, scheduler_output, *args)
-    announcer = getattr(self.model, ATTRIBUTE, None)
-    if announcer is not None:
-        req_ids = list(scheduler_output.scheduled_encoder_inputs)
-        announcer.announce(batched[0], batched[1], req_ids)
-    return batched
-
-
-def _prepare_mm_inputs(
-    original: Callable[..., Any], self: Any, scheduled_encoder_inputs: Any
-) -> Any:
-    identifiers, pairs = original(self, scheduled_encoder_inputs)
-    announcer = getattr(self.model, ATTRIBUTE, None)
-    if announcer is not None:
-        announcer.announce(identifiers, pairs, list(scheduled_encoder_inputs))
-    return identifiers, pairs
-
-
-def _execute_mm_encoder(
-    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
-) -> Any:
-    outputs = original(self, *args, **kwargs)
-    announcer = getattr(self.model, ATTRIBUTE, None)
-    if announcer is not None:
-        announcer.finish_pictures()
-    return outputs

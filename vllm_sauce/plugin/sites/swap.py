@@ -7,15 +7,15 @@ not do: modules that vLLM compiles call ``forward`` without running hooks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.sites.action import FeaturesAct, StreamAct
 
 
-def on_input(module: Any, act: Callable[[Tensor], Tensor], *, prefix: str) -> None:
+def on_input(module: Any, act: FeaturesAct, *, prefix: str) -> None:
     """Let ``act`` see, and replace, the first tensor that a module is called with."""
     base: Any = type(module)
 
@@ -30,5 +30,23 @@ def on_input(module: Any, act: Callable[[Tensor], Tensor], *, prefix: str) -> No
                     return super().forward(*args, **{**kwargs, name: act(value)})
             raise CanaryError(f"{base.__name__} was called without a tensor")
 
-    Swapped.__name__ = Swapped.__qualname__ = f"{prefix}{base.__name__}"
+    _rename(Swapped, prefix, base)
     module.__class__ = Swapped
+
+
+def on_stream(layer: Any, act: StreamAct, *, prefix: str) -> None:
+    """Let ``act`` see, and write into, the residual stream that a layer leaves."""
+    base: Any = type(layer)
+
+    class Swapped(base):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            hidden_states, residual = super().forward(*args, **kwargs)
+            act(self, hidden_states, residual)
+            return hidden_states, residual
+
+    _rename(Swapped, prefix, base)
+    layer.__class__ = Swapped
+
+
+def _rename(cls: type, prefix: str, base: type) -> None:
+    cls.__name__ = cls.__qualname__ = f"{prefix}{base.__name__}"

@@ -4,29 +4,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import ConfigError, SauceError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import settings
 
 KNOWN_PLUGINS = ("sauce",)
 
-_SETTINGS = (
-    "bundle",
-    "forget",
-    "max_latents",
-    "pool_dtype",
-    "approximate",
-    "require_decoder",
-)
-
 
 def install() -> None:
     """Add the flags to every vLLM command line that builds an engine."""
-    compat.wrap(compat.engine_args_cls(), "add_cli_args", _add_cli_args)
+    compat.hook("all", "EngineArgs.add_cli_args", _add_cli_args)
 
 
 def plugin_names(text: str) -> list[str]:
@@ -141,9 +134,9 @@ def _parse(
 
 def _fold(args: argparse.Namespace) -> None:
     given = {
-        name: value
-        for name in _SETTINGS
-        if (value := getattr(args, f"sauce_{name}")) is not None
+        field.name: value
+        for field in dataclasses.fields(SauceConfig)
+        if (value := getattr(args, f"sauce_{field.name}", None)) is not None
     }
     if not _asked(args):
         if given:

@@ -43,7 +43,7 @@ _SERVICE_LINK = re.compile(
 """What Kubernetes sets in every pod beside a Service named ``vllm-sauce``."""
 
 HARVEST_KEY = "sauce_harvest"
-"""In ``additional_config``: what ``tapping.TapSettings`` reads."""
+"""In ``additional_config``: what ``TapSettings`` reads."""
 
 _DERIVED = ("digest", "sites", "version", "num_slots", "max_num_tokens")
 """Written by us beside the user's settings: they key vLLM's compile cache, where a
@@ -60,7 +60,7 @@ _NO_DECODER = (
 
 def install() -> None:
     """Check the settings whenever an engine's configuration is made."""
-    compat.wrap(compat.engine_args_cls(), "create_engine_config", _create_engine_config)
+    compat.hook("all", "EngineArgs.create_engine_config", _create_engine_config)
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -110,10 +110,16 @@ def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
     )
 
 
-def harvests(vllm_config: Any) -> bool:
-    """Say whether an engine takes activations instead of editing them."""
+def harvest_section(vllm_config: Any) -> Any:
+    """Return what an engine's configuration says of a harvest, None without one."""
     additional = vllm_config.additional_config
-    return isinstance(additional, dict) and HARVEST_KEY in additional
+    return additional.get(HARVEST_KEY) if isinstance(additional, dict) else None
+
+
+def wants_action(vllm_config: Any) -> bool:
+    """Say whether something is done at the sites of an engine's model."""
+    sections = section_of(vllm_config), harvest_section(vllm_config)
+    return any(section is not None for section in sections)
 
 
 def requested(args: Any, environ: Mapping[str, str]) -> dict[str, Any] | None:

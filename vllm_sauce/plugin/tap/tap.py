@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,11 @@ from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import Role, Rows
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ActivationsError
+from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct
 from vllm_sauce.plugin.sites.encoder_batches import Announced
+
+SAMPLE = "harvest_sample"
+"""In a request's ``extra_args``: its sample's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,12 @@ class PictureSpan:
     length: int
     is_embed: Tensor | None = None
     """[length] bool; None if every token of the span stands for a patch."""
+
+    @classmethod
+    def of(cls, feature: Any) -> PictureSpan:
+        """Read what vLLM says of a request's picture."""
+        at = feature.mm_position
+        return cls(feature.identifier, at.offset, at.length, at.is_embed)
 
     def mark(self, role: Tensor) -> None:
         """Write ``Role.IMAGE`` at the picture's tokens. Shapes: role [num_tokens]"""
@@ -62,17 +72,23 @@ class _Held:
     chunks: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
 
 
-class ActivationTap:
-    """Holds samples until they are finished, then hands them to the writer whole."""
+class ActivationTap(SiteAction):
+    """Holds samples until they are finished, then hands them to the writer whole.
+
+    A request's label is its sample's number, a picture's its identifier.
+    """
+
+    prefix = "Tapped"
 
     def __init__(self, sites: Sequence[str], dtype: torch.dtype) -> None:
+        super().__init__()
         self.sites, self.dtype = tuple(sites), dtype
         self.writer: ShardWriter | None = None
         self._decoder = tuple(site for site in sites if site != VISION)
         self._written: set[str] = set()
         self._held: dict[int, _Held] = {}
         self._pictures: dict[str, Tensor] = {}
-        self.announced = Announced(split=False, required=False)
+        self.announced: Announced = Announced(split=False, required=False)
         self._waiting: dict[str, list[Span]] = {}
 
     def begin(self, writer: ShardWriter, written_pictures: Sequence[str] = ()) -> None:
@@ -84,18 +100,42 @@ class ActivationTap:
         self._written = set(written_pictures)
         self._held, self._pictures, self._waiting = {}, {}, {}
 
-    def begin_sample(self, sample: int, pictures: Sequence[PictureSpan]) -> None:
-        """Expect a sample's tokens; if it starts again, what was seen goes."""
-        if self.writer is not None:
-            self._held[sample] = _Held(tuple(pictures))
+    def label_of(self, extra_args: Mapping[str, Any] | None) -> int | None:
+        """Return the number of a request's sample, None if it is not harvested."""
+        found = (extra_args or {}).get(SAMPLE)
+        return None if found is None else int(found)
 
-    def begin_step(self, spans: Sequence[Span]) -> None:
+    def begin_request(self, label: int | None, mm_features: Iterable[Any]) -> None:
+        """Expect a sample's tokens; if it starts again, what was seen goes."""
+        if self.writer is not None and label is not None:
+            self._held[label] = _Held(tuple(map(PictureSpan.of, mm_features)))
+
+    def begin_step(
+        self, labels: Sequence[Any], starts: Sequence[int], num_tokens: Sequence[int]
+    ) -> None:
         """Announce the tokens of the next forward pass, in the order of the batch."""
-        self._waiting = {site: list(spans) for site in self._decoder}
+        spans = list(map(Span, labels, starts, num_tokens))
+        self._waiting = {site: spans for site in self._decoder}
 
     def clear_step(self) -> None:
         """Announce a pass of dummy tokens: nothing of it is kept."""
         self._waiting = {}
+
+    def picture_labels(
+        self, identifiers: Sequence[str], req_ids: Sequence[str]
+    ) -> Sequence[str]:
+        """Return the pictures' identifiers; which did not pass is found at the end."""
+        return identifiers
+
+    def at_decoder(self, site: str, layer: Any) -> StreamAct:
+        """Copy what a layer leaves."""
+        return lambda _, hidden_states, residual: self.take(
+            site, hidden_states, residual
+        )
+
+    def at_vision(self, connector: Any) -> FeaturesAct:
+        """Copy what the tower leaves."""
+        return self.take_pictures
 
     def take(self, site: str, hidden_states: Tensor, residual: Tensor | None) -> None:
         """Keep one step's activations of a decoder site.
@@ -116,16 +156,6 @@ class ActivationTap:
             held = None if span.sample is None else self._held.get(span.sample)
             if held is not None:
                 held.chunks.setdefault(site, []).append((span.start, part))
-
-    def announce(
-        self, identifiers: Sequence[str], pairs: Sequence[Any], req_ids: Sequence[str]
-    ) -> None:
-        """Announce the pictures of the next encoder run."""
-        self.announced.announce(pairs, identifiers)
-
-    def finish_pictures(self) -> None:
-        """End an encoder run; what did not pass is found when its sample ends."""
-        self.announced.finish()
 
     def take_pictures(self, features: Tensor) -> Tensor:
         """Keep the vision site's activations of the batch in the encoder.

@@ -22,13 +22,13 @@ from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup.settings import from_vllm_config
 from vllm_sauce.plugin.worker.op_check import SIZES, check_op, measure_forms
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
-from vllm_sauce.unlearning import Mask, SiteTable
+from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.slots import SiteTable
 
 
 def install() -> None:
-    """Run the canary where each worker class ends its warm-up."""
-    for worker in compat.worker_classes():
-        compat.wrap(worker, "compile_or_warm_up_model", _after_warm_up)
+    """Run the canary where a worker ends its warm-up."""
+    compat.wrap(compat.worker_cls(), "compile_or_warm_up_model", _after_warm_up)
 
 
 @torch.inference_mode()
@@ -67,11 +67,10 @@ def _runtime(runner: Any) -> SauceRuntime:
 
 def _prepare(runner: Any) -> None:
     runtime = _runtime(runner)
+    for table in runtime.tables.values():
+        measure_forms(table)
     for site in runtime.decoder.values():
-        measure_forms(site.table)
         site.planner.costs = site.table.costs
-    if runtime.vision is not None:
-        measure_forms(runtime.vision.table)
 
 
 def _prove_sites(runner: Any) -> None:
@@ -122,10 +121,7 @@ def _check_ops(runner: Any) -> None:
     runtime, started = _runtime(runner), time.monotonic()
     batches = dummy_batches(runner.vllm_config)
     sizes = {*SIZES, *(batch.num_tokens for batch in batches)}
-    tables = {site: decoder.table for site, decoder in runtime.decoder.items()}
-    if runtime.vision is not None:
-        tables["vision"] = runtime.vision.table
-    for site, table in tables.items():
+    for site, table in runtime.tables.items():
         if table.checksum() != table.loaded_checksum:
             raise CanaryError(
                 f"site {site}: the SAE's rows on the device are not those that were "

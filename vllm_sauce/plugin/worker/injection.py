@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the op into a loaded model, before vLLM profiles, compiles and captures it.
+"""Put an action into a loaded model, before vLLM profiles, compiles and captures it.
 
 The class of the one module at a site is swapped for a subclass (as
 ``torch.nn.utils.parametrize`` does), which keeps module names, weights and compilation.
@@ -7,58 +7,84 @@ The class of the one module at a site is swapped for a subclass (as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import VISION
 from vllm_sauce.config import SauceConfig
-from vllm_sauce.errors import (
-    BundleMismatchError,
-    UnsupportedFeatureError,
-)
+from vllm_sauce.errors import BundleMismatchError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites import encoder_batches, swap
+from vllm_sauce.plugin.sites.action import ATTRIBUTE, SiteAction
+from vllm_sauce.plugin.sites.architectures import module_at
 from vllm_sauce.plugin.startup import settings
-from vllm_sauce.plugin.worker import runner_v2
-from vllm_sauce.plugin.worker.runtime import (
-    KEPT_TENSORS,
-    DecoderSite,
-    SauceRuntime,
-    VisionSite,
-)
+from vllm_sauce.plugin.worker import runner_v1, runner_v2
+from vllm_sauce.plugin.worker.runtime import SauceRuntime
 from vllm_sauce.unlearning.slots import SiteTable
-from vllm_sauce_kernels.masked_edit import masked_edit, native
+from vllm_sauce_kernels.masked_edit import native
 
-PROVEN_LAYERS = ("LlamaDecoderLayer", "Gemma3DecoderLayer")
-"""Decoder layers whose output is known to be ``(hidden_states, residual)``."""
+Inject = Callable[[nn.Module, Any], object]
+"""Called with a loaded model and its engine's configuration."""
 
-PROVEN_VISION = ("LlavaForConditionalGeneration",)
-"""Models whose projector input is the tower's output, one row block per image."""
+_runners_told = False
 
 
-def install() -> None:
-    """Inject into every model a loader returns, when sauce is configured."""
-    compat.wrap(compat.model_loader_cls(), "load_model", _load_model)
-    encoder_batches.install()
+def install(inject: Inject) -> None:
+    """Call ``inject`` with every model a loader returns, also of plain engines."""
+    global _runners_told
+    around = functools.partial(_load_model, inject)
+    compat.hook("worker", "BaseModelLoader.load_model", around)
+    if not _runners_told:
+        encoder_batches.install()
+        runner_v1.install()
+        runner_v2.install()
+    _runners_told = True
 
 
 def _load_model(
-    original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+    inject: Inject,
+    original: Callable[..., Any],
+    self: Any,
+    vllm_config: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     model = original(self, vllm_config, *args, **kwargs)
-    config = settings.from_vllm_config(vllm_config)
-    if config is not None:
-        inject(model, vllm_config, config)
+    inject(model, vllm_config)
     return model
 
 
-def inject(model: nn.Module, vllm_config: Any, config: SauceConfig) -> SauceRuntime:
-    """Place the bundle's sites into a model and return the worker's runtime.
+def place(
+    model: nn.Module, vllm_config: Any, action: SiteAction, sites: Iterable[str]
+) -> None:
+    """Put an action at sites of a model and let its runner tell it of each step.
 
-    Raises: BundleError, UnsupportedVLLMError, UnsupportedFeatureError.
+    Raises: ConfigError, UnsupportedVLLMError, UnsupportedFeatureError.
     """
+    for site in sites:
+        module = module_at(model, site)
+        if site == VISION:
+            swap.on_input(module, action.at_vision(module), prefix=action.prefix)
+        else:
+            swap.on_stream(
+                module, action.at_decoder(site, module), prefix=action.prefix
+            )
+    object.__setattr__(model, ATTRIBUTE, action)
+    runner_v2.offer_model_state(model, vllm_config, action)
+
+
+def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
+    """Place the edit at the bundle's sites; return it, None without sauce.
+
+    Raises: BundleError, ConfigError, UnsupportedVLLMError, UnsupportedFeatureError.
+    """
+    config = settings.from_vllm_config(vllm_config)
+    if config is None:
+        return None
     bundle = Bundle.load(config.bundle)
     expected = vllm_config.additional_config["sauce"].get("digest")
     if expected != bundle.digest:
@@ -66,7 +92,24 @@ def inject(model: nn.Module, vllm_config: Any, config: SauceConfig) -> SauceRunt
             f"the bundle {config.bundle} changed while the engine started: wanted "
             f"{expected}, found {bundle.digest}; start again"
         )
-    model_config = vllm_config.model_config
+    check_files(bundle, vllm_config.model_config)
+    device = next(model.parameters()).device
+    sites = sorted(bundle.sites)
+    tables = {s: _table(bundle, s, vllm_config, config, device) for s in sites}
+    sizes = settings.table_sizes(vllm_config)
+    runtime = SauceRuntime(bundle, tables, sizes["max_num_tokens"])
+    place(model, vllm_config, runtime, sites)
+    if device.type == "cpu":
+        native.prepare()
+        compat.logger(__name__).info("sauce: C++ loop for decoding %s", native.how())
+    return runtime
+
+
+def check_files(bundle: Bundle, model_config: Any) -> None:
+    """Refuse a model on the disk to which the bundle does not belong.
+
+    Raises: BundleMismatchError.
+    """
     folder = compat.local_model_dir(model_config.model, model_config.revision)
     if folder is None:
         raise BundleMismatchError(
@@ -74,23 +117,6 @@ def inject(model: nn.Module, vllm_config: Any, config: SauceConfig) -> SauceRunt
             "belongs to them; give a local folder as the model"
         )
     bundle.check_model(folder)
-    runtime = SauceRuntime(bundle, config)
-    device = next(model.parameters()).device
-    for site in sorted(bundle.sites):
-        table = _table(bundle, site, vllm_config, config, device)
-        if site == "vision":
-            _inject_vision(model, runtime, table)
-        else:
-            _inject_decoder(model, runtime, site, table, vllm_config)
-    if device.type == "cpu":
-        native.prepare()
-        compat.logger(__name__).info("sauce: C++ loop for decoding %s", native.how())
-    object.__setattr__(model, "_sauce_runtime", runtime)
-    object.__setattr__(model, encoder_batches.ATTRIBUTE, runtime)
-    runner_v2.offer_model_state(
-        model, vllm_config, lambda base: runner_v2.sauce_model_state(base, runtime)
-    )
-    return runtime
 
 
 def _table(
@@ -120,85 +146,3 @@ def _table(
         "; TopK taken as ReLU, an approximation" if table.approximate else "",
     )
     return table
-
-
-def _inject_decoder(
-    model: nn.Module,
-    runtime: SauceRuntime,
-    site: str,
-    table: SiteTable,
-    vllm_config: Any,
-) -> None:
-    layer_idx = int(site.split(".")[1])
-    layers = compat.decoder_layers(model)
-    if layer_idx >= len(layers):
-        raise BundleMismatchError(
-            f"site {site} wants decoder layer {layer_idx}, the model has {len(layers)}"
-        )
-    layer = layers[layer_idx]
-    if not any(cls.__name__ in PROVEN_LAYERS for cls in type(layer).__mro__):
-        raise UnsupportedFeatureError(
-            f"decoder layers of type {type(layer).__name__} are not proven; supported: "
-            f"{', '.join(PROVEN_LAYERS)}"
-        )
-    decoder = DecoderSite(table, settings.table_sizes(vllm_config)["max_num_tokens"])
-    layer.register_buffer(
-        "sauce_slot_of_token", decoder.slot_of_token, persistent=False
-    )
-    layer.register_buffer("sauce_plan", decoder.plan, persistent=False)
-    _keep(layer, table)
-    layer.sauce_topk, layer.sauce_normalize = table.topk, table.normalize
-    layer.__class__ = _edited_layer(type(layer))
-    runtime.decoder[site] = decoder
-
-
-def _keep(module: nn.Module, table: SiteTable) -> None:
-    """Make a site's tensors buffers of its module."""
-    for name in KEPT_TENSORS:
-        module.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
-
-
-def _edited_layer(base: type) -> type:
-    """Return a subclass of a decoder layer that edits the residual stream it leaves.
-
-    The stream is the sum of the two tensors; the change is added to the first.
-    """
-
-    class EditedLayer(base):  # type: ignore[misc, valid-type]
-        def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            hidden_states, residual = super().forward(*args, **kwargs)
-            masked_edit(
-                hidden_states,
-                residual,
-                self.sauce_slot_of_token,
-                self.sauce_mask_latents,
-                self.sauce_mask_scale,
-                self.sauce_mask_shift,
-                self.sauce_mask_gate,
-                self.sauce_mask_len,
-                self.sauce_W_enc_rows,
-                self.sauce_W_dec_rows,
-                self.sauce_b_enc,
-                self.sauce_edited_tokens,
-                self.sauce_topk,
-                self.sauce_normalize,
-                self.sauce_plan,
-            )
-            return hidden_states, residual
-
-    EditedLayer.__name__ = f"Sauce{base.__name__}"
-    EditedLayer.__qualname__ = EditedLayer.__name__
-    return EditedLayer
-
-
-def _inject_vision(model: nn.Module, runtime: SauceRuntime, table: SiteTable) -> None:
-    if type(model).__name__ not in PROVEN_VISION:
-        raise UnsupportedFeatureError(
-            f"the vision site is not proven for {type(model).__name__}; supported: "
-            f"{', '.join(PROVEN_VISION)}"
-        )
-    site = VisionSite(table)
-    projector: Any = model.multi_modal_projector
-    _keep(projector, table)
-    swap.on_input(projector, site.edit, prefix="Sauce")
-    runtime.vision = site

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
+from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import settings
 from vllm_sauce.plugin.worker import canary
+from vllm_sauce.plugin.worker.injection import check_files
 from vllm_sauce.plugin.worker.runtime import runtime_of
 
 _PARTS = frozenset({"weights", "kv_cache"})
@@ -98,14 +99,7 @@ def _reload_weights(
     assert runtime is not None
     runtime.proven = False
     result = original(self, *args, **kwargs)
-    model_config = self.vllm_config.model_config
-    folder = compat.local_model_dir(model_config.model, model_config.revision)
-    if folder is None:
-        raise BundleMismatchError(
-            f"cannot find the files of {model_config.model} that were loaded again; "
-            "masked requests are refused until they are there and loaded"
-        )
-    runtime.bundle.check_model(folder)
+    check_files(runtime.bundle, self.vllm_config.model_config)
     self._sauce_weights_lost = False
     _prove_if_whole(self)
     return result

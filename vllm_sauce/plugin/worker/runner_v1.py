@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model runner V1: masks into slots before each step."""
+"""Model runner V1: tells a model's action of each step and of each encoder run."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from typing import Any
 
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.sites.action import SiteAction, action_of
 from vllm_sauce.plugin.startup import settings
-from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
 
 
 def install() -> None:
-    """Wrap the runner's step; does nothing for a model without a runtime."""
-    runner = compat.runner_v1_cls()
-    compat.wrap(runner, "_prepare_inputs", _prepare_inputs)
-    compat.wrap(runner, "_dummy_run", _dummy_run)
+    """Wrap the runner; does nothing for a model without an action."""
+    for name, around in (
+        ("_prepare_inputs", _prepare_inputs),
+        ("_dummy_run", _dummy_run),
+        ("_batch_mm_inputs_from_scheduler", _batch_mm_inputs),
+        ("_execute_mm_encoder", _execute_mm_encoder),
+    ):
+        compat.hook("v1", f"GPUModelRunner.{name}", around)
 
 
-def _runtime(runner: Any) -> SauceRuntime | None:
-    runtime = runtime_of(runner.model)
-    if runtime is None and settings.from_vllm_config(runner.vllm_config) is not None:
+def _action(runner: Any) -> SiteAction | None:
+    action = action_of(runner.model)
+    if action is None and settings.wants_action(runner.vllm_config):
         raise CanaryError(
             "sauce is configured but was not injected into this model (its loader "
             "does not pass BaseModelLoader.load_model); refusing to serve unedited"
         )
-    return runtime
-
-
-def _mask_of_request(runner: Any, runtime: SauceRuntime, req_id: str) -> Any:
-    params = runner.requests[req_id].sampling_params
-    return runtime.mask_of(getattr(params, "extra_args", None))
+    return action
 
 
 def _prepare_inputs(
@@ -44,20 +43,44 @@ def _prepare_inputs(
 ) -> Any:
     # The batch is up to date here and not before: spans read earlier were wrong each
     # time a request had finished.
-    runtime = _runtime(self)
-    if runtime is not None:
+    if (action := _action(self)) is not None:
         batch = self.input_batch
         req_ids = batch.req_ids[: batch.num_reqs]
-        masks = [_mask_of_request(self, runtime, req_id) for req_id in req_ids]
-        runtime.live = dict(zip(req_ids, masks, strict=True))
-        runtime.begin_step(masks, [int(n) for n in num_scheduled_tokens])
+        extra_args = (
+            self.requests[name].sampling_params.extra_args for name in req_ids
+        )
+        labels = [action.label_of(one) for one in extra_args]
+        action.live = dict(zip(req_ids, labels, strict=True))
+        for new in scheduler_output.scheduled_new_reqs:
+            action.begin_request(action.live[new.req_id], new.mm_features)
+        starts = batch.num_computed_tokens_cpu[: batch.num_reqs].tolist()
+        action.begin_step(labels, starts, [int(n) for n in num_scheduled_tokens])
     return original(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
 
 
 def _dummy_run(
     original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    runtime = _runtime(self)
-    if runtime is not None and not runtime.in_canary:
-        runtime.clear_step()
+    action = _action(self)
+    if action is not None and not action.in_canary:
+        action.clear_step()
     return original(self, *args, **kwargs)
+
+
+def _batch_mm_inputs(
+    original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any
+) -> Any:
+    batched = original(self, scheduler_output, *args)
+    if (action := action_of(self.model)) is not None:
+        req_ids = list(scheduler_output.scheduled_encoder_inputs)
+        action.announce(batched[0], batched[1], req_ids)
+    return batched
+
+
+def _execute_mm_encoder(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    outputs = original(self, *args, **kwargs)
+    if (action := action_of(self.model)) is not None:
+        action.finish_pictures()
+    return outputs

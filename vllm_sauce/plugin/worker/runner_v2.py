@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model runner V2: a ``ModelState`` that turns masks into slots."""
+"""Model runner V2: a ``ModelState`` that tells a model's action of each step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 from torch import nn
 
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.worker.runtime import SauceRuntime
+from vllm_sauce.plugin.sites.action import SiteAction, action_of
 
 
-def offer_model_state(
-    model: nn.Module, vllm_config: Any, subclass: Callable[[type], type]
-) -> None:
+def install() -> None:
+    """Wrap what runs the encoder; steps come through ``offer_model_state``."""
+    compat.hook("v2", "EncoderRunner.prepare_mm_inputs", _prepare_mm_inputs)
+    compat.hook("v2", "EncoderRunner.execute_mm_encoder", _execute_mm_encoder)
+
+
+def offer_model_state(model: nn.Module, vllm_config: Any, action: SiteAction) -> None:
     """Let the model answer V2's ``get_model_state_cls`` with a subclass of its own."""
     own = getattr(model, "get_model_state_cls", None)
 
@@ -27,37 +31,58 @@ def offer_model_state(
             )
         finally:
             object.__setattr__(model, "get_model_state_cls", get_model_state_cls)
-        return subclass(base)
+        return telling_state(base, action)
 
     object.__setattr__(model, "get_model_state_cls", get_model_state_cls)
 
 
-def sauce_model_state(base: Any, runtime: SauceRuntime) -> type:
-    """Return a subclass of a ``ModelState`` that drives the runtime."""
+def telling_state(base: Any, action: SiteAction) -> type:
+    """Return a subclass of a ``ModelState`` that tells an action what a step holds."""
 
     class SauceModelState(base):  # type: ignore[misc, valid-type]
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             params = new_req_data.sampling_params
-            mask = runtime.mask_of(getattr(params, "extra_args", None))
-            runtime.live[new_req_data.req_id] = mask
+            label = action.label_of(getattr(params, "extra_args", None))
+            action.live[new_req_data.req_id] = label
+            action.begin_request(label, new_req_data.mm_features)
             super().add_request(req_index, new_req_data)
 
         def remove_request(self, req_id: str) -> None:
-            runtime.live.pop(req_id, None)
+            action.live.pop(req_id, None)
             super().remove_request(req_id)
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
-            # Dummy batches come here too; their request ids have no mask.
-            if not runtime.in_canary:
-                runtime.begin_step(
-                    [runtime.live.get(req_id) for req_id in input_batch.req_ids],
+            # Dummy batches come here too; their request ids have no label.
+            if not action.in_canary:
+                starts = input_batch.num_computed_tokens_np[: input_batch.num_reqs]
+                action.begin_step(
+                    [action.live.get(req_id) for req_id in input_batch.req_ids],
+                    starts.tolist(),
                     [int(n) for n in input_batch.num_scheduled_tokens],
                 )
             return super().prepare_inputs(input_batch, req_states)
 
         def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> Any:
-            if not runtime.in_canary:
-                runtime.clear_step()
+            if not action.in_canary:
+                action.clear_step()
             return super().prepare_dummy_inputs(num_reqs, num_tokens)
 
     return SauceModelState
+
+
+def _prepare_mm_inputs(
+    original: Callable[..., Any], self: Any, scheduled_encoder_inputs: Any
+) -> Any:
+    identifiers, pairs = original(self, scheduled_encoder_inputs)
+    if (action := action_of(self.model)) is not None:
+        action.announce(identifiers, pairs, list(scheduled_encoder_inputs))
+    return identifiers, pairs
+
+
+def _execute_mm_encoder(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    outputs = original(self, *args, **kwargs)
+    if (action := action_of(self.model)) is not None:
+        action.finish_pictures()
+    return outputs

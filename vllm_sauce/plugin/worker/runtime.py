@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one worker holds: resident masks, the slots of this step's tokens, the op."""
+"""The edit: resident masks, the slots of this step's tokens, the op at each site."""
 
 from __future__ import annotations
 
@@ -10,27 +10,15 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.config import SauceConfig
-from vllm_sauce.errors import CanaryError
+from vllm_sauce.client import KEY, has_sauce_keys
+from vllm_sauce.concepts import VISION
+from vllm_sauce.errors import CanaryError, InvalidRequestError
+from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct, action_of
 from vllm_sauce.plugin.sites.encoder_batches import Announced
-from vllm_sauce.unlearning import Mask, admitted_mask
-from vllm_sauce.unlearning.cache_identity import mask_id_of
-from vllm_sauce.unlearning.slots import SiteTable, stage
-from vllm_sauce.unlearning.wire import has_sauce_keys
+from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.mask import Checked, mask_id_of
+from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, stage
 from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
-
-OP_TENSORS = (
-    "mask_latents",
-    "mask_scale",
-    "mask_shift",
-    "mask_gate",
-    "mask_len",
-    "W_enc_rows",
-    "W_dec_rows",
-    "b_enc",
-    "edited_tokens",
-)
-"""Of a ``SiteTable``, in the op's order."""
 
 KEPT_TENSORS = (*OP_TENSORS, "tokens_before")
 """Of a ``SiteTable``, as buffers: vLLM saves those and nothing else when it sleeps."""
@@ -91,12 +79,10 @@ class DecoderSite:
 class VisionSite:
     """The vision tower's table; a batch in the encoder is edited by its one mask."""
 
-    PATH = "vision"
-
     def __init__(self, table: SiteTable) -> None:
         self.table = table
         self.announced = Announced(split=True, required=True)
-        self.announced.paths.add(self.PATH)
+        self.announced.paths.add(VISION)
 
     def edit(self, image_features: Tensor) -> Tensor:
         """Return the features of the batch in the encoder, under its mask.
@@ -104,7 +90,7 @@ class VisionSite:
         Shapes: image_features [..., d_model], same out.
         Raises: CanaryError for pictures that nobody announced.
         """
-        masks = self.announced.enter(self.PATH)
+        masks = self.announced.enter(VISION)
         if not masks or masks[0] is None:
             return image_features  # nobody's, or profiling: nothing may be touched
         (slot,) = self.table.assign(masks[:1])
@@ -119,19 +105,25 @@ class VisionSite:
         return edited.view(image_features.shape)
 
 
-class SauceRuntime:
-    """Everything the edit needs in one worker; one per loaded model."""
+class SauceRuntime(SiteAction):
+    """Everything the edit needs in one worker."""
 
-    def __init__(self, bundle: Bundle, config: SauceConfig) -> None:
+    prefix = "Sauce"
+
+    def __init__(
+        self, bundle: Bundle, tables: Mapping[str, SiteTable], max_num_tokens: int
+    ) -> None:
+        super().__init__()
         self.bundle = bundle
-        self.config = config
-        self.decoder: dict[str, DecoderSite] = {}
-        self.vision: VisionSite | None = None
-        self.live: dict[str, Mask | None] = {}
-        """Masks of the requests a runner holds, or at least of those in this step."""
-        self.in_canary = False
-        """True while the canary itself drives dummy runs with a slot set."""
-        self._masks: dict[str, Mask] = {}
+        self.tables = dict(tables)
+        self.decoder = {
+            site: DecoderSite(table, max_num_tokens)
+            for site, table in tables.items()
+            if site != VISION
+        }
+        self.vision = VisionSite(tables[VISION]) if VISION in tables else None
+        if self.vision is not None:
+            self.announced = self.vision.announced
         self._proven = False
 
     @property
@@ -142,58 +134,50 @@ class SauceRuntime:
     @proven.setter
     def proven(self, value: bool) -> None:
         self._proven = value
-        if self.vision is not None:
-            self.vision.announced.strict = value
+        if self.announced is not None:
+            self.announced.strict = value
 
-    def mask_of(self, extra_args: Mapping[str, Any] | None) -> Mask | None:
-        """Return the mask admission resolved for a request.
+    def label_of(self, extra_args: Mapping[str, Any] | None) -> Mask | None:
+        """Return the mask that the engine core has found in a request.
 
-        Raises: InvalidRequestError for a request that went around admission;
-            CanaryError for a masked request before the canary has passed.
+        Raises: InvalidRequestError for a request that went around it; CanaryError for
+            a masked request before the canary has passed.
         """
-        if not self.proven and not has_sauce_keys(extra_args):
-            return None  # vLLM's own warm-up
-        mask = admitted_mask(
-            extra_args, self.bundle.digest, self.config.forget, self._masks
-        )
-        if mask is None:
-            return None
-        if mask.mask_id not in self._masks:
-            self._remember(mask)
-        if not self.proven:
+        mark = (extra_args or {}).get(KEY)
+        if not isinstance(mark, Checked):
+            if not self.proven and not has_sauce_keys(extra_args):
+                return None  # vLLM's own warm-up
+            raise InvalidRequestError(
+                "a request reached a worker without passing sauce's admission and the "
+                "engine core; refusing to serve it unedited"
+            )
+        if mark.mask is not None and not self.proven:
             raise CanaryError(
                 "a masked request came before the canary proved that the edit runs"
             )
-        return mask
-
-    def _remember(self, mask: Mask) -> None:
-        if len(self._masks) >= 4096:  # bounds memory; a forgotten mask is parsed again
-            self._masks.pop(next(iter(self._masks)))
-        self._masks[mask.mask_id] = mask
+        return mark.mask
 
     def begin_step(
-        self, masks: Sequence[Mask | None], num_tokens: Sequence[int]
+        self, labels: Sequence[Any], starts: Sequence[int], num_tokens: Sequence[int]
     ) -> None:
         """Write the slots of a real batch, in its order, before the forward pass."""
         for site in self.decoder.values():
-            site.set_spans(masks, num_tokens)
+            site.set_spans(labels, num_tokens)
 
     def clear_step(self) -> None:
         """Write -1 everywhere, for dummy and profiling runs."""
         for site in self.decoder.values():
             site.clear()
 
-    def announce(
-        self, identifiers: Sequence[str], pairs: Sequence[Any], req_ids: Sequence[str]
-    ) -> None:
-        """Announce the pictures of an encoder run; the cache's key decides the edit.
+    def picture_labels(
+        self, identifiers: Sequence[str], req_ids: Sequence[str]
+    ) -> list[Mask | None]:
+        """Return the mask of each picture; the encoder cache's key decides.
 
         So an encoder output cached under a mask's key is always edited by that mask.
 
         Raises: CanaryError for a key of a mask that no scheduled request carries.
         """
-        if self.vision is None:
-            return
         carried = [self.live.get(req_id) for req_id in req_ids]
         by_id = {mask.mask_id: mask for mask in carried if mask is not None}
         masks: list[Mask | None] = []
@@ -202,12 +186,54 @@ class SauceRuntime:
             if mask_id is not None and mask_id not in by_id:
                 raise CanaryError(f"image {identifier[:40]}… belongs to no known mask")
             masks.append(None if mask_id is None else by_id[mask_id])
-        self.vision.announced.announce(pairs, masks)
+        return masks
 
-    def finish_pictures(self) -> None:
-        """Check that the encoder run passed the site. Raises: CanaryError."""
-        if self.vision is not None:
-            self.vision.announced.finish()
+    def at_decoder(self, site: str, layer: Any) -> StreamAct:
+        """Give a layer its site's tensors, which ``edit_stream`` reads."""
+        decoder = self.decoder[site]
+        _keep(layer, decoder.table)
+        for name in ("slot_of_token", "plan"):
+            tensor = getattr(decoder, name)
+            layer.register_buffer(f"sauce_{name}", tensor, persistent=False)
+        layer.sauce_topk = decoder.table.topk
+        layer.sauce_normalize = decoder.table.normalize
+        return edit_stream
+
+    def at_vision(self, connector: Any) -> FeaturesAct:
+        """Give the module behind the tower the site's tensors."""
+        assert self.vision is not None
+        _keep(connector, self.vision.table)
+        return self.vision.edit
+
+
+def _keep(module: Any, table: SiteTable) -> None:
+    """Make a site's tensors buffers of its module."""
+    for name in KEPT_TENSORS:
+        module.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
+
+
+def edit_stream(layer: Any, hidden_states: Tensor, residual: Tensor) -> None:
+    """Run the op on what a layer leaves; the change is added to the first tensor.
+
+    By the layer's buffers, one by one: so they are inputs of its compiled graph.
+    """
+    masked_edit(
+        hidden_states,
+        residual,
+        layer.sauce_slot_of_token,
+        layer.sauce_mask_latents,
+        layer.sauce_mask_scale,
+        layer.sauce_mask_shift,
+        layer.sauce_mask_gate,
+        layer.sauce_mask_len,
+        layer.sauce_W_enc_rows,
+        layer.sauce_W_dec_rows,
+        layer.sauce_b_enc,
+        layer.sauce_edited_tokens,
+        layer.sauce_topk,
+        layer.sauce_normalize,
+        layer.sauce_plan,
+    )
 
 
 def run_edit(
@@ -249,6 +275,6 @@ def make_plan(table: SiteTable, slot_of_token: Tensor) -> tuple[Planner, Tensor 
 
 
 def runtime_of(model: Any) -> SauceRuntime | None:
-    """Return the runtime injected into a model, None without sauce."""
-    runtime: SauceRuntime | None = getattr(model, "_sauce_runtime", None)
-    return runtime
+    """Return the edit in a model, None without sauce."""
+    action = action_of(model)
+    return action if isinstance(action, SauceRuntime) else None

@@ -1,28 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm run-batch``: the check of every body, a line at a time."""
+"""Where bodies come in: over HTTP and as lines of ``vllm run-batch``."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.frontend import routes
 from vllm_sauce.plugin.frontend.admission import Admission, admission_of
-from vllm_sauce.plugin.frontend.raw_body import Body
+from vllm_sauce.plugin.frontend.raw_body import Body, RawBodyCheck
+from vllm_sauce.plugin.frontend.routes import place_of
+from vllm_sauce.plugin.startup import settings
 
+_placed = False
 _admission: ContextVar[Admission | None] = ContextVar("_admission", default=None)
 
 
 def install() -> None:
-    """Check each line before its request goes to a handler."""
-    module = compat.run_batch_module()
-    compat.wrap(module, "run_batch", _run_batch)
-    compat.wrap(module, "handle_endpoint_request", _handle_endpoint_request)
-    compat.wrap_batch_lines(_model_validate_json)
+    """Check what clients send to any server that is configured with sauce."""
+    # What renders only makes no engine's configuration, but does a model's.
+    compat.hook("all", "EngineArgs.create_model_config", _create_model_config)
+
+
+def _create_model_config(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    global _placed
+    if not _placed and settings.requested(self, os.environ) is not None:
+        app_module = compat.seam_owner("http", "build_app")
+        compat.wrap_function(app_module, "build_app", _build_app)
+        compat.hook("http", "run_batch", _run_batch)
+        compat.hook("http", "handle_endpoint_request", _handle_endpoint_request)
+        compat.wrap_batch_lines(_model_validate_json)
+        _placed = True
+    return original(self, *args, **kwargs)
+
+
+def _build_app(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    app = original(*args, **kwargs)
+    compat.add_innermost_middleware(app, RawBodyCheck)
+    return app
 
 
 async def _run_batch(
@@ -46,7 +67,7 @@ def _handle_endpoint_request(
     try:
         check_line(request.url, request._sauce_line, _admission.get())
     except RequestError as error:
-        module = compat.run_batch_module()
+        module = compat.seam_owner("http", "make_async_error_request_output")
         return module.make_async_error_request_output(request, error_msg=str(error))
     return original(request, *args, **kwargs)
 
@@ -63,5 +84,5 @@ def check_line(url: str, line: str, admission: Admission | None) -> None:
         raise InvalidRequestError(
             f"the line is no JSON that vllm-sauce can check: {error}"
         ) from None
-    place = routes.place_of(url)
+    place = place_of(url)
     body.check(url, None if place is None else ("body", *place), admission)

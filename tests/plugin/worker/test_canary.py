@@ -11,7 +11,9 @@ import pytest
 
 from tests.plugin.support import Ask, cold, run, runner_of
 from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.sites import swap
 from vllm_sauce.plugin.worker.canary import DummyBatch, dummy_batches, prove
+from vllm_sauce.plugin.worker.runtime import edit_stream, run_edit
 
 
 def config(sizes: list[int] | None, seqs: int, tokens: int) -> Any:
@@ -64,9 +66,7 @@ def two_edits(model: Any) -> Callable[[], None]:
     """Run the op twice on every token."""
     (layer,) = [m for m in model.modules() if type(m).__name__.startswith("SauceLlama")]
     edited = type(layer)
-    from vllm_sauce.plugin.worker.injection import _edited_layer
-
-    layer.__class__ = _edited_layer(edited)
+    swap.on_stream(layer, edit_stream, prefix="Twice")
 
     def undo() -> None:
         layer.__class__ = edited
@@ -76,11 +76,9 @@ def two_edits(model: Any) -> Callable[[], None]:
 
 def no_effect(model: Any) -> Callable[[], None]:
     """Run the op on numbers that nobody reads."""
-    from vllm_sauce.plugin.worker.runtime import run_edit
-
     (layer,) = [m for m in model.modules() if type(m).__name__.startswith("SauceLlama")]
     edited: Any = type(layer)
-    (site,) = model._sauce_runtime.decoder.values()
+    (site,) = model._sauce_action.decoder.values()
 
     class Lost(edited):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +109,7 @@ def no_vision(model: Any) -> Callable[[], None]:
 
 def zero_rows(model: Any) -> Callable[[], None]:
     """Lose what the vision site decodes with."""
-    rows = model._sauce_runtime.vision.table.W_dec_rows
+    rows = model._sauce_action.vision.table.W_dec_rows
     kept = rows.clone()
     rows.zero_()
     return lambda: rows.copy_(kept)
@@ -132,7 +130,7 @@ def test_the_canary_finds(
 ) -> None:
     """A model whose edit does not run as it must is not proven."""
     runner = runner_of(sauced)
-    runtime = runner.model._sauce_runtime
+    runtime = runner.model._sauce_action
     undo = spoil(runner.model)
     try:
         with pytest.raises(CanaryError, match=says):

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules whose class was swapped: who sees what, on the way in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.sites import swap
+
+
+class Layer(nn.Module):
+    """Leaves a stream in two parts."""
+
+    def forward(self, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + positions, 2 * x
+
+
+def test_the_first_tensor_is_replaced_by_position_or_name() -> None:
+    module = nn.Linear(3, 2)
+    plain = nn.Linear.forward
+    swap.on_input(module, lambda features: features + 1, prefix="Sauce")
+    x = torch.randn(4, 3)
+    assert torch.equal(module(x), plain(module, x + 1))
+    assert torch.equal(module(input=x), plain(module, x + 1))
+    assert type(module).__name__ == "SauceLinear"
+    assert isinstance(module, nn.Linear) and set(module.state_dict()) == {
+        "weight",
+        "bias",
+    }
+
+
+def test_a_module_called_without_a_tensor_is_an_error() -> None:
+    """What cannot be seen cannot be edited."""
+    module = nn.Linear(3, 2)
+    swap.on_input(module, lambda features: features, prefix="Sauce")
+    with pytest.raises(CanaryError, match="without a tensor"):
+        module(input=None)
+
+
+def test_a_layers_stream_may_be_written_into() -> None:
+    layer, other = Layer(), Layer()
+    seen: list[Any] = []
+
+    def act(module: Any, hidden_states: Tensor, residual: Tensor) -> None:
+        seen.append(module)
+        hidden_states.add_(residual)
+
+    swap.on_stream(layer, act, prefix="Sauce")
+    one, x = torch.ones(2), torch.full((2,), 3.0)
+    hidden_states, residual = layer(one, x=x)
+    assert hidden_states.tolist() == [10.0, 10.0] and residual.tolist() == [6.0, 6.0]
+    assert seen == [layer]
+    assert other(one, x)[0].tolist() == [4.0, 4.0], "one layer only"
+
+
+def test_a_layer_that_leaves_something_else_is_an_error() -> None:
+    layer = nn.Linear(3, 2)
+    swap.on_stream(layer, lambda *_: None, prefix="Sauce")
+    with pytest.raises(ValueError, match="unpack"):
+        layer(torch.zeros(3, 3))

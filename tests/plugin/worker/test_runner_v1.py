@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Model runner V1 tells an action, hook by hook."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.plugin.worker.doubles import Told
+from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.worker import runner_v1
+
+
+def params(label: Any) -> Any:
+    return SimpleNamespace(extra_args=None if label is None else {"label": label})
+
+
+def runner(action: Any, **configured: Any) -> Any:
+    """Return a runner with two requests, and room for three in its arrays."""
+    return SimpleNamespace(
+        model=SimpleNamespace(**({} if action is None else {"_sauce_action": action})),
+        vllm_config=SimpleNamespace(additional_config=configured),
+        requests={
+            name: SimpleNamespace(sampling_params=params(label))
+            for name, label in (("a", "m"), ("b", None), ("waits", "n"))
+        },
+        input_batch=SimpleNamespace(
+            req_ids=["b", "a", "left over"],
+            num_reqs=2,
+            num_computed_tokens_cpu=np.array([4, 0, 9]),
+        ),
+    )
+
+
+def scheduled(*new: str) -> Any:
+    return SimpleNamespace(
+        scheduled_new_reqs=[
+            SimpleNamespace(req_id=name, mm_features=["picture"]) for name in new
+        ],
+        scheduled_encoder_inputs={"a": [0]},
+    )
+
+
+def original(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+def test_a_step_is_told_in_the_order_of_the_batch() -> None:
+    """New requests first; what the batch does not hold now is not live."""
+    told = Told()
+    one = runner(told)
+    args = (scheduled("a"), np.array([1, 7]), "more")
+    assert runner_v1._prepare_inputs(original, one, *args) == (args, {})
+    assert told.notes == [("begins", "m", ["picture"]), ([None, "m"], [4, 0], [1, 7])]
+    assert told.live == {"b": None, "a": "m"}
+
+
+def test_dummy_runs_clear_but_for_the_canarys() -> None:
+    told = Told()
+    runner_v1._dummy_run(original, runner(told), 8)
+    assert told.notes == ["cleared"]
+    told.in_canary = True
+    runner_v1._dummy_run(original, runner(told), 8)
+    assert told.notes == ["cleared"]
+
+
+def test_an_encoder_run_is_told_and_ended() -> None:
+    told = Told()
+    told.live = {"a": "m"}
+    pairs = [("image", object())]
+
+    def lists(self: Any, scheduler_output: Any) -> Any:
+        return ["p"], pairs, "more"
+
+    assert runner_v1._batch_mm_inputs(lists, runner(told), scheduled())[1] is pairs
+    assert told.notes == [(["p"], ["a"])]
+    assert told.announced is not None and told.announced.expects(pairs)
+    with pytest.raises(CanaryError, match="1 pictures that must be edited"):
+        runner_v1._execute_mm_encoder(original, runner(told))
+
+
+@pytest.mark.parametrize("section", ["sauce", "sauce_harvest"])
+def test_a_model_without_its_action_is_not_run(section: str) -> None:
+    """Its loader went around the hook; a plain engine's model needs none."""
+    args = scheduled(), np.array([1, 7])
+    for hook in (runner_v1._prepare_inputs, runner_v1._dummy_run):
+        with pytest.raises(CanaryError, match="was not injected into this model"):
+            hook(original, runner(None, **{section: {}}), *args)
+        assert hook(original, runner(None), *args) == (args, {})
+    assert runner_v1._execute_mm_encoder(original, runner(None), 1) == ((1,), {})

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done at a model's sites, and what a runner tells of each step.
+
+There is one seam into a model: its modules (``swap``), its pictures
+(``encoder_batches``) and its steps (``worker/runner_v1``, ``runner_v2``). An action
+edits there (``worker/runtime``) or copies (``tap/tap``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vllm_sauce.plugin.sites.encoder_batches import Announced
+
+StreamAct = Callable[[Any, Tensor, Tensor], None]
+"""Called with a layer, hidden_states and residual [num_tokens or more, d_model], whose
+sum is the residual stream; it may write into the first."""
+
+FeaturesAct = Callable[[Tensor], Tensor]
+"""Called with features [..., d_model] of the pictures in the encoder; returns those to
+go on with."""
+
+ATTRIBUTE = "_sauce_action"
+"""Of a model: its action."""
+
+
+class SiteAction(ABC):
+    """One per loaded model. A request's label is its mask, or its sample's number."""
+
+    prefix: str
+    """Begins the name of a module's class that the action is in."""
+
+    announced: Announced | None = None
+    """The pictures of the encoder, where a vision site looks at them."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, Any] = {}
+        """Labels of the requests a runner holds, or at least of those in this step."""
+        self.in_canary = False
+        """True while the canary itself drives dummy runs."""
+
+    @abstractmethod
+    def label_of(self, extra_args: Mapping[str, Any] | None) -> Any:
+        """Return a request's label, None for one that asks for nothing."""
+
+    def begin_request(self, label: Any, mm_features: Iterable[Any]) -> None:  # noqa: B027
+        """Expect a request's tokens; a preempted one may begin again."""
+
+    @abstractmethod
+    def begin_step(
+        self, labels: Sequence[Any], starts: Sequence[int], num_tokens: Sequence[int]
+    ) -> None:
+        """Tell of the next forward pass, in the order of its batch.
+
+        Shapes: labels, starts, num_tokens [num_reqs]; starts are positions.
+        """
+
+    @abstractmethod
+    def clear_step(self) -> None:
+        """Tell of a pass of dummy tokens."""
+
+    def announce(
+        self, identifiers: Sequence[str], pairs: Sequence[Any], req_ids: Sequence[str]
+    ) -> None:
+        """Tell of the pictures of the next encoder run."""
+        if self.announced is not None:
+            self.announced.announce(pairs, self.picture_labels(identifiers, req_ids))
+
+    @abstractmethod
+    def picture_labels(
+        self, identifiers: Sequence[str], req_ids: Sequence[str]
+    ) -> Sequence[Any]:
+        """Return the label of each picture, None for one that asks for nothing."""
+
+    def finish_pictures(self) -> None:
+        """Check that the encoder run passed the site. Raises: CanaryError."""
+        if self.announced is not None:
+            self.announced.finish()
+
+    @abstractmethod
+    def at_decoder(self, site: str, layer: Any) -> StreamAct:
+        """Prepare a decoder layer; return what acts on the stream that it leaves."""
+
+    @abstractmethod
+    def at_vision(self, connector: Any) -> FeaturesAct:
+        """Prepare what comes after the tower; return what acts on its input."""
+
+
+def action_of(model: Any) -> SiteAction | None:
+    """Return the action in a model, None without one."""
+    action: SiteAction | None = getattr(model, ATTRIBUTE, None)
+    return action
