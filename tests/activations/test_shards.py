@@ -3,49 +3,32 @@
 
 import errno
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.activations.harvests import begin_harvest
 from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import (
     HARVEST_FILE,
-    HarvestFile,
     Role,
     Rows,
     SiteFormat,
     read_index,
-    write_whole,
 )
 from vllm_sauce.activations.store import ActivationStore
-from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ActivationsError
 
-TINY = Path(__file__).parents[2] / "examples/tiny/model"
 SITES = {"vision": SiteFormat(d_model=6, dtype="bfloat16")} | {
     "decoder.1": SiteFormat(d_model=4, dtype="float32")
 }
 
 
-@pytest.fixture(scope="module")
-def fingerprint():
-    return fingerprint_model(TINY, weights=False)
-
-
 @pytest.fixture
-def folder(tmp_path, fingerprint):
-    harvest = HarvestFile(
-        model="tiny",
-        fingerprint=fingerprint,
-        sites=SITES,
-        samples_sha256="0" * 64,
-        max_tokens=0,
-    )
-    write_whole(tmp_path / HARVEST_FILE, harvest.model_dump_json().encode())
-    return tmp_path
+def folder(tmp_path):
+    return begin_harvest(tmp_path, [], SITES)
 
 
 def rows_of(sample, num_tokens, site):

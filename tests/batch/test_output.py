@@ -244,7 +244,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(
             with pytest.raises(BatchError, match="No space left"):
                 parts.add(2, part_of(chunks[1]))
         names = {path.name[:6] for path in parts.folder.iterdir()}
-        assert names == {"lock", "run.js", "part-0"}
+        assert names == {".lock", "run.js", "part-0"}
         assert list(parts.finished(chunks)) == [0]
         finished = parts.finished(chunks)
         finished[2] = parts.add(2, part_of(chunks[1]))

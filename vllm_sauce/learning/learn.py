@@ -17,12 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.activations.shards import write_whole
 from vllm_sauce.bundle import fingerprint_model
-from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.bundle.served_sae import is_served_sae
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError, LearnError
+from vllm_sauce.files import file_sha256, write_whole
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.selection.select import SCORE_NAMES
 
@@ -308,7 +307,7 @@ def learn(
                 "run the same command to go on from there"
             )
         if stage.result.name == "harvest.done" and stage.result.parent.is_dir():
-            write_whole(stage.result, b"")
+            write_whole(stage.result, b"", LearnError)
         if not stage.result.exists():
             raise LearnError(f"{stage.name} left no {stage.result}")
         spent = seconds.get(stage.name, 0.0) + time.monotonic() - before
@@ -343,7 +342,7 @@ def _begin(request: LearnRequest) -> None:
     if request.out.exists():
         raise ConfigError(f"{request.out} is there already; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(told, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(told, indent=1) + "\n").encode(), LearnError)
 
 
 def _seconds(request: LearnRequest) -> dict[str, float]:
@@ -356,4 +355,4 @@ def _seconds(request: LearnRequest) -> dict[str, float]:
 
 def _note(request: LearnRequest, seconds: Mapping[str, float]) -> None:
     text = json.dumps(dict(seconds), indent=1) + "\n"
-    write_whole(request.folder / STAGES_FILE, text.encode())
+    write_whole(request.folder / STAGES_FILE, text.encode(), LearnError)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.activations.evaluation_harvests import harvest_pictures
+from tests.activations.harvests import harvest_pictures
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.cli import app
 from vllm_sauce.concepts.scores import SCORES

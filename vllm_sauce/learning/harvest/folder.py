@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_sauce.activations.shard_writer import locked, remove_unfinished
+from vllm_sauce.activations.shard_writer import remove_unfinished
 from vllm_sauce.activations.shards import (
     HARVEST_FILE,
     SAMPLES_FILE,
@@ -18,13 +18,12 @@ from vllm_sauce.activations.shards import (
     SiteFormat,
     read_harvest,
     read_index,
-    write_whole,
 )
 from vllm_sauce.bundle import fingerprint_model
-from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.bundle.schema import ModelFingerprint
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.files import file_sha256, locked, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,7 +104,7 @@ class Header:
                 "harvest under the same path"
             )
         path = self.folder / HARVEST_FILE
-        with locked(self.folder):
+        with locked(self.folder, ActivationsError):
             found = read_harvest(self.folder) if path.exists() else None
             sha256 = found.samples_sha256 if found else file_sha256(samples)
             if sha256 != self.samples_sha256:
@@ -127,7 +126,7 @@ class Header:
                 samples_sha256=self.samples_sha256,
                 max_tokens=self.max_tokens,
             )
-            write_whole(path, file.model_dump_json(indent=1).encode())
+            write_whole(path, file.model_dump_json(indent=1).encode(), ActivationsError)
 
 
 class HarvestFolder:
@@ -176,9 +175,9 @@ class HarvestFolder:
         Raises: ActivationsError
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):
+        with locked(self.folder, ActivationsError):
             if not (self.folder / HARVEST_FILE).exists():
-                write_whole(self.folder / SAMPLES_FILE, self._lines)
+                write_whole(self.folder / SAMPLES_FILE, self._lines, ActivationsError)
 
     def finish(self, failed: Mapping[str, str]) -> HarvestReport:
         """Write failures.jsonl; return what is there.
@@ -232,4 +231,4 @@ def _write_failures(folder: Path, failed: Mapping[str, str]) -> None:
         path.unlink(missing_ok=True)
         return
     lines = [json.dumps({"key": k, "reason": v}) + "\n" for k, v in failed.items()]
-    write_whole(path, "".join(lines).encode())
+    write_whole(path, "".join(lines).encode(), ActivationsError)

@@ -28,7 +28,8 @@ from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ConfigError, TrainingError
-from vllm_sauce.learning.training.checkpoints import Checkpoints, put_in_place
+from vllm_sauce.files import put_in_place
+from vllm_sauce.learning.training.checkpoints import Checkpoints
 from vllm_sauce.learning.training.fidelity import (
     AnsweringModel,
     Fidelity,
