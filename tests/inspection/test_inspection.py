@@ -31,10 +31,11 @@ from vllm_sauce.inspection.activation_maps import (
     latent_peaks,
     latent_statistics,
 )
-from vllm_sauce.inspection.concept_effects import EffectMeasure, edit_fns
+from vllm_sauce.inspection.concept_effects import EffectMeasure
 from vllm_sauce.inspection.inspection import Settings, inspect_bundle
 from vllm_sauce.inspection.overlap import latent_owners, overlaps
 from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
+from vllm_sauce.models.site_edits import edit_fns
 from vllm_sauce.models.site_hooks import vision_features
 
 NAMES = ["clock", "cat", "tree", "tennis"]

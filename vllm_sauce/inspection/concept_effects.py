@@ -6,73 +6,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts import Catalogue, Concept
 from vllm_sauce.evaluation.asking.hf_model import Quiz
 from vllm_sauce.evaluation.quiz import NAME, NO, YES, Marks, Question
-from vllm_sauce.inspection.activation_maps import on_device
-from vllm_sauce.models.site_edits import EditTensors
-from vllm_sauce.models.site_hooks import SiteFn
-from vllm_sauce.sae import SAEWeights, reconstruct
+from vllm_sauce.models.site_edits import edit_fns
+from vllm_sauce.sae import SAEWeights
 
 STRENGTHS = tuple(step / 4 for step in range(13))
 """0, 0.25, ... 3."""
 
 CALIBRATED = 1.0
-
-ENCODED_ROWS = 1024
-"""Tokens that are encoded whole at once, for SAEs that need it."""
-
-
-def at_strength(edit: SiteEdit, strength: float) -> SiteEdit:
-    """Return the edit whose full strength is this one's ``strength``."""
-    return replace(
-        edit,
-        gamma=tuple(1 + strength * (gamma - 1) for gamma in edit.gamma),
-        shift=tuple(strength * shift for shift in edit.shift),
-    )
-
-
-def edit_fns(
-    saes: Mapping[str, SAEWeights],
-    concept: Concept,
-    strength: float,
-    device: torch.device | None = None,
-) -> dict[str, SiteFn]:
-    """Return what forgetting a concept does at each site; nothing at strength 0."""
-    if strength == 0:
-        return {}
-    return {
-        site: _edit_fn(saes[site], edit, strength, device or torch.device("cpu"))
-        for site, edit in concept.edits.items()
-    }
-
-
-def _edit_fn(
-    sae: SAEWeights, edit: SiteEdit, strength: float, device: torch.device
-) -> SiteFn:
-    if sae.k is None and sae.normalize_activations == "none":
-        built = EditTensors.build(sae, edit, strength)
-        moved = EditTensors(
-            **{
-                item.name: getattr(built, item.name).to(device)
-                for item in fields(built)
-            }
-        )
-        return lambda x: moved(x.float()).to(x.dtype)
-    whole = on_device(sae, device)
-    scaled = at_strength(edit, strength)
-
-    def full(x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2).split(ENCODED_ROWS)
-        edited = torch.cat([reconstruct(whole, part, scaled) for part in rows])
-        return edited.view(x.shape).to(x.dtype)
-
-    return full
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from vllm_sauce.concepts import VISION, decoder_layer_idx
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.models.site_hooks import SiteFn, decoder_layers, projector
+from vllm_sauce.models.families import (
+    decoder_layers,
+    image_token_id,
+    language_model,
+    projector,
+)
+from vllm_sauce.models.site_hooks import SiteFn
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class SharedPrefix:
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
         self.layers = decoder_layers(model)
-        self.image_token_id = int(model.config.image_token_id)
+        self.image_token_id = image_token_id(model.config)
 
     def embed(self, sheet: Sheet, vision: Tensor) -> Tensor:
         """Return the language model's input.
@@ -124,7 +130,7 @@ class SharedPrefix:
         Shapes: hidden [num_pictures, T, d_text] -> same
         """
         positions, mask = self.layout(sheet)
-        text = self.model.model.language_model
+        text = language_model(self.model)
         rotary = text.rotary_emb(hidden, position_ids=positions)
         by_layer = {decoder_layer_idx(site): edit for site, edit in edits.items()}
         for layer_idx in range(start, len(self.layers) if stop is None else stop):
@@ -149,9 +155,7 @@ class SharedPrefix:
         start = len(sheet.prefix_ids) + sheet.read_block * block_len
         at = start[None, :] + sheet.read_at
         picked = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))
-        logits: Tensor = self.model.lm_head(
-            self.model.model.language_model.norm(picked)
-        )
+        logits: Tensor = self.model.lm_head(language_model(self.model).norm(picked))
         return logits
 
     @torch.inference_mode()

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import SiteEdit
+from vllm_sauce.concepts import Concept, SiteEdit
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae import SAEWeights, fold_b_dec
+from vllm_sauce.models.site_hooks import SiteFn
+from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct
 from vllm_sauce.unlearning.fp8 import rounded_rows
+
+ENCODED_ROWS = 1024
+"""Tokens that are encoded whole at once, for SAEs that need it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,11 @@ class EditTensors:
             gate=gate,
         )
 
-    def fires(self, x: Tensor) -> Tensor:
-        """Return which tokens the edit changes.
-
-        Shapes: x [..., d_model] -> [...] bool
-        """
-        return (x @ self.W_enc + self.b_enc > self.gate).any(-1)
+    def to(self, device: torch.device) -> EditTensors:
+        """Return the tensors on a device."""
+        return EditTensors(
+            **{item.name: getattr(self, item.name).to(device) for item in fields(self)}
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the edited activations.
@@ -81,15 +84,42 @@ class EditTensors:
         return x + change @ self.W_dec
 
 
-def build_edits(
+def at_strength(edit: SiteEdit, strength: float) -> SiteEdit:
+    """Return the edit whose full strength is this one's ``strength``."""
+    return replace(
+        edit,
+        gamma=tuple(1 + strength * (gamma - 1) for gamma in edit.gamma),
+        shift=tuple(strength * shift for shift in edit.shift),
+    )
+
+
+def edit_fns(
     saes: Mapping[str, SAEWeights],
-    edits: Mapping[str, SiteEdit],
-    strength: float = 1.0,
-    *,
-    fp8: bool = False,
-) -> dict[str, EditTensors]:
-    """Return the tensors of a concept's edits by site."""
+    concept: Concept,
+    strength: float,
+    device: torch.device | None = None,
+) -> dict[str, SiteFn]:
+    """Return what forgetting a concept does at each site; nothing at strength 0."""
+    if strength == 0:
+        return {}
     return {
-        site: EditTensors.build(saes[site], edit, strength, fp8=fp8)
-        for site, edit in edits.items()
+        site: _edit_fn(saes[site], edit, strength, device or torch.device("cpu"))
+        for site, edit in concept.edits.items()
     }
+
+
+def _edit_fn(
+    sae: SAEWeights, edit: SiteEdit, strength: float, device: torch.device
+) -> SiteFn:
+    if sae.k is None and sae.normalize_activations == "none":
+        tensors = EditTensors.build(sae, edit, strength).to(device)
+        return lambda x: tensors(x.float()).to(x.dtype)
+    whole = sae.to(device)
+    scaled = at_strength(edit, strength)
+
+    def full(x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2).split(ENCODED_ROWS)
+        edited = torch.cat([reconstruct(whole, part, scaled) for part in rows])
+        return edited.view(x.shape).to(x.dtype)
+
+    return full

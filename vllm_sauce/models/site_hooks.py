@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sites in a transformers LLaVA: read them, edit them, collect their activations."""
+"""Sites of a transformers model: read them, edit them, collect their activations."""
 
 from __future__ import annotations
 
@@ -8,25 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_sauce.concepts import VISION, decoder_layer_idx
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.models.families import decoder_layers, projector
 
 SiteFn = Callable[[Tensor], Tensor]
 """Takes a site's activations [..., d_model] and returns what replaces them."""
-
-
-def projector(model: Any) -> nn.Module:
-    """Return the module whose input is the vision site."""
-    module: nn.Module = model.model.multi_modal_projector
-    return module
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """Return the language model's layers; ``decoder.<i>`` is the output of the i-th."""
-    layers: nn.ModuleList = model.model.language_model.layers
-    return layers
 
 
 @contextmanager
