@@ -100,7 +100,7 @@ def write_harvest(
     header = harvest.model_dump_json().encode()
     write_whole(folder / HARVEST_FILE, header, ActivationsError)
     processor = AutoProcessor.from_pretrained(MODEL_FOLDER)
-    writer = ShardWriter(folder, "w0", shard_tokens)
+    writer = ShardWriter.open(folder, "w0", shard_tokens)
     for number, sample in enumerate(track(samples, "activations")):
         writer.add(number, _rows(tiny, processor, sample, number, sites))
     writer.flush()

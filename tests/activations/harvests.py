@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tiny.dataset import pixel_values
 from tiny.exam import MODEL_FOLDER, Tiny
+from tiny.sheets import vision_features
 from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import (
     HARVEST_FILE,
@@ -29,7 +30,6 @@ from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.samples import open_picture
 from vllm_sauce.errors import ActivationsError
 from vllm_sauce.files import write_whole
-from vllm_sauce.models.site_hooks import vision_features
 
 SITE = "decoder.1"
 
@@ -73,7 +73,7 @@ def write_harvest(
     ]
     site = SiteFormat(d_model=activations.shape[1], dtype=dtype)
     begin_harvest(folder, lines, {SITE: site})
-    writer = ShardWriter(folder, "w0", shard_tokens=10**9)
+    writer = ShardWriter.open(folder, "w0", shard_tokens=10**9)
     for number, rows in enumerate(parts):
         position = torch.arange(len(rows), dtype=torch.int32)
         part = Rows(
@@ -101,7 +101,7 @@ def harvest_pictures(folder: Path, file: ConceptFile) -> Path:
     features = vision_features(Tiny.load().model, pixel_values(np.stack(images)))
     site = SiteFormat(d_model=features.shape[2], dtype="float32")
     begin_harvest(folder, lines, {"vision": site}, weights=True)
-    writer = ShardWriter(folder, "w0")
+    writer = ShardWriter.open(folder, "w0")
     patches = features.shape[1]
     for number, x in zip(sorted(first.values()), features, strict=True):
         rows = Rows(

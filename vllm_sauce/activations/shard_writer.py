@@ -35,7 +35,7 @@ class ShardWriter:
     folder: Path
     writer: str
     """Name of this writer, unique among those that write at the same time."""
-    shard_tokens: int = 65_536
+    shard_tokens: int
     """Tokens of all sites together at which a shard is written."""
     _pending: dict[str, list[Rows]] = field(default_factory=dict)
     _samples: list[int] = field(default_factory=list)
@@ -46,11 +46,20 @@ class ShardWriter:
     """Samples and pictures on the disk, of all writers."""
 
     def __post_init__(self) -> None:
-        if not self.writer.isidentifier():
-            raise ActivationsError(f"a writer's name is a word, got {self.writer!r}")
         self._index, self._taken = ShardIndex(self.folder), (set(), set())
-        with locked(self.folder, ActivationsError):
-            self._clean()
+
+    @classmethod
+    def open(cls, folder: Path, writer: str, shard_tokens: int = 65_536) -> ShardWriter:
+        """Go on where this writer ended; what a kill left of it is removed.
+
+        Raises: ActivationsError
+        """
+        if not writer.isidentifier():
+            raise ActivationsError(f"a writer's name is a word, got {writer!r}")
+        opened = cls(folder, writer, shard_tokens)
+        with locked(folder, ActivationsError):
+            opened._clean()
+        return opened
 
     @property
     def pending_tokens(self) -> int:

@@ -98,7 +98,7 @@ class Parts:
         self.failures = out.with_name(f"{out.name}.failures.jsonl")
 
     @contextmanager
-    def opened(self, run: Mapping[str, object], overwrite: bool) -> Iterator[None]:
+    def opened(self, run: Mapping[str, object], *, overwrite: bool) -> Iterator[None]:
         """Hold the folder for a run, new or gone on with.
 
         Raises: ConfigError if the parts, or the output, are another run's
@@ -109,10 +109,10 @@ class Parts:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder, ConfigError, wait=False):
-            self._begin(run, overwrite)
+            self._begin(run, overwrite=overwrite)
             yield
 
-    def _begin(self, run: Mapping[str, object], overwrite: bool) -> None:
+    def _begin(self, run: Mapping[str, object], *, overwrite: bool) -> None:
         file = self.folder / RUN_FILE
         differing = _differences(file, run)
         if differing and not overwrite:

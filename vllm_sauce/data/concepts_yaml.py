@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from vllm_sauce.concepts.catalogue import check_concept_text
 from vllm_sauce.data.example_sources import RawExample, Source, read_source
 from vllm_sauce.data.located_yaml import Lines
 from vllm_sauce.data.pictures import decode_picture
-from vllm_sauce.data.samples import Picture, Sample
+from vllm_sauce.data.samples import Picture, Sample, samples_of
 from vllm_sauce.data.schema import (
     SPLITS,
     ConceptEntry,
@@ -23,9 +22,7 @@ from vllm_sauce.data.schema import (
     read_yaml,
 )
 from vllm_sauce.data.splits import assign_splits
-from vllm_sauce.errors import ActivationsError, ConfigError, PictureError
-
-_logger = logging.getLogger(__name__)
+from vllm_sauce.errors import ActivationsError, ConfigError, PictureError, warn
 
 __all__ = ["SPLITS", "ConceptExamples", "ConceptFile", "Example", "Questions"]
 
@@ -48,15 +45,7 @@ class Example:
 
     def samples(self) -> tuple[Sample, ...]:
         """Return what a model is shown: the picture with each prompt."""
-        return tuple(
-            Sample(
-                key=f"{self.key}~{number}" if number else self.key,
-                prompt=prompt,
-                picture=self.picture,
-                concepts=self.concepts,
-            )
-            for number, prompt in enumerate(self.prompts)
-        )
+        return samples_of(self.key, self.prompts, self.picture, self.concepts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +92,7 @@ class ConceptFile:
         file = _Reader(Path(path)).read()
         if file.failed:
             key, reason = next(iter(file.failed.items()))
-            _logger.warning(
+            warn(
                 f"{path}: {len(file.failed)} examples cannot be shown and are left "
                 f"out; the first is {key}: {reason}"
             )

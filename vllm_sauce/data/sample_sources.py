@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.example_sources import RawExample, read_source
-from vllm_sauce.data.samples import Sample
+from vllm_sauce.data.samples import Sample, samples_of
 from vllm_sauce.data.schema import FolderSource, JsonlSource
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import is_unicode, read_lines
@@ -84,19 +84,11 @@ def text_samples(file: Path) -> list[Sample]:
     return samples
 
 
-def _asked(example: RawExample, prompts: Sequence[str]) -> list[Sample]:
+def _asked(example: RawExample, prompts: Sequence[str]) -> Sequence[Sample]:
     if example.problem:
         return [_bad(example.key, example.problem)]
     words = prompts if example.words is None else (example.words,)
-    return [
-        Sample(
-            key=f"{example.key}~{number}" if number else example.key,
-            prompt=prompt,
-            picture=example.picture,
-            concepts=example.concepts,
-        )
-        for number, prompt in enumerate(words)
-    ]
+    return samples_of(example.key, words, example.picture, example.concepts)
 
 
 def _bad(key: str, problem: str) -> Sample:

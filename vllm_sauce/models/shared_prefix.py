@@ -8,7 +8,7 @@ that of a separate prompt while the picture is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,6 @@ class Sheet:
     pad_id: int = 0
     """Token that fills blocks up."""
 
-    def real_tokens(self) -> Tensor:
-        """Return which tokens are no padding. Shape [num_pictures, T] bool"""
-        prefix = torch.ones(len(self), len(self.prefix_ids), dtype=torch.bool)
-        return torch.cat([prefix, self.suffix_ids.flatten(1) != self.pad_id], dim=1)
-
     def rows(self, index: Tensor) -> Sheet:
         """Return the sheet of some of the pictures."""
         return Sheet(
@@ -58,18 +53,6 @@ class Sheet:
 
     def __len__(self) -> int:
         return len(self.suffix_ids)
-
-
-def pad_blocks(blocks: Sequence[Sequence[Sequence[int]]], pad_id: int) -> Tensor:
-    """Return token blocks as one tensor, padded on the right.
-
-    Shapes: [num_pictures][num_blocks][any] -> [num_pictures, num_blocks, block_len]
-    """
-    length = max(len(block) for row in blocks for block in row)
-    padded = [
-        [[*block, *[pad_id] * (length - len(block))] for block in row] for row in blocks
-    ]
-    return torch.tensor(padded)
 
 
 def block_mask(prefix_len: int, num_blocks: int, block_len: int) -> Tensor:

@@ -49,7 +49,7 @@ def harvest(folder, samples, rows_of, shard_tokens=37):
     """Write a harvest of both sites; a picture's patches only for its first sample."""
     lines = [sample.to_json() for sample in samples]
     begin_harvest(folder, lines, dict.fromkeys(("vision", "decoder.1"), SITE))
-    writer = ShardWriter(folder, "w0", shard_tokens=shard_tokens)
+    writer = ShardWriter.open(folder, "w0", shard_tokens=shard_tokens)
     seen = set()
     for number, line in enumerate(lines):
         rows = {"decoder.1": rows_of(number, "decoder.1")}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,45 +129,66 @@ class Header:
             write_whole(path, file.model_dump_json(indent=1).encode(), ActivationsError)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HarvestFolder:
     """What is in a folder, and what a run still has to bring."""
 
-    def __init__(
-        self,
+    header: Header
+    sites: tuple[str, ...]
+    num_samples: int
+    """All that the harvest has."""
+    left: list[NumberedSample]
+    """Samples that are not on the disk."""
+    lines: bytes = field(repr=False)
+    """What samples.jsonl holds."""
+
+    @classmethod
+    def open(
+        cls,
         folder: Path,
         samples: Sequence[Sample],
         *,
         model: str,
         sites: Sequence[str],
         max_tokens: int,
-    ) -> None:
+    ) -> HarvestFolder:
         """Look at a folder, new or one that a harvest of the same has begun.
 
         Raises: ActivationsError, ConfigError
         """
         records = _records(samples)
-        self._lines = b"".join(
+        lines = b"".join(
             json.dumps(record, ensure_ascii=False).encode() + b"\n"
             for record in records
         )
-        self.folder, self.sites, self.num_samples = folder, tuple(sites), len(samples)
-        self.header = Header(
+        header = Header(
             folder=folder,
             model=model,
             fingerprint=fingerprint_model(model),
-            samples_sha256=hashlib.sha256(self._lines).hexdigest(),
+            samples_sha256=hashlib.sha256(lines).hexdigest(),
             max_tokens=max_tokens,
         )
-        done = self._done()
+        done = _done(header, sites)
         pictures = [record["picture"] for record in records]
-        self.left = [
+        left = [
             NumberedSample(number, sample, None if picture is None else str(picture))
             for number, (sample, picture) in enumerate(
                 zip(samples, pictures, strict=True)
             )
             if number not in done
         ]
-        """Samples that are not on the disk."""
+        return cls(
+            header=header,
+            sites=tuple(sites),
+            num_samples=len(samples),
+            left=left,
+            lines=lines,
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.header.folder
 
     def begin(self) -> None:
         """Write samples.jsonl, before any engine writes the rest.
@@ -177,7 +198,7 @@ class HarvestFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder, ActivationsError):
             if not (self.folder / HARVEST_FILE).exists():
-                write_whole(self.folder / SAMPLES_FILE, self._lines, ActivationsError)
+                write_whole(self.folder / SAMPLES_FILE, self.lines, ActivationsError)
 
     def finish(self, failed: Mapping[str, str]) -> HarvestReport:
         """Write failures.jsonl; return what is there.
@@ -193,26 +214,27 @@ class HarvestFolder:
         num_samples = sum(len(entry.samples) for entry in entries)
         return HarvestReport(num_samples, dict(failed), tokens)
 
-    def _done(self) -> set[int]:
-        """Return the numbers of the samples on the disk; refuse another's folder."""
-        folder = self.folder
-        if not (folder / HARVEST_FILE).exists():
-            # A kill may have left what is written before harvest.json.
-            if folder.exists() and any(
-                path.name != SAMPLES_FILE and not path.name.startswith(".")
-                for path in folder.iterdir()
-            ):
-                raise ActivationsError(
-                    f"{folder} holds something else; give a new folder or remove it"
-                )
-            return set()
-        if different := self.header.differences(self.sites):
+
+def _done(header: Header, sites: Sequence[str]) -> set[int]:
+    """Return the numbers of the samples on the disk; refuse another's folder."""
+    folder = header.folder
+    if not (folder / HARVEST_FILE).exists():
+        # A kill may have left what is written before harvest.json.
+        if folder.exists() and any(
+            path.name != SAMPLES_FILE and not path.name.startswith(".")
+            for path in folder.iterdir()
+        ):
             raise ActivationsError(
-                f"{folder} holds a harvest of other {', '.join(different)}; "
-                "give another folder"
+                f"{folder} holds something else; give a new folder or remove it"
             )
-        remove_unfinished(folder)
-        return {number for entry in read_index(folder) for number in entry.samples}
+        return set()
+    if different := header.differences(sites):
+        raise ActivationsError(
+            f"{folder} holds a harvest of other {', '.join(different)}; "
+            "give another folder"
+        )
+    remove_unfinished(folder)
+    return {number for entry in read_index(folder) for number in entry.samples}
 
 
 def _records(samples: Sequence[Sample]) -> list[dict[str, object]]:

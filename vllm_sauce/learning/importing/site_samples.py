@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -19,14 +18,12 @@ from torch import Tensor
 from vllm_sauce.concepts import VISION, check_site, decoder_layer_idx
 from vllm_sauce.data.pictures import SUFFIXES, picture_files
 from vllm_sauce.data.samples import PictureFile, open_picture
-from vllm_sauce.errors import ConfigError, PictureError, SauceError
+from vllm_sauce.errors import ConfigError, PictureError, SauceError, warn
 from vllm_sauce.files import read_lines
 from vllm_sauce.models.chat_prompts import chat_inputs
 from vllm_sauce.models.families import decoder_layers, tower_layers_near
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
-
-_logger = logging.getLogger(__name__)
 
 TOWER_NEIGHBOURS: Final = 2
 """Layers of the tower on either side that are looked at; each costs a run of it."""
@@ -183,7 +180,7 @@ def read_pictures(folder: Path) -> list[Any]:
         try:
             pictures.append(open_picture(PictureFile(file)))
         except PictureError as error:
-            _logger.warning(f"left out: {error}")
+            warn(f"left out: {error}")
     if not pictures:
         raise ConfigError(
             f"{folder} holds no pictures that can be read ({', '.join(SUFFIXES)})"
