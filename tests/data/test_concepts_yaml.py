@@ -260,6 +260,28 @@ BAD = {
         6,
         "concepts.dog.negative.0: a source is a folder",
     ),
+    "no source": (DOG + "    negative: 7\n", 6, "negative.0: a source is a folder"),
+    "an empty source": (DOG + "    negative: {jsonl: }\n", 6, "a source is a folder"),
+    "a column of a folder": (
+        DOG + "    negative: {folder: cats, image: f}\n",
+        6,
+        "a folder of pictures has no columns",
+    ),
+    "a split of a table": (
+        DOG + "    negative: {jsonl: a, image: f, split: test}\n",
+        6,
+        "split is a part of a dataset",
+    ),
+    "labels of one sign": (
+        DOG + "    negative: {jsonl: a, image: f, concepts: c}\n",
+        6,
+        "concepts is a column of the file's pictures",
+    ),
+    "a table without labels": (
+        DOG + "pictures:\n  - {jsonl: a, image: f}\n",
+        7,
+        "pictures.0: name the column concepts",
+    ),
     "no column": (DOG + "    negative: {jsonl: a}\n", 6, "name a column"),
     "a missing table": (DOG + "    negative: {jsonl: a, image: b}\n", 6, "cannot read"),
     "no json": (DOG + "    negative: {jsonl: bad.jsonl, prompt: b}\n", 6, "no JSON"),

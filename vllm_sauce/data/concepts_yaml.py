@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllm_sauce.concepts.catalogue import check_concept_text
-from vllm_sauce.data.example_sources import RawExample, Source, read_source
+from vllm_sauce.data.example_sources import RawExample, read_source
 from vllm_sauce.data.located_yaml import Lines
 from vllm_sauce.data.pictures import decode_picture
 from vllm_sauce.data.samples import Picture, Sample, samples_of
@@ -18,7 +18,7 @@ from vllm_sauce.data.schema import (
     ConceptEntry,
     ConceptsYaml,
     Questions,
-    Sources,
+    Source,
     read_yaml,
 )
 from vllm_sauce.data.splits import assign_splits
@@ -193,7 +193,7 @@ class _Reader:
         known = self.file.concepts
         for number, table in enumerate(self.file.pictures or ()):
             place = ("pictures", number)
-            for raw, content, digest in self._open(table, place, table.concepts):
+            for raw, content, digest in self._open(table, place):
                 names = {name for name in raw.concepts if name in known}
                 before = self.found.get(digest)
                 if before is not None and before.present != names:
@@ -204,7 +204,9 @@ class _Reader:
                     )
                 self.found[digest] = _Found(raw, content, names, in_table=True)
 
-    def _read_sources(self, name: str, sign: str, sources: Sources | None) -> None:
+    def _read_sources(
+        self, name: str, sign: str, sources: Sequence[Source] | None
+    ) -> None:
         for number, source in enumerate(sources or ()):
             place = ("concepts", name, sign, number)
             for raw, content, digest in self._open(source, place):
@@ -212,11 +214,11 @@ class _Reader:
                 (found.present if sign == "positive" else found.absent).add(name)
 
     def _open(
-        self, source: Source, place: Sequence[str | int], column: str | None = None
+        self, source: Source, place: Sequence[str | int]
     ) -> Iterator[tuple[RawExample, str, str]]:
         """Yield a source's examples with the digests of content and of all."""
         try:
-            for raw in read_source(source, self.base, column):
+            for raw in read_source(source, self.base):
                 try:
                     shown = self._shown(raw)
                 except PictureError as error:
