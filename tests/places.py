@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 TINY = EXAMPLES / "tiny"
 TINY_MODEL = TINY / "model"

@@ -8,6 +8,7 @@ import re
 import pytest
 from PIL import Image
 
+from tests.places import TINY
 from vllm_sauce.data.concepts_yaml import SPLITS, ConceptFile, Questions
 from vllm_sauce.data.samples import open_picture
 from vllm_sauce.errors import ActivationsError, ConfigError
@@ -371,12 +372,10 @@ def test_a_null_in_a_picture_column(tmp_path):
 
 def test_the_shipped_pictures_can_be_read():
     """The labels of sauce-tiny's pictures, as the documentation uses them."""
-    from pathlib import Path
 
     from tiny.concepts import CONCEPTS, DOMAIN_OF
 
-    tiny = Path(__file__).parents[2] / "examples/tiny"
-    file = ConceptFile.read(tiny / "concepts.yaml")
+    file = ConceptFile.read(TINY / "concepts.yaml")
     assert list(file.concepts) == list(CONCEPTS)
     for concept in file.concepts.values():
         assert concept.domain == DOMAIN_OF[concept.name]

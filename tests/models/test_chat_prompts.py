@@ -3,11 +3,11 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.places import TINY
 from vllm_sauce.data.pictures import decode_picture
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ConfigError
@@ -15,7 +15,6 @@ from vllm_sauce.learning.importing import site_samples
 from vllm_sauce.models.chat_prompts import chat_inputs
 from vllm_sauce.models.loaded_model import LoadedModel
 
-TINY = Path(__file__).parents[2] / "examples/tiny"
 PICTURE = TINY / "pictures/000.png"
 WORDS = "is there a dog ?"
 WAYS = ("looking", "sampling")

@@ -2,11 +2,11 @@
 """Loss recovered in sauce-tiny, with SAEs whose effect is known."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.places import TINY
 from vllm_sauce.activations.row_choice import RowChoice
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.data.samples import PictureFile, Sample
@@ -18,7 +18,6 @@ from vllm_sauce.learning.training.fidelity import (
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.sae import SAEWeights
 
-TINY = Path(__file__).parents[3] / "examples/tiny"
 WIDTHS = {"vision": 256, "decoder.1": 192}
 
 
