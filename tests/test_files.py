@@ -1,9 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text is cut at line ends alone, and half characters are seen."""
+"""Files are whole, locks tell who has them, text is cut at line ends alone."""
+
+import errno
+import hashlib
+import os
 
 import pytest
 
-from vllm_sauce.files import check_unicode, read_lines, writable
+from vllm_sauce.errors import ActivationsError, ConfigError, LearnError
+from vllm_sauce.files import (
+    check_unicode,
+    file_sha256,
+    locked,
+    put_in_place,
+    read_lines,
+    writable,
+    write_whole,
+)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, call):
+    """And names it in the error that is asked for."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "file"
+    write_whole(path, b"before", LearnError)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(LearnError, match=f"cannot write {path}: .*No space left"):
+            write_whole(path, b"after", LearnError)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+    write_whole(path, b"after", LearnError)
+    assert path.read_bytes() == b"after"
+    assert file_sha256(path) == hashlib.sha256(b"after").hexdigest()
+
+
+def test_a_folder_is_put_where_nothing_is(tmp_path):
+    for name in ("fresh", "more"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    put_in_place(tmp_path / "fresh", tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "more"] == [
+        "folder"
+    ]
+    with pytest.raises(OSError):
+        put_in_place(tmp_path / "more", tmp_path / "folder")
+    assert (tmp_path / "folder/fresh").read_text() == "fresh"
+
+
+def test_another_run_is_named(tmp_path):
+    with (
+        locked(tmp_path, ConfigError, wait=False),
+        pytest.raises(ConfigError, match="another run is writing to"),
+        locked(tmp_path, ConfigError, wait=False),
+    ):
+        raise AssertionError("two have the lock")
+    with locked(tmp_path, ConfigError, wait=False):
+        pass
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number, wait):
+    def flock(file, how):
+        raise OSError(number, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(ActivationsError, match="cannot be locked .No locks avail") as e,
+        locked(tmp_path, ActivationsError, wait=wait),
+    ):
+        raise AssertionError("there is no lock")
+    assert "another run" not in str(e.value)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from tests.learning.importing.layouts import MODEL, TINY, sae_lens, shipped, sparsify
+from tests.learning.importing.layouts import MODEL, sae_lens, shipped, sparsify
+from tests.places import TINY
 from vllm_sauce.bundle import Bundle, fingerprint_model, weights_sha256
 from vllm_sauce.errors import BundleCorruptError, ConfigError
 from vllm_sauce.files import refuse_pointer

@@ -27,6 +27,7 @@ SauceError
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable
 
 _LONGEST_NAME = 64
@@ -134,6 +135,17 @@ class UnsupportedFeatureError(SauceError):
 
 class CanaryError(SauceError):
     """The start-up proof that the edit runs has failed."""
+
+
+def warn(message: str) -> None:
+    """Tell of what was left out and could have been meant; work goes on.
+
+    A logging configuration that names other loggers only, as one for vLLM may, switches
+    off all it finds: this one is switched on again. Its level and handlers hold.
+    """
+    logger = logging.getLogger("vllm_sauce")
+    logger.disabled = False
+    logger.warning(message)
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> tuple[str, ...]:

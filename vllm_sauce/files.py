@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: text read one way, folders locked, pointers told from what they point to.
+"""Files: there whole or not at all, locked, hashed; text read one way.
 
 Text is UTF-8 with or without a mark; its lines end at \\n alone.
 """
@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import codecs
 import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
 
 from vllm_sauce.errors import BundleCorruptError, SauceError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 BOM = codecs.BOM_UTF8
+
+LOCK_FILE = ".lock"
+"""What is locked of a folder."""
 
 
 def read_lines(path: Path) -> list[str]:
@@ -67,25 +73,87 @@ def writable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def lock_folder(
-    file: IO[Any], folder: Path, *, wait: bool, error: type[SauceError]
-) -> None:
-    """Lock a folder by an open file of it, until the file is closed.
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hex digits. Raises: OSError"""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Raises: the error that is asked for, if another process has the lock and ``wait`` is
-    false, or if the file system has no locks
+
+def write_whole(path: Path, content: bytes, error: type[SauceError]) -> None:
+    """Write a file that is there as a whole or not at all.
+
+    Raises: the error that is asked for, for example if the disk is full
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise error(
-            f"another run is writing to {folder}; wait for it, or end it"
-        ) from None
+        with replaced(path) as fresh:
+            fresh.write_bytes(content)
     except OSError as reason:
-        raise error(
-            f"{folder} cannot be locked ({reason.strerror}), which some network file "
-            "systems do not offer; write to another one"
-        ) from reason
+        raise error(f"cannot write {path}: {reason}") from reason
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a new file that takes this one's place, on the disk, if the block ends well.
+
+    Raises: OSError
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        yield fresh
+        sync(fresh)
+        fresh.replace(path)
+        sync(path.parent)
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
+
+
+def put_in_place(fresh: Path, target: Path) -> None:
+    """Rename a written folder to where nothing is yet, its bytes on the disk first.
+
+    Raises: OSError
+    """
+    for path in (*fresh.iterdir(), fresh):
+        sync(path)
+    fresh.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's names, are on the disk. Raises: OSError"""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(
+    folder: Path, error: type[SauceError], *, wait: bool = True
+) -> Iterator[None]:
+    """Keep other processes from changing a folder; wait for one that does.
+
+    Raises: the error that is asked for, if another process has the lock and ``wait`` is
+    false, if the folder cannot be written to, or if the file system has no locks
+    """
+    try:
+        file = (folder / LOCK_FILE).open("wb")
+    except OSError as reason:
+        raise error(f"cannot write to {folder}: {reason}") from reason
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise error(
+                f"another run is writing to {folder}; wait for it, or end it"
+            ) from None
+        except OSError as reason:
+            raise error(
+                f"{folder} cannot be locked ({reason.strerror}), which some network "
+                "file systems do not offer; write to another one"
+            ) from reason
+        yield
 
 
 def refuse_pointer(path: Path, error: type[SauceError] = BundleCorruptError) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor
 from tiny.concepts import CONCEPTS
 from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
 from tiny.marking import NAME, YES, Answers, Exam
+from tiny.scoring import build_edits
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Concept
 from vllm_sauce.models.shared_prefix import SharedPrefix
-from vllm_sauce.models.site_edits import build_edits
 from vllm_sauce.sae import SAEWeights
 
 LOST = (0.25, 0.5, 0.75)

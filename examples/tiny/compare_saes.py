@@ -13,13 +13,13 @@ import tempfile
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 
 from tiny.exam import Tiny
 from tiny.shards import draw_samples, write_harvest
 from vllm_sauce.learning.training.report import (
     figures_table,
-    markdown,
     shown_progress,
 )
 from vllm_sauce.learning.training.settings import (
@@ -81,9 +81,11 @@ def main() -> None:
                     rows.append(train_on_harvest(settings, report).figures)
     finally:
         shutil.rmtree(folder)
-    console.print(figures_table("sauce-tiny", rows))
+    table = figures_table("sauce-tiny", rows)
+    console.print(table)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
-    print(markdown(rows))
+    table.title, table.box = None, box.MARKDOWN
+    Console(width=200).print(table)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class Naming:
             pages = (with_it, without)
             for page, token, plain in zip(pages, tokens, base, strict=True):
                 # A latent that does not fire on a picture changes nothing there.
-                fires = edit.fires(page[1]).any(1)
+                fires = (edit(page[1]) != page[1]).any((1, 2))
                 total = 0.0
                 if bool(fires.any()):
                     part = page[0].rows(fires.nonzero()[:, 0]), page[1][fires]

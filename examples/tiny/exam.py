@@ -30,9 +30,9 @@ from tiny.questions import (
     naming_questions,
     yes_no_questions,
 )
+from tiny.sheets import pad_blocks, vision_features
 from tiny.world import Picture, Renderer
-from vllm_sauce.models.shared_prefix import Sheet, pad_blocks
-from vllm_sauce.models.site_hooks import vision_features
+from vllm_sauce.models.shared_prefix import Sheet
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 BUNDLE_FOLDER = Path(__file__).parent / "bundle"

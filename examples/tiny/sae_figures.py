@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tiny.exam import Tiny, balanced_pictures, build_exam
 from tiny.marking import Exam
+from tiny.sheets import real_tokens
 from vllm_sauce.concepts import decoder_layer_idx
 from vllm_sauce.models.shared_prefix import SharedPrefix
 from vllm_sauce.sae import SAEWeights
@@ -48,6 +49,6 @@ def measure_saes(
             tokens = exam.vision.flatten(0, 1)
         else:
             hidden = site_activations(runner, exam, layer_idx)
-            tokens = hidden[exam.sheet.real_tokens()]
+            tokens = hidden[real_tokens(exam.sheet)]
         figures[site] = sae_quality(sae, tokens).to_json()
     return figures

@@ -16,15 +16,28 @@ from tiny.marking import (
     sample_rows,
 )
 from tiny.questions import mentions
-from vllm_sauce.concepts import Concept
+from vllm_sauce.concepts import Concept, SiteEdit
 from vllm_sauce.models.shared_prefix import SharedPrefix
-from vllm_sauce.models.site_edits import EditTensors, build_edits
+from vllm_sauce.models.site_edits import EditTensors
 from vllm_sauce.sae import SAEWeights
 
 SCORED_PICTURES = 40
 """Pictures with the concept, and again without it, that a concept is scored on."""
 PER_FOREGROUND = 40
 """Pictures of each foreground concept that these are drawn from."""
+
+
+def build_edits(
+    saes: Mapping[str, SAEWeights],
+    edits: Mapping[str, SiteEdit],
+    *,
+    fp8: bool = False,
+) -> dict[str, EditTensors]:
+    """Return the tensors of a concept's edits by site."""
+    return {
+        site: EditTensors.build(saes[site], edit, fp8=fp8)
+        for site, edit in edits.items()
+    }
 
 
 class Scorer:

@@ -30,11 +30,12 @@ from vllm_sauce.activations.shards import (
     Role,
     Rows,
     SiteFormat,
-    write_whole,
 )
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.concepts import VISION, decoder_layer_idx
 from vllm_sauce.data.samples import PictureFile, Sample, open_picture
+from vllm_sauce.errors import ActivationsError
+from vllm_sauce.files import write_whole
 from vllm_sauce.models.site_hooks import SiteFn, site_hook
 
 ANSWER_TOKENS = 8
@@ -95,10 +96,11 @@ def write_harvest(
         samples_sha256=hashlib.sha256(lines.encode()).hexdigest(),
         max_tokens=ANSWER_TOKENS,
     )
-    write_whole(folder / SAMPLES_FILE, lines.encode())
-    write_whole(folder / HARVEST_FILE, harvest.model_dump_json().encode())
+    write_whole(folder / SAMPLES_FILE, lines.encode(), ActivationsError)
+    header = harvest.model_dump_json().encode()
+    write_whole(folder / HARVEST_FILE, header, ActivationsError)
     processor = AutoProcessor.from_pretrained(MODEL_FOLDER)
-    writer = ShardWriter(folder, "w0", shard_tokens)
+    writer = ShardWriter.open(folder, "w0", shard_tokens)
     for number, sample in enumerate(track(samples, "activations")):
         writer.add(number, _rows(tiny, processor, sample, number, sites))
     writer.flush()

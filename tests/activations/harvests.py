@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tiny.dataset import pixel_values
+from tiny.exam import MODEL_FOLDER, Tiny
+from tiny.sheets import vision_features
 from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import (
     HARVEST_FILE,
@@ -18,13 +23,38 @@ from vllm_sauce.activations.shards import (
     Role,
     Rows,
     SiteFormat,
-    write_whole,
 )
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import fingerprint_model
+from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.data.samples import open_picture
+from vllm_sauce.errors import ActivationsError
+from vllm_sauce.files import write_whole
 
-TINY = Path(__file__).parents[2] / "examples/tiny/model"
 SITE = "decoder.1"
+
+
+def begin_harvest(
+    folder: Path,
+    lines: Sequence[Mapping[str, Any]],
+    sites: Mapping[str, SiteFormat],
+    *,
+    weights: bool = False,
+) -> Path:
+    """Write what a harvest of sauce-tiny has before its shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    harvest = HarvestFile(
+        model=str(MODEL_FOLDER),
+        fingerprint=fingerprint_model(MODEL_FOLDER, weights=weights),
+        sites=dict(sites),
+        samples_sha256="0" * 64,
+        max_tokens=0,
+    )
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    write_whole(folder / SAMPLES_FILE, content, ActivationsError)
+    header = harvest.model_dump_json().encode()
+    write_whole(folder / HARVEST_FILE, header, ActivationsError)
+    return folder
 
 
 def write_harvest(
@@ -36,23 +66,14 @@ def write_harvest(
     dtype: str = "float32",
 ) -> Path:
     """Write rows as samples of one length; a token's role goes round the three."""
-    folder.mkdir(parents=True, exist_ok=True)
     parts = activations.split(sample_rows)
     lines: list[dict[str, Any]] = [
         {"key": f"s{n}", "prompt": f"prompt {n}", "picture": None, "concepts": []}
         for n in range(len(parts))
     ]
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    harvest = HarvestFile(
-        model=str(TINY),
-        fingerprint=fingerprint_model(TINY, weights=False),
-        sites={SITE: SiteFormat(d_model=activations.shape[1], dtype=dtype)},
-        samples_sha256="0" * 64,
-        max_tokens=0,
-    )
-    write_whole(folder / SAMPLES_FILE, content)
-    write_whole(folder / HARVEST_FILE, harvest.model_dump_json().encode())
-    writer = ShardWriter(folder, "w0", shard_tokens=10**9)
+    site = SiteFormat(d_model=activations.shape[1], dtype=dtype)
+    begin_harvest(folder, lines, {SITE: site})
+    writer = ShardWriter.open(folder, "w0", shard_tokens=10**9)
     for number, rows in enumerate(parts):
         position = torch.arange(len(rows), dtype=torch.int32)
         part = Rows(
@@ -64,6 +85,32 @@ def write_harvest(
         writer.add(number, {SITE: part})
         if number % shard_samples == shard_samples - 1:
             writer.flush()
+    writer.flush()
+    return folder
+
+
+def harvest_pictures(folder: Path, file: ConceptFile) -> Path:
+    """Write the patches of a file's pictures, each picture's under its first sample."""
+    samples = file.samples()
+    lines = [sample.to_json() for sample in samples]
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        first.setdefault(str(line["picture"]), number)
+    pictures = [samples[i].picture for i in sorted(first.values())]
+    images = [np.asarray(open_picture(p)) for p in pictures if p is not None]
+    features = vision_features(Tiny.load().model, pixel_values(np.stack(images)))
+    site = SiteFormat(d_model=features.shape[2], dtype="float32")
+    begin_harvest(folder, lines, {"vision": site}, weights=True)
+    writer = ShardWriter.open(folder, "w0")
+    patches = features.shape[1]
+    for number, x in zip(sorted(first.values()), features, strict=True):
+        rows = Rows(
+            x,
+            torch.full((patches,), number, dtype=torch.int32),
+            torch.arange(patches, dtype=torch.int32),
+            torch.full((patches,), Role.IMAGE, dtype=torch.uint8),
+        )
+        writer.add(number, {"vision": rows})
     writer.flush()
     return folder
 

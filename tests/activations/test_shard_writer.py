@@ -30,14 +30,14 @@ def samples_in(folder):
 @pytest.mark.parametrize("name", ["w1", "w0"])
 def test_what_another_writer_has_added_is_not_added_again(tmp_path, name):
     """A process given up as dead goes on; what it brings late does not count."""
-    late, other = ShardWriter(tmp_path, "w0"), ShardWriter(tmp_path, name)
+    late, other = ShardWriter.open(tmp_path, "w0"), ShardWriter.open(tmp_path, name)
     add(late, 1, "a")
     add(other, 1, "a")
     add(other, 2, "b")
     other.flush()
     with pytest.raises(ActivationsError, match="another process has harvested"):
         late.flush()
-    only_the_picture = ShardWriter(tmp_path, "w2")
+    only_the_picture = ShardWriter.open(tmp_path, "w2")
     add(only_the_picture, 3, "b")
     with pytest.raises(ActivationsError, match="another process has harvested"):
         only_the_picture.flush()
@@ -51,7 +51,7 @@ def test_writers_at_the_same_time_take_turns(tmp_path, names):
     """Even of one name: no shard takes another's place."""
 
     def write(name, first):
-        writer = ShardWriter(tmp_path, name, shard_tokens=1)
+        writer = ShardWriter.open(tmp_path, name, shard_tokens=1)
         ready.wait()
         for sample in range(first, first + 20):
             add(writer, sample)
@@ -71,7 +71,7 @@ def test_writers_at_the_same_time_take_turns(tmp_path, names):
 
 def test_what_was_cut_off_is_written_over(tmp_path):
     """Also what another writer of that name has left meanwhile."""
-    writer = ShardWriter(tmp_path, "w0")
+    writer = ShardWriter.open(tmp_path, "w0")
     add(writer, 0)
     writer.flush()
     with (tmp_path / "shards.w0.jsonl").open("a") as file:
@@ -91,7 +91,7 @@ def test_an_index_that_could_not_be_synced_does_not_count(tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    writer = ShardWriter(tmp_path, "w0")
+    writer = ShardWriter.open(tmp_path, "w0")
     add(writer, 0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
@@ -104,7 +104,7 @@ def test_an_index_that_could_not_be_synced_does_not_count(tmp_path, monkeypatch)
 
 
 def test_what_dead_writers_left_is_removed(tmp_path):
-    writer = ShardWriter(tmp_path, "w0")
+    writer = ShardWriter.open(tmp_path, "w0")
     add(writer, 0)
     writer.flush()
     for name in ("a1-000000.safetensors", ".a1-3f.new", ".harvest.json.new"):
@@ -117,7 +117,7 @@ def test_what_dead_writers_left_is_removed(tmp_path):
 
 def test_a_temporary_file_that_vanished_adds_nothing(tmp_path, monkeypatch):
     """Another process that began anew took it for a dead one's."""
-    writer = ShardWriter(tmp_path, "w0")
+    writer = ShardWriter.open(tmp_path, "w0")
     add(writer, 0)
     real = os.fsync
 
@@ -135,4 +135,4 @@ def test_a_temporary_file_that_vanished_adds_nothing(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ActivationsError, match="cannot write to"):
-        ShardWriter(tmp_path / "nowhere", "w0")
+        ShardWriter.open(tmp_path / "nowhere", "w0")

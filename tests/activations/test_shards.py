@@ -3,49 +3,32 @@
 
 import errno
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.activations.harvests import begin_harvest
 from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import (
     HARVEST_FILE,
-    HarvestFile,
     Role,
     Rows,
     SiteFormat,
     read_index,
-    write_whole,
 )
 from vllm_sauce.activations.store import ActivationStore
-from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ActivationsError
 
-TINY = Path(__file__).parents[2] / "examples/tiny/model"
 SITES = {"vision": SiteFormat(d_model=6, dtype="bfloat16")} | {
     "decoder.1": SiteFormat(d_model=4, dtype="float32")
 }
 
 
-@pytest.fixture(scope="module")
-def fingerprint():
-    return fingerprint_model(TINY, weights=False)
-
-
 @pytest.fixture
-def folder(tmp_path, fingerprint):
-    harvest = HarvestFile(
-        model="tiny",
-        fingerprint=fingerprint,
-        sites=SITES,
-        samples_sha256="0" * 64,
-        max_tokens=0,
-    )
-    write_whole(tmp_path / HARVEST_FILE, harvest.model_dump_json().encode())
-    return tmp_path
+def folder(tmp_path):
+    return begin_harvest(tmp_path, [], SITES)
 
 
 def rows_of(sample, num_tokens, site):
@@ -68,7 +51,7 @@ def add(writer, sample, num_tokens):
 
 @pytest.mark.parametrize("site", SITES)
 def test_rows_come_back_as_they_were(folder, site):
-    writer = ShardWriter(folder, "w0", shard_tokens=20)
+    writer = ShardWriter.open(folder, "w0", shard_tokens=20)
     for number in range(7):
         add(writer, number, 1 + number)
     writer.flush()
@@ -100,7 +83,7 @@ def test_wherever_it_is_killed_no_sample_is_lost_or_doubled(
     left = list(range(12))
     limit = data.draw(st.integers(1, 60))
     while left:
-        writer = ShardWriter(fresh, "w0", shard_tokens=limit)
+        writer = ShardWriter.open(fresh, "w0", shard_tokens=limit)
         stop = data.draw(st.integers(1, len(left)))
         for sample in left[:stop]:
             add(writer, sample, 1 + sample % 3)
@@ -112,7 +95,7 @@ def test_wherever_it_is_killed_no_sample_is_lost_or_doubled(
             index.write_text((index.read_text() if index.exists() else "") + torn)
         done = {s for entry in read_index(fresh) for s in entry.samples}
         left = [sample for sample in left if sample not in done]
-    ShardWriter(fresh, "w0")
+    ShardWriter.open(fresh, "w0")
     seen = [s for entry in read_index(fresh) for s in entry.samples]
     assert sorted(seen) == list(range(12))
     store = ActivationStore.open(fresh, "decoder.1", verify=True)
@@ -120,12 +103,12 @@ def test_wherever_it_is_killed_no_sample_is_lost_or_doubled(
 
 
 def test_a_shard_no_index_names_is_removed(folder):
-    writer = ShardWriter(folder, "w0")
+    writer = ShardWriter.open(folder, "w0")
     add(writer, 0, 3)
     writer.flush()
     (folder / "w0-000001.safetensors").write_bytes(b"half a shard")
     (folder / "other-000000.safetensors").write_bytes(b"another writer's")
-    writer = ShardWriter(folder, "w0")
+    writer = ShardWriter.open(folder, "w0")
     assert not (folder / "w0-000001.safetensors").exists()
     assert (folder / "other-000000.safetensors").exists()
     add(writer, 1, 3)
@@ -137,7 +120,7 @@ def test_a_shard_no_index_names_is_removed(folder):
 
 
 def test_a_full_disk_loses_nothing_that_was_written(folder, monkeypatch):
-    writer = ShardWriter(folder, "w0")
+    writer = ShardWriter.open(folder, "w0")
     add(writer, 0, 3)
     writer.flush()
 
@@ -156,7 +139,7 @@ def test_a_full_disk_loses_nothing_that_was_written(folder, monkeypatch):
 
 
 def test_damage_is_named(folder):
-    writer = ShardWriter(folder, "w0")
+    writer = ShardWriter.open(folder, "w0")
     add(writer, 0, 3)
     writer.flush()
     with pytest.raises(ActivationsError, match=r"holds decoder.1, vision, not 'x'"):
@@ -189,8 +172,8 @@ def test_a_foreign_index_or_folder_is_named(folder, tmp_path_factory):
 
 
 def test_a_writer_without_samples_writes_nothing(folder):
-    ShardWriter(folder, "w0").flush()
+    ShardWriter.open(folder, "w0").flush()
     assert not list(folder.glob("*.safetensors"))
     assert len(ActivationStore.open(folder, "vision")) == 0
     with pytest.raises(ActivationsError, match="a writer's name is a word"):
-        ShardWriter(folder, "../w")
+        ShardWriter.open(folder, "../w")

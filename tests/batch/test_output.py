@@ -72,7 +72,7 @@ def test_any_order_of_chunks_and_kills_loses_and_doubles_nothing(
         chunks = split_lines(source, rows)
         kills = 0
         while True:
-            with parts.opened(RUN, False):
+            with parts.opened(RUN, overwrite=False):
                 finished = parts.finished(chunks)
                 left = [c for c in chunks if c.first not in finished]
                 order = data.draw(st.permutations(left))
@@ -156,7 +156,7 @@ def begun(tmp_path: Path) -> tuple[Parts, list[Chunk]]:
     lines = [json.dumps({"prompt": i}) for i in range(4)]
     chunks = split_lines(write_lines(tmp_path / "in.jsonl", lines), 2)
     parts = Parts(tmp_path / "out.parquet")
-    with parts.opened(RUN, False):
+    with parts.opened(RUN, overwrite=False):
         parts.add(0, part_of(chunks[0]))
     return parts, chunks
 
@@ -166,12 +166,12 @@ def test_another_run_is_refused_and_named(begun: tuple[Parts, list[Chunk]]) -> N
     other = RUN | {"forget": ["cat"], "new": 1}
     with (
         pytest.raises(ConfigError, match="differs in forget, new"),
-        parts.opened(other, False),
+        parts.opened(other, overwrite=False),
     ):
         pass
-    with parts.opened(RUN, False):
+    with parts.opened(RUN, overwrite=False):
         assert list(parts.finished(chunks)) == [0]
-    with parts.opened(other, True):
+    with parts.opened(other, overwrite=True):
         assert parts.finished(chunks) == {}
 
 
@@ -179,16 +179,16 @@ def test_the_same_run_goes_on_with_overwrite_too(
     begun: tuple[Parts, list[Chunk]],
 ) -> None:
     parts, chunks = begun
-    with parts.opened(RUN, True):
+    with parts.opened(RUN, overwrite=True):
         assert list(parts.finished(chunks)) == [0]
 
 
 def test_two_runs_at_once_are_refused(begun: tuple[Parts, list[Chunk]]) -> None:
     parts, _ = begun
     with (
-        parts.opened(RUN, False),
+        parts.opened(RUN, overwrite=False),
         pytest.raises(ConfigError, match="another run is writing"),
-        Parts(parts.out).opened(RUN, True),
+        Parts(parts.out).opened(RUN, overwrite=True),
     ):
         pass
 
@@ -196,7 +196,10 @@ def test_two_runs_at_once_are_refused(begun: tuple[Parts, list[Chunk]]) -> None:
 def test_a_finished_output_is_not_replaced_unasked(tmp_path: Path) -> None:
     parts = Parts(tmp_path / "out.parquet")
     parts.out.write_text("precious")
-    with pytest.raises(ConfigError, match="--overwrite"), parts.opened(RUN, False):
+    with (
+        pytest.raises(ConfigError, match="--overwrite"),
+        parts.opened(RUN, overwrite=False),
+    ):
         pass
     assert parts.out.read_text() == "precious"
     assert not parts.folder.exists()
@@ -205,9 +208,12 @@ def test_a_finished_output_is_not_replaced_unasked(tmp_path: Path) -> None:
 def test_a_damaged_run_file_is_another_run(begun: tuple[Parts, list[Chunk]]) -> None:
     parts, chunks = begun
     (parts.folder / "run.json").write_text("{")
-    with pytest.raises(ConfigError, match="damaged"), parts.opened(RUN, False):
+    with (
+        pytest.raises(ConfigError, match="damaged"),
+        parts.opened(RUN, overwrite=False),
+    ):
         pass
-    with parts.opened(RUN, True):
+    with parts.opened(RUN, overwrite=True):
         assert parts.finished(chunks) == {}
 
 
@@ -215,7 +221,7 @@ def test_nothing_is_merged_unless_all_rows_are_there(
     begun: tuple[Parts, list[Chunk]],
 ) -> None:
     parts, chunks = begun
-    with parts.opened(RUN, False):
+    with parts.opened(RUN, overwrite=False):
         finished = parts.finished(chunks)
         with pytest.raises(BatchError, match="no part"):
             parts.merge(finished, chunks)
@@ -237,14 +243,14 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(
     begun: tuple[Parts, list[Chunk]], monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     parts, chunks = begun
-    with parts.opened(RUN, False):
+    with parts.opened(RUN, overwrite=False):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, no_space)
             patch.setattr(Path, "replace", no_space)
             with pytest.raises(BatchError, match="No space left"):
                 parts.add(2, part_of(chunks[1]))
         names = {path.name[:6] for path in parts.folder.iterdir()}
-        assert names == {"lock", "run.js", "part-0"}
+        assert names == {".lock", "run.js", "part-0"}
         assert list(parts.finished(chunks)) == [0]
         finished = parts.finished(chunks)
         finished[2] = parts.add(2, part_of(chunks[1]))
@@ -261,4 +267,4 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "out.parquet.parts").write_text("a file where the folder goes")
     with pytest.raises(BatchError, match="cannot write"):
-        Parts(tmp_path / "out.parquet").opened(RUN, False).__enter__()
+        Parts(tmp_path / "out.parquet").opened(RUN, overwrite=False).__enter__()

@@ -16,12 +16,12 @@ import pytest
 
 from tests.batch import stand_in
 from tests.batch.processes import KillsOneActor, actors, gone, wait_until
+from tests.places import ROOT
 from vllm_sauce.batch import progress, run
 from vllm_sauce.errors import BatchError, BundleMismatchError, ConfigError
 from vllm_sauce.scale import cluster
 from vllm_sauce.scale.cluster import Resources
 
-REPO = Path(__file__).parents[2]
 TWO = Resources(actors=2, cpus_per_actor=0.5, gpus_per_actor=0)
 DRIVER = """
 import sys
@@ -135,7 +135,7 @@ def test_the_driver_is_killed_and_run_again(tmp_path: Path) -> None:
     """No engine of it keeps running; what was finished is not done again."""
     source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(source), str(out)], cwd=REPO
+        [sys.executable, "-c", DRIVER, str(source), str(out)], cwd=ROOT
     )
     wait_until(lambda: len(parts(out)) > 2 or driver.poll() is not None)
     started = [p for a in actors(driver.pid) for p in (a, *a.children(recursive=True))]

@@ -33,11 +33,11 @@ from benchmarks.kernel_suite.report import Table
 from tests.kernels.conftest import compiled, interpreted
 from tests.kernels.inputs import expected, make_args, small_integers
 from tests.kernels.test_ahead_of_time import SHARED, build, record, spills
+from tests.places import ROOT
 from vllm_sauce_kernels.masked_edit import masked_edit, masked_edit_eager, native
 
 __all__ = ["compiled", "interpreted"]
 
-ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "benchmarks.kernel_suite.per_token"
 CPU = torch.device("cpu")
 

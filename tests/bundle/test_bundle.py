@@ -277,7 +277,7 @@ def test_a_failed_save_leaves_the_old_bundle(
     if step == "write":
         monkeypatch.setattr("safetensors.torch.save_file", no_space)
     elif step == "flush":
-        monkeypatch.setattr(writing, "_sync", no_space)
+        monkeypatch.setattr(writing, "sync", no_space)
     else:
         # Fails when the new folder is to take the place of the old, already moved.
         rename = Path.rename

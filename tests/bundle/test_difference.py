@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
+from tests.places import TINY
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.bundle.difference import differences
 from vllm_sauce.concepts import Catalogue, SiteEdit
 
-SHIPPED = Path(__file__).parents[2] / "examples/tiny/bundle"
+SHIPPED = TINY / "bundle"
 
 
 def changed(old: Bundle, **concepts: object) -> Bundle:

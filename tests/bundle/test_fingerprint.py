@@ -2,11 +2,11 @@
 """The fingerprint of a model whose weights an index names."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.bundle.test_bundle import write_model
+from tests.places import TINY, TINY_MODEL
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.errors import ConfigError
 
@@ -53,8 +53,7 @@ def test_an_index_that_names_no_files_is_refused(tmp_path, weight_map):
 
 
 def test_the_shipped_bundle_fits_the_shipped_model():
-    tiny = Path(__file__).parents[2] / "examples" / "tiny"
-    Bundle.load(tiny / "bundle", weights=False).check_model(tiny / "model")
+    Bundle.load(TINY / "bundle", weights=False).check_model(TINY_MODEL)
 
 
 def test_a_folder_without_config_is_no_model(tmp_path):

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.bundle.stand_in_hub import Hub, serving
+from tests.places import ROOT
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.bundle.hub import HubName, is_hub_name, pull
 from vllm_sauce.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
 BUNDLE, MODEL = ROOT / "examples/tiny/bundle", ROOT / "examples/tiny/model"
 SAUCE = Path(sys.executable).with_name("sauce")
 Sauce = Callable[..., subprocess.CompletedProcess[str]]

@@ -8,6 +8,7 @@ import re
 import pytest
 from PIL import Image
 
+from tests.places import TINY
 from vllm_sauce.data.concepts_yaml import SPLITS, ConceptFile, Questions
 from vllm_sauce.data.samples import open_picture
 from vllm_sauce.errors import ActivationsError, ConfigError
@@ -260,6 +261,28 @@ BAD = {
         6,
         "concepts.dog.negative.0: a source is a folder",
     ),
+    "no source": (DOG + "    negative: 7\n", 6, "negative.0: a source is a folder"),
+    "an empty source": (DOG + "    negative: {jsonl: }\n", 6, "a source is a folder"),
+    "a column of a folder": (
+        DOG + "    negative: {folder: cats, image: f}\n",
+        6,
+        "a folder of pictures has no columns",
+    ),
+    "a split of a table": (
+        DOG + "    negative: {jsonl: a, image: f, split: test}\n",
+        6,
+        "split is a part of a dataset",
+    ),
+    "labels of one sign": (
+        DOG + "    negative: {jsonl: a, image: f, concepts: c}\n",
+        6,
+        "concepts is a column of the file's pictures",
+    ),
+    "a table without labels": (
+        DOG + "pictures:\n  - {jsonl: a, image: f}\n",
+        7,
+        "pictures.0: name the column concepts",
+    ),
     "no column": (DOG + "    negative: {jsonl: a}\n", 6, "name a column"),
     "a missing table": (DOG + "    negative: {jsonl: a, image: b}\n", 6, "cannot read"),
     "no json": (DOG + "    negative: {jsonl: bad.jsonl, prompt: b}\n", 6, "no JSON"),
@@ -349,12 +372,10 @@ def test_a_null_in_a_picture_column(tmp_path):
 
 def test_the_shipped_pictures_can_be_read():
     """The labels of sauce-tiny's pictures, as the documentation uses them."""
-    from pathlib import Path
 
     from tiny.concepts import CONCEPTS, DOMAIN_OF
 
-    tiny = Path(__file__).parents[2] / "examples/tiny"
-    file = ConceptFile.read(tiny / "concepts.yaml")
+    file = ConceptFile.read(TINY / "concepts.yaml")
     assert list(file.concepts) == list(CONCEPTS)
     for concept in file.concepts.values():
         assert concept.domain == DOMAIN_OF[concept.name]

@@ -2,15 +2,13 @@
 """Samples from texts, pictures, tables and a concepts.yaml."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from tests.places import TINY
 from vllm_sauce.data.sample_sources import PROMPT, find_samples
 from vllm_sauce.data.samples import PictureFile, Sample, distinct, open_picture
 from vllm_sauce.errors import ActivationsError, ConfigError
-
-TINY = Path(__file__).parents[2] / "examples/tiny"
 
 
 def test_each_line_of_a_text_file_is_a_sample(tmp_path):

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.places import ROOT
 from vllm_sauce_kernels.masked_edit import native
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Runs the op and a compiled graph of it, before and after prepare() from two threads.
 CHILD = """

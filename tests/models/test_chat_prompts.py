@@ -3,23 +3,21 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.places import TINY
 from vllm_sauce.data.pictures import decode_picture
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.importing import site_samples
-from vllm_sauce.learning.training.fidelity import AnsweringModel
 from vllm_sauce.models.chat_prompts import chat_inputs
 from vllm_sauce.models.loaded_model import LoadedModel
 
-TINY = Path(__file__).parents[2] / "examples/tiny"
 PICTURE = TINY / "pictures/000.png"
 WORDS = "is there a dog ?"
-WAYS = ("looking", "answering", "sampling")
+WAYS = ("looking", "sampling")
 
 
 def with_bos(folder, *, template):
@@ -42,20 +40,16 @@ def prompt_ids(way, folder, picture):
     sample = Sample(key="s", prompt=WORDS, picture=picture)
     if way == "looking":
         return LoadedModel.load(folder).inputs([sample])["input_ids"][0].tolist()
-    if way == "answering":
-        return AnsweringModel.load(str(folder)).prompt(sample)["input_ids"][0].tolist()
-    model, processor = site_samples._load(folder)
-    seen = {}
+    loaded, seen = LoadedModel.load(folder), {}
 
     class Recorder:
-        device, dtype = model.device, model.dtype
+        device, dtype = loaded.model.device, loaded.model.dtype
 
         def __call__(self, **inputs):
             seen.update(inputs)
 
-    recorder = Recorder()
-    shown = [decode_picture(picture.read())]
-    site_samples._read(recorder, processor, [WORDS], shown)
+    recorder = LoadedModel(Recorder(), loaded.processor)
+    site_samples._read(recorder, [WORDS], [decode_picture(picture.read())])
     return seen["input_ids"][0].tolist()
 
 

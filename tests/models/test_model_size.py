@@ -2,17 +2,16 @@
 """What a config.json says of a model's size, against the models it describes."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from tests.places import EXAMPLES
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.models.model_size import ModelSize
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 LLAVA = EXAMPLES / "plans/llava-1.5-7b"
 NEXT = EXAMPLES / "plans/llava-v1.6-mistral-7b"
 GEMMA = {

@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parents[2]
+from tests.places import ROOT
+
 WATCHED = "import time; from vllm_sauce.plugin import orphans; orphans.install(); "
 FOREVER = WATCHED + "print('up', flush=True); time.sleep(600)"
 
@@ -20,7 +20,7 @@ def start(code: str, parent: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "SAUCE_PARENT": parent},
-        cwd=REPO,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )

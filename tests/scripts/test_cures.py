@@ -13,7 +13,9 @@ from types import ModuleType
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tests.places import ROOT
+
+SCRIPTS = ROOT / "scripts"
 
 # Dies as a CUDA torchvision beside CPU torch does.
 TORCHVISION = """

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.places import ROOT
 from vllm_sauce.plugin.compat import SUPPORTED_VLLM
 
-REPO = Path(__file__).resolve().parents[2]
 NEWEST = ["0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0"]
 
 # Passes for a Python with venv, and as each environment's own: notes what it is asked
@@ -58,7 +58,7 @@ class Checkout:
         self.page = self.root / "docs" / "compatibility.md"
         self.results = self.root / ".cache" / "versions" / "results.jsonl"
         self.bin = folder / "bin"
-        shutil.copytree(REPO / "scripts", self.root / "scripts")
+        shutil.copytree(ROOT / "scripts", self.root / "scripts")
         for name in ("vllm_sauce", "kernels", "tests/plugin", "docs"):
             (self.root / name).mkdir(parents=True)
         self.code = self.root / "vllm_sauce" / "code.py"
@@ -237,6 +237,6 @@ def test_what_is_supported_is_what_runs_and_0_26() -> None:
 
 
 def test_the_page_of_the_repository_has_its_marks() -> None:
-    text = (REPO / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
     assert text.count("<!-- scripts/versions writes from here -->\n") == 1
     assert text.count("<!-- to here -->\n") == 1

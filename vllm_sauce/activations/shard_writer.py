@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,16 +20,12 @@ from vllm_sauce.activations.shards import (
     ShardEntry,
     ShardIndex,
     read_index,
-    sync_folder,
-    write_synced,
 )
 from vllm_sauce.errors import ActivationsError
-from vllm_sauce.files import lock_folder
+from vllm_sauce.files import locked, sync
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-LOCK_FILE = ".lock"
 
 
 @dataclass(slots=True)
@@ -40,7 +35,7 @@ class ShardWriter:
     folder: Path
     writer: str
     """Name of this writer, unique among those that write at the same time."""
-    shard_tokens: int = 65_536
+    shard_tokens: int
     """Tokens of all sites together at which a shard is written."""
     _pending: dict[str, list[Rows]] = field(default_factory=dict)
     _samples: list[int] = field(default_factory=list)
@@ -51,11 +46,20 @@ class ShardWriter:
     """Samples and pictures on the disk, of all writers."""
 
     def __post_init__(self) -> None:
-        if not self.writer.isidentifier():
-            raise ActivationsError(f"a writer's name is a word, got {self.writer!r}")
         self._index, self._taken = ShardIndex(self.folder), (set(), set())
-        with locked(self.folder):
-            self._clean()
+
+    @classmethod
+    def open(cls, folder: Path, writer: str, shard_tokens: int = 65_536) -> ShardWriter:
+        """Go on where this writer ended; what a kill left of it is removed.
+
+        Raises: ActivationsError
+        """
+        if not writer.isidentifier():
+            raise ActivationsError(f"a writer's name is a word, got {writer!r}")
+        opened = cls(folder, writer, shard_tokens)
+        with locked(folder, ActivationsError):
+            opened._clean()
+        return opened
 
     @property
     def pending_tokens(self) -> int:
@@ -94,8 +98,9 @@ class ShardWriter:
         content = save(tensors)
         fresh = self.folder / f".{self.writer}-{uuid.uuid4().hex}.new"
         try:
-            write_synced(fresh, content)
-            with locked(self.folder):
+            fresh.write_bytes(content)
+            sync(fresh)
+            with locked(self.folder, ActivationsError):
                 self._commit(fresh, hashlib.sha256(content).hexdigest(), counts)
         except OSError as error:
             raise ActivationsError(
@@ -118,7 +123,7 @@ class ShardWriter:
         number = self._index.lines(self._index_file())
         path = self.folder / f"{self.writer}-{number:06d}.safetensors"
         fresh.rename(path)
-        sync_folder(self.folder)
+        sync(self.folder)
         entry = ShardEntry(
             file=path.name,
             sha256=sha256,
@@ -149,27 +154,12 @@ class ShardWriter:
             path.unlink()
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process changes the folder, and keep it so.
-
-    Raises: ActivationsError
-    """
-    try:
-        file = (folder / LOCK_FILE).open("wb")
-    except OSError as error:
-        raise ActivationsError(f"cannot write to {folder}: {error}") from error
-    with file:
-        lock_folder(file, folder, wait=True, error=ActivationsError)
-        yield
-
-
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed writers, all of them, have left: files that do not count.
 
     Raises: ActivationsError
     """
-    with locked(folder):
+    with locked(folder, ActivationsError):
         named = {entry.file for entry in read_index(folder)}
         for path in folder.glob(f"*-{'[0-9]' * 6}*.safetensors"):
             if path.name not in named:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.bundle.schema import ModelFingerprint
 from vllm_sauce.errors import ActivationsError
+from vllm_sauce.files import file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,38 +191,6 @@ def check_shards(folder: Path, entries: list[ShardEntry]) -> None:
             raise ActivationsError(
                 f"{path} is missing or damaged; harvest into a new folder"
             )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all.
-
-    Raises: ActivationsError, for example if the disk is full
-    """
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        write_synced(fresh, content)
-        fresh.rename(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise ActivationsError(f"cannot write {path}: {error}") from error
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file, through to the disk. Raises: OSError"""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's new names to the disk. Raises: OSError"""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sample_lines(folder: Path) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from vllm_sauce.batch.rows import parse_line
 from vllm_sauce.errors import ConfigError, InvalidRequestError
-from vllm_sauce.files import BOM
+from vllm_sauce.files import BOM, file_sha256
 
 _INDEX = re.compile(r"__index_level_\d+__")
 """What pandas calls a table's index that has no name; nobody asked for it."""
@@ -72,8 +71,7 @@ def input_sha256(path: Path) -> str:
     Raises: ConfigError
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise ConfigError(f"cannot read the input: {error}") from error
 

@@ -14,10 +14,11 @@ from vllm_sauce import __version__
 from vllm_sauce.batch.rows import Row
 from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.bundle import Bundle, hub
-from vllm_sauce.bundle.fingerprint import file_sha256, weights_sha256
+from vllm_sauce.bundle.fingerprint import weights_sha256
 from vllm_sauce.client import check_strength, forget
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import file_sha256
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.plugin.startup import settings

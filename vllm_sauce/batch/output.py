@@ -6,18 +6,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_sauce.batch.chunks import SPOOL, Chunk
 from vllm_sauce.errors import BatchError, ConfigError
-from vllm_sauce.files import lock_folder
+from vllm_sauce.files import locked, replaced
 
 RUN_FILE = "run.json"
 _OF_FAILURES = ("error", "message")
@@ -99,7 +98,7 @@ class Parts:
         self.failures = out.with_name(f"{out.name}.failures.jsonl")
 
     @contextmanager
-    def opened(self, run: Mapping[str, object], overwrite: bool) -> Iterator[None]:
+    def opened(self, run: Mapping[str, object], *, overwrite: bool) -> Iterator[None]:
         """Hold the folder for a run, new or gone on with.
 
         Raises: ConfigError if the parts, or the output, are another run's
@@ -109,11 +108,11 @@ class Parts:
             raise ConfigError(f"{self.out} exists; give another name, or --overwrite")
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder):
-            self._begin(run, overwrite)
+        with locked(self.folder, ConfigError, wait=False):
+            self._begin(run, overwrite=overwrite)
             yield
 
-    def _begin(self, run: Mapping[str, object], overwrite: bool) -> None:
+    def _begin(self, run: Mapping[str, object], *, overwrite: bool) -> None:
         file = self.folder / RUN_FILE
         differing = _differences(file, run)
         if differing and not overwrite:
@@ -157,7 +156,7 @@ class Parts:
         Raises: BatchError
         """
         path = self.folder / name
-        with _replaced(path) as fresh:
+        with writing(path), replaced(path) as fresh:
             fresh.write_bytes(content)
         return path
 
@@ -172,8 +171,10 @@ class Parts:
         kept = pa.schema([f for f in schema() if f.name not in _OF_FAILURES])
         failed = 0
         with (
-            _replaced(self.out) as fresh,
-            _replaced(self.failures) as side,
+            writing(self.out),
+            replaced(self.out) as fresh,
+            writing(self.failures),
+            replaced(self.failures) as side,
             pq.ParquetWriter(fresh, kept) as writer,
             side.open("w", encoding="utf-8") as lines,
         ):
@@ -245,31 +246,6 @@ def _digest(content: bytes) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
-        lock_folder(file, folder, wait=False, error=ConfigError)
-        yield
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """Give a new path that takes this one's place, on the disk, if the block ends well.
-
-    Raises: BatchError
-    """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        try:
-            yield fresh
-            _sync(fresh)
-            fresh.replace(path)
-            _sync(path.parent)
-        finally:
-            with suppress(OSError):
-                fresh.unlink()
-
-
-@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Say in one line what could not be written, and that nothing is lost."""
     try:
@@ -279,11 +255,3 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}; what is finished is "
             "kept: mend that and run the same command to go on"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -66,7 +66,7 @@ def run(
 
     Raises: SauceError
     """
-    parquet = is_parquet(source)
+    is_parquet(source)  # Or neither form: told before anything is written.
     if rows_per_part < 1:
         raise ConfigError(f"rows_per_part must be at least 1, got {rows_per_part}")
     if out.suffix != ".parquet":
@@ -75,8 +75,9 @@ def run(
         raise ConfigError("the output would replace the input; give another name")
     progress = progress or Progress()
     parts = Parts(out)
-    with parts.opened(identity(job, input_sha256(source), rows_per_part), overwrite):
-        chunks = _chunks(source, parquet, rows_per_part, parts.folder, job)
+    of = identity(job, input_sha256(source), rows_per_part)
+    with parts.opened(of, overwrite=overwrite):
+        chunks = _chunks(source, rows_per_part, parts.folder, job)
         finished = parts.finished(chunks)
         resumed = sum(chunk.rows for chunk in chunks if chunk.first in finished)
         rows = sum(chunk.rows for chunk in chunks)
@@ -121,15 +122,15 @@ def _results(
     if resources is None:
         import torch
 
-        at_once = chunks_at_once(job, most, torch.cuda.is_available())
+        at_once = chunks_at_once(job, most, gpu=torch.cuda.is_available())
         yield from results_here(ChunkActor(job, start), rows, at_once)
         return
     with connected(resources) as placed:
-        at_once = chunks_at_once(job, most, bool(placed.gpus_per_actor))
+        at_once = chunks_at_once(job, most, gpu=bool(placed.gpus_per_actor))
         yield from results_of(ChunkActor, (job, start), rows, placed, at_once)
 
 
-def chunks_at_once(job: Job, rows_per_chunk: int, gpu: bool) -> int:
+def chunks_at_once(job: Job, rows_per_chunk: int, *, gpu: bool) -> int:
     """Return how many chunks an actor holds so that its engine never waits for one.
 
     Twice what the engine runs at once, and a chunk that is being read.
@@ -140,10 +141,8 @@ def chunks_at_once(job: Job, rows_per_chunk: int, gpu: bool) -> int:
     return 1 + -(-2 * seqs // rows_per_chunk)
 
 
-def _chunks(
-    source: Path, parquet: bool, rows: int, folder: Path, job: Job
-) -> list[Chunk]:
-    if not parquet:
+def _chunks(source: Path, rows: int, folder: Path, job: Job) -> list[Chunk]:
+    if not is_parquet(source):
         return split_lines(source, rows)
     column = job.defaults.forget_column
     columns = ({*Row.model_fields} - {"forget"}) | {column}

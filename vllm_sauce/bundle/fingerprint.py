@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.files import refuse_pointer
+from vllm_sauce.files import file_sha256, refuse_pointer
 
 INDEX_FILE = "model.safetensors.index.json"
 """Says in which of several files each weight lies."""
@@ -80,12 +80,6 @@ def _weights_files(folder: Path) -> list[Path]:
             raise ConfigError(f"{index} names {file.name}, which is missing")
         refuse_pointer(file, ConfigError)
     return sorted(files, key=lambda file: file.name)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_config(path: Path) -> dict[str, object]:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.bundle.schema import (
     FORMAT,
     VERSION,
@@ -29,6 +28,7 @@ from vllm_sauce.concepts import (
     decoder_layer_idx,
 )
 from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigError
+from vllm_sauce.files import file_sha256
 
 BUNDLE_FILE = "bundle.json"
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from vllm_sauce.bundle.reading import BUNDLE_FILE
 from vllm_sauce.errors import BundleError
+from vllm_sauce.files import sync
 
 
 @contextmanager
@@ -31,10 +31,10 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         fresh.chmod(0o755)
         for path in fresh.iterdir():
             path.chmod(0o644)
-            _sync(path)
-        _sync(fresh)
+            sync(path)
+        sync(fresh)
         _swap(fresh, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -76,11 +76,3 @@ def check_replaceable(target: Path) -> None:
             f"{target} holds {sorted(strange)[0]!r}, which is no bundle's file; "
             "save to another path"
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

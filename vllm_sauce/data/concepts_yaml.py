@@ -4,28 +4,25 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllm_sauce.concepts.catalogue import check_concept_text
-from vllm_sauce.data.example_sources import RawExample, Source, read_source
+from vllm_sauce.data.example_sources import RawExample, read_source
 from vllm_sauce.data.located_yaml import Lines
 from vllm_sauce.data.pictures import decode_picture
-from vllm_sauce.data.samples import Picture, Sample
+from vllm_sauce.data.samples import Picture, Sample, samples_of
 from vllm_sauce.data.schema import (
     SPLITS,
     ConceptEntry,
     ConceptsYaml,
     Questions,
-    Sources,
+    Source,
     read_yaml,
 )
 from vllm_sauce.data.splits import assign_splits
-from vllm_sauce.errors import ActivationsError, ConfigError, PictureError
-
-_logger = logging.getLogger(__name__)
+from vllm_sauce.errors import ActivationsError, ConfigError, PictureError, warn
 
 __all__ = ["SPLITS", "ConceptExamples", "ConceptFile", "Example", "Questions"]
 
@@ -48,15 +45,7 @@ class Example:
 
     def samples(self) -> tuple[Sample, ...]:
         """Return what a model is shown: the picture with each prompt."""
-        return tuple(
-            Sample(
-                key=f"{self.key}~{number}" if number else self.key,
-                prompt=prompt,
-                picture=self.picture,
-                concepts=self.concepts,
-            )
-            for number, prompt in enumerate(self.prompts)
-        )
+        return samples_of(self.key, self.prompts, self.picture, self.concepts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +92,7 @@ class ConceptFile:
         file = _Reader(Path(path)).read()
         if file.failed:
             key, reason = next(iter(file.failed.items()))
-            _logger.warning(
+            warn(
                 f"{path}: {len(file.failed)} examples cannot be shown and are left "
                 f"out; the first is {key}: {reason}"
             )
@@ -204,7 +193,7 @@ class _Reader:
         known = self.file.concepts
         for number, table in enumerate(self.file.pictures or ()):
             place = ("pictures", number)
-            for raw, content, digest in self._open(table, place, table.concepts):
+            for raw, content, digest in self._open(table, place):
                 names = {name for name in raw.concepts if name in known}
                 before = self.found.get(digest)
                 if before is not None and before.present != names:
@@ -215,7 +204,9 @@ class _Reader:
                     )
                 self.found[digest] = _Found(raw, content, names, in_table=True)
 
-    def _read_sources(self, name: str, sign: str, sources: Sources | None) -> None:
+    def _read_sources(
+        self, name: str, sign: str, sources: Sequence[Source] | None
+    ) -> None:
         for number, source in enumerate(sources or ()):
             place = ("concepts", name, sign, number)
             for raw, content, digest in self._open(source, place):
@@ -223,11 +214,11 @@ class _Reader:
                 (found.present if sign == "positive" else found.absent).add(name)
 
     def _open(
-        self, source: Source, place: Sequence[str | int], column: str | None = None
+        self, source: Source, place: Sequence[str | int]
     ) -> Iterator[tuple[RawExample, str, str]]:
         """Yield a source's examples with the digests of content and of all."""
         try:
-            for raw in read_source(source, self.base, column):
+            for raw in read_source(source, self.base):
                 try:
                     shown = self._shown(raw)
                 except PictureError as error:

@@ -12,16 +12,9 @@ from typing import Any
 
 from vllm_sauce.data.pictures import SUFFIXES, picture_files
 from vllm_sauce.data.samples import Picture, PictureFile
-from vllm_sauce.data.schema import (
-    DatasetSource,
-    FolderSource,
-    JsonlSource,
-    ParquetSource,
-)
+from vllm_sauce.data.schema import Source
 from vllm_sauce.errors import ActivationsError, ConfigError, PictureError
 from vllm_sauce.files import check_unicode, read_lines, writable
-
-Source = FolderSource | JsonlSource | ParquetSource | DatasetSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +71,25 @@ class TablePicture:
         return content
 
 
-def read_source(
-    source: Source, base: Path, concepts_column: str | None = None
-) -> Iterator[RawExample]:
+def read_source(source: Source, base: Path) -> Iterator[RawExample]:
     """Yield a source's examples in a fixed order; pictures are not read yet.
 
     Paths are relative to ``base``; those in a table, to the table's folder.
 
     Raises: ConfigError
     """
-    if isinstance(source, FolderSource):
-        yield from _folder(source, base)
-    elif isinstance(source, JsonlSource):
-        yield from _jsonl(source, base, concepts_column)
-    elif isinstance(source, ParquetSource):
-        yield from _parquet(source, base, concepts_column)
+    if source.folder is not None:
+        yield from _folder(base / source.folder, base)
+    elif source.jsonl is not None:
+        yield from _jsonl(source, base / source.jsonl)
+    elif source.parquet is not None:
+        for path in _parquet_files(base / source.parquet):
+            yield from _parquet(source, path, base)
     else:
-        yield from _from_dataset(source, base, concepts_column)
+        yield from _from_dataset(source, base / source.path)
 
 
-def _folder(source: FolderSource, base: Path) -> Iterator[RawExample]:
-    folder = base / source.folder
+def _folder(folder: Path, base: Path) -> Iterator[RawExample]:
     if folder.is_file():
         raise ConfigError(
             f"{folder} is a file, not a folder of pictures; for a table write "
@@ -113,10 +104,7 @@ def _folder(source: FolderSource, base: Path) -> Iterator[RawExample]:
         yield RawExample(_short(path, base), PictureFile(path), None)
 
 
-def _jsonl(
-    source: JsonlSource, base: Path, concepts_column: str | None
-) -> Iterator[RawExample]:
-    path = base / source.jsonl
+def _jsonl(source: Source, path: Path) -> Iterator[RawExample]:
     try:
         lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -131,94 +119,84 @@ def _jsonl(
             raise ConfigError(f"{where} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"{where} must be an object, got {line[:40]!r}")
-        key = f"{writable(source.jsonl)}#{number}"
-        used = (source.image, source.prompt, concepts_column)
-        picture, problem = None, _problem([row.get(name) for name in used if name])
+        picture, problem = None, _problem([row.get(name) for name in source.columns])
         if source.image is not None and not problem:
             file = path.parent / _text(row, source.image, where)
             if not file.is_file():
                 raise ConfigError(f"{where}: no picture {file}")
             picture = PictureFile(file)
-        yield _example(
-            key, picture, row, source.prompt, concepts_column, where, problem
-        )
+        key = f"{writable(source.path)}#{number}"
+        yield _example(source, key, picture, row, where, problem)
 
 
-def _parquet(
-    source: ParquetSource, base: Path, concepts_column: str | None
-) -> Iterator[RawExample]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    root = base / source.parquet
+def _parquet_files(root: Path) -> list[Path]:
     paths = [root]
     if root.is_dir():
         found = sorted(root.glob("*.parquet"))
         paths = [p for p in found if p.is_file() and not p.name.startswith(".")]
     if not paths or not paths[0].is_file():
         raise ConfigError(f"no parquet file at {root}")
-    for path in paths:
-        try:
-            file = ParquetFile(path)
-            _check_columns(source, concepts_column, file.schema_arrow.names, path)
-            columns = [c for c in (source.prompt, concepts_column) if c is not None]
-            number = 0
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                words = file.read_row_group(group, columns)
-                for row in range(count):
-                    picture = (
-                        None
-                        if source.image is None
-                        else TablePicture("parquet", path, source.image, row, group)
-                    )
-                    key = f"{_short(path, base)}#{number}"
-                    where = f"{path}, row {number}"
-                    cells, problem = _cells(partial(_row_of, words, row))
-                    yield _example(
-                        *(key, picture, cells, source.prompt, concepts_column),
-                        *(where, problem),
-                    )
-                    number += 1
-        except (OSError, ArrowException) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from error
+    return paths
 
 
-def _from_dataset(
-    source: DatasetSource, base: Path, concepts_column: str | None
-) -> Iterator[RawExample]:
-    path = base / source.dataset
+def _parquet(source: Source, path: Path, base: Path) -> Iterator[RawExample]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+        _check_columns(source, file.schema_arrow.names, path)
+        number = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            words = file.read_row_group(group, _word_columns(source))
+            for row in range(count):
+                picture = _cell(source, path, row, group)
+                cells, problem = _cells(partial(_row_of, words, row))
+                key, where = f"{_short(path, base)}#{number}", f"{path}, row {number}"
+                yield _example(source, key, picture, cells, where, problem)
+                number += 1
+    except (OSError, ArrowException) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+
+
+def _from_dataset(source: Source, path: Path) -> Iterator[RawExample]:
     rows = _dataset(path, source.split, source.image)
-    _check_columns(source, concepts_column, rows.column_names, path)
-    columns = [c for c in (source.prompt, concepts_column) if c is not None]
+    _check_columns(source, rows.column_names, path)
+    columns = _word_columns(source)
     words = rows.select_columns(columns) if columns else None
     for number in range(len(rows)):
-        picture = (
-            None
-            if source.image is None
-            else TablePicture("dataset", path, source.image, number, source.split)
-        )
+        picture = _cell(source, path, number, source.split)
         read = dict[str, Any] if words is None else partial(words.__getitem__, number)
         cells, problem = _cells(read)
-        key, where = f"{writable(source.dataset)}#{number}", f"{path}, row {number}"
-        yield _example(
-            key, picture, cells, source.prompt, concepts_column, where, problem
-        )
+        key, where = f"{writable(source.path)}#{number}", f"{path}, row {number}"
+        yield _example(source, key, picture, cells, where, problem)
+
+
+def _word_columns(source: Source) -> list[str]:
+    return [c for c in (source.prompt, source.concepts) if c is not None]
+
+
+def _cell(
+    source: Source, path: Path, row: int, part: str | int | None
+) -> TablePicture | None:
+    if source.image is None:
+        return None
+    return TablePicture(source.kind, path, source.image, row, part)
 
 
 def _example(
+    source: Source,
     key: str,
     picture: Picture | None,
     row: dict[str, Any],
-    prompt: str | None,
-    concepts_column: str | None,
     where: str,
     problem: str,
 ) -> RawExample:
     if problem:
         return RawExample(key, None, None, problem=problem)
-    words = None if prompt is None else _text(row, prompt, where)
-    names = () if concepts_column is None else _names(row, concepts_column, where)
+    words = None if source.prompt is None else _text(row, source.prompt, where)
+    names = () if source.concepts is None else _names(row, source.concepts, where)
     return RawExample(key, picture, words, names)
 
 
@@ -245,33 +223,31 @@ def _problem(cells: list[Any]) -> str:
 
 
 def _text(row: dict[str, Any], column: str, where: str) -> str:
-    if column not in row:
-        raise ConfigError(f"{where} has no column {column!r}; has {', '.join(row)}")
-    value = row[column]
+    value = _value(row, column, where)
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{where}: {column!r} must be text, got {value!r:.80}")
     return value
 
 
 def _names(row: dict[str, Any], column: str, where: str) -> tuple[str, ...]:
+    value = _value(row, column, where)
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{where}: {column!r} must be a list of concepts' names, got {names!r:.80}"
+        )
+    return tuple(names)
+
+
+def _value(row: dict[str, Any], column: str, where: str) -> Any:
     if column not in row:
         raise ConfigError(f"{where} has no column {column!r}; has {', '.join(row)}")
-    value = [row[column]] if isinstance(row[column], str) else row[column]
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(
-            f"{where}: {column!r} must be a list of concepts' names, got {value!r:.80}"
-        )
-    return tuple(value)
+    return row[column]
 
 
-def _check_columns(
-    source: ParquetSource | DatasetSource,
-    concepts_column: str | None,
-    there: list[str],
-    path: Path,
-) -> None:
-    for column in (source.image, source.prompt, concepts_column):
-        if column is not None and column not in there:
+def _check_columns(source: Source, there: list[str], path: Path) -> None:
+    for column in source.columns:
+        if column not in there:
             raise ConfigError(
                 f"{path} has no column {column!r}; has {', '.join(there)}"
             )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.example_sources import RawExample, read_source
-from vllm_sauce.data.samples import Sample
-from vllm_sauce.data.schema import FolderSource, JsonlSource
+from vllm_sauce.data.samples import Sample, samples_of
+from vllm_sauce.data.schema import Source
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import is_unicode, read_lines
 
@@ -59,7 +59,7 @@ def find_samples(
     if not all(map(is_unicode, asked)):
         raise ConfigError("--prompt must be UTF-8; type it anew, or set the locale")
     if pictures is not None:
-        raw = list(read_source(FolderSource(folder=str(pictures)), Path()))
+        raw = list(read_source(Source(folder=str(pictures)), Path()))
     else:
         raw = list(read_source(_table(table, image_column, prompt_column), Path()))
     return [sample for example in raw for sample in _asked(example, asked)]
@@ -84,26 +84,18 @@ def text_samples(file: Path) -> list[Sample]:
     return samples
 
 
-def _asked(example: RawExample, prompts: Sequence[str]) -> list[Sample]:
+def _asked(example: RawExample, prompts: Sequence[str]) -> Sequence[Sample]:
     if example.problem:
         return [_bad(example.key, example.problem)]
     words = prompts if example.words is None else (example.words,)
-    return [
-        Sample(
-            key=f"{example.key}~{number}" if number else example.key,
-            prompt=prompt,
-            picture=example.picture,
-            concepts=example.concepts,
-        )
-        for number, prompt in enumerate(words)
-    ]
+    return samples_of(example.key, words, example.picture, example.concepts)
 
 
 def _bad(key: str, problem: str) -> Sample:
     return Sample(key=key, prompt="", problem=problem)
 
 
-def _table(table: Path | None, image: str | None, prompt: str | None) -> JsonlSource:
+def _table(table: Path | None, image: str | None, prompt: str | None) -> Source:
     if image is None and prompt is None:
         raise ConfigError("say which columns: --image-column, --prompt-column or both")
-    return JsonlSource(jsonl=str(table), image=image, prompt=prompt)
+    return Source(jsonl=str(table), image=image, prompt=prompt)

@@ -81,6 +81,24 @@ class Sample:
         }
 
 
+def samples_of(
+    key: str,
+    prompts: Iterable[str],
+    picture: Picture | None,
+    concepts: tuple[str, ...],
+) -> tuple[Sample, ...]:
+    """Return what a model is shown: the picture with each prompt."""
+    return tuple(
+        Sample(
+            key=f"{key}~{number}" if number else key,
+            prompt=prompt,
+            picture=picture,
+            concepts=concepts,
+        )
+        for number, prompt in enumerate(prompts)
+    )
+
+
 def picture_digest(picture: Picture) -> str:
     """Return the SHA-256 of a picture's encoded bytes: equal pictures are one."""
     return hashlib.sha256(picture.read()).hexdigest()

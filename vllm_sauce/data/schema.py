@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -38,70 +37,65 @@ def _listed(value: object) -> object:
 _Texts = Annotated[list[_Text], Field(min_length=1), BeforeValidator(_listed)]
 
 
-class FolderSource(_Strict):
-    """A folder of pictures, with its subfolders."""
-
-    folder: _Text
+_KINDS = ("folder", "jsonl", "parquet", "dataset")
 
 
-class _Columns(_Strict):
+class Source(_Strict):
+    """Where examples are: a folder of pictures with its subfolders, or a table."""
+
+    folder: _Text | None = None
+    jsonl: _Text | None = None
+    """A file with a JSON object a line."""
+    parquet: _Text | None = None
+    """A parquet file, or a folder of them."""
+    dataset: _Text | None = None
+    """A Hugging Face dataset that was written with save_to_disk."""
+    split: _Text | None = None
+    """Which part of a DatasetDict."""
     image: _Text | None = None
     """Column of the picture."""
     prompt: _Text | None = None
     """Column of the words that go with it, or that stand alone."""
+    concepts: _Text | None = None
+    """Column with the names of the concepts that the row has: a list, or one name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_kind(cls, value: object) -> object:
+        there = [kind for kind in _KINDS if isinstance(value, dict) and kind in value]
+        if not isinstance(value, dict) or len(there) != 1 or value[there[0]] is None:
+            raise ValueError(
+                "a source is a folder's path or a mapping with exactly one of jsonl, "
+                "parquet, dataset (and the columns image and prompt)"
+            )
+        return value
 
     @model_validator(mode="after")
-    def _something(self) -> _Columns:
-        if self.image is None and self.prompt is None:
+    def _has_columns(self) -> Source:
+        if self.folder is not None:
+            if self.columns:
+                raise ValueError("a folder of pictures has no columns; name a table")
+        elif self.image is None and self.prompt is None:
             raise ValueError("name a column: image, prompt or both")
+        if self.split is not None and self.dataset is None:
+            raise ValueError("split is a part of a dataset; leave it out")
         return self
 
+    @property
+    def kind(self) -> str:
+        """One of folder, jsonl, parquet and dataset."""
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
-class JsonlSource(_Columns):
-    """A file with a JSON object a line."""
+    @property
+    def path(self) -> str:
+        """The folder or file, as it was written."""
+        return str(getattr(self, self.kind))
 
-    jsonl: _Text
-
-
-class ParquetSource(_Columns):
-    """A parquet file, or a folder of them."""
-
-    parquet: _Text
-
-
-class DatasetSource(_Columns):
-    """A Hugging Face dataset that was written with save_to_disk."""
-
-    dataset: _Text
-    split: _Text | None = None
-    """Which part of a DatasetDict."""
-
-
-TableSource = JsonlSource | ParquetSource | DatasetSource
-_KINDS = ("folder", "jsonl", "parquet", "dataset")
-
-
-def _kind(value: object) -> str | None:
-    """Return which source a mapping is, by the key that names its file."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump()
-    found = [kind for kind in _KINDS if isinstance(value, dict) and kind in value]
-    return found[0] if len(found) == 1 else None
-
-
-_WANTED = Discriminator(
-    _kind,
-    custom_error_type="source",
-    custom_error_message="a source is a folder's path or a mapping with exactly one of "
-    "jsonl, parquet, dataset (and the columns image and prompt)",
-)
-_Source = Annotated[
-    Annotated[FolderSource, Tag("folder")]
-    | Annotated[JsonlSource, Tag("jsonl")]
-    | Annotated[ParquetSource, Tag("parquet")]
-    | Annotated[DatasetSource, Tag("dataset")],
-    _WANTED,
-]
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        named = (self.image, self.prompt, self.concepts)
+        return [column for column in named if column is not None]
 
 
 def _as_sources(value: object) -> object:
@@ -109,41 +103,27 @@ def _as_sources(value: object) -> object:
     return [{"folder": item} if isinstance(item, str) else item for item in values]
 
 
-Sources = Annotated[list[_Source], Field(min_length=1), BeforeValidator(_as_sources)]
+def _of_one_sign(source: Source) -> Source:
+    if source.concepts is not None:
+        raise ValueError("concepts is a column of the file's pictures; leave it out")
+    return source
 
 
-class _Labels(_Strict):
-    concepts: _Text
-    """Column with the names of the concepts that the row has: a list, or one name."""
+def _labelled(source: Source) -> Source:
+    if source.concepts is None:
+        raise ValueError("name the column concepts, which says what each row has")
+    return source
 
 
-class JsonlLabels(JsonlSource, _Labels):
-    """A JSON-lines file whose rows say which concepts they have."""
-
-
-class ParquetLabels(ParquetSource, _Labels):
-    """The same as parquet."""
-
-
-class DatasetLabels(DatasetSource, _Labels):
-    """The same as a dataset."""
-
-
-def _as_list(value: object) -> object:
-    return value if isinstance(value, list) else [value]
-
-
-LabelledTables = Annotated[
-    list[
-        Annotated[
-            Annotated[JsonlLabels, Tag("jsonl")]
-            | Annotated[ParquetLabels, Tag("parquet")]
-            | Annotated[DatasetLabels, Tag("dataset")],
-            _WANTED,
-        ]
-    ],
+Sources = Annotated[
+    list[Annotated[Source, AfterValidator(_of_one_sign)]],
     Field(min_length=1),
-    BeforeValidator(_as_list),
+    BeforeValidator(_as_sources),
+]
+LabelledTables = Annotated[
+    list[Annotated[Source, AfterValidator(_labelled)]],
+    Field(min_length=1),
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
 ]
 
 
@@ -255,7 +235,7 @@ def _first_problem(path: Path, lines: Lines, error: ValidationError) -> str:
     """Say what is wrong first, where, and how much else is."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    place = [step for step in first["loc"] if step not in _KINDS]
+    place = first["loc"]
     named = ".".join(map(str, place)) or "the file"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

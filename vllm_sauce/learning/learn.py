@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vllm_sauce.activations.shards import write_whole
 from vllm_sauce.bundle import fingerprint_model
-from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.errors import ConfigError, LearnError
+from vllm_sauce.files import file_sha256, write_whole
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.stages import stages
 
@@ -62,7 +61,7 @@ def learn(
                 "run the same command to go on from there"
             )
         if stage.result.name == "harvest.done" and stage.result.parent.is_dir():
-            write_whole(stage.result, b"")
+            write_whole(stage.result, b"", LearnError)
         if not stage.result.exists():
             raise LearnError(f"{stage.name} left no {stage.result}")
         spent = seconds.get(stage.name, 0.0) + time.monotonic() - before
@@ -96,7 +95,7 @@ def _begin(request: LearnRequest) -> None:
     if request.out.exists():
         raise ConfigError(f"{request.out} is there already; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(told, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(told, indent=1) + "\n").encode(), LearnError)
 
 
 def _seconds(request: LearnRequest) -> dict[str, float]:
@@ -109,4 +108,4 @@ def _seconds(request: LearnRequest) -> dict[str, float]:
 
 def _note(request: LearnRequest, seconds: Mapping[str, float]) -> None:
     text = json.dumps(dict(seconds), indent=1) + "\n"
-    write_whole(request.folder / STAGES_FILE, text.encode())
+    write_whole(request.folder / STAGES_FILE, text.encode(), LearnError)

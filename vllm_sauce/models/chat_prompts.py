@@ -34,12 +34,15 @@ def chat_inputs(
 
 
 def _chat(processor: Any, prompt: str, *, picture: bool) -> str:
-    content = [{"type": "text", "text": prompt}]
-    if picture:
-        content.insert(0, {"type": "image"})
+    content: Any = [{"type": "image"}] * picture + [{"type": "text", "text": prompt}]
+    if not hasattr(processor, "image_processor"):
+        # A model of text alone; its template knows no parts.
+        content = prompt
     try:
         text: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=False,
         )
     except ValueError as error:
         raise ConfigError(f"the model cannot chat: {error}") from error

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A transformers vision-language model with its processor, as chat prompts see it."""
+"""A transformers model with its processor, as chat prompts see it: the one loader."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,51 +13,70 @@ from torch import Tensor
 
 from vllm_sauce.data.samples import Sample, open_picture
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.models import families
 from vllm_sauce.models.chat_prompts import chat_inputs
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model to look into; nothing of it is changed."""
+    """A model to look into, of text or of text and pictures; nothing of it changes."""
 
     model: Any
     processor: Any
+    """Of a model of text alone, its tokenizer."""
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> LoadedModel:
-        """Load a model folder, on a GPU if there is one.
+        """Load a model as it was saved, on a GPU if there is one.
 
         Raises: ConfigError if transformers cannot load it
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        import transformers
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # A folder is all there is of it: the hub has nothing to add.
+        here: dict[str, Any] = {"local_files_only": Path(folder).is_dir()}
         try:
-            model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
-            processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
+            config = transformers.AutoConfig.from_pretrained(folder, **here)
+            auto = (
+                transformers.AutoModelForImageTextToText
+                if hasattr(config, "vision_config")
+                else transformers.AutoModelForCausalLM
+            )
+            model = auto.from_pretrained(folder, dtype="auto", **here)
+            processor = transformers.AutoProcessor.from_pretrained(folder, **here)
+        # Which errors transformers raises, changes from release to release.
+        except Exception as error:
             raise ConfigError(
-                f"transformers cannot load a vision-language model from {folder}: "
-                f"{error}"
+                f"transformers cannot load the model {folder}: {error}"
             ) from error
+        loaded = cls(model.to(device).eval(), processor)
         # The last token of every prompt must stand in the last column.
-        processor.tokenizer.padding_side = "left"
-        return cls(model.to(device).eval(), processor)
+        loaded.tokenizer.padding_side = "left"
+        return loaded
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts text into tokens."""
+        return getattr(self.processor, "tokenizer", self.processor)
 
     @property
     def image_token_id(self) -> int:
-        """The token that stands for a patch in a prompt."""
-        return int(self.model.config.image_token_id)
+        """The token that stands for a patch in a prompt; -1 if there is none."""
+        return families.image_token_id(self.model.config)
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.device
 
-    def inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def inputs(
+        self, samples: Sequence[Sample], *, tiled: bool = False
+    ) -> dict[str, Tensor]:
         """Return a batch, padded on the left, on the model's device.
 
-        All samples have a picture, or none has.
+        All samples have a picture, or none has. ``tiled``: a picture may be cut into
+        several, whose rows then are not one picture's.
 
         Raises: ConfigError, ActivationsError
         """
@@ -65,21 +84,27 @@ class LoadedModel:
         prompts = [sample.prompt for sample in samples]
         batch = chat_inputs(self.processor, prompts, pictures)
         pixels = batch.get("pixel_values")
-        if pixels is not None and (pixels.ndim != 4 or len(pixels) != len(samples)):
+        whole = pixels is None or (pixels.ndim == 4 and len(pixels) == len(samples))
+        if not whole and not tiled:
             raise ConfigError(
                 "a picture must be one tensor [3, height, width] for this model, got "
                 f"{list(pixels.shape)} for {len(samples)}: models that cut pictures "
                 "into tiles cannot be inspected yet"
             )
-        return {name: self._here(x) for name, x in batch.items() if torch.is_tensor(x)}
+        return self.placed(batch)
 
-    def _here(self, x: Tensor) -> Tensor:
-        dtype = self.model.dtype if x.is_floating_point() else x.dtype
-        return x.to(self.device, dtype)
+    def placed(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return a processor's tensors on the model's device, numbers in its dtype."""
+        dtype = self.model.dtype
+        return {
+            name: x.to(self.device, dtype if x.is_floating_point() else x.dtype)
+            for name, x in batch.items()
+            if torch.is_tensor(x)
+        }
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return what each token reads, with blanks and line ends visible."""
-        words = self.processor.tokenizer.convert_ids_to_tokens(list(ids))
+        words = self.tokenizer.convert_ids_to_tokens(list(ids))
         return [_readable(str(word)) for word in words]
 
     def seen(self, pixels: Tensor) -> Tensor:

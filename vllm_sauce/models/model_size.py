@@ -1,30 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large a model is, and what a picture is to it, from its config.json alone."""
+"""How large a model is, from its config.json alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class PictureSize:
-    """What one picture is to a model; of tiled models, one that fills all tiles."""
-
-    patches: int
-    """Rows at the vision site."""
-    tower_tokens: int
-    """What its tower reads: patches, and a class token a tile where there is one."""
-    prompt_tokens: int
-    """What it takes in a prompt."""
-    tiled: bool = False
-    """Whether pictures of other shapes take less."""
+from vllm_sauce.models.families import (
+    PictureSize,
+    layer_parameters,
+    picture_size,
+    projector_parameters,
+    tower_parameters,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +58,8 @@ class ModelSize:
                 * text.hidden_size
                 * (1 if config.tie_word_embeddings else 2),
                 d_vision=vision.hidden_size if vision else 0,
-                tower_parameters=_tower(config, vision) if vision else 0,
-                projector_parameters=_projector(config, vision) if vision else 0,
+                tower_parameters=tower_parameters(config) if vision else 0,
+                projector_parameters=projector_parameters(config) if vision else 0,
                 picture=picture_size(config),
                 dtype=_dtype(config, text),
             )
@@ -117,69 +109,6 @@ def _config(path: Path) -> Any:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f"transformers refuses {path}: {reason[0]}") from error
-
-
-def layer_parameters(config: Any, layers: int, *, gated: int = 2) -> int:
-    """Return the numbers in the matrices of a transformer's layers.
-
-    ``gated``: matrices of its feed-forward part, three with a gate.
-    """
-    d_model, heads = config.hidden_size, config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or d_model // heads
-    attention = 2 * d_model * head_dim * (heads + kv_heads)
-    return int(layers * (attention + gated * d_model * config.intermediate_size))
-
-
-def _tower(config: Any, vision: Any) -> int:
-    """Count the layers up to the one that is read, which are all that vLLM builds."""
-    read = getattr(config, "vision_feature_layer", None)
-    layers = vision.num_hidden_layers
-    if read is not None:
-        chosen: Iterable[int] = read if isinstance(read, list | tuple) else (read,)
-        # -1 is after the last layer; 0 would be before the first.
-        layers = max(i if i >= 0 else layers + 1 + i for i in chosen)
-    return layer_parameters(vision, layers)
-
-
-def _projector(config: Any, vision: Any) -> int:
-    """Two matrices in LLaVA; Gemma's single one is for few tokens, and left out."""
-    if config.model_type not in ("llava", "llava_next"):
-        return 0
-    d_text = config.get_text_config().hidden_size
-    return int(d_text * (vision.hidden_size + d_text))
-
-
-def picture_size(config: Any) -> PictureSize:
-    """Return what one picture is to a model, by its model_type.
-
-    - llava: its patches, all of them in the prompt.
-    - llava_next: the whole picture and up to five tiles, the tiles' rows of patches
-      each with a newline token.
-    - gemma3: patches pooled to ``mm_tokens_per_image``, pan-and-scan off; a token
-      before and one after them.
-    - others: as llava.
-
-    Source: transformers' LlavaNextProcessor._get_number_of_features and Gemma3Processor
-    """
-    vision: Any = getattr(config, "vision_config", None)
-    size, patch = (getattr(vision, n, None) for n in ("image_size", "patch_size"))
-    if not isinstance(size, int) or not isinstance(patch, int):
-        return PictureSize(0, 0, 0)
-    side = size // patch
-    patches = side * side
-    if config.model_type == "gemma3":
-        return PictureSize(patches, patches, config.mm_tokens_per_image + 2)
-    # CLIP's class token is read by the tower and dropped after it.
-    classes = int(vision.model_type == "clip_vision_model")
-    if config.model_type != "llava_next":
-        return PictureSize(patches, patches + classes, patches)
-    shapes = [
-        (high // size, wide // size) for high, wide in config.image_grid_pinpoints
-    ]
-    tiles = 1 + max(high * wide for high, wide in shapes)
-    prompt = max(patches + high * side * (wide * side + 1) for high, wide in shapes)
-    return PictureSize(tiles * patches, tiles * (patches + classes), prompt, tiled=True)
 
 
 def _dtype(config: Any, text: Any) -> str:

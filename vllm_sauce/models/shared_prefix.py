@@ -8,7 +8,7 @@ that of a separate prompt while the picture is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,13 @@ from torch import Tensor
 
 from vllm_sauce.concepts import VISION, decoder_layer_idx
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.models.site_hooks import SiteFn, decoder_layers, projector
+from vllm_sauce.models.families import (
+    decoder_layers,
+    image_token_id,
+    language_model,
+    projector,
+)
+from vllm_sauce.models.site_hooks import SiteFn
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +41,6 @@ class Sheet:
     pad_id: int = 0
     """Token that fills blocks up."""
 
-    def real_tokens(self) -> Tensor:
-        """Return which tokens are no padding. Shape [num_pictures, T] bool"""
-        prefix = torch.ones(len(self), len(self.prefix_ids), dtype=torch.bool)
-        return torch.cat([prefix, self.suffix_ids.flatten(1) != self.pad_id], dim=1)
-
     def rows(self, index: Tensor) -> Sheet:
         """Return the sheet of some of the pictures."""
         return Sheet(
@@ -52,18 +53,6 @@ class Sheet:
 
     def __len__(self) -> int:
         return len(self.suffix_ids)
-
-
-def pad_blocks(blocks: Sequence[Sequence[Sequence[int]]], pad_id: int) -> Tensor:
-    """Return token blocks as one tensor, padded on the right.
-
-    Shapes: [num_pictures][num_blocks][any] -> [num_pictures, num_blocks, block_len]
-    """
-    length = max(len(block) for row in blocks for block in row)
-    padded = [
-        [[*block, *[pad_id] * (length - len(block))] for block in row] for row in blocks
-    ]
-    return torch.tensor(padded)
 
 
 def block_mask(prefix_len: int, num_blocks: int, block_len: int) -> Tensor:
@@ -84,7 +73,7 @@ class SharedPrefix:
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
         self.layers = decoder_layers(model)
-        self.image_token_id = int(model.config.image_token_id)
+        self.image_token_id = image_token_id(model.config)
 
     def embed(self, sheet: Sheet, vision: Tensor) -> Tensor:
         """Return the language model's input.
@@ -124,7 +113,7 @@ class SharedPrefix:
         Shapes: hidden [num_pictures, T, d_text] -> same
         """
         positions, mask = self.layout(sheet)
-        text = self.model.model.language_model
+        text = language_model(self.model)
         rotary = text.rotary_emb(hidden, position_ids=positions)
         by_layer = {decoder_layer_idx(site): edit for site, edit in edits.items()}
         for layer_idx in range(start, len(self.layers) if stop is None else stop):
@@ -149,9 +138,7 @@ class SharedPrefix:
         start = len(sheet.prefix_ids) + sheet.read_block * block_len
         at = start[None, :] + sheet.read_at
         picked = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))
-        logits: Tensor = self.model.lm_head(
-            self.model.model.language_model.norm(picked)
-        )
+        logits: Tensor = self.model.lm_head(language_model(self.model).norm(picked))
         return logits
 
     @torch.inference_mode()

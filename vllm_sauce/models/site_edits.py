@@ -86,20 +86,6 @@ class EditTensors:
         return (x.float() + change @ self.W_dec).to(x.dtype)
 
 
-def build_edits(
-    saes: Mapping[str, SAEWeights],
-    edits: Mapping[str, SiteEdit],
-    strength: float = 1.0,
-    *,
-    fp8: bool = False,
-) -> dict[str, EditTensors]:
-    """Return the tensors of a concept's edits by site."""
-    return {
-        site: EditTensors.build(saes[site], edit, strength, fp8=fp8)
-        for site, edit in edits.items()
-    }
-
-
 ENCODED_ROWS = 1024
 """Tokens that are encoded whole at once, for SAEs that need it."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sites in a transformers LLaVA: read them, edit them, collect their activations."""
+"""Sites of a transformers model: read and edit what passes there."""
 
 from __future__ import annotations
 
@@ -7,26 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_sauce.concepts import VISION, decoder_layer_idx
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.models.families import decoder_layers, projector
 
 SiteFn = Callable[[Tensor], Tensor]
 """Takes a site's activations [..., d_model] and returns what replaces them."""
-
-
-def projector(model: Any) -> nn.Module:
-    """Return the module whose input is the vision site."""
-    module: nn.Module = model.model.multi_modal_projector
-    return module
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """Return the language model's layers; ``decoder.<i>`` is the output of the i-th."""
-    layers: nn.ModuleList = model.model.language_model.layers
-    return layers
 
 
 @contextmanager
@@ -53,21 +41,3 @@ def site_hook(model: Any, site: str, fn: SiteFn) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@torch.inference_mode()
-def vision_features(model: Any, pixel_values: Tensor, batch_size: int = 256) -> Tensor:
-    """Return the vision site's activations of many pictures.
-
-    Shapes: pixel_values [num_pictures, 3, H, W] -> [num_pictures, patches, d_model]
-    """
-    kept: list[Tensor] = []
-
-    def keep(x: Tensor) -> Tensor:
-        kept.append(x.float().clone())
-        return x
-
-    with site_hook(model, VISION, keep):
-        for pixels in pixel_values.split(batch_size):
-            model.get_image_features(pixel_values=pixels)
-    return torch.cat(kept)

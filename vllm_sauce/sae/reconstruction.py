@@ -42,7 +42,11 @@ def edit_latents(latent_acts: Tensor, edits: LatentEdits) -> Tensor:
 
 
 def reconstruct(
-    sae: SAEWeights, x: Tensor, edits: LatentEdits | None, drop_error: bool = False
+    sae: SAEWeights,
+    x: Tensor,
+    edits: LatentEdits | None,
+    *,
+    drop_error: bool = False,
 ) -> Tensor:
     """Return x after encoding, editing and decoding, plus what the SAE cannot explain.
 

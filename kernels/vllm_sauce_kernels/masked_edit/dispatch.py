@@ -84,38 +84,13 @@ def _fake(*args: Any) -> None:
     return None
 
 
-def masked_edit_triton(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    slot_of_token: Tensor,
-    mask_latents: Tensor,
-    mask_scale: Tensor,
-    mask_shift: Tensor,
-    mask_gate: Tensor,
-    mask_len: Tensor,
-    W_enc_rows: Tensor,
-    W_dec_rows: Tensor,
-    b_enc: Tensor,
-    edited_tokens: Tensor,
-    topk: int = 0,
-    normalize: int = 0,
-    plan: Tensor | None = None,
-) -> None:
-    """Edit ``hidden_states`` in place with the Triton form, whatever the device.
-
-    Shapes: see the package's docstring.
-    Raises: ValueError where an argument has the wrong shape, dtype or strides
-    """
-    args = (
-        hidden_states, residual, slot_of_token, mask_latents, mask_scale, mask_shift,
-        mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens, topk,
-        normalize, plan,
-    )  # fmt: skip
-    check_arguments(*args)
+def masked_edit_triton(*args: Any, **kwargs: Any) -> None:
+    """As ``masked_edit``, with the Triton form whatever the device."""
+    check_arguments(*args, **kwargs)
     # Machines without a GPU may lack Triton.
     from vllm_sauce_kernels.masked_edit import kernel
 
-    kernel.launch(*args)
+    kernel.launch(*args, **kwargs)
 
 
 def check_arguments(

@@ -89,7 +89,7 @@ def request(samples, out, **options):
 
 @pytest.fixture(scope="module")
 def engine():
-    return HarvestEngine(str(TINY / "model"), SITES, engine_args=ENGINE)
+    return HarvestEngine.open(str(TINY / "model"), SITES, engine_args=ENGINE)
 
 
 @pytest.fixture(scope="module")

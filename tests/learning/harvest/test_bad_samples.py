@@ -3,6 +3,7 @@
 
 import json
 import logging
+import logging.config
 import os
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.located_yaml import load_yaml
 from vllm_sauce.data.sample_sources import find_samples
 from vllm_sauce.data.samples import PictureFile, distinct, open_picture
-from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.errors import ActivationsError, ConfigError, warn
 from vllm_sauce.learning.harvest import engine as harvesting
 from vllm_sauce.learning.harvest.engine import HarvestRequest
 from vllm_sauce.learning.harvest.folder import FAILURES_FILE
@@ -59,20 +60,18 @@ def test_a_samples_picture_is_what_the_server_sees(tmp_path, kind):
     assert np.array_equal(np.asarray(imported), wanted)
 
 
-@pytest.fixture
-def warned(caplog, monkeypatch):
-    """Catch what is warned of, whatever earlier tests' libraries did to logging."""
-    logging.disable(logging.NOTSET)
-    for name in (
-        "",
-        ".training",
-        ".training.site_samples",
-        ".training.concept_examples",
-    ):
-        logger = logging.getLogger(f"vllm_sauce{name}")
-        monkeypatch.setattr(logger, "disabled", False)
-        monkeypatch.setattr(logger, "propagate", True)
-    caplog.set_level(logging.WARNING)
+@pytest.fixture(params=[False, True], ids=["plain", "logging is configured"])
+def warned(request, caplog, monkeypatch):
+    """Catch what is warned of, also after others have configured logging."""
+    if request.param:
+        warn("as in any earlier test")
+        loggers = logging.root.manager.loggerDict.values()
+        for logger in [x for x in loggers if isinstance(x, logging.Logger)]:
+            monkeypatch.setattr(logger, "disabled", logger.disabled)
+        # What vLLM does with VLLM_LOGGING_CONFIG_PATH, and uvicorn with --log-config.
+        logging.config.dictConfig({"version": 1, "loggers": {"vllm": {}}})
+        assert logging.getLogger("vllm_sauce").disabled
+        caplog.clear()
     return caplog
 
 

@@ -4,16 +4,15 @@
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from tests.places import TINY
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.sae import SAEWeights, fold_b_dec
 
-TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny"
 MODEL, PICTURES = TINY / "model", TINY / "pictures"
 QUESTIONS = ("what is in the picture?", "what colour is it?", "is there a dog?")
 K = 64

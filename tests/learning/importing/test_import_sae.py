@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.learning.importing.layouts import LAYOUTS, MODEL, TINY, gemma_scope, shipped
+from tests.learning.importing.layouts import LAYOUTS, MODEL, gemma_scope, shipped
 from tests.learning.importing.test_readings import square
+from tests.places import TINY
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.errors import (
     BundleCorruptError,

@@ -14,7 +14,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
-from tests.activations.evaluation_harvests import harvest_pictures
+from tests.activations.harvests import harvest_pictures
 from tests.plugin import support
 from tests.plugin.support import MODEL, ReferenceModel, picture
 from vllm_sauce.bundle import Bundle

@@ -1,25 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics over a harvest: whose rows count, and how they are cut into batches."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
 
+from tests.activations.harvests import begin_harvest
 from vllm_sauce.activations.shard_writer import ShardWriter
-from vllm_sauce.activations.shards import (
-    HARVEST_FILE,
-    SAMPLES_FILE,
-    HarvestFile,
-    Role,
-    Rows,
-    SiteFormat,
-    write_whole,
-)
+from vllm_sauce.activations.shards import Role, Rows, SiteFormat
 from vllm_sauce.activations.store import ActivationStore
-from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ActivationsError, ConfigError
 from vllm_sauce.learning.selection import latent_statistics
@@ -30,8 +19,8 @@ from vllm_sauce.learning.selection.latent_statistics import (
 )
 from vllm_sauce.sae import SAEWeights
 
-TINY = Path(__file__).parents[3] / "examples/tiny/model"
 D = 6
+SITE = SiteFormat(d_model=D, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +47,9 @@ def file(tmp_path):
 
 def harvest(folder, samples, rows_of, shard_tokens=37):
     """Write a harvest of both sites; a picture's patches only for its first sample."""
-    folder.mkdir()
-    sites = {
-        name: SiteFormat(d_model=D, dtype="float32") for name in ("vision", "decoder.1")
-    }
-    header = HarvestFile(
-        model=str(TINY),
-        fingerprint=fingerprint_model(TINY, weights=False),
-        sites=sites,
-        samples_sha256="0" * 64,
-        max_tokens=0,
-    )
-    write_whole(folder / HARVEST_FILE, header.model_dump_json().encode())
     lines = [sample.to_json() for sample in samples]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_whole(folder / SAMPLES_FILE, text.encode())
-    writer = ShardWriter(folder, "w0", shard_tokens=shard_tokens)
+    begin_harvest(folder, lines, dict.fromkeys(("vision", "decoder.1"), SITE))
+    writer = ShardWriter.open(folder, "w0", shard_tokens=shard_tokens)
     seen = set()
     for number, line in enumerate(lines):
         rows = {"decoder.1": rows_of(number, "decoder.1")}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.activations.evaluation_harvests import harvest_pictures
+from tests.activations.harvests import harvest_pictures
 from tests.cli.sauce import sauce
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts.scores import SCORES

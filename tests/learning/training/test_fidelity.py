@@ -2,29 +2,28 @@
 """Loss recovered in sauce-tiny, with SAEs whose effect is known."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.places import TINY
 from vllm_sauce.activations.row_choice import RowChoice
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.training.fidelity import (
-    AnsweringModel,
     Fidelity,
     measure_fidelity,
 )
+from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.sae import SAEWeights
 
-TINY = Path(__file__).parents[3] / "examples/tiny"
 WIDTHS = {"vision": 256, "decoder.1": 192}
 
 
 @pytest.fixture(scope="module")
 def subject():
-    return AnsweringModel.load(str(TINY / "model"))
+    return LoadedModel.load(TINY / "model", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_an_sae_that_says_what_ablation_says_recovers_nothing(
 
 def test_the_clean_loss_is_that_of_the_models_own_answer(subject, samples):
     """Generation's own logits are the oracle."""
-    prompt = subject.prompt(samples[0])
+    prompt = subject.inputs([samples[0]])
     out = subject.model.generate(
         **prompt,
         max_new_tokens=16,
@@ -152,8 +151,3 @@ def test_the_formula():
     assert result.loss_recovered == pytest.approx(0.5)
     assert result.to_json()["loss_recovered"] == 0.5
     assert Fidelity(0.1, 0.5, 2.0, 3.0, 2.0, 1, 10).to_json()["loss_recovered"] is None
-
-
-def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="cannot load the model"):
-        AnsweringModel.load(str(tmp_path / "none"))

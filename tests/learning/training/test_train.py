@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.activations.harvests import SITE, TINY, sparse_data, write_harvest
+from tests.activations.harvests import SITE, sparse_data, write_harvest
+from tests.places import TINY_MODEL
+from vllm_sauce import files
 from vllm_sauce.activations.shards import read_harvest
 from vllm_sauce.errors import ActivationsError, ConfigError, TrainingError
-from vllm_sauce.learning.training import checkpoints
 from vllm_sauce.learning.training import train as harvest_training
 from vllm_sauce.learning.training.revival import Revived
 from vllm_sauce.learning.training.sae_lens_training import TrainingRun
@@ -238,7 +239,7 @@ def test_a_full_disk_loses_no_checkpoint(settings, uninterrupted, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "sync", full)
+        patch.setattr(files, "sync", full)
         with pytest.raises(TrainingError, match="No space left"):
             train_on_harvest(settings)
     assert [p.name for p in checkpoint_folder(settings).iterdir()] == ["step-00000005"]
@@ -291,8 +292,8 @@ def test_settings_that_make_no_sense(settings):
 
 def test_another_model_than_the_harvested_is_refused(harvest, tmp_path):
     file = read_harvest(harvest)
-    check_model(str(TINY), file)
-    config = json.loads((TINY / "config.json").read_text())
+    check_model(str(TINY_MODEL), file)
+    config = json.loads((TINY_MODEL / "config.json").read_text())
     config["text_config"]["hidden_size"] = 7
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="another model .*hidden_size: 192, not 7"):

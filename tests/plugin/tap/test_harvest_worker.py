@@ -39,7 +39,7 @@ GENERATED = 5
 
 @pytest.fixture(scope="module")
 def engine():
-    return HarvestEngine(str(MODEL), SITES, engine_args=ENGINE)
+    return HarvestEngine.open(str(MODEL), SITES, engine_args=ENGINE)
 
 
 @pytest.fixture(scope="module")

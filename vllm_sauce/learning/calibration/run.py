@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_sauce.activations.shards import write_whole
 from vllm_sauce.bundle import Bundle, ModelFingerprint, fingerprint_model
-from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.bundle.served_sae import read_sae
 from vllm_sauce.concepts import Catalogue, SiteEdit
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.errors import BundleMismatchError, ConfigError, LearnError
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questionnaire import Questionnaire
+from vllm_sauce.files import file_sha256, write_whole
 from vllm_sauce.learning.calibration import edits
 from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
@@ -141,7 +140,7 @@ def calibrate_bundle(
     report("concepts", done, len(paths))
     for result in _results(request, groups, note, actor):
         for name, entry in zip(result["names"], result["entries"], strict=True):
-            write_whole(paths[name], entry.encode())
+            write_whole(paths[name], entry.encode(), LearnError)
         done += len(result["names"])
         report("concepts", done, len(paths))
     entries = {name: json.loads(path.read_text()) for name, path in paths.items()}
@@ -172,7 +171,7 @@ def _begin(inputs: _Inputs) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     told = {"identity": identity, "config": inputs.request.config.to_json()}
-    write_whole(path, (json.dumps(told, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(told, indent=1) + "\n").encode(), LearnError)
 
 
 def _results(

@@ -68,7 +68,7 @@ class HarvestRequest(HarvestSettings):
 
         Raises: ActivationsError, ConfigError
         """
-        return HarvestFolder(
+        return HarvestFolder.open(
             self.out,
             self.samples,
             model=self.model,
@@ -81,17 +81,25 @@ Progress = Callable[[int, int], None]
 """Told the samples that are done and all of them."""
 
 
+@dataclass(frozen=True, slots=True)
 class HarvestEngine:
     """A vLLM with the tap in it; one can harvest into several folders in turn."""
 
-    def __init__(
-        self,
+    llm: Any
+    model: str
+    sites: tuple[str, ...]
+    formats: Mapping[str, SiteFormat]
+    """What is stored of each site."""
+
+    @classmethod
+    def open(
+        cls,
         model: str,
         sites: Sequence[str],
         dtype: str | None = None,
         engine_args: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model, self.sites = model, tuple(sites)
+    ) -> HarvestEngine:
+        """Start the engine."""
         # In this process: what stops a worker (a full disk) is raised here as it is.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM
@@ -104,22 +112,25 @@ class HarvestEngine:
             **(engine_args or {}),
         }
         settings = {"sites": list(sites), "dtype": dtype or "auto"}
-        self.llm = LLM(
+        llm = LLM(
             model=model, additional_config={"sauce_harvest": settings}, **arguments
         )
         # On CPUs it says for each prompt that it keeps its threads.
         logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
-        config = self.llm.llm_engine.vllm_config.model_config
+        config = llm.llm_engine.vllm_config.model_config
         stored = dtype or str(config.dtype).removeprefix("torch.")
-        self.formats = {
+        formats = {
             site: SiteFormat(d_model=_width(config, site), dtype=stored)
             for site in sites
         }
+        return cls(llm, model, tuple(sites), formats)
 
     @classmethod
     def of(cls, request: HarvestRequest) -> HarvestEngine:
         """Start the engine of a request."""
-        return cls(request.model, request.sites, request.dtype, request.engine_args)
+        return cls.open(
+            request.model, request.sites, request.dtype, request.engine_args
+        )
 
     def take(
         self,

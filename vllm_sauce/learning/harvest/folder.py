@@ -6,11 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_sauce.activations.shard_writer import locked, remove_unfinished
+from vllm_sauce.activations.shard_writer import remove_unfinished
 from vllm_sauce.activations.shards import (
     HARVEST_FILE,
     SAMPLES_FILE,
@@ -18,13 +18,12 @@ from vllm_sauce.activations.shards import (
     SiteFormat,
     read_harvest,
     read_index,
-    write_whole,
 )
 from vllm_sauce.bundle import fingerprint_model
-from vllm_sauce.bundle.fingerprint import file_sha256
 from vllm_sauce.bundle.schema import ModelFingerprint
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.files import file_sha256, locked, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,7 +104,7 @@ class Header:
                 "harvest under the same path"
             )
         path = self.folder / HARVEST_FILE
-        with locked(self.folder):
+        with locked(self.folder, ActivationsError):
             found = read_harvest(self.folder) if path.exists() else None
             sha256 = found.samples_sha256 if found else file_sha256(samples)
             if sha256 != self.samples_sha256:
@@ -127,48 +126,69 @@ class Header:
                 samples_sha256=self.samples_sha256,
                 max_tokens=self.max_tokens,
             )
-            write_whole(path, file.model_dump_json(indent=1).encode())
+            write_whole(path, file.model_dump_json(indent=1).encode(), ActivationsError)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HarvestFolder:
     """What is in a folder, and what a run still has to bring."""
 
-    def __init__(
-        self,
+    header: Header
+    sites: tuple[str, ...]
+    num_samples: int
+    """All that the harvest has."""
+    left: list[NumberedSample]
+    """Samples that are not on the disk."""
+    lines: bytes = field(repr=False)
+    """What samples.jsonl holds."""
+
+    @classmethod
+    def open(
+        cls,
         folder: Path,
         samples: Sequence[Sample],
         *,
         model: str,
         sites: Sequence[str],
         max_tokens: int,
-    ) -> None:
+    ) -> HarvestFolder:
         """Look at a folder, new or one that a harvest of the same has begun.
 
         Raises: ActivationsError, ConfigError
         """
         records = _records(samples)
-        self._lines = b"".join(
+        lines = b"".join(
             json.dumps(record, ensure_ascii=False).encode() + b"\n"
             for record in records
         )
-        self.folder, self.sites, self.num_samples = folder, tuple(sites), len(samples)
-        self.header = Header(
+        header = Header(
             folder=folder,
             model=model,
             fingerprint=fingerprint_model(model),
-            samples_sha256=hashlib.sha256(self._lines).hexdigest(),
+            samples_sha256=hashlib.sha256(lines).hexdigest(),
             max_tokens=max_tokens,
         )
-        done = self._done()
+        done = _done(header, sites)
         pictures = [record["picture"] for record in records]
-        self.left = [
+        left = [
             NumberedSample(number, sample, None if picture is None else str(picture))
             for number, (sample, picture) in enumerate(
                 zip(samples, pictures, strict=True)
             )
             if number not in done
         ]
-        """Samples that are not on the disk."""
+        return cls(
+            header=header,
+            sites=tuple(sites),
+            num_samples=len(samples),
+            left=left,
+            lines=lines,
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.header.folder
 
     def begin(self) -> None:
         """Write samples.jsonl, before any engine writes the rest.
@@ -176,9 +196,9 @@ class HarvestFolder:
         Raises: ActivationsError
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):
+        with locked(self.folder, ActivationsError):
             if not (self.folder / HARVEST_FILE).exists():
-                write_whole(self.folder / SAMPLES_FILE, self._lines)
+                write_whole(self.folder / SAMPLES_FILE, self.lines, ActivationsError)
 
     def finish(self, failed: Mapping[str, str]) -> HarvestReport:
         """Write failures.jsonl; return what is there.
@@ -194,26 +214,27 @@ class HarvestFolder:
         num_samples = sum(len(entry.samples) for entry in entries)
         return HarvestReport(num_samples, dict(failed), tokens)
 
-    def _done(self) -> set[int]:
-        """Return the numbers of the samples on the disk; refuse another's folder."""
-        folder = self.folder
-        if not (folder / HARVEST_FILE).exists():
-            # A kill may have left what is written before harvest.json.
-            if folder.exists() and any(
-                path.name != SAMPLES_FILE and not path.name.startswith(".")
-                for path in folder.iterdir()
-            ):
-                raise ActivationsError(
-                    f"{folder} holds something else; give a new folder or remove it"
-                )
-            return set()
-        if different := self.header.differences(self.sites):
+
+def _done(header: Header, sites: Sequence[str]) -> set[int]:
+    """Return the numbers of the samples on the disk; refuse another's folder."""
+    folder = header.folder
+    if not (folder / HARVEST_FILE).exists():
+        # A kill may have left what is written before harvest.json.
+        if folder.exists() and any(
+            path.name != SAMPLES_FILE and not path.name.startswith(".")
+            for path in folder.iterdir()
+        ):
             raise ActivationsError(
-                f"{folder} holds a harvest of other {', '.join(different)}; "
-                "give another folder"
+                f"{folder} holds something else; give a new folder or remove it"
             )
-        remove_unfinished(folder)
-        return {number for entry in read_index(folder) for number in entry.samples}
+        return set()
+    if different := header.differences(sites):
+        raise ActivationsError(
+            f"{folder} holds a harvest of other {', '.join(different)}; "
+            "give another folder"
+        )
+    remove_unfinished(folder)
+    return {number for entry in read_index(folder) for number in entry.samples}
 
 
 def _records(samples: Sequence[Sample]) -> list[dict[str, object]]:
@@ -232,4 +253,4 @@ def _write_failures(folder: Path, failed: Mapping[str, str]) -> None:
         path.unlink(missing_ok=True)
         return
     lines = [json.dumps({"key": k, "reason": v}) + "\n" for k, v in failed.items()]
-    write_whole(path, "".join(lines).encode())
+    write_whole(path, "".join(lines).encode(), ActivationsError)

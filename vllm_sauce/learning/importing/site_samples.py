@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,12 @@ from torch import Tensor
 from vllm_sauce.concepts import VISION, check_site, decoder_layer_idx
 from vllm_sauce.data.pictures import SUFFIXES, picture_files
 from vllm_sauce.data.samples import PictureFile, open_picture
-from vllm_sauce.errors import ConfigError, PictureError, SauceError
+from vllm_sauce.errors import ConfigError, PictureError, SauceError, warn
 from vllm_sauce.files import read_lines
 from vllm_sauce.models.chat_prompts import chat_inputs
-from vllm_sauce.models.site_hooks import decoder_layers, site_hook
-
-_logger = logging.getLogger(__name__)
+from vllm_sauce.models.families import decoder_layers, tower_layers_near
+from vllm_sauce.models.loaded_model import LoadedModel
+from vllm_sauce.models.site_hooks import site_hook
 
 TOWER_NEIGHBOURS: Final = 2
 """Layers of the tower on either side that are looked at; each costs a run of it."""
@@ -63,9 +62,12 @@ def sample_activations(
     Shapes: -> [num_tokens, d_model] each
     Raises: ConfigError
     """
-    model, processor = _load(model_dir)
     try:
-        return _sampled(model, processor, site, texts, pictures)
+        loaded = LoadedModel.load(model_dir)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; give its activations with --activations") from None
+    try:
+        return _sampled(loaded, site, texts, pictures)
     except SauceError:
         raise
     except Exception as error:
@@ -77,12 +79,12 @@ def sample_activations(
 
 
 def _sampled(
-    model: Any,
-    processor: Any,
+    loaded: LoadedModel,
     site: str,
     texts: Sequence[str] | None,
     pictures: Sequence[Any] | None,
 ) -> dict[str, Tensor]:
+    model = loaded.model
     sites = sites_compared(site, len(decoder_layers(model)))
     kept: dict[str, list[Tensor]] = {name: [] for name in sites}
     first = 0 if site == VISION else 1
@@ -99,13 +101,13 @@ def _sampled(
         for name in sites:
             hooks.enter_context(site_hook(model, name, partial(keep, name)))
         if site == VISION:
-            shown = _shown(model, processor, inputs)
+            shown = _shown(loaded, inputs)
             model.get_image_features(**shown)
-            for layer in _tower_neighbours(model):
+            for layer in tower_layers_near(model, TOWER_NEIGHBOURS):
                 model.get_image_features(**shown, vision_feature_layer=layer)
                 kept[f"{VISION} (tower layer {layer})"] = [kept[VISION].pop()]
         else:
-            _read(model, processor, texts or TEXTS, pictures or ())
+            _read(loaded, texts or TEXTS, pictures or ())
     return {name: _whole(torch.cat(parts), name) for name, parts in kept.items()}
 
 
@@ -178,7 +180,7 @@ def read_pictures(folder: Path) -> list[Any]:
         try:
             pictures.append(open_picture(PictureFile(file)))
         except PictureError as error:
-            _logger.warning(f"left out: {error}")
+            warn(f"left out: {error}")
     if not pictures:
         raise ConfigError(
             f"{folder} holds no pictures that can be read ({', '.join(SUFFIXES)})"
@@ -208,63 +210,22 @@ def drawn_pictures(count: int = 8, size: int = 336) -> list[Any]:
     return drawn
 
 
-def _load(model_dir: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            model_dir, dtype="auto", local_files_only=True
-        )
-        processor = AutoProcessor.from_pretrained(model_dir, local_files_only=True)
-    except Exception as error:
-        # Which errors transformers raises, changes from release to release.
-        raise ConfigError(
-            f"transformers cannot load the model at {model_dir}: {error}; "
-            "give its activations with --activations"
-        ) from error
-    return model.to(device).eval(), processor
+def _shown(loaded: LoadedModel, pictures: Sequence[Any]) -> dict[str, Any]:
+    images = loaded.processor.image_processor
+    inputs = images(images=list(pictures), return_tensors="pt")
+    accepted = inspect.signature(loaded.model.get_image_features).parameters
+    return loaded.placed({name: x for name, x in inputs.items() if name in accepted})
 
 
-def _shown(model: Any, processor: Any, pictures: Sequence[Any]) -> dict[str, Any]:
-    inputs = processor.image_processor(images=list(pictures), return_tensors="pt")
-    accepted = inspect.signature(model.get_image_features).parameters
-    known = {name: x for name, x in inputs.items() if name in accepted}
-    return _on_device(known, model)
-
-
-def _tower_neighbours(model: Any) -> list[int]:
-    """Return the tower's layers around the one that the projector reads."""
-    layer = getattr(model.config, "vision_feature_layer", None)
-    accepted = inspect.signature(model.get_image_features).parameters
-    if "vision_feature_layer" not in accepted or not isinstance(layer, int):
-        return []
-    num_layers = model.config.vision_config.num_hidden_layers
-    end = 0 if layer < 0 else num_layers + 1
-    near = range(layer - TOWER_NEIGHBOURS, layer + TOWER_NEIGHBOURS + 1)
-    return [i for i in near if i != layer and end - num_layers - 1 <= i < end]
-
-
-def _read(
-    model: Any, processor: Any, texts: Sequence[str], pictures: Sequence[Any]
-) -> None:
+def _read(loaded: LoadedModel, texts: Sequence[str], pictures: Sequence[Any]) -> None:
     if not pictures:
         for text in texts:
-            inputs = processor.tokenizer(text, return_tensors="pt")
-            model(input_ids=inputs["input_ids"].to(model.device))
+            inputs = loaded.tokenizer(text, return_tensors="pt")
+            loaded.model(input_ids=inputs["input_ids"].to(loaded.device))
         return
     for i, picture in enumerate(pictures):
-        inputs = chat_inputs(processor, [texts[i % len(texts)]], [picture])
-        model(**_on_device(inputs, model))
-
-
-def _on_device(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    return {
-        name: x.to(model.device, model.dtype)
-        if torch.is_tensor(x) and x.is_floating_point()
-        else x.to(model.device)
-        for name, x in inputs.items()
-    }
+        inputs = chat_inputs(loaded.processor, [texts[i % len(texts)]], [picture])
+        loaded.model(**loaded.placed(inputs))
 
 
 def _whole(x: Tensor, name: str) -> Tensor:

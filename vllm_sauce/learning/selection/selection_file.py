@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_sauce.activations.shards import write_whole
 from vllm_sauce.bundle.schema import ModelFingerprint
-from vllm_sauce.errors import ConfigError
+from vllm_sauce.errors import ConfigError, LearnError
+from vllm_sauce.files import write_whole
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -96,6 +96,7 @@ class SelectionFile(_Strict):
     def write(self, path: str | Path) -> None:
         """Write the file, whole or not at all.
 
-        Raises: ActivationsError if the disk is full
+        Raises: LearnError, for example if the disk is full
         """
-        write_whole(Path(path), (self.model_dump_json(indent=1) + "\n").encode())
+        text = self.model_dump_json(indent=1) + "\n"
+        write_whole(Path(path), text.encode(), LearnError)

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from vllm_sauce.errors import TrainingError
+from vllm_sauce.files import put_in_place
 from vllm_sauce.learning.training.sae_lens_training import TrainingRun
 
 RUN_FILE = "run.json"
@@ -99,20 +99,3 @@ class Checkpoints:
                 f"{ours.get(name)!r}; resume with the same settings and data, or "
                 f"remove {self.folder} to begin anew"
             )
-
-
-def put_in_place(fresh: Path, target: Path) -> None:
-    """Rename a written folder to where nothing is yet, its bytes on the disk first."""
-    for path in (*fresh.iterdir(), fresh):
-        sync(path)
-    fresh.rename(target)
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,9 +8,9 @@ are the next-token distributions from which the answer was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from torch import Tensor
 from vllm_sauce.activations.row_choice import RowChoice
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.concepts import VISION
-from vllm_sauce.data.samples import Sample, open_picture
+from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.models.chat_prompts import chat_inputs
+from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import SiteFn, site_hook
 from vllm_sauce.sae import SAEWeights
 
@@ -70,75 +70,8 @@ class Fidelity:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweringModel:
-    """A transformers model with its processor."""
-
-    model: Any
-    processor: Any
-
-    @classmethod
-    def load(cls, name: str, device: str = "cpu") -> AnsweringModel:
-        """Load a vision-language model as it was saved.
-
-        Raises: ConfigError
-        """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        try:
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-            processor = AutoProcessor.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot load the model {name}: {error}") from error
-        return cls(model.to(device).eval(), processor)
-
-    def prompt(self, sample: Sample) -> dict[str, Tensor]:
-        """Return a sample as the model's inputs, in its chat template.
-
-        Raises: ActivationsError, ConfigError
-        """
-        pictures = [] if sample.picture is None else [open_picture(sample.picture)]
-        inputs = chat_inputs(self.processor, [sample.prompt], pictures)
-        return dict(inputs.to(self.model.device))
-
-    @torch.inference_mode()
-    def answer(self, prompt: dict[str, Tensor], max_tokens: int) -> Tensor:
-        """Return the prompt's tokens and the greedy answer's. Shape [1, num_tokens]"""
-        tokens: Tensor = self.model.generate(
-            **prompt, max_new_tokens=max_tokens, do_sample=False
-        )
-        return tokens
-
-    @torch.inference_mode()
-    def answer_logits(
-        self,
-        prompt: dict[str, Tensor],
-        tokens: Tensor,
-        site: str | None = None,
-        fn: SiteFn | None = None,
-    ) -> Tensor:
-        """Return the logits the answer's tokens were drawn from, a site's rows changed.
-
-        Shapes: tokens [1, num_tokens] -> [num_answer_tokens, vocabulary] float32
-        """
-        inputs = {name: value for name, value in prompt.items() if "mask" not in name}
-        inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        # A processor may mark tokens by kind; those that were written are plain text.
-        if (kinds := prompt.get("token_type_ids")) is not None:
-            written = tokens.shape[1] - kinds.shape[1]
-            inputs["token_type_ids"] = torch.nn.functional.pad(kinds, (0, written))
-        if site is None or fn is None:
-            logits = self.model(**inputs, use_cache=False).logits
-        else:
-            with site_hook(self.model, site, fn):
-                logits = self.model(**inputs, use_cache=False).logits
-        first = prompt["input_ids"].shape[1] - 1
-        scored: Tensor = logits[0, first:-1].float()
-        return scored
-
-
 def measure_fidelity(
-    subject: AnsweringModel,
+    loaded: LoadedModel,
     site: str,
     sae: SAEWeights,
     ablation: Tensor,
@@ -154,7 +87,7 @@ def measure_fidelity(
     Shapes: ablation [d_model]
     Raises: ConfigError if there are no samples, or none with a picture for "vision"
     """
-    sae, gone = sae.to(subject.model.device), ablation.to(subject.model.device)
+    sae, gone = sae.to(loaded.device), ablation.to(loaded.device)
     fns: tuple[SiteFn, SiteFn] = (
         lambda x: sae.decode(sae.encode(x), x),
         lambda x: gone.expand_as(x),
@@ -163,12 +96,12 @@ def measure_fidelity(
     for sample in samples:
         if site == VISION and sample.picture is None:
             continue
-        prompt = subject.prompt(sample)
-        tokens = subject.answer(prompt, max_tokens)
-        rows = replaced_rows(subject, site, prompt, tokens, choice or RowChoice())
-        clean = subject.answer_logits(prompt, tokens)
-        replaced, ablated = (
-            subject.answer_logits(prompt, tokens, site, _where(rows, fn)) for fn in fns
+        prompt = loaded.inputs([sample], tiled=True)
+        tokens = _answer(loaded, prompt, max_tokens)
+        rows = replaced_rows(loaded, site, prompt, tokens, choice or RowChoice())
+        edits = ({}, *({site: _where(rows, fn)} for fn in fns))
+        clean, replaced, ablated = (
+            _answer_logits(loaded, prompt, tokens, edit) for edit in edits
         )
         answer = tokens[0, prompt["input_ids"].shape[1] :]
         totals += _sums(clean, replaced, ablated, answer)
@@ -181,8 +114,43 @@ def measure_fidelity(
     )
 
 
+@torch.inference_mode()
+def _answer(loaded: LoadedModel, prompt: dict[str, Tensor], max_tokens: int) -> Tensor:
+    """Return the prompt's tokens and the greedy answer's. Shape [1, num_tokens]"""
+    tokens: Tensor = loaded.model.generate(
+        **prompt, max_new_tokens=max_tokens, do_sample=False
+    )
+    return tokens
+
+
+@torch.inference_mode()
+def _answer_logits(
+    loaded: LoadedModel,
+    prompt: dict[str, Tensor],
+    tokens: Tensor,
+    edits: Mapping[str, SiteFn],
+) -> Tensor:
+    """Return the logits the answer's tokens were drawn from, a site's rows changed.
+
+    Shapes: tokens [1, num_tokens] -> [num_answer_tokens, vocabulary] float32
+    """
+    inputs = {name: value for name, value in prompt.items() if "mask" not in name}
+    inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    # A processor may mark tokens by kind; those that were written are plain text.
+    if (kinds := prompt.get("token_type_ids")) is not None:
+        written = tokens.shape[1] - kinds.shape[1]
+        inputs["token_type_ids"] = torch.nn.functional.pad(kinds, (0, written))
+    with ExitStack() as hooks:
+        for site, fn in edits.items():
+            hooks.enter_context(site_hook(loaded.model, site, fn))
+        logits = loaded.model(**inputs, use_cache=False).logits
+    first = prompt["input_ids"].shape[1] - 1
+    scored: Tensor = logits[0, first:-1].float()
+    return scored
+
+
 def replaced_rows(
-    subject: AnsweringModel,
+    loaded: LoadedModel,
     site: str,
     prompt: dict[str, Tensor],
     tokens: Tensor,
@@ -196,7 +164,7 @@ def replaced_rows(
         return torch.tensor([Role.IMAGE in choice.roles], device=tokens.device)
     ids = tokens[0]
     role = torch.full_like(ids, Role.TEXT)
-    role[ids == getattr(subject.model.config, "image_token_id", -1)] = Role.IMAGE
+    role[ids == loaded.image_token_id] = Role.IMAGE
     role[prompt["input_ids"].shape[1] :] = Role.GENERATED
     rows = torch.isin(role, torch.tensor(sorted(choice.roles), device=ids.device))
     if choice.skip_first:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ActivationsError
+from vllm_sauce.files import file_sha256
 
 
 def measurable_samples(
@@ -79,6 +79,6 @@ class _Pictures:
 
 def _digest(path: Path) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except (OSError, ValueError):
         return None

@@ -62,20 +62,6 @@ def figures_table(title: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the same as a Markdown table."""
-    names = ["site", "architecture", *_COLUMNS.values(), "loss recovered", "KL"]
-    lines = ["| " + " | ".join(names) + " |"]
-    lines.append("|---|---|" + "---:|" * (len(names) - 2))
-    for row in rows:
-        fidelity = row.get("fidelity") or {}
-        numbers = [row[name] for name in _COLUMNS]
-        numbers += [fidelity.get("loss_recovered"), fidelity.get("kl")]
-        cells = [row["site"], row["architecture"], *map(_text, numbers)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def _text(number: float | int | None) -> str:
     if number is None:
         return "-"

@@ -33,15 +33,13 @@ from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ConfigError, TrainingError
-from vllm_sauce.learning.training.checkpoints import Checkpoints, put_in_place
-from vllm_sauce.learning.training.fidelity import (
-    AnsweringModel,
-    Fidelity,
-    measure_fidelity,
-)
+from vllm_sauce.files import put_in_place
+from vllm_sauce.learning.training.checkpoints import Checkpoints
+from vllm_sauce.learning.training.fidelity import Fidelity, measure_fidelity
 from vllm_sauce.learning.training.held_out import measurable_samples
 from vllm_sauce.learning.training.sae_lens_training import StepFigures, TrainingRun
 from vllm_sauce.learning.training.settings import HarvestTraining
+from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.sae.quality import sae_quality
 
@@ -232,10 +230,9 @@ class _Session:
         name = settings.model or self.store.harvest.model
         if Path(name).is_dir():
             check_model(name, self.store.harvest)
-        subject = AnsweringModel.load(name, self.settings.training.device)
         mean = self.statistics.mean
         measured: Fidelity = measure_fidelity(
-            subject,
+            LoadedModel.load(name, self.settings.training.device),
             self.settings.site,
             weights,
             mean if settings.ablation == "mean" else torch.zeros_like(mean),

@@ -59,7 +59,9 @@ class HarvestWorker:
     def sauce_harvest_begin(self, folder: str, writer: str, shard_tokens: int) -> None:
         """Write what comes into a folder."""
         done = [name for entry in read_index(Path(folder)) for name in entry.images]
-        self._sauce_tap().begin(ShardWriter(Path(folder), writer, shard_tokens), done)
+        self._sauce_tap().begin(
+            ShardWriter.open(Path(folder), writer, shard_tokens), done
+        )
 
     def sauce_harvest_finish(self, finished: list[tuple[int, int, int]]) -> int:
         """Write finished samples (number, prompt tokens, tokens)."""

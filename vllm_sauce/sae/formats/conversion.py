@@ -47,7 +47,9 @@ class ForeignSAE:
     """What was moved into the weights, in words."""
 
 
-def oriented(name: str, matrix: Tensor, shape: tuple[int, int], stored: bool) -> Tensor:
+def oriented(
+    name: str, matrix: Tensor, shape: tuple[int, int], *, stored: bool
+) -> Tensor:
     """Return a matrix in the wanted shape; ``stored`` says the format transposes it.
 
     The shape decides; what the format says counts only where the matrix is square.
@@ -94,9 +96,10 @@ def assemble(
         raise UnsupportedSAEError(f"k must be in 1..d_sae={d_sae}, got {k}")
     if threshold is not None and threshold.numel() == 1:
         threshold = threshold.reshape(1).expand(d_sae)
+    W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
     return SAEWeights(
-        W_enc=_plain(oriented("W_enc", tensors["W_enc"], (d_model, d_sae), stored)),
-        W_dec=_plain(oriented("W_dec", tensors["W_dec"], (d_sae, d_model), stored)),
+        W_enc=_plain(oriented("W_enc", W_enc, (d_model, d_sae), stored=stored)),
+        W_dec=_plain(oriented("W_dec", W_dec, (d_sae, d_model), stored=stored)),
         b_enc=_plain(tensors["b_enc"]),
         b_dec=_plain(tensors["b_dec"]),
         threshold=None if threshold is None else _plain(threshold),

@@ -194,7 +194,7 @@ def _matryoshka(checkpoint: Checkpoint, options: LoadOptions) -> _Loaded:
 
 
 def _with_threshold(
-    checkpoint: Checkpoint, names: Mapping[str, str], stored: bool
+    checkpoint: Checkpoint, names: Mapping[str, str], *, stored: bool
 ) -> _Loaded:
     threshold = checkpoint.tensors["threshold"]
     if threshold.numel() != 1 or float(threshold) < 0:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between architectures in transformers: names of parts, tokens, tiles."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vllm_sauce.errors import ConfigError
+
+
+def language_model(model: Any) -> Any:
+    """Return the decoder without its head: all there is of a model of text alone."""
+    return getattr(model.model, "language_model", model.model)
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Return the language model's layers; ``decoder.<i>`` is the output of the i-th."""
+    layers: nn.ModuleList = language_model(model).layers
+    return layers
+
+
+def projector(model: Any) -> nn.Module:
+    """Return the module whose input is the vision site.
+
+    Raises: ConfigError
+    """
+    module: nn.Module | None = getattr(model.model, "multi_modal_projector", None)
+    if module is None:
+        raise ConfigError(
+            f"a {model.config.model_type} has no vision site: nothing is called "
+            "multi_modal_projector in it; name a decoder site"
+        )
+    return module
+
+
+def image_token_id(config: Any) -> int:
+    """Return the token that stands for a patch in a prompt, -1 if there is none."""
+    return int(getattr(config, "image_token_id", -1))
+
+
+def tower_layers_near(model: Any, distance: int) -> list[int]:
+    """Return the tower's layers around the one that the projector reads.
+
+    Numbered as the config does; none where the model cannot read another.
+    """
+    layer = getattr(model.config, "vision_feature_layer", None)
+    accepted = inspect.signature(model.get_image_features).parameters
+    if "vision_feature_layer" not in accepted or not isinstance(layer, int):
+        return []
+    num_layers = model.config.vision_config.num_hidden_layers
+    end = 0 if layer < 0 else num_layers + 1
+    near = range(layer - distance, layer + distance + 1)
+    return [i for i in near if i != layer and end - num_layers - 1 <= i < end]
+
+
+def layer_parameters(config: Any, layers: int, *, gated: int = 2) -> int:
+    """Return the numbers in the matrices of a transformer's layers.
+
+    ``gated``: matrices of its feed-forward part, three with a gate.
+    """
+    d_model, heads = config.hidden_size, config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or d_model // heads
+    attention = 2 * d_model * head_dim * (heads + kv_heads)
+    return int(layers * (attention + gated * d_model * config.intermediate_size))
+
+
+def tower_parameters(config: Any) -> int:
+    """Count the layers up to the one that is read, which are all that vLLM builds."""
+    read = getattr(config, "vision_feature_layer", None)
+    layers = config.vision_config.num_hidden_layers
+    if read is not None:
+        chosen: Iterable[int] = read if isinstance(read, list | tuple) else (read,)
+        # -1 is after the last layer; 0 would be before the first.
+        layers = max(i if i >= 0 else layers + 1 + i for i in chosen)
+    return layer_parameters(config.vision_config, layers)
+
+
+def projector_parameters(config: Any) -> int:
+    """Two matrices in LLaVA; Gemma's single one is for few tokens, and left out."""
+    if config.model_type not in ("llava", "llava_next"):
+        return 0
+    d_text = config.get_text_config().hidden_size
+    return int(d_text * (config.vision_config.hidden_size + d_text))
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSize:
+    """What one picture is to a model; of tiled models, one that fills all tiles."""
+
+    patches: int
+    """Rows at the vision site."""
+    tower_tokens: int
+    """What its tower reads: patches, and a class token a tile where there is one."""
+    prompt_tokens: int
+    """What it takes in a prompt."""
+    tiled: bool = False
+    """Whether pictures of other shapes take less."""
+
+
+def picture_size(config: Any) -> PictureSize:
+    """Return what one picture is to a model, by its model_type.
+
+    - llava: its patches, all of them in the prompt.
+    - llava_next: the whole picture and up to five tiles, the tiles' rows of patches
+      each with a newline token.
+    - gemma3: patches pooled to ``mm_tokens_per_image``, pan-and-scan off; a token
+      before and one after them.
+    - others: as llava.
+
+    Source: transformers' LlavaNextProcessor._get_number_of_features and Gemma3Processor
+    """
+    vision: Any = getattr(config, "vision_config", None)
+    size, patch = (getattr(vision, n, None) for n in ("image_size", "patch_size"))
+    if not isinstance(size, int) or not isinstance(patch, int):
+        return PictureSize(0, 0, 0)
+    side = size // patch
+    patches = side * side
+    if config.model_type == "gemma3":
+        return PictureSize(patches, patches, config.mm_tokens_per_image + 2)
+    # CLIP's class token is read by the tower and dropped after it.
+    classes = int(vision.model_type == "clip_vision_model")
+    if config.model_type != "llava_next":
+        return PictureSize(patches, patches + classes, patches)
+    shapes = [
+        (high // size, wide // size) for high, wide in config.image_grid_pinpoints
+    ]
+    tiles = 1 + max(high * wide for high, wide in shapes)
+    prompt = max(patches + high * side * (wide * side + 1) for high, wide in shapes)
+    return PictureSize(tiles * patches, tiles * (patches + classes), prompt, tiled=True)
