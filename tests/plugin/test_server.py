@@ -23,9 +23,12 @@ import vllm_sauce
 from tests.plugin.conftest import RUNNER
 from tests.plugin.support import picture
 
-pytestmark = pytest.mark.skipif(
-    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
-)
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(
+        RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+    ),
+]
 
 VLLM = Path(sys.executable).with_name("vllm")
 
