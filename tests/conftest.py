@@ -7,16 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.engines import Guard, mark_by_fixtures
+from tests.engines import SHARE_AN_ENGINE, Guard, file_of, mark_by_fixtures
 from tests.inspection.browser import NO_BROWSER
-
-SHARE_AN_ENGINE = (
-    "tests/plugin/test_canary.py",
-    "tests/plugin/test_embeddings.py",
-    "tests/plugin/test_engine.py",
-    "tests/plugin/test_engine_core.py",
-)
-"""Files for one process, whose engines each of them uses."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,7 +36,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByEngine(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = str(super()._split_scope(nodeid))
+            file = file_of(nodeid)
             return SHARE_AN_ENGINE[0] if file in SHARE_AN_ENGINE else file
 
     return ByEngine(config, log)

@@ -26,6 +26,14 @@ _CLIENTS = "vllm.v1.engine.core_client"
 """Every engine that this process asks is started through a client of this module."""
 UNMARKED = "starts vLLM: mark it engine, or with starts_engine its fixture"
 
+SHARE_AN_ENGINE = (
+    "tests/plugin/test_canary.py",
+    "tests/plugin/test_embeddings.py",
+    "tests/plugin/test_engine.py",
+    "tests/plugin/test_engine_core.py",
+)
+"""Files that one process runs, with engines of the whole session."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -38,12 +46,20 @@ def starts_engine(fixture: F) -> F:
 def mark_by_fixtures(item: pytest.Item) -> None:
     """Mark a test one of whose fixtures starts an engine."""
     known = getattr(item, "_fixtureinfo", None)
-    if known is None:
-        return
-    for definitions in known.name2fixturedefs.values():
-        if any(getattr(one.func, "starts_engine", False) for one in definitions):
-            item.add_marker(pytest.mark.engine)
-            return
+    for *_, fixture in () if known is None else known.name2fixturedefs.values():
+        if not getattr(fixture.func, "starts_engine", False):
+            continue
+        item.add_marker(pytest.mark.engine)
+        if fixture.scope == "session" and file_of(item.nodeid) not in SHARE_AN_ENGINE:
+            raise pytest.UsageError(
+                f"{item.nodeid} shares the engine {fixture.argname} with other files: "
+                f"add its file to SHARE_AN_ENGINE in tests/engines.py"
+            )
+
+
+def file_of(nodeid: str) -> str:
+    """Return the file that a test is in."""
+    return nodeid.partition("::")[0]
 
 
 class Guard:
@@ -111,7 +127,10 @@ class Guard:
                 inherited = kwargs.get("env")
                 given = os.environ if inherited is None else inherited
                 # vLLM reads it as it is loaded, in whatever process.
-                kwargs["env"] = {**given, "VLLM_LOGGING_CONFIG_PATH": self._logging}
+                kwargs["env"] = {
+                    **given,
+                    "VLLM_LOGGING_CONFIG_PATH": str(self._logging),
+                }
             begin(*args, **kwargs)
 
         subprocess.Popen.__init__ = watched  # type: ignore[method-assign]
