@@ -19,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 import vllm_sauce
 from tests.batch.processes import KillsOneActor, gone, wait_until
 from tests.cli.sauce import sauce
+from tests.engines import starts_engine
 from vllm_sauce.batch.engine import Engine
 from vllm_sauce.batch.rows import Question
 from vllm_sauce.bundle import Bundle
@@ -66,6 +67,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def plain() -> list[str]:
     """Return what a plain ``LLM.generate`` answers to the rows that are right."""
     with pytest.MonkeyPatch.context() as patch:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import starts_engine
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.playground.demo import Case, Result, as_html, find_tiny, read_cases
 
@@ -19,6 +20,7 @@ SAUCE = Path(sys.executable).with_name("sauce")
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run the demo once; returns its folder and what it printed."""
     folder = tmp_path_factory.mktemp("demo")

@@ -17,6 +17,7 @@ TINY = REPO / "examples/tiny"
 SAUCE = Path(sys.executable).with_name("sauce")
 
 
+@pytest.mark.engine
 def test_pictures_become_shards(tmp_path):
     rows = [json.loads(line) for line in (TINY / "pictures/labels.jsonl").open()]
     table = tmp_path / "table.jsonl"

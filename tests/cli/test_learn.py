@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle
 
@@ -42,6 +44,7 @@ def write_world(folder):
     return folder / "concepts.yaml"
 
 
+@pytest.mark.engine
 def test_from_pictures_to_a_bundle(tmp_path):
     """One SAE is given, one is trained; run again, nothing is done twice."""
     concepts, out = write_world(tmp_path), tmp_path / "bundle"

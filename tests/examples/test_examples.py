@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import starts_engine
 from tests.plugin.test_server import free_port, serve, wait_until_healthy
 
 REPO = Path(__file__).resolve().parents[2]
@@ -43,6 +44,7 @@ def test_examples_stay_short(path: Path) -> None:
     assert len(code) < 60
 
 
+@pytest.mark.engine
 def test_offline() -> None:
     """The dog is named, and with dog forgotten it is not."""
     lines = run("examples/offline.py").splitlines()
@@ -52,6 +54,7 @@ def test_offline() -> None:
     assert "dog" not in after
 
 
+@pytest.mark.engine
 def test_many_masks() -> None:
     """Sixteen masks in a batch; most of what is forgotten is not mentioned."""
     lines = [
@@ -66,6 +69,7 @@ def test_many_masks() -> None:
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The README's server on the shipped bundle."""
     port = free_port()

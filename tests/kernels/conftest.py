@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.interpreter import hasten
 from vllm_sauce_kernels.masked_edit import native
 
 KERNEL = "vllm_sauce_kernels.masked_edit.kernel"
@@ -86,6 +87,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         monkeypatch.setattr(tl, "cdiv", interpreted_cdiv)
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.interpret = True
+        hasten(monkeypatch)
         widen_bfloat16_products(monkeypatch)
         yield import_kernel_afresh(monkeypatch)
 

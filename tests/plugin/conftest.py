@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines of the plugin tests: one of each kind per module, shared.
+"""Engines of the plugin tests, shared.
 
 ``SAUCE_TEST_RUNNER=v2`` runs the same tests on Model Runner V2 through Triton's
 interpreter; it must be set before vLLM is imported, so that run is one of its own.
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.engines import starts_engine
+from tests.interpreter import hasten
 
 RUNNER = os.environ.get("SAUCE_TEST_RUNNER", "v1")
 
@@ -44,6 +47,7 @@ if RUNNER == "v2":
     from triton.language.extra import libdevice
 
     libdevice.log1p = lambda x: tl.log(1.0 + x)
+    hasten(pytest.MonkeyPatch())
 else:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
@@ -93,19 +97,22 @@ def engine(model_dir: Path, sauce: dict[str, Any] | None, **kwargs: Any) -> Any:
     return LLM(model=str(model_dir), **options)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+@starts_engine
 def sauced(model_dir: Path, bundle_dir: Path) -> Iterator[Any]:
     """An engine with the plugin and the random bundle."""
     yield engine(model_dir, {"bundle": str(bundle_dir)})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+@starts_engine
 def plain(model_dir: Path) -> Iterator[Any]:
     """The same engine without the plugin."""
     yield engine(model_dir, None)
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def tight(model_dir: Path, bundle_dir: Path) -> Iterator[Any]:
     """An engine whose prefill is chunked into a few tokens a step."""
     yield engine(

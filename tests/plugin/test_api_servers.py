@@ -19,9 +19,12 @@ from tests.plugin.conftest import RUNNER
 from tests.plugin.support import REPO
 from tests.plugin.test_server import free_port, serve, wait_until_healthy
 
-pytestmark = pytest.mark.skipif(
-    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
-)
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(
+        RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+    ),
+]
 
 TINY = REPO / "examples/tiny"
 COUNT = 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vllm_sauce
+from tests.engines import starts_engine
 from tests.plugin.conftest import RUNNER, engine
 from tests.plugin.random_gemma3 import write_gemma3_bundle, write_random_gemma3
 from tests.plugin.support import LONG, picture, reply_of
@@ -28,6 +29,7 @@ def folders(tmp_path_factory, model_dir):
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def llm(folders) -> Iterator[Any]:
     model, bundle = folders
     yield engine(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.engines import starts_engine
 from tests.plugin.conftest import engine
 from tests.plugin.support import Ask, Reply, cold, run, runner_of
 from vllm_sauce.bundle import Bundle
@@ -39,6 +40,7 @@ def folders(
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def llm(folders: tuple[Path, Path]) -> Iterator[Any]:
     """An engine on them."""
     model, bundle = folders

@@ -22,9 +22,12 @@ from tests.plugin.support import Ask, ReferenceModel
 from tests.plugin.test_server import VLLM, free_port, serve, wait_until_healthy
 from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
 
-pytestmark = pytest.mark.skipif(
-    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
-)
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(
+        RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+    ),
+]
 
 MANDATORY = "read"
 QUESTION = "what is in the picture ?"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engines import starts_engine
 from tests.plugin.conftest import RUNNER, engine
 from tests.plugin.random_bundle import D_SAE, write_random_bundle
 from tests.plugin.support import Ask, ReferenceModel, run
@@ -54,6 +55,7 @@ def bundle_folder(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def llm(model_dir: Path, bundle_folder: Path) -> Iterator[Any]:
     sauce = {"bundle": str(bundle_folder)}
     yield engine(model_dir, sauce, enforce_eager=RUNNER == "v2")

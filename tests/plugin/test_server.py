@@ -21,13 +21,25 @@ import pytest
 
 import vllm_sauce
 from tests.plugin.conftest import RUNNER
+from tests.plugin.loaded_vllm import LoadedVLLM, loaded_vllm
 from tests.plugin.support import picture
 
-pytestmark = pytest.mark.skipif(
-    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
-)
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(
+        RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+    ),
+]
 
 VLLM = Path(sys.executable).with_name("vllm")
+
+
+def inherited() -> dict[str, str]:
+    """Return the environment of a user's command, whatever tests have set."""
+    kept = {
+        k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"
+    }
+    return {**kept, "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 def serve(
@@ -37,14 +49,11 @@ def serve(
     environ: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``vllm serve`` in a process group of its own, its output in a file."""
-    inherited = {
-        k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"
-    }
     with log.open("wb") as output:
         return subprocess.Popen(
             [str(VLLM), "serve", *args],
             cwd=cwd,
-            env={**inherited, "VLLM_CPU_KVCACHE_SPACE": "1", **(environ or {})},
+            env={**inherited(), **(environ or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -93,6 +102,13 @@ def server(
     yield address
     process.terminate()
     process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedVLLM]:
+    """What runs commands that end at once."""
+    with loaded_vllm(tmp_path_factory.mktemp("commands"), inherited()) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="module")
@@ -276,13 +292,12 @@ def test_batch_route_passes_admission(client: openai.OpenAI) -> None:
     ],
 )
 def test_server_does_not_start(
-    model_dir: Path, tmp_path: Path, args: list[str], says: str
+    commands: LoadedVLLM, model_dir: Path, args: list[str], says: str
 ) -> None:
     """A wrong command line ends the start with its reason."""
-    log = tmp_path / "log"
-    process = serve(str(model_dir), "--dtype", "float32", *args, log=log)
-    assert process.wait(timeout=180) != 0
-    assert says in log.read_text()
+    status, said = commands.run("serve", str(model_dir), "--dtype", "float32", *args)
+    assert status != 0
+    assert says in said
 
 
 def test_bench_throughput_runs(model_dir: Path, bundle_dir: Path) -> None:
@@ -305,13 +320,9 @@ def test_bench_throughput_runs(model_dir: Path, bundle_dir: Path) -> None:
     assert "Throughput:" in done.stdout
 
 
-def test_bench_commands_know_the_flags() -> None:
-    """``latency`` and ``serve`` have them too."""
-    for bench in ("latency", "serve"):
-        done = subprocess.run(
-            [str(VLLM), "bench", bench, "--help=sauce"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert "--sauce-forget" in done.stdout, done.stderr[-2000:]
+@pytest.mark.parametrize("bench", ["latency", "serve"])
+def test_bench_commands_know_the_flags(commands: LoadedVLLM, bench: str) -> None:
+    """They have them too."""
+    status, said = commands.run("bench", bench, "--help=sauce")
+    assert status == 0
+    assert "--sauce-forget" in said

@@ -21,7 +21,10 @@ from tests.plugin.conftest import RUNNER
 from tests.plugin.support import REPO
 from tests.plugin.test_server import free_port, serve, wait_until_healthy
 
-pytestmark = pytest.mark.skipif(RUNNER == "v2", reason="its server is V2 either way")
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(RUNNER == "v2", reason="its server is V2 either way"),
+]
 
 TINY = REPO / "examples" / "tiny"
 STAND_IN = """\

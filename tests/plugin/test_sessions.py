@@ -14,9 +14,12 @@ from tests.plugin.conftest import RUNNER
 from tests.plugin.support import LONG, Ask
 from vllm_sauce.errors import InvalidRequestError
 
-pytestmark = pytest.mark.skipif(
-    RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
-)
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(
+        RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"
+    ),
+]
 
 TURN = "is there a cat in the picture ? "
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.engines import starts_engine
 from tests.plugin.conftest import RUNNER
 from tests.plugin.support import Reply
 from tests.soak.answers import Answers, difference, is_tie
@@ -41,6 +42,7 @@ MET_SOON = (
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def soak(bundle_dir: Path) -> Iterator[Soak]:
     """An engine with little room, and no answer known yet."""
     yield Soak(soak_engine(bundle_dir), Answers(None))

@@ -129,3 +129,13 @@ def test_failed_install_is_not_remembered(checkout: Checkout, fails: str) -> Non
     assert done.returncode != 0
     assert "setup:" in done.stderr
     assert not checkout.stamp.exists()
+
+
+def test_it_says_how_to_get_a_browser(checkout: Checkout) -> None:
+    """Once, where there is none."""
+    checkout.python()
+    assert "apt-get install chromium-headless-shell" in checkout.setup().stdout
+    assert not checkout.setup().stdout
+    checkout.stamp.unlink()
+    checkout.command("google-chrome", "#!/bin/bash\n")
+    assert "hromium" not in checkout.setup().stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.sauce import sauce
+from tests.engines import starts_engine
 from tiny.concepts import DOMAIN_OF
 from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle, fingerprint_model
@@ -118,6 +119,7 @@ def request_(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def found(request_):
     return calibrate_bundle(request_)
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.batch.processes import KillsOneActor, actors, gone, wait_until
+from tests.engines import starts_engine
 from vllm_sauce.activations.shards import read_index
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.data.samples import PictureFile, Sample
@@ -88,6 +89,7 @@ def request(samples, out, **options):
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def engine():
     return HarvestEngine.open(str(TINY / "model"), SITES, engine_args=ENGINE)
 

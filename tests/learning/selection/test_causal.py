@@ -15,6 +15,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 from tests.activations.harvests import harvest_pictures
+from tests.engines import starts_engine
 from tests.plugin import support
 from tests.plugin.support import MODEL, ReferenceModel, picture
 from vllm_sauce.bundle import Bundle
@@ -105,6 +106,7 @@ def request_(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def engine(bundle, dog, request_):
     own = dog.latents[:3]
     candidates = latent_candidates("vision", [*own, DEAD], gamma=-4.0)

@@ -44,6 +44,7 @@ def parse(*argv: str) -> Any:
     )
 
 
+@pytest.mark.engine
 def test_a_process_that_is_handed_the_arguments_has_the_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.data.picture_kinds import claiming
+from tests.engines import starts_engine
 from tests.plugin.conftest import RUNNER
 from tests.plugin.support import LONG, MODEL, REPO, picture
 from vllm_sauce.activations.shards import Role, read_index
@@ -38,6 +39,7 @@ GENERATED = 5
 
 
 @pytest.fixture(scope="module")
+@starts_engine
 def engine():
     return HarvestEngine.open(str(MODEL), SITES, engine_args=ENGINE)
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks, the order of files, and what was left out, for all tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engines import SHARE_AN_ENGINE, Guard, file_of, mark_by_fixtures
+from tests.inspection.browser import NO_BROWSER
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Guard())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts an engine; files with such tests come first.
+
+    They take longest: whichever process is done first takes small files to the end.
+    """
+    for item in items:
+        mark_by_fixtures(item)
+    starting = {item.path for item in items if item.get_closest_marker("engine")}
+    items.sort(key=lambda item: item.path not in starting)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute whole files, those that share an engine as one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByEngine(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = file_of(nodeid)
+            return SHARE_AN_ENGINE[0] if file in SHARE_AN_ENGINE else file
+
+    return ByEngine(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say once what no test here could look at."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    missed = sum(NO_BROWSER in str(report.longrepr) for report in skipped)
+    if missed:
+        terminalreporter.section("the report's page was not opened", yellow=True)
+        terminalreporter.write_line(f"{missed} tests were skipped: {NO_BROWSER}")
