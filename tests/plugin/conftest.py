@@ -38,6 +38,12 @@ if RUNNER == "v2":
     import triton.backends
 
     triton.backends.backends["cpu"] = _Backend()
+
+    # vLLM 0.27 - 0.30 samples with CUDA's log1p, of which the interpreter has a stub.
+    import triton.language as tl
+    from triton.language.extra import libdevice
+
+    libdevice.log1p = lambda x: tl.log(1.0 + x)
 else:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
