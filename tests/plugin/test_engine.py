@@ -284,19 +284,22 @@ def test_forged_cache_keys_are_refused(sauced: Any) -> None:
 def test_a_refused_raw_prompt_leaves_its_picture_alone(sauced: Any) -> None:
     """Rendered while it was admitted, and refused after that: sent again next time."""
     engine = sauced.llm_engine
+    tokens = {"prompt_token_ids": sauced.get_tokenizer().encode(Ask(0, WHAT).text)}
+    # vLLM 0.27 leaves out the names of pictures beside a text, and hashes them itself.
     forged: list[dict[str, Any]] = [
         {"cache_salt": "sauce:x"},
-        {"multi_modal_uuids": {"image": "sauce:x"}},
+        {"multi_modal_uuids": {"image": "sauce:x"}, **tokens},
     ]
     for seed, spoilt in enumerate(forged, 60):
         ask = Ask(seed, WHAT, ("both",))
+        prompt = {"multi_modal_data": ask.prompt()["multi_modal_data"], **tokens}
         with pytest.raises(InvalidRequestError, match="reserves"):
-            engine.add_request("bad", {**ask.prompt(), **spoilt}, ask.params())
+            engine.add_request("bad", {**prompt, **spoilt}, ask.params())
         assert not engine.has_unfinished_requests()
         assert len(run(sauced, [ask])[0].tokens) == ask.max_tokens
         with pytest.raises(InvalidRequestError, match="reserves"):
-            engine.add_request("bad", {**ask.prompt(), **spoilt}, ask.params())
-        engine.add_request("good", ask.prompt(), ask.params())
+            engine.add_request("bad", {**prompt, **spoilt}, ask.params())
+        engine.add_request("good", prompt, ask.params())
         while engine.has_unfinished_requests():
             engine.step()
 
