@@ -22,7 +22,7 @@ from vllm_sauce.errors import (
 )
 from vllm_sauce.plugin import bench_client, compat, flags, settings
 
-TINY = Path(__file__).parents[2] / "examples/tiny"
+TINY = (Path(__file__).parents[2] / "examples/tiny").resolve()
 SHIPPED = TINY / "bundle"
 SAUCE = ("--plugin", "sauce", "--sauce-bundle", str(SHIPPED))
 

@@ -17,7 +17,7 @@ import pytest
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.plugin import settings
 
-TINY = Path(__file__).parents[2] / "examples/tiny"
+TINY = (Path(__file__).parents[2] / "examples/tiny").resolve()
 
 # As vLLM's API server processes do it: plugins load while engine arguments are made.
 CHILD = """
