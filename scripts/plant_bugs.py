@@ -10,6 +10,7 @@ part of the tests catches, all of them catch.
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from planted_served import SERVED  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 OP = Path("kernels/vllm_sauce_kernels/masked_edit")
 COPIED = ("kernels", "tests", "vllm_sauce", "scripts")
+HANGS_S = 1200
+"""The tests of a bug take a minute or two."""
 LINKED = ("examples", "pyproject.toml", "docs", "README.md", "benchmarks")
 TESTS_OF = {
     "native.cpp": "native and not build",
@@ -127,14 +130,18 @@ def caught_by(folder: Path, tests: Sequence[str], cache: Path) -> str | None:
     ``cache`` keeps what the kernels build: each of their states is built once.
     """
     own = os.pathsep.join(str(folder / part) for part in ("", "kernels", "examples"))
-    done = subprocess.run(
-        [sys.executable, "-B", "-m", "pytest", "-q", "-x", *tests]
-        + ["-p", "no:cacheprovider", "--no-header", "--tb=no"],
-        cwd=folder,
-        env={**os.environ, "VLLM_SAUCE_CACHE": str(cache), "PYTHONPATH": own},
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-B", "-m", "pytest", "-q", "-x", *tests]
+            + ["-p", "no:cacheprovider", "--no-header", "--tb=no"],
+            cwd=folder,
+            env={**os.environ, "VLLM_SAUCE_CACHE": str(cache), "PYTHONPATH": own},
+            capture_output=True,
+            text=True,
+            timeout=HANGS_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end within {HANGS_S} s"
     if done.returncode == 0:
         return None
     if done.returncode < 0:
@@ -167,7 +174,7 @@ def planned(group: str) -> list[tuple[Path, Bug, list[str]]]:
             for bug in BUGS
         ]
     return [
-        (Path("vllm_sauce") / file, Bug(file, right, wrong, what), tests.split())
+        (Path("vllm_sauce") / file, Bug(file, right, wrong, what), shlex.split(tests))
         for file, right, wrong, what, tests in SERVED
     ]
 

@@ -7,7 +7,7 @@ Each is (file below ``vllm_sauce/``, right, wrong, what it is, tests to run).
 _BATCHES = "tests/plugin/sites/test_encoder_batches.py"
 _WIRE = "tests/test_client.py"
 _CORE = "tests/plugin/test_engine_core.py"
-_ENGINE = "tests/plugin/test_engine.py -k leak or mixed or image or chunked"
+_ENGINE = "tests/plugin/test_engine.py -k 'leak or mixed or image or chunked'"
 _OP = "tests/plugin/worker/test_op_check.py"
 _LIFE = "tests/plugin/test_lifecycle.py"
 _EMBEDS = "tests/plugin/test_embeddings.py"

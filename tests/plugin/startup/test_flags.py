@@ -20,7 +20,7 @@ from vllm_sauce.errors import (
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import flags, settings
 
-TINY = Path(__file__).parents[3] / "examples/tiny"
+TINY = (Path(__file__).parents[3] / "examples/tiny").resolve()
 SHIPPED = TINY / "bundle"
 SAUCE = ("--plugin", "sauce", "--sauce-bundle", str(SHIPPED))
 
