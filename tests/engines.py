@@ -27,7 +27,7 @@ _CLIENTS = "vllm.v1.engine.core_client"
 UNMARKED = "starts vLLM: mark it engine, or with starts_engine its fixture"
 
 SHARE_AN_ENGINE = (
-    "tests/plugin/test_canary.py",
+    "tests/plugin/worker/test_canary.py",
     "tests/plugin/test_embeddings.py",
     "tests/plugin/test_engine.py",
     "tests/plugin/test_engine_core.py",

@@ -30,9 +30,10 @@ from tiny.questions import (
     naming_questions,
     yes_no_questions,
 )
-from tiny.sheets import pad_blocks, vision_features
+from tiny.sheets import pad_blocks
 from tiny.world import Picture, Renderer
 from vllm_sauce.models.shared_prefix import Sheet
+from vllm_sauce.models.site_hooks import vision_features
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 BUNDLE_FOLDER = Path(__file__).parent / "bundle"

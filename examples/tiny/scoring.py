@@ -78,7 +78,7 @@ class Scorer:
 
     def _measure(
         self, index: int, rows: Tensor, edits: Mapping[str, EditTensors]
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         part = self.exam.rows(rows)
         logits = self.runner.logits(part.sheet, part.vision, edits)
         answers = Answers.of(part, logits)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tiny.dataset import pixel_values
 from tiny.exam import MODEL_FOLDER, Tiny
-from tiny.sheets import vision_features
 from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import (
     HARVEST_FILE,
@@ -30,6 +29,7 @@ from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.samples import open_picture
 from vllm_sauce.errors import ActivationsError
 from vllm_sauce.files import write_whole
+from vllm_sauce.models.site_hooks import vision_features
 
 SITE = "decoder.1"
 

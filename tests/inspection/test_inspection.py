@@ -11,7 +11,6 @@ import torch
 from tests.plugin.random_gemma3 import write_gemma3_bundle, write_random_gemma3
 from tests.tiny_world import draw, random_sae, sample_of
 from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
-from tiny.sheets import vision_features
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.data.samples import Sample
@@ -34,6 +33,7 @@ from vllm_sauce.inspection.overlap import latent_owners, overlaps
 from vllm_sauce.inspection.questions import Wording, choose_questions
 from vllm_sauce.models.answer_tokens import beginnings, spellings
 from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
+from vllm_sauce.models.site_hooks import vision_features
 
 NAMES = ["clock", "cat", "tree", "tennis"]
 OBJECT = Questions(name=["What object is in the picture?"])

@@ -13,11 +13,11 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from tiny.sheets import pad_blocks, vision_features
+from tiny.sheets import pad_blocks
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.models.shared_prefix import SharedPrefix, Sheet
 from vllm_sauce.models.site_edits import EditTensors
-from vllm_sauce.models.site_hooks import site_hook
+from vllm_sauce.models.site_hooks import site_hook, vision_features
 from vllm_sauce.sae import SAEWeights
 
 IMAGE = 3

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vllm_sauce.concepts import VISION, decoder_layer_idx
@@ -41,3 +42,21 @@ def site_hook(model: Any, site: str, fn: SiteFn) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@torch.inference_mode()
+def vision_features(model: Any, pixel_values: Tensor, batch_size: int = 256) -> Tensor:
+    """Return the vision site's activations of many pictures.
+
+    Shapes: pixel_values [num_pictures, 3, H, W] -> [num_pictures, patches, d_model]
+    """
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x.float().clone())
+        return x
+
+    with site_hook(model, VISION, keep):
+        for pixels in pixel_values.split(batch_size):
+            model.get_image_features(pixel_values=pixels)
+    return torch.cat(kept)

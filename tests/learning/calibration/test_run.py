@@ -16,8 +16,8 @@ from tiny.concepts import DOMAIN_OF
 from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.learning.calibration import edits
-from vllm_sauce.learning.calibration import run as calibration_run
 from vllm_sauce.learning.calibration.config import CalibrateRequest, CalibrationConfig
 from vllm_sauce.learning.calibration.report import (
     FRONTIER_FILE,
@@ -224,7 +224,7 @@ def test_a_finished_run_starts_no_engine(found, request_, monkeypatch):
     def no_engine(*args, **kwargs):
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr(calibration_run.EngineAsker, "of_candidates", no_engine)
+    monkeypatch.setattr(EngineAsker, "of_candidates", no_engine)
     again = calibrate_bundle(replace(request_, overwrite=True))
     assert again.digest == found.digest
     missing = next(request_.folder.glob("concept-*.json"))

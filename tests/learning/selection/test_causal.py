@@ -32,7 +32,6 @@ from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.asking.rendered_prompts import RenderedPrompts
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questions import Kind, Question
-from vllm_sauce.learning.selection import causal
 from vllm_sauce.learning.selection.causal import (
     CausalTask,
     candidate_name,
@@ -333,7 +332,7 @@ def test_selecting_by_effect(engine, request_, monkeypatch):
         assert set(candidates) <= engine.names
         return contextlib.nullcontext(engine)
 
-    monkeypatch.setattr(causal.EngineAsker, "of_candidates", running)
+    monkeypatch.setattr(EngineAsker, "of_candidates", running)
     found = select(replace(request_, score="causal"))
     before = select(request_)
     assert asked["model"] == str(MODEL)

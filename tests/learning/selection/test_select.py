@@ -11,6 +11,7 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.questions import Kind
 from vllm_sauce.learning.selection.select import causal_task
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.learning.selection.settings import SelectRequest
@@ -101,18 +102,20 @@ def test_a_damaged_selection_is_refused(tmp_path):
 def test_what_causal_scores_ask(file):
     dog = file.concepts["dog"]
     task = causal_task(dog, file.concepts, (1, 2), "selection", 4)
-    assert {q.prompt for q in task.positive} == {"What object is in the picture?"}
-    assert len(task.negative) == 4
+    positive = [q for q in task.questions if q.kind is Kind.NAME]
+    negative = [q for q in task.questions if q.kind is Kind.KEEP]
+    assert {q.prompt for q in positive} == {"What object is in the picture?"}
+    assert len(negative) == 4
     by_picture = {e.picture: e for e in file.examples}
-    assert all("dog" in by_picture[q.picture].concepts for q in task.positive)
+    assert all("dog" in by_picture[q.picture].concepts for q in positive)
     shown = [
         any(
             file.concepts[c].domain == "objects" for c in by_picture[q.picture].concepts
         )
-        for q in task.negative
+        for q in negative
     ]
     assert shown[:2] == [True, True]
-    for question, has_object in zip(task.negative, shown, strict=True):
+    for question, has_object in zip(negative, shown, strict=True):
         example = by_picture[question.picture]
         assert "dog" not in example.concepts and example.split == "selection"
         # Who has no object is asked about what it has.

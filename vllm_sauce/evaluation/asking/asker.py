@@ -88,7 +88,9 @@ class Answer:
         said = start.said
         while more := places[said].said if said and said in places else ():
             said = (*said, *more)
-        logprobs = {(token,): value for token, value in start.logprobs.items()}
+        logprobs: dict[Tokens, float] = {
+            (token,): value for token, value in start.logprobs.items()
+        }
         for tokens in ask.wanted:
             logprobs[tokens] = sum(
                 places[tokens[:at]].logprobs[token] for at, token in enumerate(tokens)

@@ -19,8 +19,8 @@ from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_edits import SiteAction, concept_edits
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.unlearning.edits import site_rows
 from vllm_sauce.unlearning.mask import Mask
+from vllm_sauce.unlearning.slots import site_rows
 
 Places = dict[Tokens, Place]
 BATCH = 32
