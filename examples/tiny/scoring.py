@@ -63,7 +63,7 @@ class Scorer:
         pictures: int = SCORED_PICTURES,
         *,
         fp8: bool = False,
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """Return UAg, UAd, IRA, CRA, HM and, as ``base_...``, what holds unedited.
 
         ``fp8`` takes the SAEs' rows as a server with that ``pool_dtype`` holds them.
