@@ -110,6 +110,7 @@ def main() -> None:
             edits = choices.edits(change(setting))
             concept = Concept(name=name, domain=DOMAIN_OF[name], edits=edits)
             for score, value in scorer.scores(concept, saes).items():
+                assert value is not None, f"{name}: nothing asked for {score}"
                 sums[variant][score] = sums[variant].get(score, 0.0) + value
     table = Table("", *NAMES, "HM", "change", title=f"{len(found)} concepts, in %")
     best = sums["as calibrated"]["HM"]
