@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import UNMARKED, Guard
+from tests.engines import SHARE_AN_ENGINE, UNMARKED, Guard
 
 REPO = Path(__file__).parents[1]
 
@@ -124,3 +124,7 @@ def test_vllm_tells_that_it_is_loaded() -> None:
     from vllm.v1.engine.core_client import EngineCoreClient
 
     assert EngineCoreClient.make_client and EngineCoreClient.make_async_mp_client
+
+
+def test_files_that_share_an_engine_are_there() -> None:
+    assert all((REPO / file).exists() for file in SHARE_AN_ENGINE)
