@@ -11,7 +11,7 @@ import pytest
 
 from tests.places import ROOT
 
-WATCHED = "import time; from vllm_sauce.plugin import orphans; orphans.install(); "
+WATCHED = "import time; from vllm_sauce.scale import orphans; orphans.install(); "
 FOREVER = WATCHED + "print('up', flush=True); time.sleep(600)"
 
 
@@ -55,6 +55,6 @@ def test_without_a_parent_nothing_is_watched(parent: str) -> None:
 
 
 def test_a_process_does_not_watch_itself() -> None:
-    code = "from vllm_sauce.plugin import orphans; orphans.tie_children(); "
+    code = "from vllm_sauce.scale import orphans; orphans.tie_children(); "
     child = start(code + WATCHED + "print('end')", "")
     assert child.communicate(timeout=30)[0] == "end\n"
