@@ -185,10 +185,8 @@ ERRORS = {
 
 
 def harvest_engine(llm, sites):
-    engine = object.__new__(harvesting.HarvestEngine)
-    engine.model, engine.sites, engine.llm = str(MODEL), sites, llm
-    engine.formats = {site: SiteFormat(d_model=4, dtype="float32") for site in sites}
-    return engine
+    formats = {site: SiteFormat(d_model=4, dtype="float32") for site in sites}
+    return harvesting.HarvestEngine(llm, str(MODEL), sites, formats)
 
 
 def requested(samples, out):
