@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import SHARE_AN_ENGINE, UNMARKED, Guard
-
-REPO = Path(__file__).parents[1]
+from tests.places import ROOT
 
 CONFTEST = """
 import os
@@ -102,7 +101,7 @@ def test_who_starts_vllm_unmarked_fails(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
     )
@@ -127,4 +126,4 @@ def test_vllm_tells_that_it_is_loaded() -> None:
 
 
 def test_files_that_share_an_engine_are_there() -> None:
-    assert all((REPO / file).exists() for file in SHARE_AN_ENGINE)
+    assert all((ROOT / file).exists() for file in SHARE_AN_ENGINE)

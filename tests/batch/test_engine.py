@@ -20,6 +20,7 @@ import vllm_sauce
 from tests.batch.processes import KillsOneActor, gone, wait_until
 from tests.cli.sauce import sauce
 from tests.engines import starts_engine
+from tests.places import TINY
 from vllm_sauce.batch.engine import Engine
 from vllm_sauce.batch.rows import Question
 from vllm_sauce.bundle import Bundle
@@ -27,7 +28,6 @@ from vllm_sauce.client import parse_request
 from vllm_sauce.errors import ActorDiedError
 from vllm_sauce.unlearning import resolve_mask
 
-TINY = Path(__file__).parents[2] / "examples/tiny"
 ENGINE: dict[str, Any] = {
     "dtype": "float32",
     "max_model_len": 256,

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.places import TINY
 from vllm_sauce.batch.job import Job, identity, make_job
 from vllm_sauce.batch.run import chunks_at_once
 from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.scale.cluster import Resources
-
-TINY = Path(__file__).parents[2] / "examples/tiny"
 
 
 def job(model: Path = TINY / "model", **changes: Any) -> Job:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vllm_sauce
+from tests.places import TINY_PICTURES
 from vllm_sauce.batch.rows import Question, parse_line, read_row
 from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.errors import RequestError
 
-PICTURES = Path(__file__).parents[2] / "examples/tiny/pictures"
+PICTURES = TINY_PICTURES
 
 
 def read(row: dict[str, Any], defaults: Defaults | None = None) -> Question:

@@ -4,14 +4,14 @@
 import hashlib
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
+from tests.places import TINY
 from vllm_sauce.bundle import Bundle, reading
 from vllm_sauce.errors import BundleCorruptError
 
-SHIPPED = Path(__file__).parents[2] / "examples/tiny/bundle"
+SHIPPED = TINY / "bundle"
 
 
 @pytest.fixture

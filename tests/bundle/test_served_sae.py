@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An SAE is read from a bundle of the right model, or from what SAELens saved."""
 
-from pathlib import Path
-
 import pytest
 
+from tests.places import TINY
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.bundle.served_sae import is_served_sae, read_sae
 from vllm_sauce.errors import BundleMismatchError, ConfigError
-
-TINY = Path(__file__).parents[2] / "examples/tiny"
 
 
 def test_a_bundle_of_another_model_is_refused():

@@ -15,7 +15,6 @@ from tests.engines import starts_engine
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.playground.demo import Case, Result, as_html, find_tiny, read_cases
 
-REPO = Path(__file__).resolve().parents[2]
 SAUCE = Path(sys.executable).with_name("sauce")
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tests.cli.sauce import sauce
+from tests.places import ROOT
 from vllm_sauce.cli import failures
 from vllm_sauce.cli.app import COMMANDS
 from vllm_sauce.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "tiny"
 BUNDLE, MODEL, CONCEPTS = TINY / "bundle", TINY / "model", TINY / "concepts.yaml"
 

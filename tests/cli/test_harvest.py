@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.sauce import sauce
+from tests.places import ROOT
 from vllm_sauce.activations.store import ActivationStore
 
-REPO = Path(__file__).parents[2]
-TINY = REPO / "examples/tiny"
+TINY = ROOT / "examples/tiny"
 SAUCE = Path(sys.executable).with_name("sauce")
 
 

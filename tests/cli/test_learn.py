@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.places import TINY
 from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle
 
-TINY = Path(__file__).parents[2] / "examples/tiny"
 SAUCE = Path(sys.executable).with_name("sauce")
 DOMAINS = {
     "pig": "objects",

@@ -4,14 +4,13 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from tests.cli.test_config_file import parsed
+from tests.places import ROOT
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.scale.cluster import Resources
 
-REPO = Path(__file__).parents[2]
-PAGE = (REPO / "docs/reference.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 
 
 def test_the_page_is_up_to_date():
@@ -20,7 +19,7 @@ def test_the_page_is_up_to_date():
         capture_output=True,
         text=True,
         check=True,
-        cwd=REPO,
+        cwd=ROOT,
     )
     assert done.stdout == PAGE, "run: python scripts/reference.py > docs/reference.md"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.engines import starts_engine
+from tests.places import ROOT
 from tests.plugin.test_server import free_port, serve, wait_until_healthy
 
-REPO = Path(__file__).resolve().parents[2]
-EXAMPLES = REPO / "examples"
+EXAMPLES = ROOT / "examples"
 TINY = EXAMPLES / "tiny"
 
 
@@ -26,7 +26,7 @@ def run(*command: str) -> str:
     }
     done = subprocess.run(
         [sys.executable, *command],
-        cwd=REPO,
+        cwd=ROOT,
         env={**environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
         capture_output=True,
         text=True,
@@ -84,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ),
         *("--port", str(port), "--host", "127.0.0.1", "--enforce-eager"),
         *("--max-model-len", "512"),
-        cwd=REPO,
+        cwd=ROOT,
         log=log,
     )
     wait_until_healthy(process, f"http://127.0.0.1:{port}", log)

@@ -3,10 +3,10 @@
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 
+from tests.places import TINY
 from vllm_sauce.errors import ConfigError, LearnError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.harvest.settings import HarvestSettings
@@ -16,8 +16,6 @@ from vllm_sauce.learning.selection.settings import SelectSettings
 from vllm_sauce.learning.stages import stages
 from vllm_sauce.learning.training.settings import SAETraining
 from vllm_sauce.scale.cluster import Resources
-
-TINY = Path(__file__).parents[2] / "examples/tiny"
 
 
 @pytest.fixture

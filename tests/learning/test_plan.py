@@ -4,12 +4,12 @@
 import re
 import shlex
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.cli.sauce import sauce
+from tests.places import ROOT
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
@@ -29,7 +29,6 @@ from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectedC
 from vllm_sauce.learning.training.settings import SAETraining
 from vllm_sauce.models.model_size import ModelSize
 
-ROOT = Path(__file__).parents[2]
 TINY, PLANS = ROOT / "examples/tiny", ROOT / "examples/plans"
 ASKED = Asked(
     questions=300, pictures=48, distinct=48, screening=80, screening_pictures=12

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.places import ROOT
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.client import parse_request
 from vllm_sauce.unlearning import Mask, resolve_mask
 from vllm_sauce.unlearning.slots import site_rows
 from vllm_sauce_kernels.masked_edit import masked_edit_ref
 
-REPO = Path(__file__).resolve().parents[2]
-MODEL = REPO / "examples/tiny/model"
+MODEL = ROOT / "examples/tiny/model"
 LAYER = "decoder.1"
 LOGPROBS = 5
 

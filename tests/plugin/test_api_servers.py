@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 import vllm_sauce
+from tests.places import ROOT
 from tests.plugin.conftest import RUNNER
-from tests.plugin.support import REPO
 from tests.plugin.test_server import free_port, serve, wait_until_healthy
 
 pytestmark = [
@@ -26,7 +26,7 @@ pytestmark = [
     ),
 ]
 
-TINY = REPO / "examples/tiny"
+TINY = ROOT / "examples/tiny"
 COUNT = 2
 
 

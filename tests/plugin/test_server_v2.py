@@ -17,8 +17,8 @@ import openai
 import pytest
 
 import vllm_sauce
+from tests.places import ROOT
 from tests.plugin.conftest import RUNNER
-from tests.plugin.support import REPO
 from tests.plugin.test_server import free_port, serve, wait_until_healthy
 
 pytestmark = [
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(RUNNER == "v2", reason="its server is V2 either way"),
 ]
 
-TINY = REPO / "examples" / "tiny"
+TINY = ROOT / "examples" / "tiny"
 STAND_IN = """\
 # Triton has no CPU backend and its interpreter needs none; an active driver will do.
 import triton.backends

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.places import ROOT
+
 TOOLS = ("bash", "awk", "cat", "chmod", "cp", "cut", "dirname", "mkdir", "sha256sum")
 
 # Passes for a Python with venv, and as the .venv's own: notes what it is asked to do.
@@ -30,8 +31,8 @@ class Checkout:
         self.notes = folder / "notes"
         self.stamp = self.root / ".venv" / ".sauce-setup"
         self.bin.mkdir()
-        shutil.copytree(REPO / "scripts", self.root / "scripts")
-        shutil.copy(REPO / "pyproject.toml", self.root)
+        shutil.copytree(ROOT / "scripts", self.root / "scripts")
+        shutil.copy(ROOT / "pyproject.toml", self.root)
         for tool in TOOLS:
             found = shutil.which(tool)
             assert found, tool

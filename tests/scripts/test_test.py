@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.places import ROOT
+
 PYTHON = """#!/bin/bash
 { printf '%s|' "runner=${SAUCE_TEST_RUNNER:-v1}" "$@"; echo; } >> notes
 """
@@ -19,7 +20,7 @@ def runs(folder: Path, *args: str) -> list[list[str]]:
     """Return the runner and the arguments of each pytest that a command starts."""
     (folder / "scripts").mkdir()
     (folder / ".venv/bin").mkdir(parents=True)
-    shutil.copy(REPO / "scripts/test", folder / "scripts")
+    shutil.copy(ROOT / "scripts/test", folder / "scripts")
     scripts = {"scripts/setup": "#!/bin/bash\n", ".venv/bin/python": PYTHON}
     for name, text in scripts.items():
         (folder / name).write_text(text)
@@ -41,7 +42,7 @@ def test_everything_and_the_engines_again(tmp_path: Path) -> None:
     assert "-x" in first
     assert marks(first) == marks(second) == "not gpu"
     again = [word for word in second if word.startswith("tests/")]
-    assert again and all((REPO / name).exists() for name in again)
+    assert again and all((ROOT / name).exists() for name in again)
 
 
 @pytest.mark.parametrize(

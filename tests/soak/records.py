@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.plugin.support import MODEL, REPO
+from tests.places import ROOT
+from tests.plugin.support import MODEL
 from tests.soak.universe import digest
 from vllm_sauce.bundle import Bundle
 
-STATE = REPO / ".cache" / "soak"
+STATE = ROOT / ".cache" / "soak"
 
 
 def universe_id(bundle: Path) -> str:
@@ -32,8 +33,8 @@ def code_id() -> str:
     """Name the code under test, the soak's own included."""
     taken = hashlib.sha256()
     for folder in ("vllm_sauce", "kernels", "tests/soak"):
-        for file in sorted((REPO / folder).rglob("*.py")):
-            taken.update(file.relative_to(REPO).as_posix().encode() + b"\0")
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            taken.update(file.relative_to(ROOT).as_posix().encode() + b"\0")
             taken.update(file.read_bytes())
     return taken.hexdigest()[:16]
 

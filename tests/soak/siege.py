@@ -19,7 +19,8 @@ from typing import Any
 
 import httpx
 
-from tests.plugin.support import LOGPROBS, MODEL, REPO, Reply
+from tests.places import ROOT
+from tests.plugin.support import LOGPROBS, MODEL, Reply
 from tests.soak import calls, malice, records
 from tests.soak.answers import Answers, difference
 from tests.soak.universe import MANY_MASKS, REQUESTS
@@ -242,7 +243,7 @@ def run(each: int, only: str, bundle: Path, deadline: float) -> bool:
     known = records.answers_file("v1", bundle)
     if Answers(known).missing((*REQUESTS, *MANY_MASKS)):
         learn = [sys.executable, "-m", "tests.soak", "engine", "--steps", "0"]
-        subprocess.run(learn, cwd=REPO, check=True)
+        subprocess.run(learn, cwd=ROOT, check=True)
     done = records.Records(records.STATE / "server.jsonl", records.code_id())
     ran = {row["kind"] for row in done.rows if row["sent"] >= each}
     kinds = [(n, make) for n, make in malice.kinds() if only in n and n not in ran]

@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.cli.sauce import sauce
 from tests.engines import starts_engine
+from tests.places import TINY
 from tiny.concepts import DOMAIN_OF
 from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle, fingerprint_model
@@ -35,7 +35,6 @@ from vllm_sauce.learning.selection.selection_file import (
 )
 from vllm_sauce.scale.cluster import Resources
 
-TINY = Path(__file__).parents[3] / "examples/tiny"
 MODEL, BUNDLE = TINY / "model", TINY / "bundle"
 NAMES = ("pig", "wood")
 SITES = ("vision", "decoder.1")

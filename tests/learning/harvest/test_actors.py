@@ -16,6 +16,7 @@ import torch
 
 from tests.batch.processes import KillsOneActor, actors, gone, wait_until
 from tests.engines import starts_engine
+from tests.places import ROOT
 from vllm_sauce.activations.shards import read_index
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.data.samples import PictureFile, Sample
@@ -31,8 +32,7 @@ from vllm_sauce.learning.harvest.engine import HarvestEngine, HarvestRequest, ha
 from vllm_sauce.learning.harvest.folder import FAILURES_FILE, NumberedSample
 from vllm_sauce.scale.cluster import Resources
 
-REPO = Path(__file__).parents[3]
-TINY = REPO / "examples/tiny"
+TINY = ROOT / "examples/tiny"
 SITES = ("vision", "decoder.1")
 ENGINE = {
     "dtype": "float32",
@@ -204,7 +204,7 @@ def test_a_killed_actor_costs_no_sample_and_doubles_none(
 
 def test_the_driver_is_killed_and_the_harvest_goes_on(engine, tmp_path):
     out = tmp_path / "h"
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(out)], cwd=REPO)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(out)], cwd=ROOT)
     wait_until(lambda: indexes(out) or driver.poll() is not None)
     started = [p for a in actors(driver.pid) for p in (a, *a.children(recursive=True))]
     assert started
@@ -332,4 +332,4 @@ def test_one_process_imports_no_ray():
         "import sys, vllm_sauce.cli.harvest, vllm_sauce.learning.harvest.folder, "
         "vllm_sauce.scale.cluster; sys.exit('ray' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

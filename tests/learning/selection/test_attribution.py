@@ -3,11 +3,11 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.places import TINY
 from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.concepts_yaml import ConceptFile
@@ -22,7 +22,6 @@ from vllm_sauce.models.answer_tokens import beginnings
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 
-TINY = Path(__file__).parents[3] / "examples/tiny"
 DOMAINS = {"pig": "objects", "frog": "objects", "wood": "materials"}
 SITES = ("decoder.1", "vision")
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.activations.harvests import harvest_pictures
 from tests.cli.sauce import sauce
+from tests.places import TINY
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.data.concepts_yaml import ConceptFile
@@ -15,8 +16,6 @@ from vllm_sauce.evaluation.questions import Kind
 from vllm_sauce.learning.selection.select import causal_task
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.learning.selection.settings import SelectRequest
-
-TINY = Path(__file__).parents[3] / "examples/tiny"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from tests.plugin.support import REPO
+from tests.places import ROOT
 from vllm_sauce.errors import UnsupportedVLLMError
 from vllm_sauce.plugin import compat, hooks
 from vllm_sauce.plugin.compat import seam_check
@@ -238,9 +238,9 @@ def test_a_source_is_recorded_without_importing_it(tmp_path: Path) -> None:
     )
     script = tmp_path / "scripts" / "record_seams.py"
     script.parent.mkdir()
-    script.write_text((REPO / "scripts" / "record_seams.py").read_text())
+    script.write_text((ROOT / "scripts" / "record_seams.py").read_text())
     (tmp_path / "tests" / "plugin" / "compat").mkdir(parents=True)
-    (tmp_path / "vllm_sauce").symlink_to(REPO / "vllm_sauce")
+    (tmp_path / "vllm_sauce").symlink_to(ROOT / "vllm_sauce")
     done = subprocess.run(
         [sys.executable, script, tmp_path / "tree"], capture_output=True, text=True
     )
@@ -265,7 +265,7 @@ def test_a_source_is_recorded_without_importing_it(tmp_path: Path) -> None:
 
 def test_what_is_no_vllm_is_not_recorded(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, REPO / "scripts" / "record_seams.py", tmp_path],
+        [sys.executable, ROOT / "scripts" / "record_seams.py", tmp_path],
         capture_output=True,
         text=True,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import vllm_sauce
+from tests.places import TINY
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.errors import (
     BundleMismatchError,
@@ -20,7 +21,7 @@ from vllm_sauce.errors import (
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import flags, settings
 
-TINY = (Path(__file__).parents[3] / "examples/tiny").resolve()
+TINY = (TINY).resolve()
 SHIPPED = TINY / "bundle"
 SAUCE = ("--plugin", "sauce", "--sauce-bundle", str(SHIPPED))
 

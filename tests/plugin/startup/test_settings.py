@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from tests.places import TINY
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigError
 from vllm_sauce.plugin.startup import settings
 
-TINY = (Path(__file__).parents[3] / "examples/tiny").resolve()
+TINY = (TINY).resolve()
 
 # As vLLM's API server processes do it: plugins load while engine arguments are made.
 CHILD = """

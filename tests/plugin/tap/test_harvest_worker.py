@@ -15,8 +15,9 @@ import torch
 
 from tests.data.picture_kinds import claiming
 from tests.engines import starts_engine
+from tests.places import ROOT
 from tests.plugin.conftest import RUNNER
-from tests.plugin.support import LONG, MODEL, REPO, picture
+from tests.plugin.support import LONG, MODEL, picture
 from vllm_sauce.activations.shards import Role, read_index
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.data.samples import PictureFile, Sample
@@ -262,7 +263,7 @@ def test_killed_it_goes_on(engine, samples, harvested, tmp_path):
     )
     code = f"""
 import json, sys
-sys.path[:0] = [{str(REPO)!r}, {str(REPO / "kernels")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "kernels")!r}]
 from tests.plugin.tap.test_harvest_worker import *
 samples = tuple(
     Sample(key=key, prompt=words, picture=PictureFile(Path(file)) if file else None)
