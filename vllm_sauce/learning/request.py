@@ -11,7 +11,6 @@ from typing import Any
 
 from cyclopts import Parameter
 
-from vllm_sauce.bundle.served_sae import is_served_sae
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
@@ -84,6 +83,9 @@ class LearnRequest:
 
     def sae_path(self, site: str) -> Path:
         """Return where a site's SAE is once its stage is done."""
+        # Here: it brings pydantic, and the command's help reads this file.
+        from vllm_sauce.bundle.served_sae import is_served_sae
+
         given = self.saes.get(site)
         if given is not None and is_served_sae(Path(given)):
             return Path(given)
