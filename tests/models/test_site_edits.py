@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.tiny_world import random_sae
-from vllm_sauce.concepts import VISION, Concept, SiteEdit
-from vllm_sauce.models.site_edits import EditTensors, concept_edits
+from vllm_sauce.concepts import VISION, SiteEdit
+from vllm_sauce.models.site_edits import EditTensors, site_actions
 from vllm_sauce.sae import SAEWeights, reconstruct
 from vllm_sauce_kernels.masked_edit.reference import masked_edit_ref
 
@@ -68,13 +68,13 @@ def test_every_kind_of_sae_is_edited_in_proportion(kind):
     edit = SiteEdit(
         latents=(3, 11), gamma=(-0.5, 0.0), shift=(0.0, -1.0), gate=(0.5, 0)
     )
-    concept = Concept(name="c", domain="d", edits={VISION: edit})
+    edits = {VISION: edit}
     x = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(5))
     whole = reconstruct(sae, x, edit) - x
     assert whole.abs().max() > 0.1
     for strength in (0.25, 1.0, 3.0):
-        changed = concept_edits({VISION: sae}, concept, strength)[VISION](x)
+        changed = site_actions({VISION: sae}, edits, strength)[VISION](x)
         assert torch.allclose(changed - x, strength * whole, atol=1e-4)
-    half = concept_edits({VISION: sae}, concept, 1.0)[VISION](x.bfloat16())
+    half = site_actions({VISION: sae}, edits, 1.0)[VISION](x.bfloat16())
     assert half.dtype == torch.bfloat16
-    assert concept_edits({VISION: sae}, concept, 0) == {}
+    assert site_actions({VISION: sae}, edits, 0) == {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import Concept, SiteEdit
+from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct
 from vllm_sauce.unlearning.fp8 import rounded_rows
@@ -127,16 +127,16 @@ def at_strength(edit: SiteEdit, strength: float) -> SiteEdit:
     )
 
 
-def concept_edits(
+def site_actions(
     saes: Mapping[str, SAEWeights],
-    concept: Concept,
+    edits: Mapping[str, SiteEdit],
     strength: float,
     device: torch.device | None = None,
 ) -> dict[str, SiteAction]:
-    """Return what forgetting a concept does at each site; nothing at strength 0."""
+    """Return what edits do at each site; nothing at strength 0."""
     device = device or torch.device("cpu")
     found: dict[str, SiteAction] = {}
-    for site, edit in concept.edits.items() if strength else ():
+    for site, edit in edits.items() if strength else ():
         sae = saes[site]
         found[site] = (
             EditTensors.build(sae, edit, strength).to(device)

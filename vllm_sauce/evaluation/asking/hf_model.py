@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts import Catalogue, SiteEdit
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.evaluation.asking.asker import Answer, Ask, Place, Progress
 from vllm_sauce.evaluation.asking.shared_pictures import SharedPictures, shares_pictures
 from vllm_sauce.models.answer_tokens import Tokens
 from vllm_sauce.models.loaded_model import LoadedModel
-from vllm_sauce.models.site_edits import SiteAction, concept_edits
+from vllm_sauce.models.site_edits import SiteAction, site_actions
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.unlearning.mask import Mask
@@ -91,17 +91,16 @@ class ModelAsker:
         device = self.loaded.device
         if len(names) < 2:
             found = [self.catalogue.concept(name) for name in names]
-            return concept_edits(self.saes, found[0], strength, device) if found else {}
-        mask = Mask.of(((name, strength) for name in names), "")
-        edits = {}
+            edits = found[0].edits if found else {}
+            return site_actions(self.saes, edits, strength, device)
+        mask, together = Mask.of(((name, strength) for name in names), ""), {}
         for site in mask.sites(self.catalogue):
             rows = site_rows(mask, self.catalogue, site)
             gamma = tuple(1 + scale for scale in rows.scale)
-            edits[site] = SiteEdit(
+            together[site] = SiteEdit(
                 latents=rows.latents, gamma=gamma, shift=rows.shift, gate=rows.gate
             )
-        together = Concept(name="together", domain="", edits=edits)
-        return concept_edits(self.saes, together, 1.0, device)
+        return site_actions(self.saes, together, 1.0, device)
 
 
 class PlainPrompts:
