@@ -146,7 +146,8 @@ def caught_by(folder: Path, tests: Sequence[str], cache: Path) -> str | None:
         return None
     if done.returncode < 0:
         return f"signal {-done.returncode}, the end of the run"
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    # The name of a test may hold blanks; what was wrong would follow " - ".
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"pytest did not run:\n{done.stdout}\n{done.stderr}")
     return found[1].removeprefix("tests/")

@@ -8,6 +8,7 @@ changed places.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.plugin.support import Reply, cold, reply_of
 from tests.soak.inputs import Inputs
 from tests.soak.universe import Request
 from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.plugin.admission import refuse_unseen
 
 
 def asked(llm: Any, *requests: Request) -> list[Reply]:
@@ -69,3 +71,28 @@ def test_embeddings_under_a_vision_mask_are_refused(sauced: Any, concept: str) -
     while engine.has_unfinished_requests():
         answered += [out for out in engine.step() if out.finished]
     assert len(answered) == 1
+
+
+@pytest.mark.parametrize(
+    ("modality", "keys"),
+    [
+        ("image", ["image_embeds"]),
+        ("image", ["image_embeds", "pixel_values"]),
+        ("image", ["image_sizes"]),
+        ("video", ["pixel_values_videos"]),
+        ("audio", []),
+    ],
+)
+def test_only_pixels_are_taken(modality: str, keys: list[str]) -> None:
+    """Whatever their names: no data of another kind is a picture that can be edited."""
+    feature = SimpleNamespace(modality=modality, data=dict.fromkeys(keys))
+    with pytest.raises(InvalidRequestError, match="given as pixels"):
+        refuse_unseen([feature])
+
+
+@pytest.mark.parametrize(
+    "keys", [["pixel_values"], ["image_sizes", "pixel_values"], []]
+)
+def test_pixels_are_taken(keys: list[str]) -> None:
+    """Without data the engine core holds it, and looks."""
+    refuse_unseen([SimpleNamespace(modality="image", data=dict.fromkeys(keys))])

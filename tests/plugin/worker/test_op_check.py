@@ -129,6 +129,21 @@ def test_a_wrong_op_is_refused(
         check_op(table(dtype), masks(), SIZES, dtype)
 
 
+def test_a_bystander_that_is_edited_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the reference is computed for a few tokens, and not for that one."""
+    tokens = 513
+    compared = set(torch.linspace(0, tokens - 1, op_check._ROWS).long().tolist())
+
+    def edit_one_more(args: dict[str, Any]) -> None:
+        slots = args["slot_of_token"] = args["slot_of_token"].clone()
+        plain = (slots < 0).nonzero()[:, 0].tolist()
+        slots[next(at for at in plain if at not in compared)] = 1
+
+    monkeypatch.setattr(op_check, "run_edit", wrong(edit_one_more))
+    with pytest.raises(CanaryError, match="changes tokens that bear no mask"):
+        check_op(table(), masks(), (tokens,), torch.float32)
+
+
 def test_ranks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A TopK SAE whose op does not rank is found."""
 
