@@ -17,7 +17,7 @@ from tests.plugin.support import Reply, cold, reply_of
 from tests.soak.inputs import Inputs
 from tests.soak.universe import Request
 from vllm_sauce.errors import InvalidRequestError
-from vllm_sauce.plugin.admission import refuse_unseen
+from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
 
 
 def asked(llm: Any, *requests: Request) -> list[Reply]:
