@@ -20,11 +20,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts an engine; files with such tests come first.
 
     They take longest: whichever process is done first takes small files to the end.
+    First of all, and together, are those that share an engine: another's end would
+    take what every engine of a process stands on.
     """
     for item in items:
         mark_by_fixtures(item)
     starting = {item.path for item in items if item.get_closest_marker("engine")}
-    items.sort(key=lambda item: item.path not in starting)
+    items.sort(
+        key=lambda item: (
+            file_of(item.nodeid) not in SHARE_AN_ENGINE,
+            item.path not in starting,
+        )
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,6 +16,7 @@ from tests.engines import starts_engine
 from tests.plugin import test_engine, test_sae_kinds
 from tests.plugin.conftest import RUNNER, engine
 from tests.plugin.support import Ask, run, runner_of
+from vllm_sauce.plugin.worker.runtime import runtime_of
 from vllm_sauce_kernels.masked_edit import dispatch
 
 pytestmark = pytest.mark.skipif(RUNNER != "v2", reason="Triton is interpreted with V2")
@@ -50,7 +51,9 @@ def test_the_kernels_are_tritons(sauced: Any, launches: list[int]) -> None:
     launches.clear()
     run(sauced, [Ask(None, "what is it ?", ("read",), max_tokens=2)])
     assert len(launches) >= 2
-    (site,) = runner_of(sauced).model._sauce_runtime.decoder.values()
+    runtime = runtime_of(runner_of(sauced).model)
+    assert runtime is not None
+    (site,) = runtime.decoder.values()
     assert site.plan is not None
 
 

@@ -287,7 +287,7 @@ class Soak:
 
         encoder_cache.check_and_update_cache = check_and_count
 
-    def _saw_step(self, masks: Any, _: Any) -> None:
+    def _saw_step(self, masks: Any, *_: Any) -> None:
         self.counts["batches of several masks"] += len(set(masks)) > 1
 
     def _saw_pictures(self, identifiers: Any, *_: Any) -> None:

@@ -196,14 +196,15 @@ def test_a_plain_question_is_answered_the_same_in_any_company(engine):
 
 def test_whole_answers_are_read_token_by_token(engine):
     """What follows what is given is what follows the same words when said."""
-    written = Ask(question=about(3), max_tokens=3)
+    told = about(3, "Describe the picture.")
+    written = Ask(question=told, max_tokens=3)
     (said,) = engine.ask([written])
     first, second, third = said.said
     other = (first, second, third + 1)
     whole, rest = engine.ask(
         [
             replace(written, max_tokens=1, wanted=(said.said, other)),
-            Ask(question=about(3), begun=(first,), wanted=((second, third),)),
+            Ask(question=told, begun=(first,), wanted=((second, third),)),
         ]
     )
     assert whole.said == said.said and whole.says([said.said])
