@@ -127,8 +127,9 @@ def plain_round(llm: Any, path: Path, block: int, max_tokens: int) -> Spent:
 
 def start_warm(job: Any, path: str, ready: str) -> Any:
     """Start an actor's engine, warm it up, and note the time when it is ready."""
-    from vllm_sauce.batch.actor import answer_chunk, start_engine
+    from vllm_sauce.batch.actor import answer_chunk
     from vllm_sauce.batch.chunks import split_lines
+    from vllm_sauce.batch.engine import start_engine
 
     engine = start_engine(job)
     answer_chunk(job, engine, split_lines(Path(path), WARM_UP)[0])
@@ -148,7 +149,7 @@ def batch_round(
 ) -> Spent:
     """Return what `sauce batch` takes from its engine's readiness on."""
     from vllm_sauce.batch import job, progress, run
-    from vllm_sauce.batch.settings import Defaults
+    from vllm_sauce.batch.settings import BatchRequest, Defaults
     from vllm_sauce.scale.cluster import Resources
 
     class Clock(progress.Progress):
@@ -163,16 +164,18 @@ def batch_round(
     clock, ready, noted = Clock(), folder / "ready", list[float]()
     ready.unlink(missing_ok=True)
     threading.Thread(target=note_cpu, args=(ready, noted), daemon=True).start()
-    done = run.run(
-        job.make_job(
-            model=str(TINY / "model"),
-            source=path,
-            bundle=str(TINY / "bundle"),
-            defaults=Defaults(max_tokens=max_tokens),
-            engine_args=ENGINE,
-        ),
+    request = BatchRequest(
         path,
         folder / "out.parquet",
+        model=str(TINY / "model"),
+        bundle=str(TINY / "bundle"),
+        defaults=Defaults(max_tokens=max_tokens),
+        engine_args=ENGINE,
+    )
+    done = run.run(
+        job.make_job(request),
+        request.source,
+        request.out,
         resources=Resources() if on_ray else None,
         overwrite=True,
         progress=clock,

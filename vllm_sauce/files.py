@@ -20,9 +20,6 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 BOM = codecs.BOM_UTF8
 
-LOCK_FILE = ".lock"
-"""What is locked of a folder."""
-
 
 def read_lines(path: Path) -> list[str]:
     """Return a file's lines without their ends, which are \\n or \\r\\n.
@@ -71,6 +68,19 @@ def is_unicode(text: str) -> bool:
 def writable(text: str) -> str:
     """Return a text with half characters spelled out, as \\ud83d."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make a JSON object of its pairs: ``json.loads``' ``object_pairs_hook``.
+
+    Of two equal keys a parser keeps the last: a concept or mask would vanish silently.
+
+    Raises: ValueError
+    """
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return keys
 
 
 def file_sha256(path: Path) -> str:
@@ -138,7 +148,7 @@ def locked(
     false, if the folder cannot be written to, or if the file system has no locks
     """
     try:
-        file = (folder / LOCK_FILE).open("wb")
+        file = (folder / ".lock").open("wb")
     except OSError as reason:
         raise error(f"cannot write to {folder}: {reason}") from reason
     with file:

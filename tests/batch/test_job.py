@@ -13,7 +13,7 @@ import pytest
 from tests.places import TINY
 from vllm_sauce.batch.job import Job, identity, make_job
 from vllm_sauce.batch.run import chunks_at_once
-from vllm_sauce.batch.settings import Defaults
+from vllm_sauce.batch.settings import BatchRequest, Defaults
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.scale.cluster import Resources
 
@@ -25,7 +25,8 @@ def job(model: Path = TINY / "model", **changes: Any) -> Job:
         "defaults": Defaults(forget=("dog",)),
         "engine_args": {"seed": 0},
     }
-    return make_job(model=str(model), source=Path("in.jsonl"), **arguments | changes)
+    files = Path("in.jsonl"), Path("out.parquet")
+    return make_job(BatchRequest(*files, model=str(model), **arguments | changes))
 
 
 def test_everything_that_decides_answers_tells_runs_apart(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from tiny.pictures import PICTURE_FOLDER, shipped_pictures
-from vllm_sauce.data.labelled_pictures import PROMPT, read_labelled
+from vllm_sauce.data.labelled_pictures import read_labelled
+from vllm_sauce.data.samples import PROMPT
 from vllm_sauce.errors import ConfigError
 
 

@@ -6,8 +6,14 @@ import json
 import pytest
 
 from tests.places import TINY
-from vllm_sauce.data.sample_sources import PROMPT, find_samples
-from vllm_sauce.data.samples import PictureFile, Sample, distinct, open_picture
+from vllm_sauce.data.sample_sources import find_samples
+from vllm_sauce.data.samples import (
+    PROMPT,
+    PictureFile,
+    Sample,
+    distinct,
+    open_picture,
+)
 from vllm_sauce.errors import ActivationsError, ConfigError
 
 

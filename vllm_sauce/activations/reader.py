@@ -10,6 +10,7 @@ and any batch of it can be reached without reading those before.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,10 +64,10 @@ class ActivationReader:
             )
         self.store, self.batch_tokens, self.seed = store, batch_tokens, seed
         self.choice = choice or RowChoice()
+        size = store.shards[0].activations.element_size() if store.shards else 4
         # Two windows are alive: one is cut into batches while the next is read.
-        self.window_rows = max(
-            int(buffer_mib * 2**20 / 2 / _row_bytes(store)), BLOCKS_PER_WINDOW
-        )
+        fitting = int(buffer_mib * 2**20 / 2 / (store.d_model * size))
+        self.window_rows = max(fitting, BLOCKS_PER_WINDOW)
         self._blocks = self._find_blocks(self.window_rows // BLOCKS_PER_WINDOW)
         self._num_rows = int(self._blocks.count.sum())
         if self._num_rows < batch_tokens:
@@ -146,15 +147,14 @@ class ActivationReader:
         finally:
             reader.shutdown(cancel_futures=True)
 
-    def _window_numbers(self, epoch: int) -> Iterator[tuple[list[int], Integers]]:
+    def _window_numbers(self, first: int) -> Iterator[tuple[list[int], Integers]]:
         """Yield the seed and the blocks of each window from an epoch on."""
-        while True:
+        for epoch in itertools.count(first):
             order = self._order(np.random.default_rng([self.seed, epoch]))
             before = np.cumsum(self._blocks.count[order]) - self._blocks.count[order]
             window = before // self.window_rows
             for number, blocks in enumerate(_runs(window)):
                 yield [self.seed, epoch, number], order[blocks]
-            epoch += 1
 
     def _order(self, rng: np.random.Generator) -> Integers:
         """Return the blocks in random order, those of each shard evenly spread."""
@@ -183,7 +183,7 @@ class ActivationReader:
         shard = self.store.shards[self._blocks.shard[block]]
         start, stop = int(self._blocks.start[block]), int(self._blocks.stop[block])
         rows = shard.activations[start:stop]
-        rows = rows[torch.from_numpy(self.choice.mask(shard, start, stop))]
+        rows = rows[self.choice.mask(shard, start, stop)]
         if not rows.isfinite().all():
             raise ActivationsError(
                 f"{self.store.folder} has rows of {self.store.site} that are not "
@@ -195,8 +195,3 @@ class ActivationReader:
 def _runs(values: Integers) -> list[Integers]:
     """Return the places of each run of equal values."""
     return np.split(np.arange(len(values)), np.flatnonzero(np.diff(values)) + 1)
-
-
-def _row_bytes(store: ActivationStore) -> int:
-    size = store.shards[0].activations.element_size() if store.shards else 4
-    return store.d_model * size

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vllm_sauce.activations.shards import Role
-from vllm_sauce.activations.store import Shard
+from vllm_sauce.activations.shards import Role, Rows
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
 
@@ -40,7 +37,7 @@ class RowChoice:
         if not self.roles:
             raise ConfigError("roles must name at least one kind of token, got none")
 
-    def mask(self, shard: Shard, start: int, stop: int) -> NDArray[np.bool_]:
+    def mask(self, shard: Rows, start: int, stop: int) -> Tensor:
         """Return which rows of a shard's stretch are chosen. Shape [stop - start]"""
         chosen = torch.ones(stop - start, dtype=torch.bool)
         if len(self.roles) < len(Role):
@@ -51,15 +48,11 @@ class RowChoice:
         if self.held_out is not None:
             held_out = torch.isin(shard.sample[start:stop], self.held_out)
             chosen &= held_out == self.of_held_out
-        mask: NDArray[np.bool_] = chosen.numpy()
-        return mask
+        return chosen
 
 
 def parse_roles(names: Sequence[str]) -> frozenset[Role]:
-    """Return the roles of these names, all if there are none.
-
-    Raises: ConfigError
-    """
+    """Return the roles of these names, all if there are none. Raises: ConfigError"""
     known = {role.name.lower(): role for role in Role}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"a role is one of {', '.join(known)}, got {unknown[0]!r}")

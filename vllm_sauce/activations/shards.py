@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 HARVEST_FILE = "harvest.json"
 SAMPLES_FILE = "samples.jsonl"
+FORMAT = "vllm-sauce-activations"
 VERSION = 1
+ROW_TENSORS = ("activations", "sample", "position", "role")
+"""What a shard holds of each site: the fields of ``Rows``."""
 
 
 class Role(enum.IntEnum):
@@ -63,7 +66,7 @@ class SiteFormat(_Strict):
 class HarvestFile(_Strict):
     """harvest.json: equal for every run that adds to a folder."""
 
-    format: str = "vllm-sauce-activations"
+    format: str = FORMAT
     version: int = VERSION
     model: str
     """As it was given; the fingerprint is what is compared."""
@@ -103,10 +106,7 @@ class Rows:
 
 
 def read_harvest(folder: Path) -> HarvestFile:
-    """Read and check harvest.json.
-
-    Raises: ActivationsError
-    """
+    """Read and check harvest.json. Raises: ActivationsError"""
     path = folder / HARVEST_FILE
     try:
         parsed = HarvestFile.model_validate_json(path.read_bytes())
@@ -114,9 +114,9 @@ def read_harvest(folder: Path) -> HarvestFile:
         raise ActivationsError(f"no activations in {folder}: {error}") from error
     except ValidationError as error:
         raise ActivationsError(f"{path} is not valid: {error}") from error
-    if (parsed.format, parsed.version) != ("vllm-sauce-activations", VERSION):
+    if (parsed.format, parsed.version) != (FORMAT, VERSION):
         raise ActivationsError(
-            f"{path} must be vllm-sauce-activations version {VERSION}, got "
+            f"{path} must be {FORMAT} version {VERSION}, got "
             f"{parsed.format!r} version {parsed.version}"
         )
     return parsed
@@ -167,7 +167,7 @@ class ShardIndex:
         Call ``read_on`` before, in the same turn. Raises: OSError
         """
         start, _ = self._read.get(path, (0, 0))
-        line = (json.dumps(entry.model_dump(), separators=(",", ":")) + "\n").encode()
+        line = f"{entry.model_dump_json()}\n".encode()
         # Without a buffer, which would be written again when the file is closed.
         with path.open("ab", buffering=0) as file:
             file.truncate(start)
@@ -181,10 +181,7 @@ class ShardIndex:
 
 
 def check_shards(folder: Path, entries: list[ShardEntry]) -> None:
-    """Compare every shard with the hash its index holds.
-
-    Raises: ActivationsError
-    """
+    """Compare every shard with the hash its index holds. Raises: ActivationsError"""
     for entry in entries:
         path = folder / entry.file
         if not path.is_file() or file_sha256(path) != entry.sha256:

@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vllm_sauce.activations.shards import (
+    ROW_TENSORS,
     HarvestFile,
+    Rows,
     ShardEntry,
     check_shards,
     read_harvest,
@@ -23,35 +24,12 @@ from vllm_sauce.activations.shards import (
 )
 from vllm_sauce.errors import ActivationsError
 
-_STORED = {
-    "F32": (np.float32, torch.float32),
-    # NumPy has no bfloat16; the bits are the same.
-    "BF16": (np.int16, torch.bfloat16),
-    "F16": (np.float16, torch.float16),
-    "I32": (np.int32, torch.int32),
-    "U8": (np.uint8, torch.uint8),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One file's rows of one site; nothing is read until it is used."""
-
-    activations: Tensor
-    """[n, d_model], as stored, memory-mapped"""
-    sample: Tensor
-    """[n] int32"""
-    position: Tensor
-    """[n] int32"""
-    role: Tensor
-    """[n] uint8"""
-
 
 class ActivationStore:
     """All rows of a site in a harvest's folder, numbered through its shards."""
 
     def __init__(
-        self, harvest: HarvestFile, site: str, shards: Sequence[Shard], folder: Path
+        self, harvest: HarvestFile, site: str, shards: Sequence[Rows], folder: Path
     ) -> None:
         self.harvest, self.site, self.folder = harvest, site, folder
         self.shards = tuple(shards)
@@ -94,11 +72,9 @@ class ActivationStore:
         if not self.shards:
             empty = torch.zeros(0, dtype=torch.int32)
             return empty, empty, empty.to(torch.uint8)
-        return (
-            torch.cat([shard.sample for shard in self.shards]),
-            torch.cat([shard.position for shard in self.shards]),
-            torch.cat([shard.role for shard in self.shards]),
-        )
+        columns = ([s.sample, s.position, s.role] for s in self.shards)
+        sample, position, role = map(torch.cat, zip(*columns, strict=True))
+        return sample, position, role
 
     def rows(self, index: Tensor) -> Tensor:
         """Return activations by row number, in float32.
@@ -118,36 +94,19 @@ class ActivationStore:
         return list(sample_lines(self.folder))
 
 
-def _open_shard(folder: Path, entry: ShardEntry, site: str, d_model: int) -> Shard:
+def _open_shard(folder: Path, entry: ShardEntry, site: str, d_model: int) -> Rows:
+    """Map one file's rows of one site into memory; nothing is read until it is used."""
     path = folder / entry.file
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        tensors = {
-            name: _mapped(path, header[f"{site}:{name}"], 8 + length)
-            for name in ("activations", "sample", "position", "role")
-        }
-    except (OSError, ValueError, KeyError, MemoryError) as error:
+        with safe_open(path, framework="pt") as file:
+            rows = Rows(*(file.get_tensor(f"{site}:{name}") for name in ROW_TENSORS))
+    except (OSError, SafetensorError) as error:
         raise ActivationsError(f"{path} is missing or damaged: {error!r}") from error
-    shard = Shard(**tensors)
     count = entry.tokens[site]
-    lengths = {len(shard.sample), len(shard.position), len(shard.role)}
-    if shard.activations.shape != (count, d_model) or lengths != {count}:
+    lengths = {len(rows.sample), len(rows.position), len(rows.role)}
+    if rows.activations.shape != (count, d_model) or lengths != {count}:
         raise ActivationsError(
             f"{path} must hold {count} rows of width {d_model} for {site}, got "
-            f"{tuple(shard.activations.shape)}"
+            f"{tuple(rows.activations.shape)}"
         )
-    return shard
-
-
-def _mapped(path: Path, entry: dict[str, Any], data_start: int) -> Tensor:
-    """Return a tensor of a safetensors file without reading it."""
-    stored, dtype = _STORED[entry["dtype"]]
-    start, stop = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if not stop - start:
-        return torch.zeros(shape, dtype=dtype)
-    # Copy on write: torch wants writable memory, the file stays as it is.
-    array = np.memmap(path, stored, "c", data_start + start, shape)
-    return torch.from_numpy(array).view(dtype)
+    return rows

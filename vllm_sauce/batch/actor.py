@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vllm_sauce.batch.chunks import Chunk, read_chunk
-from vllm_sauce.batch.engine import Engine, failed, start_llm
+from vllm_sauce.batch.engine import failed
 from vllm_sauce.batch.job import Job
 from vllm_sauce.batch.output import Answer, encode_part
 from vllm_sauce.batch.rows import Question, read_row, row_id
@@ -20,11 +20,6 @@ class Answerer(Protocol):
 
     def answer(self, questions: list[Question]) -> list[Answer]:
         """Return them in any order."""
-
-
-def start_engine(job: Job) -> Answerer:
-    """Start vLLM for a job."""
-    return Engine(start_llm(job))
 
 
 class ChunkActor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,6 @@ class Chunk:
     num_bytes: int
     """Bytes in JSON lines; 0 in a copy."""
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Return a form that Ray Data takes as a row."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
@@ -54,10 +51,7 @@ class Numbered:
 
 
 def is_parquet(path: Path) -> bool:
-    """Tell the kind of an input by its name.
-
-    Raises: ConfigError
-    """
+    """Tell the kind of an input by its name. Raises: ConfigError"""
     if path.suffix in (".jsonl", ".ndjson"):
         return False
     if path.suffix == ".parquet":
@@ -66,10 +60,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def input_sha256(path: Path) -> str:
-    """Return the SHA-256 of the input's bytes.
-
-    Raises: ConfigError
-    """
+    """Return the SHA-256 of the input's bytes. Raises: ConfigError"""
     try:
         return file_sha256(path)
     except OSError as error:
@@ -77,20 +68,23 @@ def input_sha256(path: Path) -> str:
 
 
 def split_lines(path: Path, rows_per_chunk: int) -> list[Chunk]:
-    """Cut JSON lines into chunks; one pass, nothing is kept but the places."""
+    """Cut JSON lines into chunks; one pass, a chunk at a time in memory."""
     chunks: list[Chunk] = []
-    first = rows = offset = start = 0
-    number = -1
+    first = offset = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file):
-            offset += len(line)
-            rows += bool(_without_mark(line).strip())
-            if number + 1 - first == rows_per_chunk:
-                chunks.append(_lines(path, first, rows, start, offset))
-                first, rows, start = number + 1, 0, offset
-    if number >= first:
-        chunks.append(_lines(path, first, rows, start, offset))
-    return [chunk for chunk in chunks if chunk.rows]
+        while lines := list(islice(file, rows_per_chunk)):
+            chunk = Chunk(
+                first=first,
+                rows=sum(not _is_blank(line) for line in lines),
+                path=str(path.resolve()),
+                offset=offset,
+                num_bytes=sum(map(len, lines)),
+            )
+            if chunk.rows:
+                chunks.append(chunk)
+            first += len(lines)
+            offset += chunk.num_bytes
+    return chunks
 
 
 def split_parquet(
@@ -115,9 +109,17 @@ def split_parquet(
             pa.OSFile(str(spool), "wb") as file,
             pa.ipc.new_file(file, plain) as writer,
         ):
-            for batch in _regrouped(source, rows_per_chunk, plain):
+            for table in _regrouped(source, rows_per_chunk, plain):
+                (batch,) = table.combine_chunks().to_batches()
                 writer.write_batch(batch)
-                chunks.append(_batch(spool, first, batch.num_rows, len(chunks)))
+                chunk = Chunk(
+                    first=first,
+                    rows=batch.num_rows,
+                    path=str(spool.resolve()),
+                    offset=len(chunks),
+                    num_bytes=0,
+                )
+                chunks.append(chunk)
                 first += batch.num_rows
     except pa.ArrowException as error:
         raise ConfigError(
@@ -135,7 +137,7 @@ def read_chunk(chunk: Chunk) -> Iterator[Numbered]:
         file.seek(chunk.offset)
         lines = file.read(chunk.num_bytes).split(b"\n")
     for number, line in enumerate(lines, chunk.first):
-        if not _without_mark(line).strip():
+        if _is_blank(line):
             continue
         try:
             yield Numbered(number, parse_line(line))
@@ -143,23 +145,8 @@ def read_chunk(chunk: Chunk) -> Iterator[Numbered]:
             yield Numbered(number, None, error)
 
 
-def _without_mark(line: bytes) -> bytes:
-    return line.removeprefix(BOM)
-
-
-def _lines(path: Path, first: int, rows: int, start: int, end: int) -> Chunk:
-    return Chunk(
-        first=first,
-        rows=rows,
-        path=str(path.resolve()),
-        offset=start,
-        num_bytes=end - start,
-    )
-
-
-def _batch(spool: Path, first: int, rows: int, index: int) -> Chunk:
-    path = str(spool.resolve())
-    return Chunk(first=first, rows=rows, path=path, offset=index, num_bytes=0)
+def _is_blank(line: bytes) -> bool:
+    return not line.removeprefix(BOM).strip()
 
 
 def _check_columns(found: list[str], columns: set[str]) -> None:
@@ -200,25 +187,18 @@ def _plain(kind: Any) -> Any:
 
 
 def _regrouped(source: Any, rows_per_chunk: int, plain: Any) -> Iterator[Any]:
-    """Yield record batches of exactly so many rows: parquet's stop at row groups."""
+    """Yield tables of exactly so many rows: parquet's batches stop at row groups."""
     import pyarrow as pa
 
-    waiting: list[Any] = []
-    count = 0
+    rest = plain.empty_table()
     for batch in source.iter_batches(batch_size=rows_per_chunk):
-        waiting.append(batch)
-        count += batch.num_rows
-        while count >= rows_per_chunk:
-            table = pa.Table.from_batches(waiting)
-            yield _one_batch(table.slice(0, rows_per_chunk), plain)
-            waiting = table.slice(rows_per_chunk).to_batches()
-            count -= rows_per_chunk
-    if count:
-        yield _one_batch(pa.Table.from_batches(waiting), plain)
-
-
-def _one_batch(table: Any, plain: Any) -> Any:
-    return table.select(plain.names).cast(plain).combine_chunks().to_batches()[0]
+        table = pa.Table.from_batches([batch]).select(plain.names).cast(plain)
+        rest = pa.concat_tables([rest, table])
+        while rest.num_rows >= rows_per_chunk:
+            yield rest.slice(0, rows_per_chunk)
+            rest = rest.slice(rows_per_chunk)
+    if rest.num_rows:
+        yield rest
 
 
 def _read_batch(chunk: Chunk) -> Iterator[Numbered]:

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_sauce.batch.job import Job
@@ -32,59 +32,13 @@ _WAITING = 2
 the next one's pictures are ready. Bounds the memory that pictures take."""
 
 
-def start_llm(job: Job) -> Any:
-    """Start vLLM with the job's model and bundle; the engine dies with this process.
-
-    Raises: BundleMismatchError if the engine runs with another bundle, or none
-    """
-    orphans.tie_children()
-    from vllm import LLM
-
-    additional = {"sauce": job.sauce.to_mapping()} if job.sauce else None
-    arguments: dict[str, Any] = {"disable_log_stats": True, **job.engine_args}
-    llm = LLM(model=job.model, additional_config=additional, **arguments)
-    found = _digest(llm)
-    if found != job.digest:
-        raise BundleMismatchError(
-            f"the engine runs with bundle {found}, wanted {job.digest}; is "
-            "vllm-sauce left out of VLLM_PLUGINS, or the bundle another one here?"
-        )
-    return llm
-
-
-def _digest(llm: Any) -> str | None:
-    # Written by the plugin when it placed its hooks: without it, nothing is edited.
-    additional = llm.llm_engine.vllm_config.additional_config
-    section = additional.get("sauce") if isinstance(additional, dict) else None
-    return section.get("digest") if section else None
-
-
 @dataclass(slots=True)
 class _Waiting:
     """A row in the engine, and where its answer goes."""
 
     question: Question
     mask: Mask | None
-    call: _Collected
-
-
-class _Collected:
-    """The answers of one call, which is over when none is missing."""
-
-    def __init__(self, count: int) -> None:
-        self.answers: list[Answer] = []
-        self.missing = count
-        self.future: Future[list[Answer]] = Future()
-
-    def add(self, answer: Answer) -> None:
-        self.answers.append(answer)
-        self.missing -= 1
-        if not self.missing:
-            self.future.set_result(self.answers)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+    answer: Future[Answer] = field(default_factory=Future)
 
 
 class Engine:
@@ -106,21 +60,18 @@ class Engine:
         Raises: ActorDiedError if vLLM died, before or meanwhile
         """
         refused: list[Answer] = []
-        asked: list[tuple[Question, Mask | None]] = []
+        asked: list[_Waiting] = []
         for question in questions:
             try:
-                asked.append((question, self._mask(question)))
+                asked.append(_Waiting(question, self._mask(question)))
             except SauceError as error:
                 # Never seen by the engine: a mask nobody knows is no mask.
                 refused.append(failed(question.number, question.id, error))
-        if not asked:
-            return refused
-        collected = _Collected(len(asked))
-        for question, mask in asked:
-            self._queue.put(_Waiting(question, mask, collected))
-        if self._dead is not None:
+        for waiting in asked:
+            self._queue.put(waiting)
+        if asked and self._dead is not None:
             raise self._dead
-        return refused + collected.future.result()
+        return refused + [waiting.answer.result() for waiting in asked]
 
     def _mask(self, question: Question) -> Mask | None:
         if self._admission is not None:
@@ -138,7 +89,7 @@ class Engine:
                 for output in self._llm.llm_engine.step():
                     if output.finished:
                         waiting = self._inside[output.request_id]
-                        waiting.call.add(self._answer(waiting, output))
+                        waiting.answer.set_result(self._answer(waiting, output))
                         del self._inside[output.request_id]
         except BaseException as error:
             self._die(error)
@@ -153,7 +104,7 @@ class Engine:
             while True:
                 left.append(self._queue.get_nowait())
         for waiting in left:
-            waiting.call.fail(self._dead)
+            waiting.answer.set_exception(self._dead)
 
     def _feed(self) -> None:
         """Give the engine what waits, up to the bound; wait if it has nothing to do."""
@@ -170,7 +121,7 @@ class Engine:
                     self._queue.put(waiting)
                     raise
                 question = waiting.question
-                waiting.call.add(failed(question.number, question.id, error))
+                waiting.answer.set_result(failed(question.number, question.id, error))
 
     def _enqueue(self, question: Question) -> str:
         from vllm import SamplingParams
@@ -200,6 +151,29 @@ class Engine:
             mask_id=mask.mask_id if mask else None,
             bundle=self._admission.bundle.digest if self._admission else None,
         )
+
+
+def start_engine(job: Job) -> Engine:
+    """Start vLLM with the job's model and bundle; it dies with this process.
+
+    Raises: BundleMismatchError if the engine runs with another bundle, or none
+    """
+    orphans.tie_children()
+    from vllm import LLM
+
+    additional = {"sauce": job.sauce.to_mapping()} if job.sauce else None
+    arguments: dict[str, Any] = {"disable_log_stats": True, **job.engine_args}
+    llm = LLM(model=job.model, additional_config=additional, **arguments)
+    # Written by the plugin when it placed its hooks: without it, nothing is edited.
+    given = llm.llm_engine.vllm_config.additional_config
+    section = given.get("sauce") if isinstance(given, dict) else None
+    found = section.get("digest") if section else None
+    if found != job.digest:
+        raise BundleMismatchError(
+            f"the engine runs with bundle {found}, wanted {job.digest}; is "
+            "vllm-sauce left out of VLLM_PLUGINS, or the bundle another one here?"
+        )
+    return Engine(llm)
 
 
 def failed(row: int, name: str | None, error: Exception) -> Answer:

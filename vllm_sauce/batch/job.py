@@ -12,8 +12,8 @@ from typing import Any
 
 from vllm_sauce import __version__
 from vllm_sauce.batch.rows import Row
-from vllm_sauce.batch.settings import Defaults
-from vllm_sauce.bundle import Bundle, hub
+from vllm_sauce.batch.settings import BatchRequest, Defaults
+from vllm_sauce.bundle import hub
 from vllm_sauce.bundle.fingerprint import weights_sha256
 from vllm_sauce.client import check_strength, forget
 from vllm_sauce.config import SauceConfig
@@ -23,7 +23,7 @@ from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.plugin.startup import settings
 
-_OURS = ("additional_config", "model")
+_OURS = {"additional_config", "model"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,36 +47,30 @@ class Job:
     """Arguments of vLLM's ``LLM``, besides model and bundle."""
 
 
-def make_job(
-    *,
-    model: str,
-    source: Path,
-    bundle: str | None,
-    defaults: Defaults,
-    engine_args: Mapping[str, Any],
-) -> Job:
+def make_job(request: BatchRequest) -> Job:
     """Check all that can be checked before an engine starts.
 
     Raises: ConfigError, BundleError, RequestError
     """
+    model, defaults = request.model, request.defaults
     _check_defaults(defaults)
-    clash = sorted(set(engine_args) & set(_OURS))
-    if clash:
+    if clash := sorted(request.engine_args.keys() & _OURS):
         raise ConfigError(f"{clash[0]!r} is no engine argument here; see --help")
-    pinned = dict(engine_args)
+    pinned = dict(request.engine_args)
+    is_folder = Path(model).is_dir()
     model_dir = compat.local_model_dir(model, pinned.get("revision"))
-    if not Path(model).is_dir():
+    if not is_folder:
         # A branch may move while the run is interrupted; its commit does not.
         pinned["revision"] = (
             model_dir.name if model_dir else _commit(model, pinned.get("revision"))
         )
-    sauce, digest = _sauce(bundle, model_dir, defaults)
+    sauce, digest = _sauce(request.bundle, model_dir, defaults)
     return Job(
-        model=str(Path(model).resolve()) if Path(model).is_dir() else model,
+        model=str(Path(model).resolve()) if is_folder else model,
         sauce=sauce,
         digest=digest,
         defaults=defaults,
-        folder=str(source.resolve().parent),
+        folder=str(request.source.resolve().parent),
         engine_args=pinned,
     )
 
@@ -129,23 +123,16 @@ def _sauce(
     name = str(given.get("bundle") or "")
     path = settings.locate_bundle(given, model_dir)
     local = SauceConfig.from_mapping({**given, "bundle": path})
-    loaded = _checked_bundle(local, model_dir, defaults)
-    if hub.is_hub_name(name):
-        # Other machines fetch the same commit; this one's path says nothing to them.
-        path = f"{hub.HubName.parse(name).repo}@{Path(path).name}"
-    return SauceConfig.from_mapping({**given, "bundle": path}), loaded.digest
-
-
-def _checked_bundle(
-    config: SauceConfig, model_dir: Path | None, defaults: Defaults
-) -> Bundle:
-    """Load the bundle, which must be the model's and have all the run forgets."""
-    admission = Admission.open(config)
+    # It must be the model's, and have all that the run forgets.
+    admission = Admission.open(local)
     if model_dir is not None:
         admission.bundle.check_model(model_dir)
     names = defaults.forget
     admission.resolve(forget(*names, strength=defaults.strength) if names else None)
-    return admission.bundle
+    if hub.is_hub_name(name):
+        # Other machines fetch the same commit; this one's path says nothing to them.
+        path = f"{hub.HubName.parse(name).repo}@{Path(path).name}"
+    return SauceConfig.from_mapping({**given, "bundle": path}), admission.bundle.digest
 
 
 def _commit(model: str, revision: str | None) -> str:
@@ -163,11 +150,9 @@ def _commit(model: str, revision: str | None) -> str:
 
 
 def _model_identity(folder: Path) -> dict[str, str | None]:
-    small = sorted(
-        path
+    small = {
+        path.name: file_sha256(path)
         for pattern in ("*.json", "*.jinja", "*.model", "*.txt")
         for path in folder.glob(pattern)
-    )
-    return {"weights": weights_sha256(folder)} | {
-        path.name: file_sha256(path) for path in small
     }
+    return {"weights": weights_sha256(folder)} | small

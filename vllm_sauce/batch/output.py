@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,10 @@ _PART = re.compile(r"part-(\d{12})-([0-9a-f]{16})\.parquet")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One row of the result: an answer, or an error and no answer."""
+    """A row of the result, its fields the columns: an answer, or an error and none."""
 
     row: int
     id: str | None
-    meta: str | None = None
     text: str | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None
@@ -44,6 +43,7 @@ class Answer:
     bundle: str | None = None
     """Digest of the bundle the mask is of."""
 
+    meta: str | None = None
     error: str | None = None
     """Class of the error; None for an answer."""
 
@@ -55,20 +55,15 @@ def schema() -> Any:
     import pyarrow as pa
 
     mask = pa.list_(pa.struct([("concept", pa.string()), ("strength", pa.float64())]))
+    types = {
+        "int": pa.int64(),
+        "str": pa.string(),
+        "tuple[tuple[str, float], ...]": mask,
+    }
     return pa.schema(
         [
-            ("row", pa.int64()),
-            ("id", pa.string()),
-            ("text", pa.string()),
-            ("finish_reason", pa.string()),
-            ("prompt_tokens", pa.int64()),
-            ("output_tokens", pa.int64()),
-            ("forget", mask),
-            ("mask_id", pa.string()),
-            ("bundle", pa.string()),
-            ("meta", pa.string()),
-            ("error", pa.string()),
-            ("message", pa.string()),
+            (field.name, types[str(field.type).removesuffix(" | None")])
+            for field in fields(Answer)
         ]
     )
 
@@ -78,14 +73,9 @@ def encode_part(answers: Sequence[Answer]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = schema().names
-    rows = [
-        {name: getattr(answer, name) for name in names}
-        | {"forget": [{"concept": c, "strength": s} for c, s in answer.forget]}
-        for answer in sorted(answers, key=lambda answer: answer.row)
-    ]
+    rows = map(asdict, sorted(answers, key=lambda answer: answer.row))
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), buffer)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), buffer)
     return buffer.getvalue()
 
 
@@ -144,17 +134,11 @@ class Parts:
         return found
 
     def add(self, first: int, part: bytes) -> Path:
-        """Write a part: whole and on the disk, or not there.
-
-        Raises: BatchError
-        """
+        """Write a part: whole and on the disk, or not there. Raises: BatchError"""
         return self.write(f"part-{first:012d}-{_digest(part)}.parquet", part)
 
     def write(self, name: str, content: bytes) -> Path:
-        """Write a file of the folder, whole or not at all.
-
-        Raises: BatchError
-        """
+        """Write a file of the folder, whole or not at all. Raises: BatchError"""
         path = self.folder / name
         with writing(path), replaced(path) as fresh:
             fresh.write_bytes(content)
@@ -181,9 +165,10 @@ class Parts:
             for table in _joined(parts, chunks):
                 good = table.filter(table["error"].is_null())
                 writer.write_table(good.select(kept.names))
-                for row in table.filter(table["error"].is_valid()).to_pylist():
-                    lines.write(_failure_line(row))
-                    failed += 1
+                bad = table.filter(table["error"].is_valid())
+                for row in bad.select(("row", "id", *_OF_FAILURES)).to_pylist():
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                failed += bad.num_rows
         return failed
 
     def remove(self) -> None:
@@ -204,11 +189,6 @@ def _joined(parts: Mapping[int, Path], chunks: Sequence[Chunk]) -> Iterator[Any]
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting)
-
-
-def _failure_line(row: Mapping[str, Any]) -> str:
-    kept = {name: row[name] for name in ("row", "id", "error", "message")}
-    return json.dumps(kept, ensure_ascii=False) + "\n"
 
 
 def _checked(path: Path | None, chunk: Chunk) -> Any:

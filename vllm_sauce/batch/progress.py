@@ -31,32 +31,27 @@ class Bar(Progress):
     """A bar with the rate and the time that is left."""
 
     def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
         super().__init__()
-        self._console = console
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows  {task.fields[rate]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("starting", rate="")
         self._started_s: float | None = None
-        self._bar: Any = None
-        self._task: Any = None
         self._first = 0
 
     @contextmanager
     def shown(self, total: int, done: int) -> Iterator[None]:
         """Show the bar until the block ends."""
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-
-        with super().shown(total, done):
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("rows  {task.fields[rate]}"),
-                console=self._console,
-            )
-            with self._bar:
-                self._task = self._bar.add_task(
-                    "starting", total=total, completed=done, rate=""
-                )
-                yield
+        self._bar.update(self._task, total=total, completed=done)
+        with super().shown(total, done), self._bar:
+            yield
 
     def advance(self, rows: int, failed: int) -> None:
         """Move the bar."""

@@ -9,22 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vllm_sauce.batch.pictures import read_picture
 from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.client import forget
 from vllm_sauce.errors import InvalidRequestError
-from vllm_sauce.files import check_unicode, writable
+from vllm_sauce.files import check_unicode, distinct_keys, writable
 
 _EXACT = 2**53
 """Whole numbers below are exact as floats."""
+
+_SAMPLING = {"max_tokens", "temperature", "top_p", "seed", "stop"}
+"""Fields of a row that ``SamplingParams`` takes."""
 
 
 def _whole(value: object) -> object:
@@ -91,13 +88,10 @@ class Question:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Read one line of JSON.
-
-    Raises: InvalidRequestError
-    """
+    """Read one line of JSON. Raises: InvalidRequestError"""
     try:
         # Files that were joined have a mark inside, too.
-        data = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
+        data = json.loads(line.decode("utf-8-sig"), object_pairs_hook=distinct_keys)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the line is not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -155,11 +149,6 @@ def _validated(data: Mapping[str, Any], forget_column: str) -> Row:
             raise InvalidRequestError(
                 f"the masks are in {forget_column!r}, but the row has 'forget' too"
             )
-        if forget_column in Row.model_fields:
-            raise InvalidRequestError(
-                f"{forget_column!r} has a meaning of its own; call the masks' "
-                "column otherwise"
-            )
         if forget_column in named:
             named["forget"] = named.pop(forget_column)
     try:
@@ -176,16 +165,9 @@ def _first_errors(error: ValidationError) -> str:
 
 
 def _sampling(row: Row, defaults: Defaults) -> dict[str, Any]:
-    given = {
-        "max_tokens": row.max_tokens or defaults.max_tokens,
-        "temperature": (
-            defaults.temperature if row.temperature is None else row.temperature
-        ),
-        "top_p": row.top_p,
-        "seed": row.seed,
-        "stop": row.stop,
-    }
-    return {name: value for name, value in given.items() if value is not None}
+    own = row.model_dump(include=_SAMPLING, exclude_none=True)
+    run = {"max_tokens": defaults.max_tokens, "temperature": defaults.temperature}
+    return run | own
 
 
 def _extra_args(row: Row, defaults: Defaults) -> dict[str, object] | None:
@@ -265,11 +247,3 @@ def _as_json(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(f"meta must be JSON: {error}") from None
-
-
-def _distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # Of two equal keys a JSON parser keeps the last: a mask would vanish silently.
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return keys

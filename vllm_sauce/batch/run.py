@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.batch.actor import ChunkActor, start_engine
+from vllm_sauce.batch.actor import ChunkActor
 from vllm_sauce.batch.chunks import (
     SPOOL,
     Chunk,
@@ -17,6 +17,7 @@ from vllm_sauce.batch.chunks import (
     split_lines,
     split_parquet,
 )
+from vllm_sauce.batch.engine import start_engine
 from vllm_sauce.batch.job import Job, identity
 from vllm_sauce.batch.output import Parts, writing
 from vllm_sauce.batch.progress import Progress
@@ -79,35 +80,21 @@ def run(
     with parts.opened(of, overwrite=overwrite):
         chunks = _chunks(source, rows_per_part, parts.folder, job)
         finished = parts.finished(chunks)
-        resumed = sum(chunk.rows for chunk in chunks if chunk.first in finished)
+        left = {chunk.first: chunk for chunk in chunks if chunk.first not in finished}
         rows = sum(chunk.rows for chunk in chunks)
+        resumed = rows - sum(chunk.rows for chunk in left.values())
         with progress.shown(rows, resumed):
-            left = [chunk for chunk in chunks if chunk.first not in finished]
-            if left:
-                _answer(job, start, left, resources, parts, finished, progress)
+            for part in _results(job, start, list(left.values()), resources):
+                first = part["first"]
+                # A chunk that was begun anew may be finished twice.
+                if first not in finished:
+                    finished[first] = parts.add(first, part["part"])
+                    progress.advance(left[first].rows, part["failed"])
         failed = parts.merge(finished, chunks)
         parts.remove()
     return Summary(
         rows=rows, failed=failed, resumed=resumed, out=out, failures=parts.failures
     )
-
-
-def _answer(
-    job: Job,
-    start: Callable[[Job], Any],
-    chunks: Sequence[Chunk],
-    resources: Resources | None,
-    parts: Parts,
-    finished: dict[int, Path],
-    progress: Progress,
-) -> None:
-    rows_of = {chunk.first: chunk.rows for chunk in chunks}
-    for part in _results(job, start, chunks, resources):
-        first = part["first"]
-        if first in finished:
-            continue
-        finished[first] = parts.add(first, part["part"])
-        progress.advance(rows_of[first], part["failed"])
 
 
 def _results(
@@ -117,7 +104,9 @@ def _results(
     resources: Resources | None,
 ) -> Iterator[dict[str, Any]]:
     """Yield what each chunk came to, from here or from Ray's actors."""
-    rows = [chunk.to_mapping() for chunk in chunks]
+    if not chunks:
+        return
+    rows = [asdict(chunk) for chunk in chunks]
     most = max(chunk.rows for chunk in chunks)
     if resources is None:
         import torch

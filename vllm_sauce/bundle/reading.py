@@ -28,7 +28,7 @@ from vllm_sauce.concepts import (
     decoder_layer_idx,
 )
 from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigError
-from vllm_sauce.files import file_sha256
+from vllm_sauce.files import distinct_keys, file_sha256
 
 BUNDLE_FILE = "bundle.json"
 
@@ -85,7 +85,7 @@ def parse(raw: bytes, source: Path) -> Parsed:
 
 def _parse_json(raw: bytes, source: Path) -> BundleFile:
     try:
-        data = json.loads(raw, object_pairs_hook=_distinct_keys)
+        data = json.loads(raw, object_pairs_hook=distinct_keys)
     except (ValueError, RecursionError) as error:
         raise BundleCorruptError(f"{source} is not whole JSON: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -116,7 +116,7 @@ def read_concepts(path: str | Path) -> Catalogue:
     except OSError as error:
         raise BundleNotFoundError(f"no catalogue at {path}: {error}") from error
     try:
-        json.loads(raw, object_pairs_hook=_distinct_keys)
+        json.loads(raw, object_pairs_hook=distinct_keys)
         entries = TypeAdapter(dict[str, ConceptFile]).validate_json(raw)
         return Catalogue(entry.concept(name) for name, entry in entries.items())
     except (ValueError, RecursionError) as error:
@@ -163,14 +163,6 @@ def _identity(path: Path) -> tuple[int, ...]:
     # Any write sets the last one, which nobody can set back.
     times = found.st_mtime_ns, found.st_ctime_ns
     return (found.st_dev, found.st_ino, found.st_size, *times)
-
-
-def _distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # Of two equal keys a JSON parser keeps the last: a concept would vanish silently.
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return keys
 
 
 def _check_sites(parsed: BundleFile) -> None:

@@ -21,13 +21,7 @@ def batch(request: BatchRequest) -> int:
 
     try:
         done = run.run(
-            job.make_job(
-                model=request.model,
-                source=request.source,
-                bundle=request.bundle,
-                defaults=request.defaults,
-                engine_args=request.engine_args,
-            ),
+            job.make_job(request),
             request.source,
             request.out,
             resources=actors_wanted(request.resources),

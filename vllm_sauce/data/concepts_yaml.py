@@ -99,10 +99,7 @@ class ConceptFile:
         return file
 
     def samples(self, split: str | None = None) -> list[Sample]:
-        """Return all samples of one split or all, each key once.
-
-        Raises: ConfigError
-        """
+        """Return all samples of one split or all, each key once. Raises: ConfigError"""
         chosen = _of_split(self.examples, split)
         return [sample for example in chosen for sample in example.samples()]
 
@@ -114,10 +111,7 @@ class ConceptFile:
         return {domain: tuple(names) for domain, names in grouped.items()}
 
     def questions(self, domain: str) -> Questions:
-        """Return how a domain's concepts are asked for.
-
-        Raises: ConfigError
-        """
+        """Return how a domain's concepts are asked for. Raises: ConfigError"""
         for concept in self.concepts.values():
             if concept.domain == domain:
                 return concept.questions
@@ -166,9 +160,10 @@ class _Reader:
             self._read_sources(name, "positive", entry.positive)
             self._read_sources(name, "negative", entry.negative)
         self._check_contradictions()
-        self._check_there()
+        signed = {name: self._signed(name) for name in self.file.concepts}
+        self._check_there(signed)
         examples = self._examples()
-        concepts = {name: self._concept(name, examples) for name in self.file.concepts}
+        concepts = {n: self._concept(n, examples, *signed[n]) for n in signed}
         used = {e.digest for c in concepts.values() for e in (*c.positive, *c.negative)}
         kept = tuple(e for e in examples.values() if e.digest in used)
         return ConceptFile(self.path, concepts, kept, self.failed)
@@ -307,9 +302,14 @@ class _Reader:
             return positive, [d for d, f in self.found.items() if name in f.absent]
         return positive, self._other_examples(name, positive)
 
-    def _concept(self, name: str, examples: Mapping[str, Example]) -> ConceptExamples:
+    def _concept(
+        self,
+        name: str,
+        examples: Mapping[str, Example],
+        positive: Sequence[str],
+        negative: Sequence[str],
+    ) -> ConceptExamples:
         entry = self.file.concepts[name]
-        positive, negative = self._signed(name)
         for what, digests in (("positive", positive), ("negative", negative)):
             self._check_count(name, what, [examples[d].split for d in digests])
         domain = self._domain(entry)
@@ -334,21 +334,15 @@ class _Reader:
             and (found.raw.picture is None) in pictures
         ]
 
-    def _check_there(self) -> None:
+    def _check_there(self, signed: Mapping[str, Sequence[Sequence[str]]]) -> None:
         """Refuse concepts without any example with, or without, them."""
-        signed = {name: self._signed(name) for name in self.file.concepts}
-        for name, (positive, _) in signed.items():
-            if not positive:
-                table = "; no row of pictures names it" if self.file.pictures else ""
-                raise self._error(
-                    ("concepts", name), f"no positive example{table}; give positive"
-                )
-        for name, (_, negative) in signed.items():
-            if not negative:
-                raise self._error(
-                    ("concepts", name),
-                    "no negative example: no other concept has any; give negative",
-                )
+        table = "; no row of pictures names it" if self.file.pictures else ""
+        no_positive = f"no positive example{table}; give positive"
+        no_negative = "no negative example: no other concept has any; give negative"
+        for sign, message in enumerate((no_positive, no_negative)):
+            for name, examples in signed.items():
+                if not examples[sign]:
+                    raise self._error(("concepts", name), message)
 
     def _check_count(self, name: str, what: str, splits: Sequence[str]) -> None:
         for split, share in self.file.splits.model_dump().items():

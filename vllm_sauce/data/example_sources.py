@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -119,14 +119,8 @@ def _jsonl(source: Source, path: Path) -> Iterator[RawExample]:
             raise ConfigError(f"{where} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"{where} must be an object, got {line[:40]!r}")
-        picture, problem = None, _problem([row.get(name) for name in source.columns])
-        if source.image is not None and not problem:
-            file = path.parent / _text(row, source.image, where)
-            if not file.is_file():
-                raise ConfigError(f"{where}: no picture {file}")
-            picture = PictureFile(file)
         key = f"{writable(source.path)}#{number}"
-        yield _example(source, key, picture, row, where, problem)
+        yield _example(source, path, key, where, partial(dict, row))
 
 
 def _parquet_files(root: Path) -> list[Path]:
@@ -151,10 +145,9 @@ def _parquet(source: Source, path: Path, base: Path) -> Iterator[RawExample]:
             count = file.metadata.row_group(group).num_rows
             words = file.read_row_group(group, _word_columns(source))
             for row in range(count):
-                picture = _cell(source, path, row, group)
-                cells, problem = _cells(partial(_row_of, words, row))
                 key, where = f"{_short(path, base)}#{number}", f"{path}, row {number}"
-                yield _example(source, key, picture, cells, where, problem)
+                read = partial(_row_of, words, row)
+                yield _example(source, path, key, where, read, row, group)
                 number += 1
     except (OSError, ArrowException) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
@@ -166,37 +159,48 @@ def _from_dataset(source: Source, path: Path) -> Iterator[RawExample]:
     columns = _word_columns(source)
     words = rows.select_columns(columns) if columns else None
     for number in range(len(rows)):
-        picture = _cell(source, path, number, source.split)
         read = dict[str, Any] if words is None else partial(words.__getitem__, number)
-        cells, problem = _cells(read)
         key, where = f"{writable(source.path)}#{number}", f"{path}, row {number}"
-        yield _example(source, key, picture, cells, where, problem)
+        yield _example(source, path, key, where, read, number, source.split)
 
 
 def _word_columns(source: Source) -> list[str]:
     return [c for c in (source.prompt, source.concepts) if c is not None]
 
 
-def _cell(
-    source: Source, path: Path, row: int, part: str | int | None
-) -> TablePicture | None:
-    if source.image is None:
-        return None
-    return TablePicture(source.kind, path, source.image, row, part)
-
-
 def _example(
     source: Source,
+    path: Path,
     key: str,
-    picture: Picture | None,
-    row: dict[str, Any],
     where: str,
-    problem: str,
+    read: Callable[[], dict[str, Any]],
+    row: int = 0,
+    part: str | int | None = None,
 ) -> RawExample:
-    if problem:
-        return RawExample(key, None, None, problem=problem)
-    words = None if source.prompt is None else _text(row, source.prompt, where)
-    names = () if source.concepts is None else _names(row, source.concepts, where)
+    """Return an example whose words ``read`` gives, or what is wrong with them.
+
+    Its picture is in the table, at a row of a part, or a file that JSON lines name.
+    """
+    try:
+        cells = read()
+        check_unicode([cells.get(name) for name in source.columns])
+    except UnicodeDecodeError as error:
+        return RawExample(key, None, None, problem=f"its text is not UTF-8: {error}")
+    except UnicodeError as error:
+        return RawExample(key, None, None, problem=str(error))
+    if source.jsonl is not None:
+        # Each line has columns of its own.
+        _check_columns(source, cells, where)
+    picture: Picture | None = None
+    if source.image is not None and source.jsonl is None:
+        picture = TablePicture(source.kind, path, source.image, row, part)
+    elif source.image is not None:
+        file = path.parent / _text(cells, source.image, where)
+        if not file.is_file():
+            raise ConfigError(f"{where}: no picture {file}")
+        picture = PictureFile(file)
+    words = None if source.prompt is None else _text(cells, source.prompt, where)
+    names = () if source.concepts is None else _names(cells, source.concepts, where)
     return RawExample(key, picture, words, names)
 
 
@@ -205,32 +209,15 @@ def _row_of(table: Any, row: int) -> dict[str, Any]:
     return cells
 
 
-def _cells(read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """Return a row of a table, or what is wrong with its text."""
-    try:
-        row = read()
-    except UnicodeDecodeError as error:
-        return {}, f"its text is not UTF-8: {error}"
-    return row, _problem(list(row.values()))
-
-
-def _problem(cells: list[Any]) -> str:
-    try:
-        check_unicode(cells)
-    except UnicodeError as error:
-        return str(error)
-    return ""
-
-
 def _text(row: dict[str, Any], column: str, where: str) -> str:
-    value = _value(row, column, where)
+    value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{where}: {column!r} must be text, got {value!r:.80}")
     return value
 
 
 def _names(row: dict[str, Any], column: str, where: str) -> tuple[str, ...]:
-    value = _value(row, column, where)
+    value = row[column]
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(
@@ -239,17 +226,11 @@ def _names(row: dict[str, Any], column: str, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _value(row: dict[str, Any], column: str, where: str) -> Any:
-    if column not in row:
-        raise ConfigError(f"{where} has no column {column!r}; has {', '.join(row)}")
-    return row[column]
-
-
-def _check_columns(source: Source, there: list[str], path: Path) -> None:
+def _check_columns(source: Source, there: Iterable[str], where: object) -> None:
     for column in source.columns:
         if column not in there:
             raise ConfigError(
-                f"{path} has no column {column!r}; has {', '.join(there)}"
+                f"{where} has no column {column!r}; has {', '.join(there)}"
             )
 
 

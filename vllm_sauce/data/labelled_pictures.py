@@ -7,13 +7,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vllm_sauce.data.samples import PictureFile, Sample
+from vllm_sauce.data.samples import PROMPT, PictureFile, Sample
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import read_lines
 
 LABELS = "labels.jsonl"
-PROMPT = "What is in the picture?"
-"""What is asked about a picture whose line has no prompt."""
 
 
 class _Line(BaseModel):

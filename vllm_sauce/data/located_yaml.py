@@ -82,10 +82,7 @@ def _children(node: Any, step: str | int) -> Iterator[tuple[Any, yaml.Node]]:
 
 
 def load_yaml(path: Path) -> tuple[Any, Lines]:
-    """Read a YAML file and where its parts are.
-
-    Raises: ConfigError
-    """
+    """Read a YAML file and where its parts are. Raises: ConfigError"""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         root = yaml.compose(text, Loader=_Loader)

@@ -14,16 +14,7 @@ from vllm_sauce.errors import PictureError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES: Final = (
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
+SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """What a folder's pictures are called."""
 
 # Readers that run programs or need others' are left out, as in vLLM.

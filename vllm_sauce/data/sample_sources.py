@@ -8,13 +8,10 @@ from pathlib import Path
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.example_sources import RawExample, read_source
-from vllm_sauce.data.samples import Sample, samples_of
+from vllm_sauce.data.samples import PROMPT, Sample, samples_of
 from vllm_sauce.data.schema import Source
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import is_unicode, read_lines
-
-PROMPT = "What is in the picture?"
-"""Asked about pictures when nothing else is given."""
 
 
 def find_samples(
@@ -32,16 +29,12 @@ def find_samples(
 
     Raises: ConfigError, ActivationsError
     """
-    given = {
-        "--concepts": concepts,
-        "--pictures": pictures,
-        "--table": table,
-        "--texts": texts,
-    }
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
+    names = ("--concepts", "--pictures", "--table", "--texts")
+    values = (concepts, pictures, table, texts)
+    given = [n for n, value in zip(names, values, strict=True) if value is not None]
+    if len(given) != 1:
         raise ConfigError(
-            f"give one of {', '.join(given)}, got {' and '.join(named) or 'none'}"
+            f"give one of {', '.join(names)}, got {' and '.join(given) or 'none'}"
         )
     if split is not None and concepts is None:
         raise ConfigError("--split divides a concepts.yaml; give --concepts")
@@ -59,17 +52,17 @@ def find_samples(
     if not all(map(is_unicode, asked)):
         raise ConfigError("--prompt must be UTF-8; type it anew, or set the locale")
     if pictures is not None:
-        raw = list(read_source(Source(folder=str(pictures)), Path()))
+        source = Source(folder=str(pictures))
+    elif image_column is None and prompt_column is None:
+        raise ConfigError("say which columns: --image-column, --prompt-column or both")
     else:
-        raw = list(read_source(_table(table, image_column, prompt_column), Path()))
+        source = Source(jsonl=str(table), image=image_column, prompt=prompt_column)
+    raw = read_source(source, Path())
     return [sample for example in raw for sample in _asked(example, asked)]
 
 
 def text_samples(file: Path) -> list[Sample]:
-    """Return a sample for each line that is not empty.
-
-    Raises: ConfigError
-    """
+    """Return a sample for each line that is not empty. Raises: ConfigError"""
     try:
         lines = read_lines(file)
     except (OSError, UnicodeDecodeError) as error:
@@ -93,9 +86,3 @@ def _asked(example: RawExample, prompts: Sequence[str]) -> Sequence[Sample]:
 
 def _bad(key: str, problem: str) -> Sample:
     return Sample(key=key, prompt="", problem=problem)
-
-
-def _table(table: Path | None, image: str | None, prompt: str | None) -> Source:
-    if image is None and prompt is None:
-        raise ConfigError("say which columns: --image-column, --prompt-column or both")
-    return Source(jsonl=str(table), image=image, prompt=prompt)

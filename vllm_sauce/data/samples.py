@@ -16,6 +16,9 @@ from vllm_sauce.errors import ActivationsError, PictureError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PROMPT = "What is in the picture?"
+"""Asked about pictures when nothing else is given."""
+
 
 class Picture(Protocol):
     """A picture wherever it is kept: a file, a row of a table."""
@@ -23,14 +26,12 @@ class Picture(Protocol):
     @property
     def name(self) -> str:
         """What an error calls it."""
-        ...
 
     def read(self) -> bytes:
         """Return the encoded picture.
 
         Raises: PictureError; ActivationsError if there is none
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

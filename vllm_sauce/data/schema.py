@@ -31,7 +31,7 @@ class _Strict(BaseModel):
 
 
 def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return value if isinstance(value, list) else [value]
 
 
 _Texts = Annotated[list[_Text], Field(min_length=1), BeforeValidator(_listed)]
@@ -62,6 +62,8 @@ class Source(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _of_one_kind(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"folder": value}
         there = [kind for kind in _KINDS if isinstance(value, dict) and kind in value]
         if not isinstance(value, dict) or len(there) != 1 or value[there[0]] is None:
             raise ValueError(
@@ -98,11 +100,6 @@ class Source(_Strict):
         return [column for column in named if column is not None]
 
 
-def _as_sources(value: object) -> object:
-    values = value if isinstance(value, list) else [value]
-    return [{"folder": item} if isinstance(item, str) else item for item in values]
-
-
 def _of_one_sign(source: Source) -> Source:
     if source.concepts is not None:
         raise ValueError("concepts is a column of the file's pictures; leave it out")
@@ -118,12 +115,12 @@ def _labelled(source: Source) -> Source:
 Sources = Annotated[
     list[Annotated[Source, AfterValidator(_of_one_sign)]],
     Field(min_length=1),
-    BeforeValidator(_as_sources),
+    BeforeValidator(_listed),
 ]
 LabelledTables = Annotated[
     list[Annotated[Source, AfterValidator(_labelled)]],
     Field(min_length=1),
-    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    BeforeValidator(_listed),
 ]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 
 
@@ -17,10 +18,7 @@ def assign_splits(
 
     Source: iterative stratification (Sechidis et al. 2011), one pass
     """
-    sizes: dict[str, int] = {}
-    for names in labels.values():
-        for name in names:
-            sizes[name] = sizes.get(name, 0) + 1
+    sizes = Counter(name for names in labels.values() for name in names)
 
     def rarest(content: str) -> tuple[int, str]:
         return min(
@@ -28,7 +26,7 @@ def assign_splits(
         ), content
 
     used = [split for split, share in shares.items() if share > 0]
-    lacking: dict[tuple[str, str], float] = {}
+    lacking: dict[tuple[str, str], float] = defaultdict(float)
     found: dict[str, str] = {}
     for content in sorted(labels, key=rarest):
         # The empty label balances the whole.
@@ -36,7 +34,6 @@ def assign_splits(
         mine = (*sorted(labels[content]), "")
         for name in mine:
             for split in used:
-                lacking.setdefault((name, split), 0.0)
                 lacking[name, split] += shares[split]
         best = max(used, key=lambda split: sum(lacking[name, split] for name in mine))
         for name in mine:

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import queue
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -223,39 +221,23 @@ def results_here(
 
     Raises: BatchError if what the actor holds died; else what the actor raises
     """
-    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    found: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
-    for row in rows:
-        waiting.put(dict(row))
 
-    def work() -> None:
-        while True:
-            try:
-                row = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                found.put(actor(row))
-            except BaseException as error:
-                found.put(error)
-                return
+    def tried(row: Mapping[str, Any]) -> dict[str, Any] | BaseException:
+        # The pool hands on an Exception, but for ever waits for another error's row.
+        try:
+            return actor(dict(row))
+        except BaseException as error:
+            return error
 
-    for _ in range(min(at_once, len(rows))):
-        # Daemons: an interrupted run does not wait for answers.
-        threading.Thread(target=work, name="sauce-work", daemon=True).start()
-    try:
-        for _ in rows:
-            result = found.get()
+    # Its threads are daemons: an interrupted run does not wait for answers. And whoever
+    # stops listening wants nothing more to be begun.
+    with ThreadPool(max(1, min(at_once, len(rows)))) as pool:
+        for result in pool.imap_unordered(tried, rows):
             if isinstance(result, ActorDiedError):
                 raise BatchError(f"{result}; {GO_ON}") from result
             if isinstance(result, BaseException):
                 raise result
             yield result
-    finally:
-        # Whoever stops listening wants nothing more to be begun.
-        with contextlib.suppress(queue.Empty):
-            while True:
-                waiting.get_nowait()
 
 
 def _init_arguments(resources: Resources) -> dict[str, Any]:
