@@ -28,9 +28,10 @@ from vllm_sauce.inspection.activation_maps import (
     latent_statistics,
 )
 from vllm_sauce.inspection.concept_effects import EffectMeasure
-from vllm_sauce.inspection.inspection import Settings, inspect_bundle
+from vllm_sauce.inspection.inspection import inspect_bundle
 from vllm_sauce.inspection.overlap import latent_owners, overlaps
 from vllm_sauce.inspection.questions import Wording, choose_questions
+from vllm_sauce.inspection.settings import InspectSettings
 from vllm_sauce.models.answer_tokens import beginnings, spellings
 from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
 from vllm_sauce.models.site_hooks import vision_features
@@ -328,15 +329,14 @@ def test_doses_make_a_concept_fall_and_leave_the_others(name, measure):
 
 def test_inspection_of_chosen_concepts(loaded, bundle, samples):
     stages = {}
-    settings = Settings(
-        latents=3, top=4, probes=1, retained=2, strengths=(0, 1), wording=WORDING
-    )
+    settings = InspectSettings(latents=3, top=4, probes=1, retained=2, strengths=(0, 1))
     found = inspect_bundle(
         bundle,
         loaded,
         [*samples, Sample(key="t", prompt="Is there a clock?", concepts=("clock",))],
         ["tree", "clock", "tree"],
         settings,
+        wording=WORDING,
         watch=lambda stage, done, total: stages.update(
             {stage: (stages.get(stage, (0,))[0] + done, total)}
         ),
@@ -363,7 +363,7 @@ def test_texts_alone_can_be_inspected(loaded, bundle):
         Sample(key="1", prompt="Is there a clock?", concepts=("clock",)),
         Sample(key="2", prompt="Do you see a tree?"),
     ]
-    found = inspect_bundle(bundle, loaded, texts, ["clock"], Settings(top=2))
+    found = inspect_bundle(bundle, loaded, texts, ["clock"], InspectSettings(top=2))
     (view,) = found.concepts
     assert view.effects.lines == () and view.effects.own is None
     assert found.num_questions == 0 and not found.pictures
@@ -375,7 +375,7 @@ def test_texts_alone_can_be_inspected(loaded, bundle):
 
 def test_wrong_settings_are_refused():
     with pytest.raises(ConfigError, match="latents"):
-        Settings(latents=0)
+        InspectSettings(latents=0)
     with pytest.raises(ConfigError, match="square"):
         patch_grid(50)
     with pytest.raises(ConfigError, match="concept"):
@@ -390,9 +390,11 @@ def test_other_models_are_asked_one_prompt_at_a_time(tmp_path, samples):
     template = (MODEL_FOLDER / "chat_template.jinja").read_text()
     loaded.processor.chat_template = template.replace("<image>", "<start_of_image>")
     shown = [replace(sample, concepts=("read",)) for sample in samples[:3]]
-    settings = Settings(probes=2, strengths=(0, 1), wording=WORDING)
+    settings = InspectSettings(probes=2, strengths=(0, 1))
     bundle = Bundle.load(tmp_path / "bundle")
-    (view,) = inspect_bundle(bundle, loaded, shown, [], settings).concepts
+    (view,) = inspect_bundle(
+        bundle, loaded, shown, [], settings, wording=WORDING
+    ).concepts
     (line,) = view.effects.lines
     assert line.questions == 2 and line.probability[0] != line.probability[1]
     one = view.latents[0].maps[0]

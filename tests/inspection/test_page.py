@@ -28,9 +28,10 @@ from vllm_sauce.inspection.heat_maps import (
     picture_uris,
     scale_colours,
 )
-from vllm_sauce.inspection.inspection import Inspection, Settings, inspect_bundle
+from vllm_sauce.inspection.inspection import Inspection, inspect_bundle
 from vllm_sauce.inspection.page import render, write_page
 from vllm_sauce.inspection.questions import Wording
+from vllm_sauce.inspection.settings import InspectSettings
 from vllm_sauce.models.loaded_model import LoadedModel
 
 NASTY = '</style><script>bad()</script><img src=x onerror="bad()">\'&{{7*7}}'
@@ -62,12 +63,19 @@ def inspection() -> Inspection:
         {NASTY_DOMAIN: Questions(name=["What object is in the picture?"])},
         answers={NASTY: ("clock",)},
     )
-    settings = Settings(
-        latents=3, top=3, probes=2, retained=2, strengths=(0, 1, 2), wording=wording
+    settings = InspectSettings(
+        latents=3, top=3, probes=2, retained=2, strengths=(0, 1, 2)
     )
     loaded = LoadedModel.load(MODEL_FOLDER, "cpu")
     return inspect_bundle(
-        bundle, loaded, samples, (), settings, bundle_name=NASTY, model_name=NASTY
+        bundle,
+        loaded,
+        samples,
+        (),
+        settings,
+        wording=wording,
+        bundle_name=NASTY,
+        model_name=NASTY,
     )
 
 
@@ -162,17 +170,17 @@ def test_one_concept_has_a_page_too(inspection):
 def test_a_page_is_written_whole_or_not_at_all(inspection, tmp_path):
     target = tmp_path / "folder"
     target.mkdir()
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write"):
         write_page(inspection, target)
     assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write"):
         write_page(inspection, tmp_path / "nowhere" / "report.html")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_leaves_the_old_page(inspection, tmp_path):
     (tmp_path / "report.html").write_text("the old one")
-    (tmp_path / ".report.html.part").symlink_to("/dev/full")
+    (tmp_path / ".report.html.new").symlink_to("/dev/full")
     with pytest.raises(ConfigError, match="No space left"):
         write_page(inspection, tmp_path / "report.html")
     (left,) = tmp_path.iterdir()

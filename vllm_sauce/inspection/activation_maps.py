@@ -13,13 +13,11 @@ from vllm_sauce.concepts import VISION
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
 from vllm_sauce.models.sample_batches import SampleBatch, sample_batches
+from vllm_sauce.models.site_edits import ENCODED_ROWS
 from vllm_sauce.sae import SAEWeights
 
 Progress = Callable[[int], None]
 """Told how many samples have just been done."""
-
-ENCODED_ROWS = 1024
-"""Tokens encoded at once by an SAE whose latents depend on each other (TopK)."""
 
 
 class LatentReader:
@@ -94,8 +92,6 @@ def latent_peaks(
     samples: Sequence[Sample],
     saes: Mapping[str, SAEWeights],
     latents: Mapping[str, Sequence[int]],
-    *,
-    batch_size: int = 16,
     progress: Progress = lambda done: None,
 ) -> dict[str, SitePeaks]:
     """Return how strongly each latent fires in each sample, by site.
@@ -116,7 +112,7 @@ def latent_peaks(
         )
         for site, reader in readers.items()
     }
-    for batch in sample_batches(loaded, samples, readers, batch_size=batch_size):
+    for batch in sample_batches(loaded, samples, readers):
         for site, x in batch.activations.items():
             counted = _counted(batch, site)[..., None]
             acts = readers[site](x) * counted
@@ -185,8 +181,6 @@ def activation_maps(
     samples: Sequence[Sample],
     saes: Mapping[str, SAEWeights],
     wanted: Mapping[tuple[str, int], Sequence[int]],
-    *,
-    batch_size: int = 16,
     progress: Progress = lambda done: None,
 ) -> ActivationMaps:
     """Return the maps of latents (site, latent) in the samples asked for.
@@ -203,7 +197,7 @@ def activation_maps(
     rows = sorted({row for asked in wanted.values() for row in asked})
     made: dict[tuple[str, int, int], ActivationMap] = {}
     pictures: dict[int, Tensor] = {}
-    for batch in sample_batches(loaded, samples, readers, rows, batch_size):
+    for batch in sample_batches(loaded, samples, readers, rows):
         for site, x in batch.activations.items():
             acts = readers[site](x).cpu()
             # Clones: a view would keep every latent of the batch in memory.

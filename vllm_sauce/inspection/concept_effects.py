@@ -14,9 +14,6 @@ from vllm_sauce.evaluation.asking.asker import Ask, Asker
 from vllm_sauce.evaluation.questions import Kind, Question
 from vllm_sauce.models.answer_tokens import Tokens, beginnings, spellings
 
-STRENGTHS = tuple(step / 4 for step in range(13))
-"""0, 0.25, ... 3."""
-
 CALIBRATED = 1.0
 
 
@@ -80,13 +77,12 @@ class EffectMeasure:
         questions: Sequence[Question],
         catalogue: Catalogue,
         *,
-        strengths: Sequence[float] = STRENGTHS,
+        strengths: Sequence[float],
         retained_pictures: int = 16,
-        seed: int = 0,
     ) -> None:
         self.asker, self.questions = asker, tuple(questions)
         self.catalogue, self.strengths = catalogue, tuple(strengths)
-        self.retained_pictures, self.seed = retained_pictures, seed
+        self.retained_pictures = retained_pictures
         # By picture, in the order in which they are asked about.
         self.shown = {id(q.picture): frozenset(q.shown) for q in questions}
         self.wanted = [
@@ -180,7 +176,7 @@ class EffectMeasure:
 
     def _retained(self, name: str) -> set[int]:
         """Return pictures without a concept; half show its domain, if enough do."""
-        rng = random.Random(f"{self.seed}/{name}")
+        rng = random.Random(f"0/{name}")
         domain = self.catalogue[name].domain
         without = [i for i, names in self.shown.items() if name not in names]
         rng.shuffle(without)

@@ -5,30 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 
 from vllm_sauce.bundle import Bundle, hub
 from vllm_sauce.data.concepts_yaml import SPLITS, ConceptFile
 from vllm_sauce.data.labelled_pictures import read_labelled
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.inspection.inspection import Settings, Watch, inspect_bundle
+from vllm_sauce.inspection.inspection import Watch, inspect_bundle
 from vllm_sauce.inspection.page import write_page
 from vllm_sauce.inspection.questions import Wording
 from vllm_sauce.inspection.settings import InspectRequest
 from vllm_sauce.models.loaded_model import LoadedModel
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What the model is shown, and how it is asked about it."""
-
-    samples: tuple[Sample, ...]
-    wording: Wording
-
-
-def read_shown(request: InspectRequest) -> Shown:
-    """Read a concepts.yaml, or a folder of pictures with labels.
+def _read_shown(request: InspectRequest) -> tuple[list[Sample], Wording]:
+    """Return what the model is shown, and how it is asked about it.
 
     Raises: ConfigError, ActivationsError
     """
@@ -42,25 +33,25 @@ def read_shown(request: InspectRequest) -> Shown:
         if split is not None and split not in SPLITS:
             raise ConfigError(f"a split is one of {', '.join(SPLITS)}, got {split!r}")
         # One sample an example: looked at once, whatever is asked about it.
-        samples = (
+        samples = [
             example.samples()[0]
             for example in file.examples
             if split in (None, example.split)
-        )
-        return Shown(tuple(samples), Wording.of_file(file))
+        ]
+        return samples, Wording.of_file(file)
     if split is not None:
         raise ConfigError("a split needs --concepts; a folder of pictures has none")
     assert pictures is not None
     wording = Wording.of_options(request.question, request.naming)
-    return Shown(tuple(read_labelled(pictures)), wording)
+    return list(read_labelled(pictures)), wording
 
 
-def write_report(request: InspectRequest, shown: Shown) -> int:
+def write_report(request: InspectRequest) -> int:
     """Look at a bundle and write the page; returns its size in bytes.
 
     Raises: SauceError
     """
-    settings = Settings(**asdict(request.settings), wording=shown.wording)
+    samples, wording = _read_shown(request)
     bundle = Bundle.load(hub.bundle_folder(request.bundle))
     bundle.check_model(request.model)
     # Before the long part: a wrong name or a folder that is not there costs nothing.
@@ -70,9 +61,10 @@ def write_report(request: InspectRequest, shown: Shown) -> int:
         inspection = inspect_bundle(
             bundle,
             LoadedModel.load(request.model),
-            shown.samples,
+            samples,
             request.names,
-            settings,
+            request.settings,
+            wording=wording,
             bundle_name=request.bundle,
             model_name=str(request.model),
             watch=watch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -23,11 +23,7 @@ from vllm_sauce.inspection.activation_maps import (
     latent_peaks,
     latent_statistics,
 )
-from vllm_sauce.inspection.concept_effects import (
-    STRENGTHS,
-    EffectMeasure,
-    Effects,
-)
+from vllm_sauce.inspection.concept_effects import EffectMeasure, Effects
 from vllm_sauce.inspection.overlap import Overlap, latent_owners, overlaps
 from vllm_sauce.inspection.questions import Wording, choose_questions
 from vllm_sauce.inspection.settings import InspectSettings
@@ -35,27 +31,6 @@ from vllm_sauce.models.loaded_model import LoadedModel
 
 Watch = Callable[[str, int, int], None]
 """Told a stage's name, how much more of it is done, and how much there is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(InspectSettings):
-    """How much is looked at."""
-
-    retained: int = 16
-    """Pictures without a concept that are asked about at every strength."""
-    strengths: tuple[float, ...] = STRENGTHS
-    wording: Wording = field(default_factory=Wording)
-    batch_size: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        # With slots, super() without arguments would look for another class.
-        InspectSettings.__post_init__(self)
-        for name in ("retained", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +75,8 @@ class Inspection:
     bundle_name: str
     model_name: str
     samples: tuple[Sample, ...]
-    settings: Settings
+    settings: InspectSettings
+    wording: Wording
     concepts: tuple[ConceptView, ...]
     pictures: Mapping[int, Tensor]
     """By sample, as the model sees it. [H, W, 3] uint8"""
@@ -117,8 +93,9 @@ def inspect_bundle(
     loaded: LoadedModel,
     samples: Sequence[Sample],
     names: Iterable[str] = (),
-    settings: Settings | None = None,
+    settings: InspectSettings | None = None,
     *,
+    wording: Wording | None = None,
     bundle_name: str = "bundle",
     model_name: str = "model",
     watch: Watch = lambda stage, done, total: None,
@@ -131,11 +108,12 @@ def inspect_bundle(
         raise ConfigError("there is not a single picture or text to look at")
     wanted = dict.fromkeys(names)
     chosen = [bundle.catalogue.concept(name) for name in wanted or bundle.catalogue]
-    look = _Look(bundle, loaded, tuple(samples), settings or Settings(), watch)
+    settings, wording = settings or InspectSettings(), wording or Wording()
+    look = _Look(bundle, loaded, tuple(samples), settings, watch)
     peaks = look.peaks(chosen)
     best = {concept.name: look.best_latents(concept, peaks) for concept in chosen}
     maps = look.maps(peaks, best)
-    measure = look.measure()
+    measure = look.measure(wording)
     views = []
     for concept in chosen:
         views.append(look.view(concept, best[concept.name], maps, measure))
@@ -145,7 +123,8 @@ def inspect_bundle(
         bundle_name=bundle_name,
         model_name=model_name,
         samples=look.samples,
-        settings=look.settings,
+        settings=settings,
+        wording=wording,
         concepts=tuple(views),
         pictures=maps.pictures,
         num_questions=len(measure.questions) if measure else 0,
@@ -160,7 +139,7 @@ class _Look:
         bundle: Bundle,
         loaded: LoadedModel,
         samples: tuple[Sample, ...],
-        settings: Settings,
+        settings: InspectSettings,
         watch: Watch,
     ) -> None:
         self.catalogue, self.loaded = bundle.catalogue, loaded
@@ -177,7 +156,6 @@ class _Look:
             self.samples,
             self.saes,
             {site: self.catalogue.latents(site, names) for site in self.saes},
-            batch_size=self.settings.batch_size,
             progress=lambda done: self.watch("every sample's latents", done, total),
         )
 
@@ -221,19 +199,14 @@ class _Look:
             self.samples,
             self.saes,
             wanted,
-            batch_size=self.settings.batch_size,
             progress=lambda done: self.watch("maps", done, total),
         )
 
-    def measure(self) -> EffectMeasure | None:
+    def measure(self, wording: Wording) -> EffectMeasure | None:
         """Return what asks; None if no picture shows a concept of the catalogue."""
         settings = self.settings
         questions = choose_questions(
-            self.samples,
-            self.catalogue,
-            settings.wording,
-            settings.probes,
-            settings.seed,
+            self.samples, self.catalogue, wording, settings.probes
         )
         if not questions:
             return None
@@ -243,7 +216,6 @@ class _Look:
             self.catalogue,
             strengths=settings.strengths,
             retained_pictures=settings.retained,
-            seed=settings.seed,
         )
 
     def view(

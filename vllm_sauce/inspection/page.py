@@ -12,6 +12,7 @@ from pathlib import Path
 from vllm_sauce import __version__
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.metrics import NAMES
+from vllm_sauce.files import write_whole
 from vllm_sauce.inspection import dose_chart as chart
 from vllm_sauce.inspection.activation_maps import ActivationMap
 from vllm_sauce.inspection.concept_effects import Damage
@@ -128,15 +129,8 @@ def write_page(inspection: Inspection, path: str | Path) -> int:
 
     Raises: ConfigError if it cannot be written
     """
-    path = Path(path)
     data = render(inspection).encode("utf-8")
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(f"the report cannot be written to {path}: {error}") from error
+    write_whole(Path(path), data, ConfigError)
     return len(data)
 
 
@@ -228,7 +222,7 @@ def _matrix(
 
 def _asked(inspection: Inspection) -> dict[str, list[str]]:
     """Return the questions, and the domains that they are asked about."""
-    wording = inspection.settings.wording
+    wording = inspection.wording
     asked: dict[str, list[str]] = {}
     for domain in inspection.bundle.catalogue.domains():
         for text in (wording.of_domain(domain).exists[0], wording.naming(domain)):

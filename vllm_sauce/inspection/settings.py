@@ -26,8 +26,16 @@ class InspectSettings:
     probes: int = 6
     """Pictures of each concept that are asked about."""
 
+    retained: Annotated[int, Parameter(parse=False)] = 16
+    """Pictures without a concept that are asked about at every strength."""
+
+    strengths: Annotated[tuple[float, ...], Parameter(parse=False)] = tuple(
+        step / 4 for step in range(13)
+    )
+    """0, 0.25, ... 3."""
+
     def __post_init__(self) -> None:
-        for name in ("latents", "top", "probes"):
+        for name in ("latents", "top", "probes", "retained"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
