@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,15 +81,7 @@ def read_cases(folder: Path) -> list[Case]:
     """
     try:
         rows = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
-        return [
-            Case(
-                picture=row["picture"],
-                question=row["question"],
-                forget=tuple(row["forget"]),
-                must_change=row["must_change"],
-            )
-            for row in rows
-        ]
+        return [Case(**{**row, "forget": tuple(row["forget"])}) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder / 'demo.json'} is damaged: {error!r}") from error
 
@@ -124,14 +116,7 @@ def as_json(answers: Sequence[Result]) -> str:
     """Return the answers as a JSON list of objects."""
     return json.dumps(
         [
-            {
-                "picture": answer.case.picture,
-                "question": answer.case.question,
-                "forget": list(answer.case.forget),
-                "before": answer.before,
-                "after": answer.after,
-                "must_change": answer.case.must_change,
-            }
+            {**asdict(answer.case), "before": answer.before, "after": answer.after}
             for answer in answers
         ],
         indent=1,

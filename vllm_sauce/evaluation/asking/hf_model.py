@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,16 +26,6 @@ BATCH = 32
 """Prompts that are run at once, where each question has its own."""
 
 
-class Way(Protocol):
-    """A way to read what a model says at the places of answers."""
-
-    def read(
-        self, asks: Sequence[Ask], edits: Mapping[str, SiteAction]
-    ) -> list[Places]:
-        """Return the places of each answer; all asks are under the same edits."""
-        ...
-
-
 class ModelAsker:
     """Asks a model under the edits of a catalogue."""
 
@@ -49,7 +38,7 @@ class ModelAsker:
         self.loaded, self.tokenizer = loaded, loaded.processor.tokenizer
         self.catalogue, self.saes = catalogue or Catalogue(), saes or {}
         self.prompts = PlainPrompts(loaded)
-        self.pictures: Way = self.prompts
+        self.pictures: PlainPrompts | SharedPictures = self.prompts
         if shares_pictures(loaded):
             self.pictures = SharedPictures(loaded, tuple(self.saes))
 
@@ -70,7 +59,8 @@ class ModelAsker:
         for edit, numbers in groups.items():
             pictured = [n for n in numbers if asks[n].question.picture is not None]
             plain = [n for n in numbers if asks[n].question.picture is None]
-            for way, mine in ((self.pictures, pictured), (self.prompts, plain)):
+            ways = (self.pictures, pictured), (self.prompts, plain)
+            for way, mine in ways:
                 part = [asks[n] for n in mine]
                 texts = self.prompts.write(part, edits[edit])
                 places = way.read(part, edits[edit]) if part else []
@@ -112,7 +102,7 @@ class PlainPrompts:
     def read(
         self, asks: Sequence[Ask], edits: Mapping[str, SiteAction]
     ) -> list[Places]:
-        """Return the places of each answer."""
+        """Return the places of each answer; all asks are under the same edits."""
         found: list[Places] = [{} for _ in asks]
         by_length: dict[int, list[tuple[int, Tokens]]] = {}
         for number, ask in enumerate(asks):

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_sauce.bundle import Bundle, ModelFingerprint, fingerprint_model
 from vllm_sauce.bundle.served_sae import read_sae
@@ -30,9 +30,6 @@ from vllm_sauce.learning.calibration.search import Note, calibrate
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.scale import orphans
-
-if TYPE_CHECKING:
-    pass
 
 Actor = Callable[..., dict[str, Any]]
 RUN_FILE = "run.json"
