@@ -6,11 +6,11 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 
-from vllm_sauce.learning.harvest.settings import HarvestOptions
+from vllm_sauce.learning.harvest.settings import HarvestRequest
 from vllm_sauce.scale.cluster import actors_wanted
 
 
-def harvest(options: HarvestOptions) -> int:
+def harvest(request: HarvestRequest) -> int:
     """Take activations with vLLM; run it again to go on where it was stopped."""
     from rich.console import Console
 
@@ -18,22 +18,13 @@ def harvest(options: HarvestOptions) -> int:
     from vllm_sauce.data.sample_sources import find_samples
     from vllm_sauce.data.samples import distinct
     from vllm_sauce.learning.harvest.actors import harvest_anywhere
-    from vllm_sauce.learning.harvest.engine import HarvestRequest
 
-    where = actors_wanted(options.resources)
-    samples, repeated = distinct(find_samples(**asdict(options.shown)))
-    request = HarvestRequest(
-        **asdict(options.harvest),
-        model=options.model,
-        sites=options.sites,
-        samples=tuple(samples),
-        out=options.out,
-        engine_args=options.engine_args,
-    )
+    where = actors_wanted(request.resources)
+    samples, repeated = distinct(find_samples(**asdict(request.shown)))
     with progress_bar("samples") as progress:
-        report = harvest_anywhere(request, where, progress)
-    Console().print(report.as_table(options.out, len(repeated)))
+        report = harvest_anywhere(request, samples, where, progress)
+    Console().print(report.as_table(request.out, len(repeated)))
     if report.failed:
-        failures = f"{options.out}/failures.jsonl"
+        failures = f"{request.out}/failures.jsonl"
         sys.stderr.write(f"{len(report.failed)} samples failed: {failures}\n")
     return int(bool(report.failed))

@@ -16,7 +16,7 @@ def train(request: HarvestTraining) -> None:
     console, training = Console(), request.training
     label = f"{training.architecture} at {request.site}"
     with shown_progress(label, training.total_steps, console) as report:
-        trained = train_on_harvest(request, report)
-    console.print(figures_table(str(request.out), [trained.figures]))
-    if reason := trained.figures.get("fidelity_missing"):
+        figures = train_on_harvest(request, report)
+    console.print(figures_table(str(request.out), [figures]))
+    if reason := figures.get("fidelity_missing"):
         console.print(f"loss recovered is not measured: {reason}")

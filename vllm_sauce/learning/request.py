@@ -17,7 +17,7 @@ from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.harvest.settings import HarvestSettings, check_sites
 from vllm_sauce.learning.selection.settings import SelectSettings
 from vllm_sauce.learning.training.settings import SAETraining
-from vllm_sauce.options import EngineArgs, Sites, SiteSAEs
+from vllm_sauce.options import EngineArgs, Sites, SiteSAEs, check_at_least
 from vllm_sauce.scale.cluster import Resources
 
 
@@ -63,8 +63,7 @@ class LearnRequest:
     """Actors that harvest and calibrate."""
 
     def __post_init__(self) -> None:
-        if self.latents < 1:
-            raise ConfigError(f"latents must be at least 1, got {self.latents}")
+        check_at_least(self, 1, "latents")
         check_sites(self.sites)
         for site in self.saes:
             check_site(site)

@@ -10,7 +10,7 @@ from typing import Any
 from vllm_sauce.bundle.served_sae import is_served_sae
 from vllm_sauce.inspection.settings import InspectRequest
 from vllm_sauce.learning.calibration.config import CalibrateRequest
-from vllm_sauce.learning.harvest.settings import HarvestOptions, ShownSamples
+from vllm_sauce.learning.harvest.settings import HarvestRequest, ShownSamples
 from vllm_sauce.learning.importing.settings import ImportRequest
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import CAUSAL, SelectRequest
@@ -70,7 +70,7 @@ def _harvest(
     out: Path,
     shown: ShownSamples,
 ) -> Stage:
-    told = HarvestOptions(
+    told = HarvestRequest(
         model=request.model,
         out=out,
         sites=sites,

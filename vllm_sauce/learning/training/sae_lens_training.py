@@ -11,7 +11,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.errors import ConfigError, TrainingError
-from vllm_sauce.learning.training.revival import Revival, Revived, revive
+from vllm_sauce.learning.training.revival import Revived, revive
 from vllm_sauce.learning.training.settings import SAETraining
 from vllm_sauce.sae import SAEWeights, from_sae_lens
 
@@ -34,10 +34,6 @@ class StepFigures:
     l0: float
     dead_latents: int
     """See TrainingRun.dead_latents."""
-
-    def to_json(self) -> dict[str, float]:
-        """Return the figures rounded to four digits."""
-        return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 class TrainingRun:
@@ -136,16 +132,8 @@ class TrainingRun:
 
         Shapes: batches [batch_tokens, d_model] each
         """
-        training = self.training
-        settings = Revival(
-            window=training.dead_window,
-            steps=training.steps_of_revival,
-            l1_coefficient=training.l1_coefficient,
-            scale=self.scale,
-            learning_rate=training.learning_rate,
-            seed=training.seed,
-        )
-        revived = revive(self.weights().to(training.device), batches, settings)
+        folded = self.weights().to(self.training.device)
+        revived = revive(folded, batches, self.training, self.scale)
         for name, tensor in revived.weights.tensors().items():
             getattr(self.sae, name).data = tensor.cpu()
         return revived

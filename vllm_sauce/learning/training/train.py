@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,9 +32,9 @@ from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ConfigError, TrainingError
-from vllm_sauce.files import put_in_place
+from vllm_sauce.files import new_folder
 from vllm_sauce.learning.training.checkpoints import Checkpoints
-from vllm_sauce.learning.training.fidelity import Fidelity, measure_fidelity
+from vllm_sauce.learning.training.fidelity import measure_fidelity
 from vllm_sauce.learning.training.held_out import measurable_samples
 from vllm_sauce.learning.training.sae_lens_training import StepFigures, TrainingRun
 from vllm_sauce.learning.training.settings import HarvestTraining
@@ -54,21 +53,10 @@ Report = Callable[[int, StepFigures], None]
 """Told the steps done and the last batch's figures."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedSAE:
-    """The result."""
-
-    weights: SAEWeights
-    """Of raw activations, decoder rows of unit norm: as a bundle takes it."""
-
-    figures: dict[str, Any]
-    """What figures.json holds."""
-
-
 def train_on_harvest(
     settings: HarvestTraining, report: Report | None = None
-) -> TrainedSAE:
-    """Train an SAE on a harvest, measure it, and write it to a new folder.
+) -> dict[str, Any]:
+    """Train an SAE on a harvest and write it to a new folder; return its figures.json.
 
     A killed training goes on from its last checkpoint with ``resume``, and ends in the
     same weights as one that was not killed.
@@ -93,7 +81,7 @@ def train_on_harvest(
         **session.fidelity(weights),
     }
     session.write(figures)
-    return TrainedSAE(weights, figures)
+    return figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +182,7 @@ class _Session:
                 self.store,
                 1,
                 seed=self.settings.training.seed,
-                choice=RowChoice(
-                    self.choice.roles,
-                    self.choice.skip_first,
-                    self.choice.held_out,
-                    of_held_out=True,
-                ),
+                choice=replace(self.choice, of_held_out=True),
             )
         rows = reader.sample(STATISTICS_ROWS)
         sae = weights.to(self.settings.training.device)
@@ -231,7 +214,7 @@ class _Session:
         if Path(name).is_dir():
             check_model(name, self.store.harvest)
         mean = self.statistics.mean
-        measured: Fidelity = measure_fidelity(
+        measured = measure_fidelity(
             LoadedModel.load(name, self.settings.training.device),
             self.settings.site,
             weights,
@@ -245,7 +228,6 @@ class _Session:
     def write(self, figures: dict[str, Any]) -> None:
         """Put the SAE's folder in its place; the checkpoints go then."""
         out = self.settings.out
-        fresh = out.with_name(f".{out.name}.new")
         harvest = self.store.harvest
         metadata = {
             "model_name": harvest.model,
@@ -258,16 +240,13 @@ class _Session:
             },
         }
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
-            self.run.write(fresh, metadata)
-            (fresh / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
-            for path in fresh.iterdir():
-                # safetensors makes files private; a server may be another user.
-                path.chmod(0o644)
-            put_in_place(fresh, out)
+            with new_folder(out) as fresh:
+                self.run.write(fresh, metadata)
+                (fresh / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
+                for path in fresh.iterdir():
+                    # safetensors makes files private; a server may be another user.
+                    path.chmod(0o644)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(fresh, ignore_errors=True)
             raise TrainingError(
                 f"cannot write {out}: {error}; the training is kept in "
                 f"{self.checkpoints.folder}, --resume writes it again"
