@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,15 +91,9 @@ class LearnRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the result, flat; where and how fast it runs does not."""
-        told = {
-            "sites": self.sites,
-            "concepts": self.concepts,
-            "out": self.out,
-            "saes": dict(self.saes),
-            "train_pictures": self.train_pictures,
-            "latents": self.latents,
-        }
-        parts: dict[str, Mapping[str, Any]] = {
+        own = ("sites", "concepts", "out", "saes", "train_pictures", "latents")
+        told = {name: getattr(self, name) for name in own}
+        parts = {
             "harvest": self.harvest.to_json(),
             "training": self.training.to_json(),
             "selection": asdict(self.selection),

@@ -164,7 +164,7 @@ class HarvestFolder:
         done = _done(header, request.sites)
         pictures = [record["picture"] for record in records]
         left = [
-            NumberedSample(number, sample, picture and str(picture))
+            NumberedSample(number, sample, None if picture is None else str(picture))
             for number, (sample, picture) in enumerate(
                 zip(samples, pictures, strict=True)
             )

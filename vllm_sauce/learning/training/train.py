@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,7 @@ class _Session:
     def train(self, report: Report | None) -> float:
         """Learn from all batches that are left; return the seconds it took."""
         begun = time.perf_counter()
-        batches = self.reader.batches(self.run.steps_done)
-        try:
+        with closing(self.reader.batches(self.run.steps_done)) as batches:
             while not self.run.finished:
                 self.run.step(next(batches))
                 done = self.run.steps_done
@@ -153,8 +153,6 @@ class _Session:
                         report(done, figures)
                 if save:
                     self.checkpoints.save(self.run)
-        finally:
-            batches.close()
         return time.perf_counter() - begun
 
     def fold(self) -> dict[str, int]:
@@ -163,11 +161,8 @@ class _Session:
         self.run.fold()
         if not self.settings.training.steps_of_revival:
             return {"dead_latents": dead, "revived_latents": 0}
-        batches = self.reader.batches(self.run.steps_done)
-        try:
+        with closing(self.reader.batches(self.run.steps_done)) as batches:
             found = self.run.revive(batches)
-        finally:
-            batches.close()
         return {
             "dead_latents": found.dead_after,
             "revived_latents": found.dead_before - found.dead_after,
