@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from rich.table import Table
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.learning.calibration.coordinate_search import most_settings
@@ -19,9 +21,6 @@ from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.learning.training.settings import BUFFER_MIB
 from vllm_sauce.models.model_size import ModelSize
 from vllm_sauce.plugin.sites.architectures import with_vision
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
@@ -213,7 +212,6 @@ def matrix_rate(device: str, seconds: float = 0.5) -> float:
 
 def as_table(lines: list[Line], rate: float, notes: Sequence[str] = ()) -> Table:
     """Return the plan for a terminal; ``rate`` in operations a second."""
-    from rich.table import Table
 
     def total(name: str) -> Any:
         return sum(getattr(line, name) for line in lines)

@@ -333,7 +333,7 @@ def test_chunks_hold_each_sample_once_and_pictures_whole():
 
 def test_one_process_imports_no_ray():
     code = (
-        "import sys, vllm_sauce.cli.harvest, vllm_sauce.learning.harvest.folder, "
+        "import sys, vllm_sauce.cli.stages, vllm_sauce.learning.harvest.folder, "
         "vllm_sauce.scale.cluster; sys.exit('ray' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

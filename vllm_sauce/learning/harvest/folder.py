@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from vllm_sauce.activations.shard_writer import remove_unfinished
 from vllm_sauce.activations.shards import (
@@ -26,9 +27,6 @@ from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ActivationsError, ConfigError
 from vllm_sauce.files import file_sha256, locked, write_whole
 from vllm_sauce.learning.harvest.settings import HarvestRequest
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 FAILURES_FILE = "failures.jsonl"
 
@@ -51,8 +49,6 @@ class HarvestReport:
 
     def as_table(self, folder: Path, num_repeated: int = 0) -> Table:
         """Return the report for a terminal."""
-        from rich.table import Table
-
         size = sum(path.stat().st_size for path in folder.iterdir())
         rows = {
             "folder": folder,

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.table import Table
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -32,9 +32,6 @@ from vllm_sauce.learning.importing.site_samples import (
 from vllm_sauce.sae.formats import ForeignSAE, LoadOptions, load_foreign
 from vllm_sauce.sae.quality import SAEQuality
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedSAE:
@@ -53,8 +50,6 @@ class ImportedSAE:
 
     def as_table(self) -> Table:
         """Return the report for a terminal."""
-        from rich.table import Table
-
         sae = self.foreign.weights
         kind = sae.architecture if sae.k is None else f"{sae.architecture}, k {sae.k}"
         rows = {

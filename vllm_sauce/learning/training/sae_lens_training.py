@@ -122,7 +122,9 @@ class TrainingRun:
         """
         scale = self._trainer.activation_scaler.scaling_factor
         self._trainer.set_final_sae_metadata()
-        _zero_rows_off(self.sae)
+        with torch.no_grad():
+            # A row without length has no direction to keep; folding divides by it.
+            self.sae.W_dec[self.sae.W_dec.norm(dim=1) < 1e-8] = 0.0
         self.sae.fold_activation_norm_scaling_factor(scale)
         self.sae.fold_W_dec_norm()
         self._trainer.activation_scaler.scaling_factor = None
@@ -161,13 +163,6 @@ def check_device(device: str) -> None:
         raise ConfigError(f"no device {device!r} here: {reason}") from error
 
 
-def _zero_rows_off(sae: Any) -> None:
-    # A row without length has no direction to keep; folding would divide by it.
-    with torch.no_grad():
-        dead = sae.W_dec.norm(dim=1) < 1e-8
-        sae.W_dec.data[dead] = 0.0
-
-
 def _trainer_config(training: SAETraining) -> Any:
     from sae_lens.config import LoggingConfig, SAETrainerConfig
 
@@ -191,9 +186,10 @@ def _trainer_config(training: SAETraining) -> Any:
 def _training_sae(d_model: int, training: SAETraining) -> Any:
     from sae_lens.registry import get_sae_training_class
 
-    names = {"matryoshka": "matryoshka_batchtopk"}
-    name = names.get(training.architecture, training.architecture)
-    sae_class, config_class = get_sae_training_class(name)
+    name = training.architecture
+    sae_class, config_class = get_sae_training_class(
+        "matryoshka_batchtopk" if name == "matryoshka" else name
+    )
     with warnings.catch_warnings():
         # One level only is a BatchTopK SAE; so small a one is meant to be.
         warnings.simplefilter("ignore")
