@@ -7,7 +7,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vllm_sauce.activations.shards import SiteFormat
@@ -109,15 +109,15 @@ def harvest(
     return folder.fill(take, progress)
 
 
+@dataclass(frozen=True, slots=True)
 class _Run:
     """One engine's work: a bounded number of samples in flight, each finished once."""
 
-    def __init__(
-        self, llm: Any, request: HarvestRequest, advance: Callable[[int], None]
-    ) -> None:
-        self.llm, self.request, self.advance = llm, request, advance
-        self.failed: dict[str, str] = {}
-        self.inside: dict[str, NumberedSample] = {}
+    llm: Any
+    request: HarvestRequest
+    advance: Callable[[int], None]
+    failed: dict[str, str] = field(default_factory=dict)
+    inside: dict[str, NumberedSample] = field(default_factory=dict)
 
     def take(self, samples: Sequence[NumberedSample], writer: str) -> dict[str, str]:
         """Harvest samples; return the keys of those that failed, with the reasons."""

@@ -20,22 +20,18 @@ def sae_path(source: str, subfolder: str | None = None) -> Path:
 
     Raises: BundleNotFoundError, ConfigError
     """
+    inside = _inside(subfolder or "")
     if Path(source).exists():
-        found = Path(source) / _inside(subfolder) if subfolder else Path(source)
-        if not found.exists():
-            raise BundleNotFoundError(f"{source} holds no {subfolder}")
-        return found
-
-    def wanted(files: list[str]) -> list[str]:
-        return _files_of_one_sae(source, files, _inside(subfolder or ""))
-
-    root = _download(source, wanted, BundleNotFoundError)
-    found = root / _inside(subfolder or "")
-    if not found.exists():
-        raise BundleNotFoundError(
+        root, missing = Path(source), f"{source} holds no {subfolder}"
+    else:
+        wanted = partial(_files_of_one_sae, source, subfolder=inside)
+        root = _download(source, wanted, BundleNotFoundError)
+        missing = (
             f"the hub cannot be reached, and its cache lacks {subfolder} of {source}"
         )
-    return found
+    if not (root / inside).exists():
+        raise BundleNotFoundError(missing)
+    return root / inside
 
 
 def model_path(model: str) -> Path:
