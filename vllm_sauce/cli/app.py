@@ -112,7 +112,7 @@ def app(words: Sequence[str] | None = None) -> NoReturn:
     sys.exit(parser.meta(words, result_action="return_value"))
 
 
-def run_request(name: str, request: Any, show_tracebacks: bool = False) -> int:
+def run_request(name: str, request: Any) -> int:
     """Run a subcommand with its dataclass; return its exit status."""
     function, needs = COMMANDS[name]
 
@@ -120,4 +120,4 @@ def run_request(name: str, request: Any, show_tracebacks: bool = False) -> int:
         failures.check_installed(needs)
         return function(request)
 
-    return failures.told(name, call, show_tracebacks)
+    return failures.told(name, call)

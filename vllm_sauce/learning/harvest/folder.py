@@ -174,20 +174,16 @@ class HarvestFolder:
             lines=lines,
         )
 
-    @property
-    def folder(self) -> Path:
-        """Where it is."""
-        return self.header.folder
-
     def begin(self) -> None:
         """Write samples.jsonl, before any engine writes the rest.
 
         Raises: ActivationsError
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder, ActivationsError):
-            if not (self.folder / HARVEST_FILE).exists():
-                write_whole(self.folder / SAMPLES_FILE, self.lines, ActivationsError)
+        folder = self.header.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, ActivationsError):
+            if not (folder / HARVEST_FILE).exists():
+                write_whole(folder / SAMPLES_FILE, self.lines, ActivationsError)
 
     def fill(self, take: Take, progress: Progress) -> HarvestReport:
         """Have what is left taken, write failures.jsonl, and return what is there.
@@ -203,14 +199,14 @@ class HarvestFolder:
 
         advance(0)
         failed = take(advance) if self.left else {}
-        path = self.folder / FAILURES_FILE
+        path = self.header.folder / FAILURES_FILE
         lines = [json.dumps({"key": k, "reason": v}) + "\n" for k, v in failed.items()]
         if failed:
             write_whole(path, "".join(lines).encode(), ActivationsError)
         else:
             path.unlink(missing_ok=True)
         tokens = Counter(dict.fromkeys(self.sites, 0))
-        entries = read_index(self.folder)
+        entries = read_index(self.header.folder)
         for entry in entries:
             tokens.update(entry.tokens)
         num_samples = sum(len(entry.samples) for entry in entries)

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from vllm_sauce.activations.reader import ActivationReader
 from vllm_sauce.activations.row_choice import (
@@ -92,6 +93,8 @@ class _Session:
     settings: HarvestTraining
     store: ActivationStore
     samples: list[dict[str, Any]]
+    held_out: Tensor
+    """Numbers of the samples that are not trained on."""
     choice: RowChoice
     reader: ActivationReader
     statistics: ActivationStatistics
@@ -110,10 +113,11 @@ class _Session:
         settings = replace(settings, training=training)
         samples = store.samples()
         seed = settings.training.seed
+        held_out = held_out_samples(samples, settings.held_out, seed)
         choice = RowChoice(
             roles=parse_roles(settings.roles),
             skip_first=skips_first(settings.site) and not settings.keep_first,
-            held_out=held_out_samples(samples, settings.held_out, seed),
+            held_out=held_out,
         )
         reader = ActivationReader(
             store,
@@ -135,9 +139,8 @@ class _Session:
                 f"{checkpoints.folder} holds an unfinished training; resume it "
                 "(--resume) or remove it"
             )
-        return cls(
-            settings, store, samples, choice, reader, statistics, run, checkpoints
-        )
+        data = (settings, store, samples, held_out, choice, reader, statistics)
+        return cls(*data, run, checkpoints)
 
     def train(self, report: Report | None) -> float:
         """Learn from all batches that are left; return the seconds it took."""
@@ -171,32 +174,26 @@ class _Session:
     def quality(self, weights: SAEWeights) -> dict[str, Any]:
         """Return explained variance, L0 and dead latents on rows not trained on."""
         reader = self.reader
-        held_out = len(self.choice.held_out) if self.choice.held_out is not None else 0
-        if held_out:
-            reader = ActivationReader(
-                self.store,
-                1,
-                seed=self.settings.training.seed,
-                choice=replace(self.choice, of_held_out=True),
-            )
+        if len(self.held_out):
+            seed = self.settings.training.seed
+            kept = replace(self.choice, of_held_out=True)
+            reader = ActivationReader(self.store, 1, seed=seed, choice=kept)
+        which = "held-out" if len(self.held_out) else "training"
         rows = reader.sample(STATISTICS_ROWS)
         sae = weights.to(self.settings.training.device)
         return {
             **sae_quality(sae, rows).to_json(),
             "measured_rows": len(rows),
-            "measured_on": "held-out samples" if held_out else "training samples",
+            "measured_on": f"{which} samples",
         }
 
     def fidelity(self, weights: SAEWeights) -> dict[str, Any]:
         """Return what the SAE costs its model, or why that was not measured."""
         settings = self.settings.fidelity
-        held_out = self.choice.held_out
-        assert held_out is not None
-        if not len(held_out):
-            held_out = torch.arange(len(self.samples))
+        numbers = self.held_out.tolist() or range(len(self.samples))
         # What could not be shown to the model then cannot be now.
         taken = {n for entry in read_index(self.store.folder) for n in entry.samples}
-        held_out = torch.tensor([n for n in held_out.tolist() if n in taken])
+        held_out = torch.tensor([n for n in numbers if n in taken])
         samples = measurable_samples(
             self.samples, held_out, settings.pictures, settings.samples
         )
