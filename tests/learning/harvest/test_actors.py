@@ -48,7 +48,7 @@ from tests.learning.harvest.test_actors import request, samples_of
 from vllm_sauce.scale.cluster import Resources
 from vllm_sauce.learning.harvest.actors import harvest_anywhere
 one = Resources(cpus_per_actor=1, gpus_per_actor=0)
-harvest_anywhere(*request(samples_of(), Path(sys.argv[1])), one)
+harvest_anywhere(*request(samples_of(), Path(sys.argv[1])), resources=one)
 """
 
 
@@ -80,7 +80,7 @@ def samples_of(broken=None):
     return tuple(found)
 
 
-def request(samples, out, **options):
+def request(samples, out, **options) -> tuple[HarvestRequest, tuple[Sample, ...]]:
     """A shard for every sample: what is done is seen at once."""
     told = HarvestRequest(
         model=str(TINY / "model"),
@@ -192,7 +192,9 @@ def test_a_killed_actor_costs_no_sample_and_doubles_none(
     told = []
     killer = KillsOneActor(both_write)
     report = harvest_anywhere(
-        *request(samples_of(broken), out), TWO, lambda *done: told.append(done)
+        *request(samples_of(broken), out),
+        resources=TWO,
+        progress=lambda *done: told.append(done),
     )
     assert killer.killed is not None
     assert (report.num_samples, set(report.failed)) == (100, {"bad", "huge"})
@@ -251,7 +253,9 @@ def test_a_chunk_done_twice_is_there_once(here, alone, broken, tmp_path):
 
     here.setattr(harvest_actors, "results_of", twice)
     out = tmp_path / "h"
-    harvest_anywhere(*request(samples_of(broken), out, shard_tokens=2000), TWO)
+    harvest_anywhere(
+        *request(samples_of(broken), out, shard_tokens=2000), resources=TWO
+    )
     check_equal(out, alone)
     assert failures(out) == failures(alone)
 
@@ -269,9 +273,9 @@ def test_a_full_disk_stops_it_and_it_goes_on(here, alone, broken, tmp_path):
     with here.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ActivationsError, match="No space left on device"):
-            harvest_anywhere(*given, TWO)
+            harvest_anywhere(*given, resources=TWO)
     assert 0 < len(done_of(tmp_path / "h")) < 100
-    harvest_anywhere(*given, TWO)
+    harvest_anywhere(*given, resources=TWO)
     check_equal(tmp_path / "h", alone)
 
 
@@ -284,7 +288,7 @@ def test_a_folder_that_actors_do_not_share_is_named(here, tmp_path):
 
     here.setattr(harvest_actors, "results_of", elsewhere)
     with pytest.raises(ActivationsError, match="under the same path"):
-        harvest_anywhere(*given, TWO)
+        harvest_anywhere(*given, resources=TWO)
     # Or each machine has a folder of that name.
     here.setattr(
         harvest_actors,
@@ -292,7 +296,7 @@ def test_a_folder_that_actors_do_not_share_is_named(here, tmp_path):
         lambda *_: iter([{"count": 4, "failed": "{}", "error": ""}]),
     )
     with pytest.raises(ActivationsError, match=r"0 of 4 samples: does every machine"):
-        harvest_anywhere(*given, TWO)
+        harvest_anywhere(*given, resources=TWO)
 
 
 def test_without_actors_it_is_done_here(here, alone, broken, tmp_path):
@@ -301,7 +305,9 @@ def test_without_actors_it_is_done_here(here, alone, broken, tmp_path):
 
     here.setattr(harvest_actors, "connected", connected)
     out = tmp_path / "h"
-    harvest_anywhere(*request(samples_of(broken), out, shard_tokens=2000), None)
+    harvest_anywhere(
+        *request(samples_of(broken), out, shard_tokens=2000), resources=None
+    )
     assert [path.name for path in out.glob("shards.*")] == ["shards.w0.jsonl"]
     check_equal(out, alone)
 

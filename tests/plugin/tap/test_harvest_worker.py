@@ -73,7 +73,7 @@ def samples(tmp_path_factory):
     )
 
 
-def request(samples, out, **options):
+def request(samples, out, **options) -> tuple[HarvestRequest, tuple[Sample, ...]]:
     options = {"max_tokens": GENERATED, "shard_tokens": 300, "in_flight": 4, **options}
     settings = HarvestSettings(**options)
     told = HarvestRequest(
@@ -194,7 +194,11 @@ def test_stopped_anywhere_it_goes_on(engine, samples, harvested, tmp_path):
     out = tmp_path / "h"
     for count in (3, 6):
         with pytest.raises(KeyboardInterrupt):
-            harvest(*request(samples, out, shard_tokens=1), stop_at(count), engine)
+            harvest(
+                *request(samples, out, shard_tokens=1),
+                progress=stop_at(count),
+                engine=engine,
+            )
         numbers = [n for entry in read_index(out) for n in entry.samples]
         assert len(numbers) == len(set(numbers)) < len(samples)
     report = harvest(*request(samples, out, shard_tokens=1), engine=engine)

@@ -87,10 +87,10 @@ def _files_of_one_sae(source: str, files: list[str], subfolder: str) -> list[str
     folders = {str(PurePosixPath(name).parent) for name in weights}
     if not weights:
         others = (PurePosixPath(name) for name in files if name.endswith(WEIGHTS))
-        places = _some({str(name.parent) for name in others})
+        there = _some({str(name.parent) for name in others})
         raise BundleNotFoundError(
             f"{source} holds no SAE{f' in {subfolder}' if subfolder else ''}; "
-            f"there are files of weights in {places or 'none of its folders'}"
+            f"there are files of weights in {there or 'none of its folders'}"
         )
     # Two: some lay statistics beside the weights.
     if len(folders) > 1 or len(weights) > 2:

@@ -106,7 +106,10 @@ def measure_fidelity(
         num_samples, num_tokens = num_samples + 1, num_tokens + len(answer)
     if not num_tokens:
         raise ConfigError(f"no samples to measure the SAE of {site} on")
-    return Fidelity(*(totals / num_tokens).tolist(), num_samples, num_tokens)
+    kl, gone_kl, clean_loss, replaced_loss, gone_loss = (totals / num_tokens).tolist()
+    return Fidelity(
+        kl, gone_kl, clean_loss, replaced_loss, gone_loss, num_samples, num_tokens
+    )
 
 
 def _answer_logits(
