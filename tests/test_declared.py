@@ -8,7 +8,8 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
-from tests.test_imports import ROOT, files, imported
+from tests.places import ROOT
+from tests.test_imports import files, imported
 from vllm_sauce.cli.failures import EXTRAS
 
 # Modules whose distribution has another name.

@@ -12,7 +12,7 @@ from vllm_sauce.files import (
     check_unicode,
     file_sha256,
     locked,
-    put_in_place,
+    new_folder,
     read_lines,
     writable,
     write_whole,
@@ -40,16 +40,17 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, call):
 
 
 def test_a_folder_is_put_where_nothing_is(tmp_path):
-    for name in ("fresh", "more"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).write_text(name)
-    put_in_place(tmp_path / "fresh", tmp_path / "folder")
-    assert [path.name for path in tmp_path.iterdir() if path.name != "more"] == [
-        "folder"
-    ]
-    with pytest.raises(OSError):
-        put_in_place(tmp_path / "more", tmp_path / "folder")
-    assert (tmp_path / "folder/fresh").read_text() == "fresh"
+    (tmp_path / ".folder.new").mkdir()
+    (tmp_path / ".folder.new/left").write_text("by one that was killed")
+    with new_folder(tmp_path / "folder") as folder:
+        (folder / "fresh").write_text("fresh")
+        assert not (tmp_path / "folder").exists()
+    with pytest.raises(OSError), new_folder(tmp_path / "folder") as folder:
+        (folder / "more").write_text("more")
+    with pytest.raises(KeyError), new_folder(tmp_path / "other"):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["fresh"]
 
 
 def test_another_run_is_named(tmp_path):

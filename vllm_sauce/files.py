@@ -10,6 +10,7 @@ import codecs
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,15 +119,23 @@ def replaced(path: Path) -> Iterator[Path]:
             fresh.unlink()
 
 
-def put_in_place(fresh: Path, target: Path) -> None:
-    """Rename a written folder to where nothing is yet, its bytes on the disk first.
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder that is where nothing is yet, on the disk, if the block ends well.
 
     Raises: OSError
     """
-    for path in (*fresh.iterdir(), fresh):
-        sync(path)
-    fresh.rename(target)
-    sync(target.parent)
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        for path in (*fresh.iterdir(), fresh):
+            sync(path)
+        fresh.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -8,13 +8,34 @@ field, with the docstring below it as its help. ``docs/reference.md`` is made of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
 from vllm_sauce.errors import ConfigError
+
+
+def check_at_least(settings: object, least: float, *names: str) -> None:
+    """Refuse fields of settings that are below a value; None is not given.
+
+    Raises: ConfigError
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+
+
+def check_choice(settings: object, name: str, choices: Collection[str]) -> None:
+    """Refuse a field of settings that is none of the choices.
+
+    Raises: ConfigError
+    """
+    value = getattr(settings, name)
+    if value not in choices:
+        raise ConfigError(f"{name} is one of {', '.join(choices)}, got {value!r}")
 
 
 def parse_pairs(given: Sequence[str], wanted: str) -> dict[str, str]:

@@ -78,7 +78,7 @@ def main() -> None:
                 steps = settings.training.total_steps
                 label = f"{architecture} at {site}"
                 with shown_progress(label, steps, console) as report:
-                    rows.append(train_on_harvest(settings, report).figures)
+                    rows.append(train_on_harvest(settings, report))
     finally:
         shutil.rmtree(folder)
     table = figures_table("sauce-tiny", rows)

@@ -15,34 +15,21 @@ from typing import Annotated, Any, Final, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from vllm_sauce import __version__
-from vllm_sauce.cli import (
-    batch,
-    bundles,
-    calibrate,
-    config_file,
-    demo,
-    failures,
-    harvest,
-    import_sae,
-    inspect,
-    learn,
-    select,
-    train,
-)
+from vllm_sauce.cli import batch, bundles, config_file, demo, failures, learn, stages
 
 COMMANDS: Final[dict[str, tuple[Callable[..., int | None], tuple[str, ...]]]] = {
     "batch": (batch.batch, ("vllm", "pyarrow")),
-    "calibrate": (calibrate.calibrate, ("vllm",)),
+    "calibrate": (stages.calibrate, ("vllm",)),
     "demo": (demo.demo, ("vllm",)),
     "diff": (bundles.diff, ()),
-    "harvest": (harvest.harvest, ("vllm",)),
-    "import": (import_sae.import_sae, ("torch", "transformers")),
-    "inspect": (inspect.inspect, ("torch", "transformers")),
+    "harvest": (stages.harvest, ("vllm",)),
+    "import": (stages.import_sae, ("torch", "transformers")),
+    "inspect": (stages.inspect, ("torch", "transformers")),
     "learn": (learn.learn, ("vllm",)),
     "pull": (bundles.pull, ("torch",)),
     "push": (bundles.push, ("torch",)),
-    "select": (select.select, ("torch",)),
-    "train": (train.train, ("sae_lens",)),
+    "select": (stages.select, ("torch",)),
+    "train": (stages.train, ("sae_lens",)),
 }
 """Functions by command, with what each cannot do without and pip may not have brought:
 that is looked for first, not after hours of work."""
@@ -125,7 +112,7 @@ def app(words: Sequence[str] | None = None) -> NoReturn:
     sys.exit(parser.meta(words, result_action="return_value"))
 
 
-def run_request(name: str, request: Any, show_tracebacks: bool = False) -> int:
+def run_request(name: str, request: Any) -> int:
     """Run a subcommand with its dataclass; return its exit status."""
     function, needs = COMMANDS[name]
 
@@ -133,4 +120,4 @@ def run_request(name: str, request: Any, show_tracebacks: bool = False) -> int:
         failures.check_installed(needs)
         return function(request)
 
-    return failures.told(name, call, show_tracebacks)
+    return failures.told(name, call)

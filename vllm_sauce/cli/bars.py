@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from rich import progress as rich
+from rich.console import Console
 
 
 @contextmanager
@@ -17,10 +19,10 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def several_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar on stderr for each (what, done, total) that the block tells of."""
     with _bars() as bar:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, rich.TaskID] = {}
 
         def note(what: str, done: int, total: int) -> None:
             if what not in tasks:
@@ -33,37 +35,20 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def spinner() -> Iterator[Callable[[str], None]]:
     """Show on stderr which step is done; the block is given what it calls with it."""
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with _shown(*columns) as progress:
+    text = rich.TextColumn("{task.description}")
+    with _shown(rich.SpinnerColumn(), text, rich.TimeElapsedColumn()) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda step: progress.update(task, description=step)
 
 
-def _bars() -> Any:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return _shown(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+def _bars() -> rich.Progress:
+    text, count = rich.TextColumn("{task.description}"), rich.MofNCompleteColumn()
+    times = rich.TimeElapsedColumn(), rich.TimeRemainingColumn()
+    return _shown(text, rich.BarColumn(), count, *times)
 
 
-def _shown(*columns: Any) -> Any:
-    from rich.console import Console
-    from rich.progress import Progress
-
+def _shown(*columns: rich.ProgressColumn) -> rich.Progress:
     console = Console(stderr=True)
     # Where nobody watches, rich shows no bar, but an empty line after it.
     quiet = not console.is_interactive
-    return Progress(*columns, console=console, transient=True, disable=quiet)
+    return rich.Progress(*columns, console=console, transient=True, disable=quiet)

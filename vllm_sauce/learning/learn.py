@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vllm_sauce.bundle import fingerprint_model
@@ -38,21 +40,23 @@ def learn(
     Raises: LearnError naming the stage that failed; ConfigError if the folder is
     another run's
     """
-    _begin(request)
-    seconds = _seconds(request)
     todo = stages(request)
+    _begin(request)
+    file = request.folder / STAGES_FILE
+    seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     for number, stage in enumerate(todo, 1):
+        tell = partial(announce, number, len(todo), stage.name)
         if stage.name in seconds and stage.result.exists():
-            announce(number, len(todo), stage.name, "done before")
+            tell("done before")
             continue
-        announce(number, len(todo), stage.name, "running")
+        tell("running")
         before = time.monotonic()
         status = run(stage.command, stage.request)
         some_failed = status == 1 and stage.failures and stage.failures.exists()
         if some_failed:
-            announce(number, len(todo), stage.name, f"see {stage.failures}")
+            tell(f"see {stage.failures}")
         elif status != 0 and stage.only_shows:
-            announce(number, len(todo), stage.name, "failed; the rest is whole")
+            tell("failed; the rest is whole")
             continue
         elif status != 0:
             ended = "ended with status" if status > 0 else "was killed by signal"
@@ -66,22 +70,19 @@ def learn(
             raise LearnError(f"{stage.name} left no {stage.result}")
         spent = seconds.get(stage.name, 0.0) + time.monotonic() - before
         seconds[stage.name] = round(spent, 1)
-        _note(request, seconds)
+        _write(file, seconds)
     return seconds
-
-
-def _identity(request: LearnRequest) -> dict[str, Any]:
-    return {
-        **request.to_json(),
-        "model": fingerprint_model(request.model).model_dump(mode="json"),
-        "concepts_sha256": file_sha256(request.concepts),
-    }
 
 
 def _begin(request: LearnRequest) -> None:
     if not request.concepts.is_file():
         raise ConfigError(f"no concepts.yaml at {request.concepts}")
-    folder, told = request.folder, _identity(request)
+    folder = request.folder
+    told = {
+        **request.to_json(),
+        "model": fingerprint_model(request.model).model_dump(mode="json"),
+        "concepts_sha256": file_sha256(request.concepts),
+    }
     path = folder / RUN_FILE
     if path.exists():
         before = json.loads(path.read_text())
@@ -95,17 +96,8 @@ def _begin(request: LearnRequest) -> None:
     if request.out.exists():
         raise ConfigError(f"{request.out} is there already; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(told, indent=1) + "\n").encode(), LearnError)
+    _write(path, told)
 
 
-def _seconds(request: LearnRequest) -> dict[str, float]:
-    try:
-        found: dict[str, float] = json.loads((request.folder / STAGES_FILE).read_text())
-    except FileNotFoundError:
-        return {}
-    return found
-
-
-def _note(request: LearnRequest, seconds: Mapping[str, float]) -> None:
-    text = json.dumps(dict(seconds), indent=1) + "\n"
-    write_whole(request.folder / STAGES_FILE, text.encode(), LearnError)
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    write_whole(file, (json.dumps(content, indent=1) + "\n").encode(), LearnError)

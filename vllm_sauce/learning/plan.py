@@ -7,13 +7,13 @@ that this machine was just measured at: what no run can beat, not a promise.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
+
+from rich.table import Table
 
 from vllm_sauce.concepts import VISION
-from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.coordinate_search import most_settings
 from vllm_sauce.learning.counts import Counts, count
 from vllm_sauce.learning.request import LearnRequest
@@ -21,9 +21,6 @@ from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.learning.training.settings import BUFFER_MIB
 from vllm_sauce.models.model_size import ModelSize
 from vllm_sauce.plugin.sites.architectures import with_vision
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
@@ -195,58 +192,44 @@ def matrix_rate(device: str, seconds: float = 0.5) -> float:
     Raises: ConfigError if the device is not there
     """
     import torch
+    from torch.utils.benchmark import Timer
+
+    from vllm_sauce.learning.training.sae_lens_training import check_device
 
     def rate(width: int, dtype: torch.dtype) -> float:
         a = torch.randn(width, width, device=device).to(dtype)
+        threads = torch.get_num_threads()
+        timer = Timer("a @ a", globals={"a": a}, num_threads=threads)
+        return 2.0 * width**3 / timer.blocked_autorange(min_run_time=seconds).median
 
-        def times(count: int) -> float:
-            before = time.perf_counter()
-            for _ in range(count):
-                out = a @ a
-            float(out[0, 0])
-            return time.perf_counter() - before
-
-        times(2)
-        count = max(1, round(seconds / max(times(2) / 2, 1e-6)))
-        return 2.0 * width**3 * count / times(count)
-
-    try:
-        if device.startswith("cuda"):
-            return rate(4096, torch.bfloat16)
-        single, half = rate(1024, torch.float32), rate(256, torch.bfloat16)
-        # Without instructions of their own such products take minutes.
-        return single if half < single / 2 else max(single, rate(1024, torch.bfloat16))
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"no device {device!r} here: {error}") from error
+    check_device(device)
+    if device.startswith("cuda"):
+        return rate(4096, torch.bfloat16)
+    single, half = rate(1024, torch.float32), rate(256, torch.bfloat16)
+    # Without instructions of their own such products take minutes.
+    return single if half < single / 2 else max(single, rate(1024, torch.bfloat16))
 
 
-def as_table(lines: list[Line], rate: float | None, notes: Sequence[str] = ()) -> Table:
+def as_table(lines: list[Line], rate: float, notes: Sequence[str] = ()) -> Table:
     """Return the plan for a terminal; ``rate`` in operations a second."""
-    from rich.table import Table
+
+    def total(name: str) -> Any:
+        return sum(getattr(line, name) for line in lines)
 
     head = ("stage", "prompts ≤", "rows", "disk", "memory", "time ≥")
-    table = Table(
-        *head, title="What sauce learn will take", caption="\n".join(notes) or None
-    )
-    for line in lines:
-        spent = "-" if not rate else _duration(line.operations / rate)
+    title = "What sauce learn will take"
+    table = Table(*head, title=title, caption="\n".join(notes) or None)
+    whole = Line("all", total("passes"), 0, total("disk"), 0, total("operations"))
+    for line in (*lines, whole):
+        rows = f"{line.tokens:,}" if line.tokens else "-"
         table.add_row(
             line.stage,
             f"{line.passes:,}" if line.passes else "-",
-            f"{line.tokens:,}" if line.tokens else "-",
+            "" if line is whole else rows,
             _size(line.disk),
-            _size(line.memory),
-            spent,
+            "" if line is whole else _size(line.memory),
+            _duration(line.operations / rate),
         )
-    total = sum(line.operations for line in lines)
-    table.add_row(
-        "all",
-        f"{sum(line.passes for line in lines):,}",
-        "",
-        _size(sum(line.disk for line in lines)),
-        "",
-        "-" if not rate else _duration(total / rate),
-    )
     return table
 
 
@@ -272,12 +255,10 @@ def planned(request: LearnRequest, train_pictures: int | None = None) -> Table:
     counts = count(request)
     if train_pictures is not None:
         counts = replace(counts, train_pictures=train_pictures)
-    lines = plan(request, counts, size)
     rate = matrix_rate(request.training.device)
-    told = notes(request, counts, size)
-    speed = f"{rate / 1e9:,.0f} GFLOP/s"
-    told.append(f"times are at this machine's matrix rate, {speed}")
-    return as_table(lines, rate, told)
+    speed = f"times are at this machine's matrix rate, {rate / 1e9:,.0f} GFLOP/s"
+    told = [*notes(request, counts, size), speed]
+    return as_table(plan(request, counts, size), rate, told)
 
 
 def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.harvest.settings import HarvestSettings, check_sites
 from vllm_sauce.learning.selection.settings import SelectSettings
 from vllm_sauce.learning.training.settings import SAETraining
-from vllm_sauce.options import EngineArgs, Sites, SiteSAEs
+from vllm_sauce.options import EngineArgs, Sites, SiteSAEs, check_at_least
 from vllm_sauce.scale.cluster import Resources
 
 
@@ -63,8 +62,7 @@ class LearnRequest:
     """Actors that harvest and calibrate."""
 
     def __post_init__(self) -> None:
-        if self.latents < 1:
-            raise ConfigError(f"latents must be at least 1, got {self.latents}")
+        check_at_least(self, 1, "latents")
         check_sites(self.sites)
         for site in self.saes:
             check_site(site)
@@ -93,15 +91,9 @@ class LearnRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the result, flat; where and how fast it runs does not."""
-        told = {
-            "sites": self.sites,
-            "concepts": self.concepts,
-            "out": self.out,
-            "saes": dict(self.saes),
-            "train_pictures": self.train_pictures,
-            "latents": self.latents,
-        }
-        parts: dict[str, Mapping[str, Any]] = {
+        own = ("sites", "concepts", "out", "saes", "train_pictures", "latents")
+        told = {name: getattr(self, name) for name in own}
+        parts = {
             "harvest": self.harvest.to_json(),
             "training": self.training.to_json(),
             "selection": asdict(self.selection),

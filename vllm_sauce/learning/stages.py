@@ -10,7 +10,7 @@ from typing import Any
 from vllm_sauce.bundle.served_sae import is_served_sae
 from vllm_sauce.inspection.settings import InspectRequest
 from vllm_sauce.learning.calibration.config import CalibrateRequest
-from vllm_sauce.learning.harvest.settings import HarvestOptions, ShownSamples
+from vllm_sauce.learning.harvest.settings import HarvestRequest, ShownSamples
 from vllm_sauce.learning.importing.settings import ImportRequest
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import CAUSAL, SelectRequest
@@ -22,15 +22,19 @@ class Stage:
     """A subcommand, what it is told, and what is there when it is done."""
 
     name: str
-    command: str
-    """Of ``sauce``."""
+    """The subcommand, and what of."""
     request: Any
-    """The dataclass that the command takes."""
+    """The dataclass that the subcommand takes."""
     result: Path
     failures: Path | None = None
     """Named here, single samples may fail (status 1) and the rest goes on."""
     only_shows: bool = False
     """Whether it shows what is there: if it fails, the run is whole all the same."""
+
+    @property
+    def command(self) -> str:
+        """Return the subcommand of ``sauce``."""
+        return self.name.split()[0]
 
 
 def stages(request: LearnRequest) -> list[Stage]:
@@ -70,7 +74,7 @@ def _harvest(
     out: Path,
     shown: ShownSamples,
 ) -> Stage:
-    told = HarvestOptions(
+    told = HarvestRequest(
         model=request.model,
         out=out,
         sites=sites,
@@ -80,7 +84,7 @@ def _harvest(
         resources=request.resources,
     )
     done, failures = out / "harvest.done", out / "failures.jsonl"
-    return Stage(f"harvest {what}", "harvest", told, done, failures)
+    return Stage(f"harvest {what}", told, done, failures)
 
 
 def _folder(pictures: Path | None) -> Path | None:
@@ -98,7 +102,7 @@ def _train(request: LearnRequest, site: str, shards: Path, out: Path) -> Stage:
         fidelity=FidelitySettings(model=request.model, pictures=(pictures,)),
         resume=True,
     )
-    return Stage(f"train {site}", "train", told, out / "figures.json")
+    return Stage(f"train {site}", told, out / "figures.json")
 
 
 def _import(request: LearnRequest, site: str, out: Path) -> Stage:
@@ -109,7 +113,7 @@ def _import(request: LearnRequest, site: str, out: Path) -> Stage:
         out=out,
         pictures=_folder(request.train_pictures),
     )
-    return Stage(f"import {site}", "import", told, out / "bundle.json")
+    return Stage(f"import {site}", told, out / "bundle.json")
 
 
 def _selection(request: LearnRequest, site: str) -> Path:
@@ -128,7 +132,7 @@ def _select(request: LearnRequest, site: str) -> Stage:
         model=request.model,
         engine_args=request.engine_args if request.selection.score == CAUSAL else {},
     )
-    return Stage(f"select {site}", "select", told, told.out)
+    return Stage(f"select {site}", told, told.out)
 
 
 def _calibrate(request: LearnRequest) -> Stage:
@@ -142,7 +146,7 @@ def _calibrate(request: LearnRequest) -> Stage:
         engine_args=request.engine_args,
         resources=request.resources,
     )
-    return Stage("calibrate", "calibrate", told, request.out / "bundle.json")
+    return Stage("calibrate", told, request.out / "bundle.json")
 
 
 def _inspect(request: LearnRequest) -> Stage:
@@ -153,4 +157,4 @@ def _inspect(request: LearnRequest) -> Stage:
         split="scoring",
         out=request.folder / "report.html",
     )
-    return Stage("inspect", "inspect", told, told.out, only_shows=True)
+    return Stage("inspect", told, told.out, only_shows=True)

@@ -26,10 +26,10 @@ from vllm_sauce.learning.harvest.actors import (
     HarvestActor,
     cut,
     harvest_anywhere,
-    harvest_on_actors,
 )
-from vllm_sauce.learning.harvest.engine import HarvestEngine, HarvestRequest, harvest
+from vllm_sauce.learning.harvest.engine import HarvestEngine, harvest
 from vllm_sauce.learning.harvest.folder import FAILURES_FILE, NumberedSample
+from vllm_sauce.learning.harvest.settings import HarvestRequest, HarvestSettings
 from vllm_sauce.scale.cluster import Resources
 
 TINY = ROOT / "examples/tiny"
@@ -46,9 +46,9 @@ import sys
 from pathlib import Path
 from tests.learning.harvest.test_actors import request, samples_of
 from vllm_sauce.scale.cluster import Resources
-from vllm_sauce.learning.harvest.actors import harvest_on_actors
+from vllm_sauce.learning.harvest.actors import harvest_anywhere
 one = Resources(cpus_per_actor=1, gpus_per_actor=0)
-harvest_on_actors(request(samples_of(), Path(sys.argv[1])), one)
+harvest_anywhere(*request(samples_of(), Path(sys.argv[1])), resources=one)
 """
 
 
@@ -80,18 +80,22 @@ def samples_of(broken=None):
     return tuple(found)
 
 
-def request(samples, out, **options):
+def request(samples, out, **options) -> tuple[HarvestRequest, tuple[Sample, ...]]:
     """A shard for every sample: what is done is seen at once."""
-    options = {"shard_tokens": 1, "in_flight": 4, "engine_args": ENGINE, **options}
-    return HarvestRequest(
-        model=str(TINY / "model"), sites=SITES, samples=samples, out=out, **options
+    told = HarvestRequest(
+        model=str(TINY / "model"),
+        sites=SITES,
+        out=out,
+        engine_args=ENGINE,
+        harvest=HarvestSettings(**{"shard_tokens": 1, "in_flight": 4, **options}),
     )
+    return told, samples
 
 
 @pytest.fixture(scope="module")
 @starts_engine
 def engine():
-    return HarvestEngine.open(str(TINY / "model"), SITES, engine_args=ENGINE)
+    return HarvestEngine.open(request((), Path())[0])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,7 @@ def alone(engine, broken, tmp_path_factory):
     """The same by one engine in this process, in large shards."""
     out = tmp_path_factory.mktemp("alone") / "h"
     given = request(samples_of(broken), out, shard_tokens=65_536, in_flight=64)
-    assert harvest(given, engine=engine).num_samples == 100
+    assert harvest(*given, engine=engine).num_samples == 100
     return out
 
 
@@ -160,7 +164,7 @@ def patient_actor():
     class Patient(HarvestActor):
         def __call__(self, row):
             begun = time.monotonic()
-            index = f"shards.{self.request.writer}.jsonl"
+            index = f"shards.{self.writer}.jsonl"
             if (self.request.out / index).exists():
                 while len(list(self.request.out.glob("shards.a*.jsonl"))) < 2:
                     assert time.monotonic() < begun + 300, "waited in vain"
@@ -187,8 +191,10 @@ def test_a_killed_actor_costs_no_sample_and_doubles_none(
 
     told = []
     killer = KillsOneActor(both_write)
-    report = harvest_on_actors(
-        request(samples_of(broken), out), TWO, lambda *done: told.append(done)
+    report = harvest_anywhere(
+        *request(samples_of(broken), out),
+        resources=TWO,
+        progress=lambda *done: told.append(done),
     )
     assert killer.killed is not None
     assert (report.num_samples, set(report.failed)) == (100, {"bad", "huge"})
@@ -214,7 +220,7 @@ def test_the_driver_is_killed_and_the_harvest_goes_on(engine, tmp_path):
     before = done_of(out)
     assert 0 < len(before) < 100
     # One process goes on with what actors began.
-    assert harvest(request(samples_of(), out), engine=engine).num_samples == 100
+    assert harvest(*request(samples_of(), out), engine=engine).num_samples == 100
     assert sorted(done_of(out)) == list(range(100))
     assert done_of(out)[: len(before)] == before
     named = {entry.file for entry in read_index(out)}
@@ -235,7 +241,7 @@ def here(engine, monkeypatch):
 
     monkeypatch.setattr(harvest_actors, "connected", unconnected)
     monkeypatch.setattr(harvest_actors, "results_of", results_of)
-    monkeypatch.setattr(HarvestEngine, "of", lambda request: engine)
+    monkeypatch.setattr(HarvestEngine, "open", lambda request: engine)
     return monkeypatch
 
 
@@ -247,7 +253,9 @@ def test_a_chunk_done_twice_is_there_once(here, alone, broken, tmp_path):
 
     here.setattr(harvest_actors, "results_of", twice)
     out = tmp_path / "h"
-    harvest_on_actors(request(samples_of(broken), out, shard_tokens=2000), TWO)
+    harvest_anywhere(
+        *request(samples_of(broken), out, shard_tokens=2000), resources=TWO
+    )
     check_equal(out, alone)
     assert failures(out) == failures(alone)
 
@@ -265,10 +273,10 @@ def test_a_full_disk_stops_it_and_it_goes_on(here, alone, broken, tmp_path):
     with here.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ActivationsError, match="No space left on device"):
-            harvest_on_actors(given, TWO)
-    assert 0 < len(done_of(given.out)) < 100
-    harvest_on_actors(given, TWO)
-    check_equal(given.out, alone)
+            harvest_anywhere(*given, resources=TWO)
+    assert 0 < len(done_of(tmp_path / "h")) < 100
+    harvest_anywhere(*given, resources=TWO)
+    check_equal(tmp_path / "h", alone)
 
 
 def test_a_folder_that_actors_do_not_share_is_named(here, tmp_path):
@@ -280,7 +288,7 @@ def test_a_folder_that_actors_do_not_share_is_named(here, tmp_path):
 
     here.setattr(harvest_actors, "results_of", elsewhere)
     with pytest.raises(ActivationsError, match="under the same path"):
-        harvest_on_actors(given, TWO)
+        harvest_anywhere(*given, resources=TWO)
     # Or each machine has a folder of that name.
     here.setattr(
         harvest_actors,
@@ -288,7 +296,7 @@ def test_a_folder_that_actors_do_not_share_is_named(here, tmp_path):
         lambda *_: iter([{"count": 4, "failed": "{}", "error": ""}]),
     )
     with pytest.raises(ActivationsError, match=r"0 of 4 samples: does every machine"):
-        harvest_on_actors(given, TWO)
+        harvest_anywhere(*given, resources=TWO)
 
 
 def test_without_actors_it_is_done_here(here, alone, broken, tmp_path):
@@ -297,7 +305,9 @@ def test_without_actors_it_is_done_here(here, alone, broken, tmp_path):
 
     here.setattr(harvest_actors, "connected", connected)
     out = tmp_path / "h"
-    harvest_anywhere(request(samples_of(broken), out, shard_tokens=2000), None)
+    harvest_anywhere(
+        *request(samples_of(broken), out, shard_tokens=2000), resources=None
+    )
     assert [path.name for path in out.glob("shards.*")] == ["shards.w0.jsonl"]
     check_equal(out, alone)
 
@@ -329,7 +339,7 @@ def test_chunks_hold_each_sample_once_and_pictures_whole():
 
 def test_one_process_imports_no_ray():
     code = (
-        "import sys, vllm_sauce.cli.harvest, vllm_sauce.learning.harvest.folder, "
+        "import sys, vllm_sauce.cli.stages, vllm_sauce.learning.harvest.folder, "
         "vllm_sauce.scale.cluster; sys.exit('ray' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -24,8 +24,8 @@ from vllm_sauce.data.sample_sources import find_samples
 from vllm_sauce.data.samples import PictureFile, distinct, open_picture
 from vllm_sauce.errors import ActivationsError, ConfigError, warn
 from vllm_sauce.learning.harvest import engine as harvesting
-from vllm_sauce.learning.harvest.engine import HarvestRequest
 from vllm_sauce.learning.harvest.folder import FAILURES_FILE
+from vllm_sauce.learning.harvest.settings import HarvestRequest
 from vllm_sauce.learning.importing.site_samples import read_pictures, read_texts
 from vllm_sauce.learning.training import train as harvest_training
 from vllm_sauce.learning.training.settings import (
@@ -190,7 +190,7 @@ def harvest_engine(llm, sites):
 
 
 def requested(samples, out):
-    return HarvestRequest(model=str(MODEL), sites=("vision",), samples=samples, out=out)
+    return HarvestRequest(model=str(MODEL), sites=("vision",), out=out), samples
 
 
 def test_whatever_vllm_raises_for_a_sample_fails_it_alone(tmp_path):
@@ -198,7 +198,7 @@ def test_whatever_vllm_raises_for_a_sample_fails_it_alone(tmp_path):
     file.write_text("\n".join(["one", *ERRORS, "two"]))
     llm = Refusing(ERRORS)
     request = requested(tuple(find_samples(texts=file)), tmp_path / "h")
-    report = harvesting.harvest(request, engine=harvest_engine(llm, ("vision",)))
+    report = harvesting.harvest(*request, engine=harvest_engine(llm, ("vision",)))
     assert llm.asked == ["one", *ERRORS, "two"]
     assert list(report.failed) == [f"t.txt#{n}" for n in range(1, 6)]
     for reason, error in zip(report.failed.values(), ERRORS.values(), strict=True):
@@ -215,7 +215,7 @@ def test_a_dead_engine_is_no_samples_fault(tmp_path):
     llm = Refusing({"two": EngineDeadError("gone")})
     request = requested(tuple(find_samples(texts=file)), tmp_path / "h")
     with pytest.raises(EngineDeadError):
-        harvesting.harvest(request, engine=harvest_engine(llm, ("vision",)))
+        harvesting.harvest(*request, engine=harvest_engine(llm, ("vision",)))
 
 
 def test_bad_samples_are_told_and_the_harvest_goes_on(tmp_path):
@@ -233,7 +233,7 @@ def test_bad_samples_are_told_and_the_harvest_goes_on(tmp_path):
         )
         request = requested(tuple(samples), tmp_path / "h")
         llm = Refusing({})
-        report = harvesting.harvest(request, engine=harvest_engine(llm, ("vision",)))
+        report = harvesting.harvest(*request, engine=harvest_engine(llm, ("vision",)))
         assert llm.asked == ["a"]
         assert len(report.failed) == 1 + len(refused())
         assert "half of one" in report.failed[f"{table}#1"]

@@ -112,7 +112,7 @@ def test_files_of_inputs(tmp_path):
     assert read_texts(tmp_path / "t.txt") == ["one", "two"]
     (tmp_path / "t.txt").write_text("\n")
     for path in (tmp_path / "t.txt", tmp_path / "none"):
-        with pytest.raises(ConfigError, match="no texts"):
+        with pytest.raises(ConfigError, match="holds no text|cannot read texts"):
             read_texts(path)
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(ConfigError, match="no pictures"):

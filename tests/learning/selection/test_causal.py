@@ -108,7 +108,10 @@ def request_(tmp_path_factory):
 @starts_engine
 def engine(bundle, dog, request_):
     own = dog.latents[:3]
-    candidates = latent_candidates("vision", [*own, DEAD], gamma=-4.0)
+    candidates = {
+        candidate_name("vision", latent): {"vision": SiteEdit.uniform([latent], -4.0)}
+        for latent in (*own, DEAD)
+    }
     tried = [
         entry.latent
         for concept in select(request_).concepts.values()

@@ -13,21 +13,18 @@ from tests.learning.training.test_sae_lens_training import shuffled_batches, tra
 from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.training import revival
-from vllm_sauce.learning.training.revival import HARDLY, Revival, firing_density, revive
+from vllm_sauce.learning.training.revival import HARDLY, firing_density
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.sae.quality import sae_quality
 
 pytest.importorskip("sae_lens")
 DATA = sparse_data(6000)[0]
 SCALE = ActivationStatistics.of(DATA).scale
-SETTINGS = Revival(
-    window=20,
-    steps=150,
-    l1_coefficient=0.3,
-    scale=SCALE,
-    learning_rate=2e-3,
-    seed=0,
-)
+SETTINGS = training_of("standard", dead_steps=20, revival_steps=150)
+
+
+def revive(sae, rows, settings=SETTINGS, scale=SCALE):
+    return revival.revive(sae, rows, settings, scale)
 
 
 def batches(seed=1):
@@ -49,7 +46,7 @@ def killed(sae: SAEWeights, count: int) -> tuple[SAEWeights, torch.Tensor]:
 
 def test_dead_latents_learn_what_was_lost_with_them(trained):
     sae, dead = killed(trained, 16)
-    revived = revive(sae, batches(), SETTINGS)
+    revived = revive(sae, batches())
     assert revived.dead_before >= 16 and revived.dead_after == 0
     density = firing_density(revived.weights, batches(), 20)
     assert (density[dead] >= HARDLY).all()
@@ -81,7 +78,7 @@ def test_living_latents_stay_what_they_are_to_the_bit(trained):
     sae = rarely_firing(sae, rare, 2)
     assert 0 < firing_density(sae, batches(), 20)[rare] < HARDLY
     before = {name: tensor.clone() for name, tensor in sae.tensors().items()}
-    after = revive(sae, batches(), SETTINGS).weights
+    after = revive(sae, batches()).weights
     living = firing_density(sae, batches(), 20) > 0
     assert not living[dead].any() and living.sum() >= 40
     for name, tensor in sae.tensors().items():
@@ -96,7 +93,7 @@ def test_living_latents_stay_what_they_are_to_the_bit(trained):
 
 def test_who_hardly_fires_is_drawn_again_under_half_the_penalty(trained, monkeypatch):
     sae, dead = killed(trained, 8)
-    settings = replace(SETTINGS, l1_coefficient=4.0, steps=400)
+    settings = replace(SETTINGS, l1_coefficient=4.0, revival_steps=400)
     after = revive(sae, batches(), settings)
     assert after.dead_after == 0
     density = firing_density(after.weights, batches(), 20)[dead]
@@ -111,14 +108,14 @@ def test_who_is_drawn_again_is_not_missed_by_its_former_self(trained, monkeypatc
     rows, explained = DATA[5000:], {}
     for hardly in (HARDLY, 1.1):
         monkeypatch.setattr(revival, "HARDLY", hardly)
-        after = revive(sae, batches(), SETTINGS).weights
+        after = revive(sae, batches()).weights
         explained[hardly] = sae_quality(after, rows).explained_variance
     assert explained[1.1] > explained[HARDLY] - 0.02
 
 
 def test_nothing_is_done_where_nothing_is_dead_or_no_step_is_given(trained):
     sae, _ = killed(trained, 3)
-    idle = revive(sae, batches(), replace(SETTINGS, steps=0))
+    idle = revive(sae, batches(), replace(SETTINGS, revival_steps=0))
     assert idle.weights is sae
     assert idle.dead_before == idle.dead_after >= 3
     # Half the latents of a square SAE fire on any row.
@@ -130,7 +127,7 @@ def test_nothing_is_done_where_nothing_is_dead_or_no_step_is_given(trained):
         b_enc=torch.zeros(16),
         b_dec=DATA.mean(0),
     )
-    kept = revive(alive, batches(), SETTINGS)
+    kept = revive(alive, batches())
     assert kept.weights is alive
     assert kept.dead_before == kept.dead_after == 0
 
@@ -149,8 +146,8 @@ def test_the_unit_of_the_activations_does_not_matter(trained):
     sae, dead = killed(trained, 8)
     larger = replace(sae, b_enc=10 * sae.b_enc, b_dec=10 * sae.b_dec)
     tenfold = (10 * batch for batch in batches())
-    want = revive(sae, batches(), SETTINGS).weights
-    got = revive(larger, tenfold, replace(SETTINGS, scale=SCALE / 10)).weights
+    want = revive(sae, batches()).weights
+    got = revive(larger, tenfold, scale=SCALE / 10).weights
     close = partial(torch.testing.assert_close, atol=2e-3, rtol=2e-3)
     close(got.W_enc[:, dead], want.W_enc[:, dead])
     close(got.W_dec[dead], want.W_dec[dead])
@@ -183,5 +180,5 @@ def test_how_many_steps_it_takes():
     assert replace(long, revival_steps=7).steps_of_revival == 7
     assert replace(long, revival_steps=0).steps_of_revival == 0
     assert replace(long, architecture="topk").steps_of_revival == 0
-    with pytest.raises(ConfigError, match="revival_steps must not be below 0, got -1"):
+    with pytest.raises(ConfigError, match="revival_steps must be at least 0, got -1"):
         replace(long, revival_steps=-1)

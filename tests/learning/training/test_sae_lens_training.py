@@ -221,7 +221,7 @@ def test_a_training_that_diverges_is_stopped():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"architecture": "transcoder"}, "must be one of standard, .* 'transcoder'"),
+        ({"architecture": "transcoder"}, "is one of standard, .* 'transcoder'"),
         ({"architecture": "topk", "k": 65}, "at most d_sae=64, got 65"),
         ({"architecture": "batchtopk", "k": 0}, "above 0"),
         ({"architecture": "topk", "k": 2.5}, "whole number"),

@@ -22,8 +22,9 @@ from vllm_sauce.activations.shards import Role, read_index
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ActivationsError, ConfigError, UnsupportedFeatureError
-from vllm_sauce.learning.harvest.engine import HarvestEngine, HarvestRequest, harvest
+from vllm_sauce.learning.harvest.engine import HarvestEngine, harvest
 from vllm_sauce.learning.harvest.folder import FAILURES_FILE
+from vllm_sauce.learning.harvest.settings import HarvestRequest, HarvestSettings
 from vllm_sauce.models.site_hooks import site_hook
 
 SITES = ("vision", "decoder.1")
@@ -42,7 +43,7 @@ GENERATED = 5
 @pytest.fixture(scope="module")
 @starts_engine
 def engine():
-    return HarvestEngine.open(str(MODEL), SITES, engine_args=ENGINE)
+    return HarvestEngine.open(request((), Path())[0])
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +73,19 @@ def samples(tmp_path_factory):
     )
 
 
-def request(samples, out, **options):
+def request(samples, out, **options) -> tuple[HarvestRequest, tuple[Sample, ...]]:
     options = {"max_tokens": GENERATED, "shard_tokens": 300, "in_flight": 4, **options}
-    return HarvestRequest(
-        model=str(MODEL), sites=SITES, samples=samples, out=out, **options
+    settings = HarvestSettings(**options)
+    told = HarvestRequest(
+        model=str(MODEL), sites=SITES, out=out, harvest=settings, engine_args=ENGINE
     )
+    return told, samples
 
 
 @pytest.fixture(scope="module")
 def harvested(engine, samples, tmp_path_factory):
     out = tmp_path_factory.mktemp("harvest") / "h"
-    report = harvest(request(samples, out), engine=engine)
+    report = harvest(*request(samples, out), engine=engine)
     assert report.num_samples == len(samples)
     assert not report.failed
     return out
@@ -191,10 +194,14 @@ def test_stopped_anywhere_it_goes_on(engine, samples, harvested, tmp_path):
     out = tmp_path / "h"
     for count in (3, 6):
         with pytest.raises(KeyboardInterrupt):
-            harvest(request(samples, out, shard_tokens=1), stop_at(count), engine)
+            harvest(
+                *request(samples, out, shard_tokens=1),
+                progress=stop_at(count),
+                engine=engine,
+            )
         numbers = [n for entry in read_index(out) for n in entry.samples]
         assert len(numbers) == len(set(numbers)) < len(samples)
-    report = harvest(request(samples, out, shard_tokens=1), engine=engine)
+    report = harvest(*request(samples, out, shard_tokens=1), engine=engine)
     assert report.num_samples == len(samples)
     numbers = [n for entry in read_index(out) for n in entry.samples]
     assert sorted(numbers) == list(range(len(samples)))
@@ -205,7 +212,7 @@ def test_stopped_anywhere_it_goes_on(engine, samples, harvested, tmp_path):
     for number in range(len(samples)):
         x, want = rows_of(resumed, number)[0], rows_of(whole, number)[0]
         torch.testing.assert_close(x, want, rtol=1e-4, atol=1e-4)
-    assert harvest(request(samples, out)).num_samples == len(samples)  # no engine
+    assert harvest(*request(samples, out)).num_samples == len(samples)  # no engine
 
 
 def test_a_bad_picture_fails_alone(engine, samples, tmp_path):
@@ -217,7 +224,7 @@ def test_a_bad_picture_fails_alone(engine, samples, tmp_path):
     bomb = Sample(key="bomb", prompt="?", picture=PictureFile(tmp_path / "bomb.png"))
     half = Sample(key="half", prompt="", problem="half of one")
     given = (samples[0], bad, huge, bomb, half, samples[1])
-    report = harvest(request(given, tmp_path / "h"), engine=engine)
+    report = harvest(*request(given, tmp_path / "h"), engine=engine)
     assert report.num_samples == 2
     assert report.failed["half"] == "half of one"
     assert "400000000 pixels" in report.failed["bomb"]
@@ -244,10 +251,10 @@ def test_a_full_disk_stops_it_and_keeps_what_is_written(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ActivationsError, match="No space left on device"):
-            harvest(request(samples, out, shard_tokens=1), engine=engine)
+            harvest(*request(samples, out, shard_tokens=1), engine=engine)
     written = [n for entry in read_index(out) for n in entry.samples]
     assert 0 < len(written) < len(samples)
-    report = harvest(request(samples, out, shard_tokens=1), engine=engine)
+    report = harvest(*request(samples, out, shard_tokens=1), engine=engine)
     assert report.num_samples == len(samples)
     assert len(ActivationStore.open(out, "vision", verify=True)) == 4 * 49
 
@@ -269,8 +276,8 @@ samples = tuple(
     Sample(key=key, prompt=words, picture=PictureFile(Path(file)) if file else None)
     for key, words, file in json.loads(sys.stdin.read())
 )
-given = request(samples, Path(sys.argv[1]), shard_tokens=1, engine_args=ENGINE)
-harvest(given)
+given = request(samples, Path(sys.argv[1]), shard_tokens=1)
+harvest(*given)
 """
     given = [[s.key, s.prompt, s.picture.name if s.picture else ""] for s in many]
     (tmp_path / "samples.json").write_text(json.dumps(given))
@@ -287,7 +294,7 @@ harvest(given)
     child.wait()
     before = [n for entry in read_index(out) for n in entry.samples]
     assert 0 < len(before) < len(many)
-    report = harvest(request(many, out), engine=engine)
+    report = harvest(*request(many, out), engine=engine)
     assert report.num_samples == len(many)
     after = [n for entry in read_index(out) for n in entry.samples]
     assert sorted(after) == list(range(len(many)))
@@ -296,12 +303,12 @@ harvest(given)
 
 def test_another_harvests_folder_is_refused(samples, harvested, tmp_path):
     with pytest.raises(ActivationsError, match="other samples"):
-        harvest(request(samples[:3], harvested))
+        harvest(*request(samples[:3], harvested))
     with pytest.raises(ActivationsError, match="other max_tokens"):
-        harvest(request(samples, harvested, max_tokens=1))
+        harvest(*request(samples, harvested, max_tokens=1))
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ActivationsError, match="something else"):
-        harvest(request(samples, tmp_path))
+        harvest(*request(samples, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -316,9 +323,13 @@ def test_another_harvests_folder_is_refused(samples, harvested, tmp_path):
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, words):
-    given = {"model": "m", "sites": SITES, "samples": (), "out": Path("x"), **options}
     with pytest.raises(ConfigError, match=words):
-        HarvestRequest(**given)
+        if {"dtype", "in_flight"} & set(options):
+            HarvestSettings(**options)
+        else:
+            HarvestRequest(
+                **{"model": "m", "sites": SITES, "out": Path("x"), **options}
+            )
 
 
 def test_what_hides_tokens_from_the_sites_is_refused(samples):

@@ -12,7 +12,7 @@ from vllm_sauce.evaluation.questions import Question
 from vllm_sauce.models.answer_tokens import Tokens
 
 Progress = Callable[[int, int], None]
-"""Told the questions that are done and all of them."""
+"""Told how many are done, and of how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

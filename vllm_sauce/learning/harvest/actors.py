@@ -11,22 +11,23 @@ import json
 import math
 import pickle
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from vllm_sauce.activations.shards import read_index
 from vllm_sauce.data.example_sources import TablePicture
-from vllm_sauce.data.samples import PictureFile
+from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ActivationsError, SauceError
-from vllm_sauce.learning.harvest.engine import (
-    Counted,
-    HarvestEngine,
-    HarvestRequest,
+from vllm_sauce.learning.harvest.engine import HarvestEngine, harvest
+from vllm_sauce.learning.harvest.folder import (
+    HarvestFolder,
+    HarvestReport,
+    Header,
+    NumberedSample,
     Progress,
-    harvest,
 )
-from vllm_sauce.learning.harvest.folder import HarvestReport, Header, NumberedSample
+from vllm_sauce.learning.harvest.settings import HarvestRequest
 from vllm_sauce.scale import orphans
 from vllm_sauce.scale.cluster import Resources, connected, everywhere, results_of
 
@@ -39,52 +40,43 @@ CHUNKS_PER_ACTOR = 4
 
 def harvest_anywhere(
     request: HarvestRequest,
+    samples: Sequence[Sample],
     resources: Resources | None,
-    progress: Progress = lambda done, total: None,
-) -> HarvestReport:
-    """Harvest with the engines that are asked for; None: one, in this process.
-
-    Raises: ActivationsError, BatchError, ConfigError
-    """
-    if resources is None:
-        return harvest(request, progress)
-    return harvest_on_actors(request, resources, progress)
-
-
-def harvest_on_actors(
-    request: HarvestRequest,
-    resources: Resources,
     progress: Progress = lambda done, total: None,
 ) -> HarvestReport:
     """Do what ``harvest`` does, with an engine in each of Ray's actors.
 
+    Without resources there is one engine, in this process.
+
     Raises: ActivationsError, BatchError, ConfigError
     """
+    if resources is None:
+        return harvest(request, samples, progress)
     request = replace(
         request, out=request.out.absolute(), model=everywhere(request.model)
     )
-    folder = request.folder()
-    counted = Counted(folder.num_samples, progress)
-    counted.add(folder.num_samples - len(folder.left))
-    failed: dict[str, str] = {}
-    if folder.left:
+    folder = HarvestFolder.open(request, samples)
+
+    def take(advance: Callable[[int], None]) -> dict[str, str]:
+        failed: dict[str, str] = {}
         chunks = cut(folder.left, resources.actors)
         rows = [{"samples": pickle.dumps(chunk)} for chunk in chunks]
-        # Samples travel with their chunks.
-        arguments = (replace(request, samples=()), folder.header)
         with connected(resources) as placed:
             folder.begin()
+            arguments = (request, folder.header)
             for result in results_of(HarvestActor, arguments, rows, placed):
                 if result["error"]:
                     raise ActivationsError(result["error"])
                 failed |= json.loads(result["failed"])
-                counted.add(result["count"])
-    report = folder.finish(failed)
-    if report.num_samples + len(failed) != folder.num_samples:
+                advance(result["count"])
+        return failed
+
+    report = folder.fill(take, progress)
+    wanted = folder.num_samples - len(report.failed)
+    if report.num_samples != wanted:
         raise ActivationsError(
-            f"{request.out} holds {report.num_samples} of "
-            f"{folder.num_samples - len(failed)} samples: does every machine see the "
-            "folder under the same path? Run the same command to go on"
+            f"{request.out} holds {report.num_samples} of {wanted} samples: does every "
+            "machine see the folder under the same path? Run the same command to go on"
         )
     return report
 
@@ -95,9 +87,9 @@ class HarvestActor:
     def __init__(self, request: HarvestRequest, header: Header) -> None:
         orphans.tie_children()
         # An actor that was given up may still write: no other has its name.
-        self.request = replace(request, writer=f"a{uuid.uuid4().hex[:12]}")
-        self.header = header
-        self.engine = HarvestEngine.of(request)
+        self.writer = f"a{uuid.uuid4().hex[:12]}"
+        self.request, self.header = request, header
+        self.engine = HarvestEngine.open(request)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Harvest what the disk does not hold of a chunk."""
@@ -109,7 +101,9 @@ class HarvestActor:
             entries = read_index(self.request.out)
             done = {number for entry in entries for number in entry.samples}
             left = [sample for sample in samples if sample.number not in done]
-            failed = self.engine.take(self.request, self.header, left)
+            failed = self.engine.take(
+                self.request, self.header, left, writer=self.writer
+            )
         except SauceError as found:
             # Raised as it is by the process that has the user's attention.
             error = str(found)

@@ -8,7 +8,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from vllm_sauce.activations.shards import SiteFormat
@@ -20,65 +19,12 @@ from vllm_sauce.learning.harvest.folder import (
     HarvestReport,
     Header,
     NumberedSample,
+    Progress,
 )
-from vllm_sauce.learning.harvest.settings import HarvestSettings, check_sites
+from vllm_sauce.learning.harvest.settings import HarvestRequest
 from vllm_sauce.plugin import compat
 
 HARVEST_WORKER: Final = "vllm_sauce.plugin.tap.harvest_worker.HarvestWorker"
-_FIXED = {
-    "additional_config",
-    "enable_prefix_caching",
-    "enforce_eager",
-    "model",
-    "worker_extension_cls",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HarvestRequest(HarvestSettings):
-    """What is taken, of which model, and where it goes."""
-
-    model: str
-    """Folder of the model."""
-
-    sites: tuple[str, ...]
-    """ "vision" and "decoder.<i>", all taken in one pass."""
-
-    samples: tuple[Sample, ...]
-    """In the order of their numbers; see ``samples.distinct``."""
-
-    out: Path
-    """A new folder, or one that a harvest of the same left unfinished."""
-
-    writer: str = "w0"
-    """Unique among those that write into the folder at the same time."""
-
-    engine_args: Mapping[str, Any] = field(default_factory=dict)
-    """More arguments of ``vllm.LLM``: dtype, max_model_len, ..."""
-
-    def __post_init__(self) -> None:
-        # With slots, super() without arguments would look for another class.
-        HarvestSettings.__post_init__(self)
-        check_sites(self.sites)
-        if taken := sorted(_FIXED & set(self.engine_args)):
-            raise ConfigError(f"harvesting sets {taken[0]} itself; leave it out")
-
-    def folder(self) -> HarvestFolder:
-        """Return the folder with what it holds.
-
-        Raises: ActivationsError, ConfigError
-        """
-        return HarvestFolder.open(
-            self.out,
-            self.samples,
-            model=self.model,
-            sites=self.sites,
-            max_tokens=self.max_tokens,
-        )
-
-
-Progress = Callable[[int, int], None]
-"""Told the samples that are done and all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +38,8 @@ class HarvestEngine:
     """What is stored of each site."""
 
     @classmethod
-    def open(
-        cls,
-        model: str,
-        sites: Sequence[str],
-        dtype: str | None = None,
-        engine_args: Mapping[str, Any] | None = None,
-    ) -> HarvestEngine:
-        """Start the engine."""
+    def open(cls, request: HarvestRequest) -> HarvestEngine:
+        """Start the engine of a request."""
         # In this process: what stops a worker (a full disk) is raised here as it is.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM
@@ -109,12 +49,12 @@ class HarvestEngine:
             "enforce_eager": True,
             "enable_prefix_caching": False,
             "worker_extension_cls": HARVEST_WORKER,
-            **(engine_args or {}),
+            **request.engine_args,
         }
-        settings = {"sites": list(sites), "dtype": dtype or "auto"}
-        llm = LLM(
-            model=model, additional_config={"sauce_harvest": settings}, **arguments
-        )
+        sites, dtype = request.sites, request.harvest.dtype
+        section = {"sites": list(sites), "dtype": dtype or "auto"}
+        more = {"sauce_harvest": section}
+        llm = LLM(model=request.model, additional_config=more, **arguments)
         # On CPUs it says for each prompt that it keeps its threads.
         logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
         config = llm.llm_engine.vllm_config.model_config
@@ -123,14 +63,7 @@ class HarvestEngine:
             site: SiteFormat(d_model=_width(config, site), dtype=stored)
             for site in sites
         }
-        return cls(llm, model, tuple(sites), formats)
-
-    @classmethod
-    def of(cls, request: HarvestRequest) -> HarvestEngine:
-        """Start the engine of a request."""
-        return cls.open(
-            request.model, request.sites, request.dtype, request.engine_args
-        )
+        return cls(llm, request.model, sites, formats)
 
     def take(
         self,
@@ -138,21 +71,24 @@ class HarvestEngine:
         header: Header,
         samples: Sequence[NumberedSample],
         advance: Callable[[int], None] = lambda count: None,
+        writer: str = "w0",
     ) -> dict[str, str]:
         """Harvest samples into the request's folder; return the failed with reasons.
 
-        ``advance`` is told how many more are done.
+        ``advance`` is told how many more are done. ``writer`` is unique among those
+        that write into the folder at the same time.
 
         Raises: ActivationsError, ConfigError
         """
         if (self.model, self.sites) != (request.model, request.sites):
             raise ConfigError("the engine runs another model or taps other sites")
         header.check_or_write(self.formats)
-        return _Run(self.llm, request, advance).take(samples)
+        return _Run(self.llm, request, advance).take(samples, writer)
 
 
 def harvest(
     request: HarvestRequest,
+    samples: Sequence[Sample],
     progress: Progress = lambda done, total: None,
     engine: HarvestEngine | None = None,
 ) -> HarvestReport:
@@ -163,51 +99,37 @@ def harvest(
 
     Raises: ActivationsError, ConfigError
     """
-    folder = request.folder()
-    counted = Counted(folder.num_samples, progress)
-    counted.add(folder.num_samples - len(folder.left))
-    failed: dict[str, str] = {}
-    if folder.left:
-        if engine is None:
-            engine = HarvestEngine.of(request)
+    folder = HarvestFolder.open(request, samples)
+
+    def take(advance: Callable[[int], None]) -> dict[str, str]:
+        running = engine or HarvestEngine.open(request)
         folder.begin()
-        failed = engine.take(request, folder.header, folder.left, counted.add)
-    return folder.finish(failed)
+        return running.take(request, folder.header, folder.left, advance)
+
+    return folder.fill(take, progress)
 
 
-class Counted:
-    """Counts the samples that are done."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-
-    def add(self, count: int) -> None:
-        """Tell that more are done."""
-        self.done += count
-        self.progress(self.done, self.total)
-
-
+@dataclass(frozen=True, slots=True)
 class _Run:
     """One engine's work: a bounded number of samples in flight, each finished once."""
 
-    def __init__(
-        self, llm: Any, request: HarvestRequest, advance: Callable[[int], None]
-    ) -> None:
-        self.llm, self.request, self.advance = llm, request, advance
-        self.failed: dict[str, str] = {}
-        self.inside: dict[str, NumberedSample] = {}
+    llm: Any
+    request: HarvestRequest
+    advance: Callable[[int], None]
+    failed: dict[str, str] = field(default_factory=dict)
+    inside: dict[str, NumberedSample] = field(default_factory=dict)
 
-    def take(self, samples: Sequence[NumberedSample]) -> dict[str, str]:
+    def take(self, samples: Sequence[NumberedSample], writer: str) -> dict[str, str]:
         """Harvest samples; return the keys of those that failed, with the reasons."""
-        request, waiting = self.request, deque(samples)
-        begin = (str(request.out.resolve()), request.writer, request.shard_tokens)
+        settings, waiting = self.request.harvest, deque(samples)
+        begin = (str(self.request.out.resolve()), writer, settings.shard_tokens)
         self.llm.collective_rpc("sauce_harvest_begin", args=begin)
         engine = self.llm.llm_engine
         # A picture that an earlier run encoded must pass the site again.
         engine.reset_encoder_cache()
         try:
             while waiting or engine.has_unfinished_requests():
-                while waiting and len(self.inside) < request.in_flight:
+                while waiting and len(self.inside) < settings.in_flight:
                     self._enqueue(waiting.popleft())
                 # Shards are written between steps: a slow disk slows the engine.
                 self._finish([out for out in engine.step() if out.finished])
@@ -222,7 +144,7 @@ class _Run:
         params = SamplingParams(
             temperature=0.0,
             # The last token is never fed back, so it has no activations.
-            max_tokens=self.request.max_tokens + 1,
+            max_tokens=self.request.harvest.max_tokens + 1,
             detokenize=False,
             extra_args={"harvest_sample": given.number},
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from vllm_sauce.activations.shard_writer import remove_unfinished
 from vllm_sauce.activations.shards import (
@@ -24,11 +26,14 @@ from vllm_sauce.bundle.schema import ModelFingerprint
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ActivationsError, ConfigError
 from vllm_sauce.files import file_sha256, locked, write_whole
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from vllm_sauce.learning.harvest.settings import HarvestRequest
 
 FAILURES_FILE = "failures.jsonl"
+
+Progress = Callable[[int, int], None]
+"""Told the samples that are done and all of them."""
+Take = Callable[[Callable[[int], None]], dict[str, str]]
+"""Takes samples and tells how many more are done; returns the failed with reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +42,25 @@ class HarvestReport:
 
     num_samples: int
     """Samples on the disk."""
-    failed: dict[str, str]
+    failed: Mapping[str, str]
     """Key of each sample that could not be taken, and why."""
-    tokens: dict[str, int]
+    tokens: Mapping[str, int]
     """Rows by site."""
 
     def as_table(self, folder: Path, num_repeated: int = 0) -> Table:
         """Return the report for a terminal."""
-        from rich.table import Table
-
-        table = Table(show_header=False)
-        table.add_row("folder", str(folder))
-        table.add_row("samples", str(self.num_samples))
-        table.add_row("left out as equal", str(num_repeated))
-        table.add_row("failed", str(len(self.failed)))
-        for site, count in sorted(self.tokens.items()):
-            table.add_row(f"activations at {site}", str(count))
         size = sum(path.stat().st_size for path in folder.iterdir())
-        table.add_row("on disk", f"{size / 2**20:.1f} MiB")
+        rows = {
+            "folder": folder,
+            "samples": self.num_samples,
+            "left out as equal": num_repeated,
+            "failed": len(self.failed),
+            **{f"activations at {s}": n for s, n in sorted(self.tokens.items())},
+            "on disk": f"{size / 2**20:.1f} MiB",
+        }
+        table = Table(show_header=False)
+        for name, value in rows.items():
+            table.add_row(name, str(value))
         return table
 
 
@@ -77,20 +83,6 @@ class Header:
     fingerprint: ModelFingerprint
     samples_sha256: str
     max_tokens: int
-
-    def differences(self, sites: Sequence[str]) -> list[str]:
-        """Return in what the folder's harvest is another one.
-
-        Raises: ActivationsError
-        """
-        found = read_harvest(self.folder)
-        same = {
-            "samples": found.samples_sha256 == self.samples_sha256,
-            "sites": set(found.sites) == set(sites),
-            "max_tokens": found.max_tokens == self.max_tokens,
-            "model": found.fingerprint == self.fingerprint,
-        }
-        return [name for name in same if not same[name]]
 
     def check_or_write(self, sites: Mapping[str, SiteFormat]) -> None:
         """Write harvest.json once, or check that the stored types fit.
@@ -143,32 +135,29 @@ class HarvestFolder:
     """What samples.jsonl holds."""
 
     @classmethod
-    def open(
-        cls,
-        folder: Path,
-        samples: Sequence[Sample],
-        *,
-        model: str,
-        sites: Sequence[str],
-        max_tokens: int,
-    ) -> HarvestFolder:
-        """Look at a folder, new or one that a harvest of the same has begun.
+    def open(cls, request: HarvestRequest, samples: Sequence[Sample]) -> HarvestFolder:
+        """Look at a request's folder, new or one that a harvest of the same has begun.
 
         Raises: ActivationsError, ConfigError
         """
-        records = _records(samples)
+        if not samples:
+            raise ConfigError("there is no sample to harvest")
+        ((key, times),) = Counter(sample.key for sample in samples).most_common(1)
+        if times > 1:
+            raise ConfigError(f"two samples have the key {key!r}")
+        records = [sample.to_json() for sample in samples]
         lines = b"".join(
             json.dumps(record, ensure_ascii=False).encode() + b"\n"
             for record in records
         )
         header = Header(
-            folder=folder,
-            model=model,
-            fingerprint=fingerprint_model(model),
+            folder=request.out,
+            model=request.model,
+            fingerprint=fingerprint_model(request.model),
             samples_sha256=hashlib.sha256(lines).hexdigest(),
-            max_tokens=max_tokens,
+            max_tokens=request.harvest.max_tokens,
         )
-        done = _done(header, sites)
+        done = _done(header, request.sites)
         pictures = [record["picture"] for record in records]
         left = [
             NumberedSample(number, sample, None if picture is None else str(picture))
@@ -179,40 +168,49 @@ class HarvestFolder:
         ]
         return cls(
             header=header,
-            sites=tuple(sites),
+            sites=request.sites,
             num_samples=len(samples),
             left=left,
             lines=lines,
         )
-
-    @property
-    def folder(self) -> Path:
-        """Where it is."""
-        return self.header.folder
 
     def begin(self) -> None:
         """Write samples.jsonl, before any engine writes the rest.
 
         Raises: ActivationsError
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder, ActivationsError):
-            if not (self.folder / HARVEST_FILE).exists():
-                write_whole(self.folder / SAMPLES_FILE, self.lines, ActivationsError)
+        folder = self.header.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, ActivationsError):
+            if not (folder / HARVEST_FILE).exists():
+                write_whole(folder / SAMPLES_FILE, self.lines, ActivationsError)
 
-    def finish(self, failed: Mapping[str, str]) -> HarvestReport:
-        """Write failures.jsonl; return what is there.
+    def fill(self, take: Take, progress: Progress) -> HarvestReport:
+        """Have what is left taken, write failures.jsonl, and return what is there.
 
-        Raises: ActivationsError
+        Raises: ActivationsError, and what ``take`` raises
         """
-        _write_failures(self.folder, failed)
-        tokens = dict.fromkeys(self.sites, 0)
-        entries = read_index(self.folder)
+        done = self.num_samples - len(self.left)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, self.num_samples)
+
+        advance(0)
+        failed = take(advance) if self.left else {}
+        path = self.header.folder / FAILURES_FILE
+        lines = [json.dumps({"key": k, "reason": v}) + "\n" for k, v in failed.items()]
+        if failed:
+            write_whole(path, "".join(lines).encode(), ActivationsError)
+        else:
+            path.unlink(missing_ok=True)
+        tokens = Counter(dict.fromkeys(self.sites, 0))
+        entries = read_index(self.header.folder)
         for entry in entries:
-            for site, count in entry.tokens.items():
-                tokens[site] += count
+            tokens.update(entry.tokens)
         num_samples = sum(len(entry.samples) for entry in entries)
-        return HarvestReport(num_samples, dict(failed), tokens)
+        return HarvestReport(num_samples, failed, tokens)
 
 
 def _done(header: Header, sites: Sequence[str]) -> set[int]:
@@ -228,29 +226,17 @@ def _done(header: Header, sites: Sequence[str]) -> set[int]:
                 f"{folder} holds something else; give a new folder or remove it"
             )
         return set()
-    if different := header.differences(sites):
+    found = read_harvest(folder)
+    same = {
+        "samples": found.samples_sha256 == header.samples_sha256,
+        "sites": set(found.sites) == set(sites),
+        "max_tokens": found.max_tokens == header.max_tokens,
+        "model": found.fingerprint == header.fingerprint,
+    }
+    if different := [name for name in same if not same[name]]:
         raise ActivationsError(
             f"{folder} holds a harvest of other {', '.join(different)}; "
             "give another folder"
         )
     remove_unfinished(folder)
     return {number for entry in read_index(folder) for number in entry.samples}
-
-
-def _records(samples: Sequence[Sample]) -> list[dict[str, object]]:
-    keys = [sample.key for sample in samples]
-    if not samples:
-        raise ConfigError("there is no sample to harvest")
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(f"two samples have the key {twice!r}")
-    return [sample.to_json() for sample in samples]
-
-
-def _write_failures(folder: Path, failed: Mapping[str, str]) -> None:
-    path = folder / FAILURES_FILE
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    lines = [json.dumps({"key": k, "reason": v}) + "\n" for k, v in failed.items()]
-    write_whole(path, "".join(lines).encode(), ActivationsError)

@@ -11,10 +11,17 @@ from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.options import EngineArgs, Sites
+from vllm_sauce.options import EngineArgs, Sites, check_at_least, check_choice
 from vllm_sauce.scale.cluster import Resources
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
+_FIXED = {
+    "additional_config",
+    "enable_prefix_caching",
+    "enforce_eager",
+    "model",
+    "worker_extension_cls",
+}
 
 
 @Parameter(name="*", group="Harvest")
@@ -35,11 +42,10 @@ class HarvestSettings:
     """Samples in the engine at the same time: bounds memory."""
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype}")
-        for name, least in (("max_tokens", 0), ("shard_tokens", 1), ("in_flight", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}")
+        if self.dtype is not None:
+            check_choice(self, "dtype", DTYPES)
+        check_at_least(self, 0, "max_tokens")
+        check_at_least(self, 1, "shard_tokens", "in_flight")
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the result; how it is cut into shards does not."""
@@ -78,8 +84,8 @@ class ShownSamples:
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HarvestOptions:
-    """What ``sauce harvest`` takes; its samples are still to be read."""
+class HarvestRequest:
+    """What is taken, of which model, and where it goes."""
 
     model: str
     """Folder of the model."""
@@ -100,6 +106,8 @@ class HarvestOptions:
 
     def __post_init__(self) -> None:
         check_sites(self.sites)
+        if taken := sorted(_FIXED & set(self.engine_args)):
+            raise ConfigError(f"harvesting sets {taken[0]} itself; leave it out")
 
 
 def check_sites(sites: tuple[str, ...]) -> None:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.table import Table
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -20,7 +20,11 @@ from vllm_sauce.bundle import (
 from vllm_sauce.concepts import VISION, Catalogue
 from vllm_sauce.errors import BundleError, ConfigError
 from vllm_sauce.learning.importing import sources
-from vllm_sauce.learning.importing.readings import check_reconstruction, check_width
+from vllm_sauce.learning.importing.readings import (
+    Reconstruction,
+    check_reconstruction,
+    check_width,
+)
 from vllm_sauce.learning.importing.settings import ImportRequest
 from vllm_sauce.learning.importing.site_samples import (
     MOST_TOKENS,
@@ -30,20 +34,13 @@ from vllm_sauce.learning.importing.site_samples import (
     sample_activations,
 )
 from vllm_sauce.sae.formats import ForeignSAE, LoadOptions, load_foreign
-from vllm_sauce.sae.quality import SAEQuality
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportedSAE:
+class ImportedSAE(Reconstruction):
     """What was written, and what was measured."""
 
     foreign: ForeignSAE
-    quality: SAEQuality
-    alike: Mapping[str, float]
-    """Layers that it explains as well, and how much: it may be one of theirs."""
 
     num_tokens: int
     """Activations it was measured on."""
@@ -53,8 +50,6 @@ class ImportedSAE:
 
     def as_table(self) -> Table:
         """Return the report for a terminal."""
-        from rich.table import Table
-
         sae = self.foreign.weights
         kind = sae.architecture if sae.k is None else f"{sae.architecture}, k {sae.k}"
         rows = {
@@ -117,7 +112,13 @@ def import_sae(
         catalogue,
         {request.site: found.quality.to_json()},
     )
-    _save(bundle, request.out)
+    try:
+        bundle.save(request.out)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(
+            f"cannot write {request.out}: {error}; nothing is there that was not there "
+            "before"
+        ) from error
     return ImportedSAE(
         foreign=foreign,
         quality=found.quality,
@@ -125,15 +126,6 @@ def import_sae(
         num_tokens=min(len(activations[request.site]), MOST_TOKENS),
         num_concepts=len(catalogue),
     )
-
-
-def _save(bundle: Bundle, out: Path) -> None:
-    try:
-        bundle.save(out)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(
-            f"cannot write {out}: {error}; nothing is there that was not there before"
-        ) from error
 
 
 def _foreign(request: ImportRequest, report: Callable[[str], None]) -> ForeignSAE:

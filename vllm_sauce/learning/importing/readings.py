@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -74,7 +74,8 @@ def check_reconstruction(
     enough = measured >= min_explained_variance
     few = {name: _spread(x, FEW_TOKENS) for name, x in activations.items()}
     as_asked = sae_quality(sae, few[site])
-    others = _measured(readings(sae, site, few))
+    found = [(sae_quality(x.sae, x.activations), x) for x in readings(sae, site, few)]
+    others = sorted(found, key=lambda pair: -pair[0].explained_variance)
     outdone = compare and any(
         reading.decisive and _clearly_better(other, as_asked)
         for other, reading in others
@@ -108,13 +109,12 @@ def readings(
         True,
     )
     if sae.d_model == sae.d_sae:
-        for words, names in (
-            ("W_enc", ["W_enc"]),
-            ("W_dec", ["W_dec"]),
-            ("both matrices", ["W_enc", "W_dec"]),
+        for words, turned in (
+            ("W_enc", replace(sae, W_enc=sae.W_enc.T)),
+            ("W_dec", replace(sae, W_dec=sae.W_dec.T)),
+            ("both matrices", replace(sae, W_enc=sae.W_enc.T, W_dec=sae.W_dec.T)),
         ):
-            turned = {name: getattr(sae, name).T for name in names}
-            yield Reading(f"with {words} transposed", _changed(sae, turned), x, True)
+            yield Reading(f"with {words} transposed", turned, x, True)
     for other, seen in sorted(activations.items()):
         if other != site and seen.shape[1] == sae.d_model:
             yield Reading(f"at {other}", sae, seen, True, layer=other)
@@ -128,25 +128,10 @@ def _rescaled(sae: SAEWeights, x: Tensor) -> Iterator[Reading]:
         return
     scale = float(x.shape[1] ** 0.5 / x.norm(dim=1).mean())
     W_enc, W_dec, b_dec = fold_input_scale(sae.W_enc, sae.W_dec, sae.b_dec, scale)
-    scaled = _changed(sae, {"W_enc": W_enc, "W_dec": W_dec, "b_dec": b_dec})
+    scaled = replace(sae, W_enc=W_enc, W_dec=W_dec, b_dec=b_dec)
     yield Reading(f"with the input scaled by {scale:.3g}", scaled, x, False)
     normal = replace(sae, normalize_activations="layer_norm")
     yield Reading("with every input normalised (layer_norm)", normal, x, False)
-
-
-def _measured(found: Iterable[Reading]) -> list[tuple[SAEQuality, Reading]]:
-    """Return readings with what each explains, the best first."""
-    pairs = [(sae_quality(item.sae, item.activations), item) for item in found]
-    return sorted(pairs, key=lambda pair: -pair[0].explained_variance)
-
-
-def _changed(sae: SAEWeights, tensors: Mapping[str, Tensor]) -> SAEWeights:
-    return replace(
-        sae,
-        W_enc=tensors.get("W_enc", sae.W_enc),
-        W_dec=tensors.get("W_dec", sae.W_dec),
-        b_dec=tensors.get("b_dec", sae.b_dec),
-    )
 
 
 def _clearly_better(other: SAEQuality, mine: SAEQuality) -> bool:
@@ -163,7 +148,7 @@ def _words(site: str, quality: SAEQuality, wanted: float, better: list[str]) -> 
         else "another reading explains clearly more (--no-compare accepts it as it is)"
     )
     hint = (
-        f"{'; '.join(better)}"
+        "; ".join(better)
         if better
         else "no other reading does better: is it this model's and this site's SAE? "
         "Are the inputs like those it was trained on (--texts, --pictures)?"

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vllm_sauce.concepts import VISION, check_site, decoder_layer_idx
 from vllm_sauce.data.pictures import SUFFIXES, picture_files
+from vllm_sauce.data.sample_sources import text_samples
 from vllm_sauce.data.samples import PictureFile, open_picture
 from vllm_sauce.errors import ConfigError, PictureError, SauceError, warn
-from vllm_sauce.files import read_lines
 from vllm_sauce.models.chat_prompts import chat_inputs
 from vllm_sauce.models.families import decoder_layers, tower_layers_near
 from vllm_sauce.models.loaded_model import LoadedModel
@@ -154,14 +154,7 @@ def read_texts(path: Path) -> list[str]:
 
     Raises: ConfigError
     """
-    try:
-        lines = read_lines(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} holds no texts: {error}") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise ConfigError(f"{path} holds no texts: it is empty")
-    return texts[:MOST_TEXTS]
+    return [sample.prompt for sample in text_samples(path)[:MOST_TEXTS]]
 
 
 def read_pictures(folder: Path) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from vllm_sauce.bundle.hub import HubName, is_hub_name
@@ -19,22 +20,18 @@ def sae_path(source: str, subfolder: str | None = None) -> Path:
 
     Raises: BundleNotFoundError, ConfigError
     """
+    inside = _inside(subfolder or "")
     if Path(source).exists():
-        found = Path(source) / _inside(subfolder) if subfolder else Path(source)
-        if not found.exists():
-            raise BundleNotFoundError(f"{source} holds no {subfolder}")
-        return found
-
-    def wanted(files: list[str]) -> list[str]:
-        return _files_of_one_sae(source, files, _inside(subfolder or ""))
-
-    root = _download(source, wanted, BundleNotFoundError)
-    found = root / _inside(subfolder or "")
-    if not found.exists():
-        raise BundleNotFoundError(
+        root, missing = Path(source), f"{source} holds no {subfolder}"
+    else:
+        wanted = partial(_files_of_one_sae, source, subfolder=inside)
+        root = _download(source, wanted, BundleNotFoundError)
+        missing = (
             f"the hub cannot be reached, and its cache lacks {subfolder} of {source}"
         )
-    return found
+    if not (root / inside).exists():
+        raise BundleNotFoundError(missing)
+    return root / inside
 
 
 def model_path(model: str) -> Path:
@@ -84,18 +81,16 @@ def _files_of_one_sae(source: str, files: list[str], subfolder: str) -> list[str
         places = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
         configs = {str(place / name) for place in places for name in CONFIGS}
         return [subfolder, *(name for name in files if name in configs)]
-    inner = [
-        name for name in files if not subfolder or name.startswith(f"{subfolder}/")
-    ]
+    above = f"{subfolder}/" if subfolder else ""
+    inner = [name for name in files if name.startswith(above)]
     weights = [name for name in inner if name.endswith(WEIGHTS)]
     folders = {str(PurePosixPath(name).parent) for name in weights}
     if not weights:
-        others = {
-            str(PurePosixPath(name).parent) for name in files if name.endswith(WEIGHTS)
-        }
+        others = (PurePosixPath(name) for name in files if name.endswith(WEIGHTS))
+        there = _some({str(name.parent) for name in others})
         raise BundleNotFoundError(
             f"{source} holds no SAE{f' in {subfolder}' if subfolder else ''}; "
-            f"there are files of weights in {_some(others) or 'none of its folders'}"
+            f"there are files of weights in {there or 'none of its folders'}"
         )
     # Two: some lay statistics beside the weights.
     if len(folders) > 1 or len(weights) > 2:
@@ -123,39 +118,28 @@ def _download(
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    fetched = partial(
+        huggingface_hub.snapshot_download, name.repo, revision=name.revision
+    )
     try:
         files = huggingface_hub.list_repo_files(name.repo, revision=name.revision)
-        return Path(
-            huggingface_hub.snapshot_download(
-                name.repo, revision=name.revision, allow_patterns=wanted(files)
-            )
-        )
+        return Path(fetched(allow_patterns=wanted(files)))
     except SauceError:
         raise
     except (HfHubHTTPError, HFValidationError) as error:
         raise missing(f"the hub has no {source} for us: {error}") from error
     except Exception as error:
         # Which errors a missing network raises, changes from release to release.
-        return _cached(name, missing, error)
-
-
-def _cached(name: HubName, missing: type[SauceError], error: Exception) -> Path:
-    import huggingface_hub
-
+        unreachable = error
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name.repo, revision=name.revision, local_files_only=True
-            )
-        )
+        return Path(fetched(local_files_only=True))
     except Exception as incomplete:
         # Clients from 1.0 on miss the files that we never wanted; what we do want is
         # looked for by the caller.
-        partial = getattr(incomplete, "snapshot_path", None)
-        if partial is not None:
-            return Path(partial)
+        if found := getattr(incomplete, "snapshot_path", None):
+            return Path(found)
         raise missing(
             f"{name.repo} is no local path, is not in the hub's cache, and the hub "
-            f"cannot be reached ({type(error).__name__}: {error}); download it where "
-            "there is a network and give its folder"
-        ) from error
+            f"cannot be reached ({type(unreachable).__name__}: {unreachable}); "
+            "download it where there is a network and give its folder"
+        ) from unreachable

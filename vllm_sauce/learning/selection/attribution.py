@@ -11,8 +11,8 @@ Source: attribution patching (Syed et al. 2023, arXiv:2310.10348), applied to la
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,13 +20,12 @@ from torch import Tensor
 from vllm_sauce.data.concepts_yaml import ConceptFile, Example
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.evaluation.questions import Kind, Question
 from vllm_sauce.models.answer_tokens import beginnings
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import SAEWeights
-
-Progress = Callable[[int, int], None]
 
 
 def latent_effects(sae: SAEWeights, acts: Tensor, gradient: Tensor) -> Tensor:
@@ -58,18 +57,16 @@ def _examples(file: ConceptFile, split: str | None, per_concept: int) -> list[Ex
     chosen: dict[str, Example] = {}
     counts = dict.fromkeys(file.concepts, 0)
     # The rarest first: their examples have others' concepts, too.
-    order = sorted(
-        file.concepts.values(), key=lambda c: len(c.examples(True, split) or ())
-    )
-    for concept in order:
+    having = {c.name: c.examples(True, split) for c in file.concepts.values()}
+    for name in sorted(having, key=lambda name: len(having[name])):
         # Digests are as good as chance, and the same tomorrow.
-        for example in sorted(concept.examples(True, split), key=lambda e: e.digest):
-            if counts[concept.name] >= per_concept:
+        for example in sorted(having[name], key=lambda e: e.digest):
+            if counts[name] >= per_concept:
                 break
             if example.digest not in chosen:
                 chosen[example.digest] = example
-                for name in example.concepts:
-                    counts[name] += 1
+                for shown in example.concepts:
+                    counts[shown] += 1
     return list(chosen.values())
 
 
@@ -99,36 +96,6 @@ def _about(
     ]
 
 
-@dataclass(slots=True)
-class _Mean:
-    """A running mean of effects."""
-
-    total: Tensor
-    count: int = 0
-
-    def add(self, effects: Tensor) -> None:
-        self.total += effects
-        self.count += 1
-
-    def value(self) -> Tensor:
-        return self.total / max(self.count, 1)
-
-
-@dataclass(slots=True)
-class _Tally:
-    """One concept's effects."""
-
-    d_sae: int
-    own: _Mean = field(init=False)
-    beside: _Mean = field(init=False)
-    mates: _Mean = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.own, self.beside, self.mates = (
-            _Mean(torch.zeros(self.d_sae)) for _ in range(3)
-        )
-
-
 def attribution_scores(
     loaded: LoadedModel,
     sae: SAEWeights,
@@ -154,7 +121,14 @@ def attribution_scores(
             "attribution needs an SAE whose latents act on activations as they are; "
             f"this one normalises each token ({sae.normalize_activations}): use share"
         )
-    tallies = {name: _Tally(sae.d_sae) for name in file.concepts}
+    row = {name: number for number, name in enumerate(file.concepts)}
+    # For each concept: its own answers, those beside it, those of its domain.
+    totals, counts = torch.zeros(len(row), 3, sae.d_sae), torch.zeros(len(row), 3, 1)
+
+    def add(name: str, kind: int, effects: Tensor) -> None:
+        totals[row[name], kind] += effects
+        counts[row[name], kind] += 1
+
     tokenizer = loaded.processor.tokenizer
     tokens = {
         words: [token for (token,) in beginnings(tokenizer, words)] if words else []
@@ -162,30 +136,31 @@ def attribution_scores(
     }
     domains = file.domains()
     loaded.model.requires_grad_(False)
-    # All of a batch have a picture, or none has.
-    order = sorted(questions, key=lambda asked: asked.picture is None)
-    split = sum(asked.picture is not None for asked in order)
-    starts = [*range(0, split, batch), *range(split, len(order), batch)]
-    for start in starts:
-        end = split if start < split else len(order)
-        part = order[start : min(start + batch, end)]
+    done = 0
+    for part in _batches(questions, batch):
         for asked, effects in zip(
             part, _effects(loaded, sae, site, part, tokens), strict=True
         ):
             harm = effects.clamp_min(0)
-            tallies[asked.about].own.add(effects)
+            add(asked.about, 0, effects)
             for name in asked.shown:
                 if name != asked.about:
-                    tallies[name].beside.add(harm)
+                    add(name, 1, harm)
             for name in domains[file.concepts[asked.about].domain]:
                 if name not in asked.shown:
-                    tallies[name].mates.add(harm)
-        progress(start + len(part), len(order))
-    return {
-        name: tally.own.value()
-        - harm_weight * (tally.beside.value() + tally.mates.value())
-        for name, tally in tallies.items()
-    }
+                    add(name, 2, harm)
+        done += len(part)
+        progress(done, len(questions))
+    own, beside, mates = (totals / counts.clamp_min(1)).unbind(1)
+    return dict(zip(row, own - harm_weight * (beside + mates), strict=True))
+
+
+def _batches(questions: Sequence[Question], batch: int) -> Iterator[list[Question]]:
+    """Yield batches of which all questions have a picture, or none has."""
+    for alone in (False, True):
+        alike = [one for one in questions if (one.picture is None) == alone]
+        for start in range(0, len(alike), batch):
+            yield alike[start : start + batch]
 
 
 def _effects(

@@ -52,11 +52,11 @@ def candidate_name(site: str, latent: int) -> str:
 
 
 def latent_candidates(
-    site: str, latents: Sequence[int], gamma: float = 0.0
+    site: str, latents: Sequence[int]
 ) -> dict[str, dict[str, SiteEdit]]:
-    """Return an edit for each latent: ``gamma`` 0 removes it, less turns it over."""
+    """Return an edit for each latent that removes it."""
     return {
-        candidate_name(site, latent): {site: SiteEdit.uniform([latent], gamma)}
+        candidate_name(site, latent): {site: SiteEdit.uniform([latent], 0.0)}
         for latent in sorted(set(latents))
     }
 
@@ -67,7 +67,6 @@ def score_latents(
     site: str,
     tasks: Mapping[str, CausalTask],
     *,
-    gamma: float = 0.0,
     engine_args: Mapping[str, Any] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, dict[int, CausalScore]]:
@@ -78,7 +77,7 @@ def score_latents(
     Raises: ConfigError, BundleError
     """
     latents = [latent for task in tasks.values() for latent in task.latents]
-    candidates = latent_candidates(site, latents, gamma)
+    candidates = latent_candidates(site, latents)
     with EngineAsker.of_candidates(
         model, {site: sae}, candidates, engine_args=engine_args
     ) as asker:

@@ -7,7 +7,7 @@ Group 2c holds the samples with the c-th concept, group 2c + 1 those without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from vllm_sauce.concepts import VISION
 from vllm_sauce.concepts.statistics import LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptExamples
 from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.sae import SAEWeights
 
 BATCH_BYTES = 128 * 2**20
@@ -26,9 +27,6 @@ BATCH_BYTES = 128 * 2**20
 
 LEVEL_TOKENS = 16_384
 """Tokens that levels are read from at most: 16 lie above a level of 0.999."""
-
-Progress = Callable[[int, int], None]
-"""Told the tokens that are done and all of them."""
 
 
 def sample_groups(
@@ -62,22 +60,17 @@ def sample_groups(
             mine = {content_of[key] for key in keys if key in content_of} - {None}
             groups[[row for content in mine for row in rows[content]], column] = True
             if not mine:
-                raise _missing(concept, present, split, len(keys))
+                sign = "with" if present else "without"
+                raise ActivationsError(
+                    f"none of the {len(keys)} samples {sign} {concept.name!r} in "
+                    f"{split or 'any split'} is in this harvest; harvest the same "
+                    "concepts.yaml"
+                )
     # A picture with contradictory words of its own tells nothing of its patches.
     both = groups[:, 0::2] & groups[:, 1::2]
     groups[:, 0::2] &= ~both
     groups[:, 1::2] &= ~both
     return groups
-
-
-def _missing(
-    concept: ConceptExamples, present: bool, split: str | None, count: int
-) -> ActivationsError:
-    sign = "with" if present else "without"
-    return ActivationsError(
-        f"none of the {count} samples {sign} {concept.name!r} in "
-        f"{split or 'any split'} is in this harvest; harvest the same concepts.yaml"
-    )
 
 
 @torch.inference_mode()

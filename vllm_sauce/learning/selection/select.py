@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
 
-from vllm_sauce.activations.shards import Role
+from vllm_sauce.activations.row_choice import parse_roles
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle.served_sae import read_sae
 from vllm_sauce.concepts.scores import SCORES, CausalScore, Score, crisp, ranked
 from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile, Example
+from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.evaluation.questions import Kind, Question
 from vllm_sauce.learning.selection.attribution import (
     attribution_questions,
@@ -23,7 +24,6 @@ from vllm_sauce.learning.selection.attribution import (
 )
 from vllm_sauce.learning.selection.causal import CausalTask, score_latents
 from vllm_sauce.learning.selection.latent_statistics import (
-    Progress,
     concept_statistics,
     quiet_levels,
     sample_groups,
@@ -42,7 +42,6 @@ from vllm_sauce.learning.selection.settings import (
     SelectRequest,
 )
 from vllm_sauce.models.loaded_model import LoadedModel
-from vllm_sauce.sae import SAEWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,8 @@ class _Scored:
     pos: GroupStatistics
     neg: GroupStatistics
     scores: dict[str, Tensor]
+    causal: dict[int, CausalScore] = field(default_factory=dict)
+    """By latent, where it was asked for."""
 
 
 def select(
@@ -67,17 +68,27 @@ def select(
     file = ConceptFile.read(request.concepts)
     concepts = tuple(file.concepts.values())
     groups = sample_groups(store.samples(), concepts, request.split, request.site)
-    roles = [Role[name.upper()] for name in request.roles]
+    roles = parse_roles(request.roles)
     counted = concept_statistics(sae, store, groups, roles=roles, progress=progress)
     scored = _scored(request, concepts, counted)
+    model = request.model or store.harvest.model
     if request.score == ATTRIBUTION:
-        effects = _attribution(request, sae, store.harvest.model, file, progress)
+        count = request.attribution_examples
+        questions = attribution_questions(file, request.split, count)
+        loaded = LoadedModel.load(model)
+        effects = attribution_scores(
+            loaded, sae, request.site, file, questions, progress=progress
+        )
         for one in scored:
             one.scores[ATTRIBUTION] = effects[one.concept.name]
-    causal: dict[str, dict[int, CausalScore]] = {}
     if request.score == CAUSAL:
-        causal = _causal(request, sae, store.harvest.model, scored, progress)
-    chosen = [_chosen(request, one, causal.get(one.concept.name, {})) for one in scored]
+        tasks, args = _tasks(request, scored), request.engine_args
+        causal = score_latents(
+            model, sae, request.site, tasks, engine_args=args, progress=progress
+        )
+        for one in scored:
+            one.causal.update(causal[one.concept.name])
+    chosen = [_chosen(request, one) for one in scored]
     levels = quiet_levels(sae, store, groups, chosen, QUIET_LEVELS, roles=roles)
     return SelectionFile(
         fingerprint=store.harvest.fingerprint,
@@ -88,9 +99,7 @@ def select(
         k=request.k,
         roles=list(request.roles),
         concepts={
-            one.concept.name: _selected(
-                one, latents, causal.get(one.concept.name, {}), quiet
-            )
+            one.concept.name: _selected(one, latents, quiet)
             for one, latents, quiet in zip(scored, chosen, levels, strict=True)
         },
     )
@@ -111,42 +120,16 @@ def _scored(
     return scored
 
 
-def _attribution(
-    request: SelectRequest,
-    sae: SAEWeights,
-    harvested: str,
-    file: ConceptFile,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    loaded = LoadedModel.load(request.model or harvested)
-    questions = attribution_questions(file, request.split, request.attribution_examples)
-    return attribution_scores(
-        loaded, sae, request.site, file, questions, progress=progress
-    )
-
-
-def _causal(
-    request: SelectRequest,
-    sae: SAEWeights,
-    harvested: str,
-    scored: Sequence[_Scored],
-    progress: Progress,
-) -> dict[str, dict[int, CausalScore]]:
+def _tasks(request: SelectRequest, scored: Sequence[_Scored]) -> dict[str, CausalTask]:
+    """Return what is asked of each concept: latents of the largest S(i) are tried."""
+    concepts = {one.concept.name: one.concept for one in scored}
     tasks = {}
-    of_concept = {one.concept.name: one.concept for one in scored}
     for one in scored:
         tried = ranked(one.scores["share"], one.pos, request.causal_candidates)
         tasks[one.concept.name] = causal_task(
-            one.concept, of_concept, tried, request.split, request.causal_examples
+            one.concept, concepts, tried, request.split, request.causal_examples
         )
-    return score_latents(
-        request.model or harvested,
-        sae,
-        request.site,
-        tasks,
-        engine_args=request.engine_args,
-        progress=progress,
-    )
+    return tasks
 
 
 def causal_task(
@@ -166,6 +149,10 @@ def causal_task(
         same = [other for other in has if other.domain == concept.domain]
         return _naming((same or has or [concept])[0], example)
 
+    def named(example: Example) -> Question:
+        asked = _naming(concept, example)
+        return replace(asked, kind=Kind.NAME, words=concept.answers)
+
     def drawn(examples: Sequence[Example], count: int) -> list[Example]:
         # Digests are as good as chance, and the same tomorrow.
         return sorted(examples, key=lambda example: example.digest)[:count]
@@ -177,13 +164,7 @@ def causal_task(
     positive = drawn(concept.examples(True, split), count)
     return CausalTask(
         latents=latents,
-        questions=(
-            *(
-                replace(_naming(concept, e), kind=Kind.NAME, words=concept.answers)
-                for e in positive
-            ),
-            *map(asked, (*near, *far)),
-        ),
+        questions=(*map(named, positive), *map(asked, (*near, *far))),
     )
 
 
@@ -194,12 +175,10 @@ def _naming(concept: ConceptExamples, example: Example) -> Question:
     return Question(prompt=prompt, picture=example.picture)
 
 
-def _chosen(
-    request: SelectRequest, one: _Scored, causal: Mapping[int, CausalScore]
-) -> tuple[int, ...]:
+def _chosen(request: SelectRequest, one: _Scored) -> tuple[int, ...]:
     """Return the latents that are kept of a concept, best first."""
     if request.score == CAUSAL:
-        order = sorted(causal.values(), key=lambda score: -score.value())
+        order = sorted(one.causal.values(), key=lambda score: -score.value())
         return tuple(score.latent for score in order[: request.k])
     chosen = ranked(one.scores[request.score], one.pos, request.k)
     if request.score != ATTRIBUTION:
@@ -209,42 +188,33 @@ def _chosen(
     return tuple(dict.fromkeys((*chosen, *first)))
 
 
-def _selected(
-    one: _Scored,
-    chosen: Sequence[int],
-    causal: Mapping[int, CausalScore],
-    quiet: Tensor,
-) -> SelectedConcept:
+def _selected(one: _Scored, chosen: Sequence[int], quiet: Tensor) -> SelectedConcept:
     """Shapes: quiet [num_shares, num_latents]"""
     return SelectedConcept(
         domain=one.concept.domain,
         num_samples=(one.pos.num_samples, one.neg.num_samples),
         latents=[
-            _latent(one, latent, causal.get(latent), levels)
+            _latent(one, latent, levels)
             for latent, levels in zip(chosen, quiet.T.tolist(), strict=True)
         ],
     )
 
 
-def _latent(
-    one: _Scored, latent: int, causal: CausalScore | None, levels: Sequence[float]
-) -> RankedLatent:
+def _latent(one: _Scored, latent: int, levels: Sequence[float]) -> RankedLatent:
     def pair(name: str) -> tuple[float, float]:
-        return (
-            float(getattr(one.pos, name)[latent]),
-            float(getattr(one.neg, name)[latent]),
-        )
+        with_it, without = (getattr(group, name) for group in (one.pos, one.neg))
+        return float(with_it[latent]), float(without[latent])
 
     values = {name: float(scores[latent]) for name, scores in one.scores.items()}
+    causal = one.causal.get(latent)
     return RankedLatent(
         latent=latent,
         scores={
-            name: value if math.isfinite(value) else None
-            for name, value in values.items()
+            n: value if math.isfinite(value) else None for n, value in values.items()
         },
         causal=None
         if causal is None
-        else Causal(on_concept=causal.on_concept, on_others=causal.on_others),
+        else Causal.model_validate(causal, from_attributes=True),
         mean_acts=pair("mean_acts"),
         firing_rate=pair("firing_rate"),
         max_acts=pair("max_acts"),

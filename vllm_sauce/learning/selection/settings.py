@@ -11,7 +11,13 @@ from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.options import ROLE_NAMES, EngineArgs, Roles
+from vllm_sauce.options import (
+    ROLE_NAMES,
+    EngineArgs,
+    Roles,
+    check_at_least,
+    check_choice,
+)
 
 CAUSAL, ATTRIBUTION = "causal", "attribution"
 SCORE_NAMES = ("share", "saeuron", "crisp", "dsg", "rate", CAUSAL, ATTRIBUTION)
@@ -36,12 +42,9 @@ class SelectSettings:
     """attribution: examples with each concept that are asked about."""
 
     def __post_init__(self) -> None:
-        if self.score not in SCORE_NAMES:
-            raise ConfigError(
-                f"score is one of {', '.join(SCORE_NAMES)}, got {self.score!r}"
-            )
-        for name in ("causal_candidates", "causal_examples", "attribution_examples"):
-            _check_count(self, name)
+        check_choice(self, "score", SCORE_NAMES)
+        counts = ("causal_candidates", "causal_examples", "attribution_examples")
+        check_at_least(self, 1, *counts)
 
 
 @Parameter(name="*")
@@ -83,14 +86,9 @@ class SelectRequest(SelectSettings):
         # With slots, super() without arguments would look for another class.
         SelectSettings.__post_init__(self)
         check_site(self.site)
-        _check_count(self, "k")
+        check_at_least(self, 1, "k")
         if not self.roles or not set(self.roles) <= set(ROLE_NAMES):
             raise ConfigError(
                 f"roles are some of {', '.join(ROLE_NAMES)}, got "
                 f"{', '.join(self.roles)}"
             )
-
-
-def _check_count(settings: object, name: str) -> None:
-    if getattr(settings, name) < 1:
-        raise ConfigError(f"{name} must be at least 1, got {getattr(settings, name)}")

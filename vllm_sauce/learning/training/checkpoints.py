@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from vllm_sauce.errors import TrainingError
-from vllm_sauce.files import put_in_place
+from vllm_sauce.files import new_folder
 from vllm_sauce.learning.training.sae_lens_training import TrainingRun
 
 RUN_FILE = "run.json"
@@ -50,15 +50,11 @@ class Checkpoints:
         Raises: TrainingError, for example if the disk is full; the older ones stay
         """
         target = self.folder / f"step-{run.steps_done:08d}"
-        fresh = self.folder / f".{target.name}.new"
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
-            run.save(fresh)
-            (fresh / RUN_FILE).write_text(json.dumps(self.identity, indent=1))
-            put_in_place(fresh, target)
+            with new_folder(target) as fresh:
+                run.save(fresh)
+                (fresh / RUN_FILE).write_text(json.dumps(self.identity, indent=1))
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(fresh, ignore_errors=True)
             raise TrainingError(
                 f"cannot write the checkpoint {target}: {error}"
             ) from error
@@ -90,12 +86,11 @@ class Checkpoints:
 
     def _check(self, path: Path, theirs: dict[str, Any]) -> None:
         ours = json.loads(json.dumps(self.identity))
-        names = sorted(set(ours) | set(theirs))
-        different = [n for n in names if ours.get(n) != theirs.get(n)]
-        if different:
-            name = different[0]
-            raise TrainingError(
-                f"{path} is of a training with {name} {theirs.get(name)!r}, not "
-                f"{ours.get(name)!r}; resume with the same settings and data, or "
-                f"remove {self.folder} to begin anew"
-            )
+        for name in sorted({*ours, *theirs}):
+            mine, other = ours.get(name), theirs.get(name)
+            if mine != other:
+                raise TrainingError(
+                    f"{path} is of a training with {name} {other!r}, not {mine!r}; "
+                    "resume with the same settings and data, or remove "
+                    f"{self.folder} to begin anew"
+                )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -58,18 +58,14 @@ class Fidelity:
     def to_json(self) -> dict[str, float | int | None]:
         """Return the figures, in the words that reports use."""
         recovered = self.loss_recovered
+        told = asdict(self).items()
         return {
             "loss_recovered": None if recovered is None else round(recovered, 4),
-            "kl": round(self.kl, 5),
-            "ablated_kl": round(self.ablated_kl, 5),
-            "clean_loss": round(self.clean_loss, 5),
-            "replaced_loss": round(self.replaced_loss, 5),
-            "ablated_loss": round(self.ablated_loss, 5),
-            "samples": self.num_samples,
-            "tokens": self.num_tokens,
+            **{name.removeprefix("num_"): round(value, 5) for name, value in told},
         }
 
 
+@torch.inference_mode()
 def measure_fidelity(
     loaded: LoadedModel,
     site: str,
@@ -97,7 +93,9 @@ def measure_fidelity(
         if site == VISION and sample.picture is None:
             continue
         prompt = loaded.inputs([sample], tiled=True)
-        tokens = _answer(loaded, prompt, max_tokens)
+        tokens = loaded.model.generate(
+            **prompt, max_new_tokens=max_tokens, do_sample=False
+        )
         rows = replaced_rows(loaded, site, prompt, tokens, choice or RowChoice())
         edits = ({}, *({site: _where(rows, fn)} for fn in fns))
         clean, replaced, ablated = (
@@ -114,16 +112,6 @@ def measure_fidelity(
     )
 
 
-@torch.inference_mode()
-def _answer(loaded: LoadedModel, prompt: dict[str, Tensor], max_tokens: int) -> Tensor:
-    """Return the prompt's tokens and the greedy answer's. Shape [1, num_tokens]"""
-    tokens: Tensor = loaded.model.generate(
-        **prompt, max_new_tokens=max_tokens, do_sample=False
-    )
-    return tokens
-
-
-@torch.inference_mode()
 def _answer_logits(
     loaded: LoadedModel,
     prompt: dict[str, Tensor],
@@ -181,7 +169,7 @@ def _where(rows: Tensor, fn: SiteFn) -> SiteFn:
 
 
 def _sums(clean: Tensor, replaced: Tensor, ablated: Tensor, answer: Tensor) -> Tensor:
-    """Return sums over tokens: two divergences, then the three losses."""
+    """Return sums over tokens, in the order of Fidelity's fields."""
     logs = [logits.log_softmax(-1) for logits in (clean, replaced, ablated)]
     losses = [-log.gather(1, answer[:, None]).sum() for log in logs]
     divergences = [

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,28 @@ def measurable_samples(
             f"the harvest has {len(samples)} samples, none of number {chosen[-1]}"
         )
     found: list[Sample] = []
-    pictures = _Pictures(folders)
-    for number in chosen:
+    known: dict[str | None, Path] = {}
+    there = (path for folder in folders for path in sorted(folder.rglob("*")))
+    files = filter(Path.is_file, there)
+
+    def find(digest: str, key: str) -> Path | None:
+        if _digest(Path(key)) == digest:
+            return Path(key)
+        # No file is read before it is needed.
+        while digest not in known and (file := next(files, None)):
+            known[_digest(file)] = file
+        return known.get(digest)
+
+    for line in map(samples.__getitem__, chosen):
         if len(found) == limit:
             break
-        line = samples[number]
-        digest = line.get("picture")
-        path = pictures.find(digest, str(line["key"])) if digest else None
+        key, digest = str(line["key"]), line.get("picture")
+        path = find(digest, key) if digest else None
         if digest and path is None:
             continue
         found.append(
             Sample(
-                key=str(line["key"]),
+                key=key,
                 prompt=str(line["prompt"]),
                 picture=PictureFile(path) if path else None,
                 concepts=tuple(line.get("concepts", ())),
@@ -53,31 +63,8 @@ def measurable_samples(
     return found
 
 
-class _Pictures:
-    """Files by the digest of their bytes, read no further than needed."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._known: dict[str, Path] = {}
-        self._unread: Iterator[Path] = (
-            path
-            for folder in folders
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        )
-
-    def find(self, digest: str, key: str) -> Path | None:
-        if _digest(Path(key)) == digest:
-            return Path(key)
-        while digest not in self._known:
-            path = next(self._unread, None)
-            if path is None:
-                return None
-            if (theirs := _digest(path)) is not None:
-                self._known[theirs] = path
-        return self._known[digest]
-
-
 def _digest(path: Path) -> str | None:
+    """Return the digest of a file's bytes; None of what cannot be read."""
     try:
         return file_sha256(path)
     except (OSError, ValueError):

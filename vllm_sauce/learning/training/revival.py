@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from vllm_sauce.learning.training.settings import SAETraining
 from vllm_sauce.sae import SAEWeights
 
 ROUNDS: Final = 6
@@ -32,26 +33,6 @@ DRAWN_FROM: Final = 16_384
 """Rows that new directions are drawn from, at least."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revival:
-    """How dead latents are found and trained."""
-
-    window: int
-    """Batches without firing that make a latent dead."""
-
-    steps: int
-    """Batches that the dead ones learn from."""
-
-    l1_coefficient: float
-    """Weight of the L1 penalty, for activations scaled to mean squared norm d_model."""
-
-    scale: float
-    """The factor that scales them so."""
-
-    learning_rate: float
-    seed: int
-
-
 @dataclass(frozen=True, slots=True)
 class Revived:
     """The SAE and what became of its latents."""
@@ -61,21 +42,28 @@ class Revived:
     dead_after: int
 
 
-def revive(sae: SAEWeights, batches: Iterator[Tensor], settings: Revival) -> Revived:
+def revive(
+    sae: SAEWeights, batches: Iterator[Tensor], training: SAETraining, scale: float
+) -> Revived:
     """Train the dead latents of a ReLU SAE on what the others do not explain.
 
-    Decoder rows have unit norm, before and after.
+    Decoder rows have unit norm, before and after. ``scale`` makes the activations' mean
+    squared norm d_model, which the penalty is for.
 
     Shapes: batches [batch_tokens, d_model] each
     """
     assert sae.architecture == "standard" and sae.normalize_activations == "none"
-    density = firing_density(sae, batches, settings.window)
+    window = training.dead_window
+    density = firing_density(sae, batches, window)
     weak = dead = torch.nonzero(density == 0).flatten()
-    for number in range(ROUNDS if settings.steps else 0):
+    for number in range(ROUNDS if training.steps_of_revival else 0):
         if not len(weak):
             break
-        sae = _trained(sae, weak, batches, settings, number)
-        density[weak] = firing_density(_only(sae, weak), batches, settings.window)
+        sae = _trained(sae, weak, batches, training, scale, number)
+        # An SAE of some of the latents is quicker to encode with.
+        columns, bias = sae.W_enc[:, weak], sae.b_enc[weak]
+        only = replace(sae, W_enc=columns, W_dec=sae.W_dec[weak], b_enc=bias)
+        density[weak] = firing_density(only, batches, window)
         weak = dead[density[dead] < HARDLY]
     return Revived(sae, len(dead), int((density == 0).sum()))
 
@@ -118,26 +106,28 @@ def _trained(
     sae: SAEWeights,
     dead: Tensor,
     batches: Iterator[Tensor],
-    settings: Revival,
+    training: SAETraining,
+    scale: float,
     number: int,
 ) -> SAEWeights:
-    others = _without(sae, dead)
-    latents = _drawn(others, len(dead), batches, settings, number)
-    optimizer = torch.optim.Adam(latents.parameters(), settings.learning_rate)
-    decay = torch.optim.lr_scheduler.LinearLR(
-        optimizer, 1.0, 1 / settings.steps, settings.steps
-    )
-    for _ in range(settings.steps):
-        sae_in, left = _left(others, next(batches), settings.scale)
+    W_dec = sae.W_dec.clone()
+    W_dec[dead] = 0.0
+    others = replace(sae, W_dec=W_dec)
+    latents = _drawn(others, len(dead), batches, scale, training.seed + number)
+    optimizer = torch.optim.Adam(latents.parameters(), training.learning_rate)
+    steps = training.steps_of_revival
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, steps)
+    for _ in range(steps):
+        sae_in, left = _left(others, next(batches), scale)
         acts = latents(sae_in)
         error = (left - acts @ latents.W_dec).pow(2).sum(1).mean()
         penalty = (acts * latents.W_dec.norm(dim=1)).sum(1).mean()
         optimizer.zero_grad()
-        (error + settings.l1_coefficient / 2**number * penalty).backward()
+        (error + training.l1_coefficient / 2**number * penalty).backward()
         optimizer.step()
         decay.step()
         latents.normalise()
-    return _with(sae, dead, latents, settings.scale)
+    return _with(sae, dead, latents, scale)
 
 
 @torch.no_grad()
@@ -153,38 +143,21 @@ def _drawn(
     sae: SAEWeights,
     count: int,
     batches: Iterator[Tensor],
-    settings: Revival,
-    number: int,
+    scale: float,
+    seed: int,
 ) -> _DeadOnes:
     """Return latents for the errors of rows, drawn in proportion to their squares."""
     seen: list[tuple[Tensor, Tensor]] = []
     while sum(len(left) for _, left in seen) < max(DRAWN_FROM, count):
-        seen.append(_left(sae, next(batches), settings.scale))
+        seen.append(_left(sae, next(batches), scale))
     sae_in, left = (torch.cat(parts) for parts in zip(*seen, strict=True))
     chance = left.pow(2).sum(1).cpu().double().clamp_min(1e-30)
-    generator = torch.Generator().manual_seed(settings.seed + number)
+    generator = torch.Generator().manual_seed(seed)
     # Gumbel's way to draw without replacement; multinomial ends at 2**24 rows.
     noise = torch.rand(len(chance), generator=generator, dtype=torch.float64)
     rows = (chance.log() - (-noise.log()).log()).topk(count).indices
     directions = nn.functional.normalize(left[rows.to(left.device)], dim=1)
     return _DeadOnes(directions, sae_in)
-
-
-def _only(sae: SAEWeights, latents: Tensor) -> SAEWeights:
-    """Return an SAE of some of the latents, which is quicker to encode with."""
-    return replace(
-        sae,
-        W_enc=sae.W_enc[:, latents],
-        W_dec=sae.W_dec[latents],
-        b_enc=sae.b_enc[latents],
-    )
-
-
-def _without(sae: SAEWeights, dead: Tensor) -> SAEWeights:
-    """Return the SAE with nothing but zeros decoded from dead latents."""
-    W_dec = sae.W_dec.clone()
-    W_dec[dead] = 0.0
-    return replace(sae, W_dec=W_dec)
 
 
 @torch.no_grad()

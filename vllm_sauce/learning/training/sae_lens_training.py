@@ -11,7 +11,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.errors import ConfigError, TrainingError
-from vllm_sauce.learning.training.revival import Revival, Revived, revive
+from vllm_sauce.learning.training.revival import Revived, revive
 from vllm_sauce.learning.training.settings import SAETraining
 from vllm_sauce.sae import SAEWeights, from_sae_lens
 
@@ -34,10 +34,6 @@ class StepFigures:
     l0: float
     dead_latents: int
     """See TrainingRun.dead_latents."""
-
-    def to_json(self) -> dict[str, float]:
-        """Return the figures rounded to four digits."""
-        return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 class TrainingRun:
@@ -126,7 +122,9 @@ class TrainingRun:
         """
         scale = self._trainer.activation_scaler.scaling_factor
         self._trainer.set_final_sae_metadata()
-        _zero_rows_off(self.sae)
+        with torch.no_grad():
+            # A row without length has no direction to keep; folding divides by it.
+            self.sae.W_dec[self.sae.W_dec.norm(dim=1) < 1e-8] = 0.0
         self.sae.fold_activation_norm_scaling_factor(scale)
         self.sae.fold_W_dec_norm()
         self._trainer.activation_scaler.scaling_factor = None
@@ -136,16 +134,8 @@ class TrainingRun:
 
         Shapes: batches [batch_tokens, d_model] each
         """
-        training = self.training
-        settings = Revival(
-            window=training.dead_window,
-            steps=training.steps_of_revival,
-            l1_coefficient=training.l1_coefficient,
-            scale=self.scale,
-            learning_rate=training.learning_rate,
-            seed=training.seed,
-        )
-        revived = revive(self.weights().to(training.device), batches, settings)
+        folded = self.weights().to(self.training.device)
+        revived = revive(folded, batches, self.training, self.scale)
         for name, tensor in revived.weights.tensors().items():
             getattr(self.sae, name).data = tensor.cpu()
         return revived
@@ -173,13 +163,6 @@ def check_device(device: str) -> None:
         raise ConfigError(f"no device {device!r} here: {reason}") from error
 
 
-def _zero_rows_off(sae: Any) -> None:
-    # A row without length has no direction to keep; folding would divide by it.
-    with torch.no_grad():
-        dead = sae.W_dec.norm(dim=1) < 1e-8
-        sae.W_dec.data[dead] = 0.0
-
-
 def _trainer_config(training: SAETraining) -> Any:
     from sae_lens.config import LoggingConfig, SAETrainerConfig
 
@@ -203,9 +186,10 @@ def _trainer_config(training: SAETraining) -> Any:
 def _training_sae(d_model: int, training: SAETraining) -> Any:
     from sae_lens.registry import get_sae_training_class
 
-    names = {"matryoshka": "matryoshka_batchtopk"}
-    name = names.get(training.architecture, training.architecture)
-    sae_class, config_class = get_sae_training_class(name)
+    name = training.architecture
+    sae_class, config_class = get_sae_training_class(
+        "matryoshka_batchtopk" if name == "matryoshka" else name
+    )
     with warnings.catch_warnings():
         # One level only is a BatchTopK SAE; so small a one is meant to be.
         warnings.simplefilter("ignore")

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.options import ROLE_NAMES, Roles
+from vllm_sauce.options import ROLE_NAMES, Roles, check_at_least, check_choice
 
 TRAINED_ARCHITECTURES: Mapping[str, str] = {
     "standard": "ReLU and an L1 penalty, the paper's (Bricken et al. 2023)",
@@ -105,11 +105,7 @@ class SAETraining:
     """Of the weights at first and of the rows' order."""
 
     def __post_init__(self) -> None:
-        if self.architecture not in TRAINED_ARCHITECTURES:
-            raise ConfigError(
-                f"architecture must be one of {', '.join(TRAINED_ARCHITECTURES)}, "
-                f"got {self.architecture!r}"
-            )
+        check_choice(self, "architecture", TRAINED_ARCHITECTURES)
         self._check_sizes()
         if self.architecture not in PENALISED and self.k <= 0:
             raise ConfigError(f"k must be above 0, got {self.k}")
@@ -135,14 +131,10 @@ class SAETraining:
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be above 0, got {value}")
         for name in _NOT_BELOW_0:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(
-                    f"{name} must not be below 0, got {getattr(self, name)}"
-                )
-        if self.revival_steps is not None and self.revival_steps < 0:
-            raise ConfigError(
-                f"revival_steps must not be below 0, got {self.revival_steps}"
-            )
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must not be below 0, got {value}")
+        check_at_least(self, 0, "revival_steps")
         if self.training_tokens < self.batch_tokens:
             raise ConfigError(
                 f"training_tokens must be at least one batch of {self.batch_tokens}, "
@@ -219,10 +211,7 @@ class FidelitySettings:
     """What stands for a site that is gone: its mean activation, or zero."""
 
     def __post_init__(self) -> None:
-        if self.ablation not in ABLATIONS:
-            raise ConfigError(
-                f"ablation must be 'mean' or 'zero', got {self.ablation!r}"
-            )
+        check_choice(self, "ablation", ABLATIONS)
 
 
 @Parameter(name="*")
@@ -267,7 +256,4 @@ class HarvestTraining:
 
     def __post_init__(self) -> None:
         check_site(self.site)
-        if self.checkpoint_steps < 1:
-            raise ConfigError(
-                f"checkpoint_steps must be at least 1, got {self.checkpoint_steps}"
-            )
+        check_at_least(self, 1, "checkpoint_steps")

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from vllm_sauce.activations.reader import ActivationReader
 from vllm_sauce.activations.row_choice import (
@@ -33,9 +34,9 @@ from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ConfigError, TrainingError
-from vllm_sauce.files import put_in_place
+from vllm_sauce.files import new_folder
 from vllm_sauce.learning.training.checkpoints import Checkpoints
-from vllm_sauce.learning.training.fidelity import Fidelity, measure_fidelity
+from vllm_sauce.learning.training.fidelity import measure_fidelity
 from vllm_sauce.learning.training.held_out import measurable_samples
 from vllm_sauce.learning.training.sae_lens_training import StepFigures, TrainingRun
 from vllm_sauce.learning.training.settings import HarvestTraining
@@ -54,21 +55,10 @@ Report = Callable[[int, StepFigures], None]
 """Told the steps done and the last batch's figures."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedSAE:
-    """The result."""
-
-    weights: SAEWeights
-    """Of raw activations, decoder rows of unit norm: as a bundle takes it."""
-
-    figures: dict[str, Any]
-    """What figures.json holds."""
-
-
 def train_on_harvest(
     settings: HarvestTraining, report: Report | None = None
-) -> TrainedSAE:
-    """Train an SAE on a harvest, measure it, and write it to a new folder.
+) -> dict[str, Any]:
+    """Train an SAE on a harvest and write it to a new folder; return its figures.json.
 
     A killed training goes on from its last checkpoint with ``resume``, and ends in the
     same weights as one that was not killed.
@@ -93,7 +83,7 @@ def train_on_harvest(
         **session.fidelity(weights),
     }
     session.write(figures)
-    return TrainedSAE(weights, figures)
+    return figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +93,8 @@ class _Session:
     settings: HarvestTraining
     store: ActivationStore
     samples: list[dict[str, Any]]
+    held_out: Tensor
+    """Numbers of the samples that are not trained on."""
     choice: RowChoice
     reader: ActivationReader
     statistics: ActivationStatistics
@@ -121,10 +113,11 @@ class _Session:
         settings = replace(settings, training=training)
         samples = store.samples()
         seed = settings.training.seed
+        held_out = held_out_samples(samples, settings.held_out, seed)
         choice = RowChoice(
             roles=parse_roles(settings.roles),
             skip_first=skips_first(settings.site) and not settings.keep_first,
-            held_out=held_out_samples(samples, settings.held_out, seed),
+            held_out=held_out,
         )
         reader = ActivationReader(
             store,
@@ -146,15 +139,13 @@ class _Session:
                 f"{checkpoints.folder} holds an unfinished training; resume it "
                 "(--resume) or remove it"
             )
-        return cls(
-            settings, store, samples, choice, reader, statistics, run, checkpoints
-        )
+        data = (settings, store, samples, held_out, choice, reader, statistics)
+        return cls(*data, run, checkpoints)
 
     def train(self, report: Report | None) -> float:
         """Learn from all batches that are left; return the seconds it took."""
         begun = time.perf_counter()
-        batches = self.reader.batches(self.run.steps_done)
-        try:
+        with closing(self.reader.batches(self.run.steps_done)) as batches:
             while not self.run.finished:
                 self.run.step(next(batches))
                 done = self.run.steps_done
@@ -165,8 +156,6 @@ class _Session:
                         report(done, figures)
                 if save:
                     self.checkpoints.save(self.run)
-        finally:
-            batches.close()
         return time.perf_counter() - begun
 
     def fold(self) -> dict[str, int]:
@@ -175,11 +164,8 @@ class _Session:
         self.run.fold()
         if not self.settings.training.steps_of_revival:
             return {"dead_latents": dead, "revived_latents": 0}
-        batches = self.reader.batches(self.run.steps_done)
-        try:
+        with closing(self.reader.batches(self.run.steps_done)) as batches:
             found = self.run.revive(batches)
-        finally:
-            batches.close()
         return {
             "dead_latents": found.dead_after,
             "revived_latents": found.dead_before - found.dead_after,
@@ -188,37 +174,26 @@ class _Session:
     def quality(self, weights: SAEWeights) -> dict[str, Any]:
         """Return explained variance, L0 and dead latents on rows not trained on."""
         reader = self.reader
-        held_out = len(self.choice.held_out) if self.choice.held_out is not None else 0
-        if held_out:
-            reader = ActivationReader(
-                self.store,
-                1,
-                seed=self.settings.training.seed,
-                choice=RowChoice(
-                    self.choice.roles,
-                    self.choice.skip_first,
-                    self.choice.held_out,
-                    of_held_out=True,
-                ),
-            )
+        if len(self.held_out):
+            seed = self.settings.training.seed
+            kept = replace(self.choice, of_held_out=True)
+            reader = ActivationReader(self.store, 1, seed=seed, choice=kept)
+        which = "held-out" if len(self.held_out) else "training"
         rows = reader.sample(STATISTICS_ROWS)
         sae = weights.to(self.settings.training.device)
         return {
             **sae_quality(sae, rows).to_json(),
             "measured_rows": len(rows),
-            "measured_on": "held-out samples" if held_out else "training samples",
+            "measured_on": f"{which} samples",
         }
 
     def fidelity(self, weights: SAEWeights) -> dict[str, Any]:
         """Return what the SAE costs its model, or why that was not measured."""
         settings = self.settings.fidelity
-        held_out = self.choice.held_out
-        assert held_out is not None
-        if not len(held_out):
-            held_out = torch.arange(len(self.samples))
+        numbers = self.held_out.tolist() or range(len(self.samples))
         # What could not be shown to the model then cannot be now.
         taken = {n for entry in read_index(self.store.folder) for n in entry.samples}
-        held_out = torch.tensor([n for n in held_out.tolist() if n in taken])
+        held_out = torch.tensor([n for n in numbers if n in taken])
         samples = measurable_samples(
             self.samples, held_out, settings.pictures, settings.samples
         )
@@ -231,7 +206,7 @@ class _Session:
         if Path(name).is_dir():
             check_model(name, self.store.harvest)
         mean = self.statistics.mean
-        measured: Fidelity = measure_fidelity(
+        measured = measure_fidelity(
             LoadedModel.load(name, self.settings.training.device),
             self.settings.site,
             weights,
@@ -245,7 +220,6 @@ class _Session:
     def write(self, figures: dict[str, Any]) -> None:
         """Put the SAE's folder in its place; the checkpoints go then."""
         out = self.settings.out
-        fresh = out.with_name(f".{out.name}.new")
         harvest = self.store.harvest
         metadata = {
             "model_name": harvest.model,
@@ -258,16 +232,13 @@ class _Session:
             },
         }
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
-            self.run.write(fresh, metadata)
-            (fresh / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
-            for path in fresh.iterdir():
-                # safetensors makes files private; a server may be another user.
-                path.chmod(0o644)
-            put_in_place(fresh, out)
+            with new_folder(out) as fresh:
+                self.run.write(fresh, metadata)
+                (fresh / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
+                for path in fresh.iterdir():
+                    # safetensors makes files private; a server may be another user.
+                    path.chmod(0o644)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(fresh, ignore_errors=True)
             raise TrainingError(
                 f"cannot write {out}: {error}; the training is kept in "
                 f"{self.checkpoints.folder}, --resume writes it again"

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of ``sauce learn``, each a subcommand of its own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+
+from vllm_sauce.cli.failures import check_place, only_shown
+from vllm_sauce.inspection.settings import InspectRequest
+from vllm_sauce.learning.calibration.config import CalibrateRequest
+from vllm_sauce.learning.harvest.settings import HarvestRequest
+from vllm_sauce.learning.importing.settings import ImportRequest
+from vllm_sauce.learning.selection.settings import SelectRequest
+from vllm_sauce.learning.training.settings import HarvestTraining
+from vllm_sauce.scale.cluster import actors_wanted
+
+
+def harvest(request: HarvestRequest) -> int:
+    """Take activations with vLLM; run it again to go on where it was stopped."""
+    from rich.console import Console
+
+    from vllm_sauce.cli.bars import progress_bar
+    from vllm_sauce.data.sample_sources import find_samples
+    from vllm_sauce.data.samples import distinct
+    from vllm_sauce.learning.harvest.actors import harvest_anywhere
+
+    where = actors_wanted(request.resources)
+    samples, repeated = distinct(find_samples(**asdict(request.shown)))
+    with progress_bar("samples") as progress:
+        report = harvest_anywhere(request, samples, where, progress)
+    Console().print(report.as_table(request.out, len(repeated)))
+    if report.failed:
+        failures = f"{request.out}/failures.jsonl"
+        sys.stderr.write(f"{len(report.failed)} samples failed: {failures}\n")
+    return int(bool(report.failed))
+
+
+def import_sae(request: ImportRequest) -> None:
+    """Turn a public SAE into a bundle, checked on activations of the actual model."""
+    from rich.console import Console
+
+    from vllm_sauce.cli.bars import spinner
+    from vllm_sauce.learning.importing.import_sae import import_sae
+
+    with spinner() as told:
+        imported = import_sae(request, told)
+    Console().print(imported.as_table())
+    sys.stdout.write(f"bundle: {request.out}\n")
+
+
+def train(request: HarvestTraining) -> None:
+    """Train an SAE, measure it in its model, and save it in SAELens' layout."""
+    from rich.console import Console
+
+    from vllm_sauce.learning.training.report import figures_table, shown_progress
+    from vllm_sauce.learning.training.train import train_on_harvest
+
+    console, training = Console(), request.training
+    label = f"{training.architecture} at {request.site}"
+    with shown_progress(label, training.total_steps, console) as report:
+        figures = train_on_harvest(request, report)
+    console.print(figures_table(str(request.out), [figures]))
+    if reason := figures.get("fidelity_missing"):
+        console.print(f"loss recovered is not measured: {reason}")
+
+
+def select(request: SelectRequest) -> None:
+    """Rank every concept's latents by one score and keep the best with all scores."""
+    from vllm_sauce.cli.bars import progress_bar
+    from vllm_sauce.learning.selection.select import select
+
+    check_place(request.out)
+    with progress_bar("latents") as progress:
+        selection = select(request, progress)
+    selection.write(request.out)
+    count = len(selection.concepts)
+    sys.stdout.write(
+        f"{count} concepts, up to {request.k} latents each: {request.out}\n"
+    )
+
+
+def calibrate(request: CalibrateRequest) -> None:
+    """Search latents, edit, gate and site of each concept; run again to go on."""
+    from rich.console import Console
+
+    from vllm_sauce.cli.bars import several_bars
+    from vllm_sauce.learning.calibration.report import table, write_frontiers
+    from vllm_sauce.learning.calibration.run import calibrate_bundle
+
+    request = replace(request, resources=actors_wanted(request.resources))
+    with several_bars() as note:
+        bundle = calibrate_bundle(request, note, note)
+    Console().print(table(bundle.catalogue))
+    sys.stdout.write(
+        f"bundle: {request.out}; everything that was tried: {request.folder}\n"
+    )
+    with only_shown("the frontier of each concept"):
+        write_frontiers(request.folder)
+
+
+def inspect(request: InspectRequest) -> None:
+    """Show each concept's latents, where they fire, and what forgetting it does."""
+    from vllm_sauce.inspection.inspect import write_report
+
+    check_place(request.out)
+    size = write_report(request)
+    sys.stdout.write(f"{request.out}: {size / 1e6:.1f} MB\n")
