@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae import jumprelu, standard, topk
 from vllm_sauce.sae.architectures import check_architecture
 from vllm_sauce.sae.normalization import check_normalization, normalize
 
@@ -121,10 +120,15 @@ class SAEWeights:
         """
         hidden_pre = self.hidden_pre(x)
         if self.k is not None:
-            return topk.latent_acts(hidden_pre, self.k)
+            # Gao et al. 2024, arXiv:2406.04093
+            kept = torch.topk(hidden_pre, min(self.k, self.d_sae), dim=-1)
+            zeros = torch.zeros_like(hidden_pre)
+            return zeros.scatter(-1, kept.indices, kept.values.relu())
+        acts = torch.relu(hidden_pre)
         if self.threshold is None:
-            return standard.latent_acts(hidden_pre)
-        return jumprelu.latent_acts(hidden_pre, self.threshold.float())
+            return acts
+        # Rajamanoharan et al. 2024, arXiv:2407.14435; BatchTopK at inference, too
+        return acts * (hidden_pre > self.threshold.float())
 
     def decode(self, latent_acts: Tensor, x: Tensor | None = None) -> Tensor:
         """Return the activation that latents stand for.
