@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from vllm_sauce.errors import (
     BundleNotFoundError,
     UnsupportedSAEError,
 )
+from vllm_sauce.files import read_object
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_gated
 from vllm_sauce.sae.sae_lens_config import SAELensConfig, parse_config
 from vllm_sauce.sae.tensors_file import read_tensors
@@ -24,11 +25,12 @@ WEIGHTS_FILE = "sae_weights.safetensors"
 FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 """Names that the factors of a finetuned SAE's latents have had."""
 
+_GATE = ("r_mag", "b_gate", "b_mag")
 _OWN_TENSORS = {
     "standard": {"b_enc"},
     "topk": {"b_enc"},
     "jumprelu": {"b_enc", "threshold"},
-    "gated": {"r_mag", "b_gate", "b_mag"},
+    "gated": set(_GATE),
 }
 
 
@@ -52,37 +54,29 @@ def from_sae_lens(path: str | Path) -> SAEWeights:
             f"a {architecture} SAE has the tensors {sorted(names)}, "
             f"got {sorted(tensors)}"
         )
-    if architecture == "gated":
-        biases = [tensors.pop(name) for name in ("r_mag", "b_gate", "b_mag")]
-        W_enc, b_enc, threshold = fold_gated(tensors["W_enc"], *biases)
-        tensors |= {"W_enc": W_enc, "b_enc": b_enc, "threshold": threshold}
-        architecture = "jumprelu"
-    if config.rescale_acts_by_decoder_norm:
-        W_enc, b_enc, W_dec = fold_decoder_norm(
-            tensors["W_enc"], tensors["b_enc"], tensors["W_dec"]
-        )
-        tensors |= {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec}
-    if factors is not None:
-        tensors["W_dec"] = tensors["W_dec"] * factors[:, None]
-    return SAEWeights(
+    gate = [tensors.pop(name) for name in _GATE] if architecture == "gated" else []
+    if gate:
+        # Stands in until the gate is folded.
+        tensors["b_enc"] = gate[-1]
+    sae = SAEWeights(
         **tensors,
-        architecture=architecture,
+        architecture="standard" if gate else architecture,
         apply_b_dec_to_input=config.apply_b_dec_to_input,
         k=config.k,
         normalize_activations=config.normalize_activations,
     )
+    if gate:
+        sae = fold_gated(sae, *gate)
+    if config.rescale_acts_by_decoder_norm:
+        sae = fold_decoder_norm(sae)
+    return sae if factors is None else replace(sae, W_dec=sae.W_dec * factors[:, None])
 
 
 def _read_config(path: Path) -> dict[str, object]:
     try:
-        cfg = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, BundleCorruptError)
     except FileNotFoundError:
         raise BundleNotFoundError(f"no SAELens checkpoint: {path} is missing") from None
-    except ValueError as error:
-        raise BundleCorruptError(f"{path} is not JSON: {error}") from error
-    if not isinstance(cfg, dict):
-        raise BundleCorruptError(f"{path} must hold a JSON object")
-    return cfg
 
 
 def _finetuning(tensors: dict[str, Tensor], config: SAELensConfig) -> Tensor | None:

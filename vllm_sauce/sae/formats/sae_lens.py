@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
-from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions, plain
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, plain
 from vllm_sauce.sae.sae_lens import (
     CONFIG_FILE,
     FINETUNED,
@@ -29,7 +29,7 @@ def matches(checkpoint: Checkpoint) -> bool:
     )
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
+def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     """Return the SAE; a gated one becomes the jumprelu it is.
 
     Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
@@ -47,8 +47,4 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         checkpoint.names() & set(FINETUNED)
     ):
         folded.append("factors of finetuning into the decoder")
-    return ForeignSAE(
-        format="sae_lens",
-        weights=plain(from_sae_lens(checkpoint.path.parent)),
-        folded=tuple(folded),
-    )
+    return plain(from_sae_lens(checkpoint.path.parent)), tuple(folded)
