@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from vllm_sauce.sae.weights import SAEWeights
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
-FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
+_FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 """Names that the factors of a finetuned SAE's latents have had."""
 
 _GATE = ("r_mag", "b_gate", "b_mag")
@@ -43,10 +44,24 @@ def from_sae_lens(path: str | Path) -> SAEWeights:
     Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
     Source: SAELens v6, ``SAE.save_model``; v5, ``SAE.decode``
     """
-    folder = Path(path)
-    config = parse_config(_read_config(folder / CONFIG_FILE), folder / CONFIG_FILE)
-    architecture = config.architecture
-    tensors = read_tensors(folder / WEIGHTS_FILE)
+    config, weights = Path(path) / CONFIG_FILE, Path(path) / WEIGHTS_FILE
+    try:
+        cfg = read_object(config, BundleCorruptError)
+    except FileNotFoundError:
+        message = f"no SAELens checkpoint: {config} is missing"
+        raise BundleNotFoundError(message) from None
+    return folded_sae(cfg, config, read_tensors(weights))[0]
+
+
+def folded_sae(
+    cfg: Mapping[str, object], source: object, tensors: dict[str, Tensor]
+) -> tuple[SAEWeights, tuple[str, ...]]:
+    """Return the SAE of a cfg.json and its tensors, and in words what was folded.
+
+    Raises: UnsupportedSAEError
+    """
+    config = parse_config(cfg, source)
+    architecture, folded = config.architecture, []
     factors = _finetuning(tensors, config)
     names = {"W_enc", "W_dec", "b_dec"} | _OWN_TENSORS[architecture]
     if set(tensors) != names:
@@ -67,21 +82,19 @@ def from_sae_lens(path: str | Path) -> SAEWeights:
     )
     if gate:
         sae = fold_gated(sae, *gate)
+        folded.append("gate into a threshold")
     if config.rescale_acts_by_decoder_norm:
         sae = fold_decoder_norm(sae)
-    return sae if factors is None else replace(sae, W_dec=sae.W_dec * factors[:, None])
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    try:
-        return read_object(path, BundleCorruptError)
-    except FileNotFoundError:
-        raise BundleNotFoundError(f"no SAELens checkpoint: {path} is missing") from None
+        folded.append("decoder norms into the encoder")
+    if factors is not None:
+        sae = replace(sae, W_dec=sae.W_dec * factors[:, None])
+        folded.append("factors of finetuning into the decoder")
+    return sae, tuple(folded)
 
 
 def _finetuning(tensors: dict[str, Tensor], config: SAELensConfig) -> Tensor | None:
     """Take the factors of finetuning out of the tensors; None if they do nothing."""
-    for name in FINETUNED:
+    for name in _FINETUNED:
         factors = tensors.pop(name, None)
         # For a while every checkpoint had them, and they were 1.
         if factors is None or torch.allclose(factors, torch.ones_like(factors)):

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.architectures import check_architecture
 from vllm_sauce.sae.normalization import check_normalization, normalize
+
+ARCHITECTURES = ("jumprelu", "standard", "topk")
+"""Those that can be served exactly. Latents of "topk" depend on each other: serving one
+needs the whole encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,3 +155,14 @@ class SAEWeights:
     def finite(self) -> bool:
         """Return whether every parameter is a finite number."""
         return all(bool(torch.isfinite(t).all()) for t in self.tensors().values())
+
+
+def check_architecture(name: str) -> str:
+    """Return a kind of SAE that can be served. Raises: UnsupportedSAEError"""
+    if name not in ARCHITECTURES:
+        raise UnsupportedSAEError(
+            f"SAE architecture must be one of {', '.join(ARCHITECTURES)}, "
+            f"got {name!r}; "
+            "gated, BatchTopK and Matryoshka SAEs can be saved as jumprelu"
+        )
+    return name

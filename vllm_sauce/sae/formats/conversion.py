@@ -124,10 +124,7 @@ def check_names(checkpoint: Checkpoint, known: Collection[str]) -> None:
 
 
 def whole_k(value: object, source: str) -> int:
-    """Return k if it is a whole number of latents.
-
-    Raises: UnsupportedSAEError
-    """
+    """Return k if it is a whole number of latents. Raises: UnsupportedSAEError"""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -139,10 +136,7 @@ def whole_k(value: object, source: str) -> int:
 
 
 def positive(value: object, source: str) -> float:
-    """Return a finite number above 0.
-
-    Raises: UnsupportedSAEError
-    """
+    """Return a finite number above 0. Raises: UnsupportedSAEError"""
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)

@@ -58,10 +58,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
-    """Return the SAE, by the class that saved it.
-
-    Raises: ConfigError, UnsupportedSAEError
-    """
+    """Return the SAE, by the class that saved it."""
     _check_config(checkpoint)
     name = _dict_class(checkpoint, options)
     weights, folded = _CLASSES[name].load(_CLASSES[name], checkpoint, options)

@@ -47,10 +47,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
-    """Return the SAE; nothing needs folding.
-
-    Raises: UnsupportedSAEError
-    """
+    """Return the SAE; nothing needs folding."""
     hooks = ("hf_hook_point_in", "hf_hook_point_out")
     check_config(checkpoint, OPTIONS, used=hooks, inert=INERT)
     check_names(checkpoint, (*_LOWER, *_UPPER))

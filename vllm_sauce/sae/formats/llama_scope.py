@@ -90,10 +90,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
-    """Return the SAE with its decoder norms and its input's scale folded.
-
-    Raises: UnsupportedSAEError
-    """
+    """Return the SAE with its decoder norms and its input's scale folded."""
     config = checkpoint.config
     check_config(checkpoint, OPTIONS, used=USED, inert=INERT)
     check_names(checkpoint, _NAMES.values())

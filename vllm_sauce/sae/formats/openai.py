@@ -45,10 +45,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
-    """Return the SAE; tied weights are written out.
-
-    Raises: UnsupportedSAEError
-    """
+    """Return the SAE; tied weights are written out."""
     check_config(checkpoint, {})  # the format has no JSON
     check_names(checkpoint, _USED | INERT)
     tied = "decoder.weight" not in checkpoint.tensors

@@ -42,10 +42,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
-    """Return the SAE; nothing needs folding.
-
-    Raises: UnsupportedSAEError, also if nothing says k
-    """
+    """Return the SAE; nothing needs folding."""
     check_config(checkpoint, OPTIONS, used=("k",), inert=INERT)
     k = options.k or _k_of(checkpoint, options)
     weights = assemble(

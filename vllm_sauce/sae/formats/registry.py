@@ -46,7 +46,7 @@ class Format(Protocol):
         """Return whether the content is of this format."""
 
     def load(self, checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
-        """Return the SAE and what was folded into it."""
+        """Return the SAE and what was folded into it. Raises: SauceError"""
 
 
 FORMATS: Final[dict[str, Format]] = {

@@ -65,10 +65,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
-    """Return the SAE; nothing needs folding.
-
-    Raises: UnsupportedSAEError for groupmax, signed activations and transcoders
-    """
+    """Return the SAE; nothing needs folding."""
     check_config(checkpoint, OPTIONS, used=("k",), inert=INERT)
     check_names(checkpoint, _NAMES.values())
     tensors = pick(checkpoint, **_NAMES)
