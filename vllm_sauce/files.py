@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,6 +34,20 @@ def read_lines(path: Path) -> list[str]:
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
+
+
+def read_object(path: Path, error: type[SauceError]) -> dict[str, object]:
+    """Return the JSON object that a file holds.
+
+    Raises: OSError, or the error that is asked for if it holds another thing
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{path} is not JSON: {reason}") from reason
+    if not isinstance(found, dict):
+        raise error(f"{path} must hold a JSON object")
+    return found
 
 
 def check_unicode(value: object) -> None:

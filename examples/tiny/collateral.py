@@ -18,6 +18,7 @@ from tiny.concepts import CONCEPTS
 from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
 from tiny.marking import NAME, YES, Answers, Exam
 from tiny.scoring import build_edits
+from tiny.sheets import answer_logits
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Concept
 from vllm_sauce.models.shared_prefix import SharedPrefix
@@ -50,7 +51,9 @@ def worst_other(
 ) -> tuple[str, float, float]:
     """Return the concept that loses most, and its recall before and after."""
     index = CONCEPTS.index(concept.name)
-    logits = runner.logits(exam.sheet, exam.vision, build_edits(saes, concept.edits))
+    logits = answer_logits(
+        runner, exam.sheet, exam.vision, build_edits(saes, concept.edits)
+    )
     before = recall(exam, plain, index)
     after = recall(exam, Answers.of(exam, logits).right, index)
     worst = int((before - after).nan_to_num(-1.0).argmax())
@@ -74,7 +77,7 @@ def main() -> None:
     print("| forgotten | suffers most | recognised before % | after % |")
     print("|---|---|---:|---:|")
     with torch.inference_mode():
-        logits = runner.logits(exam.sheet, exam.vision, {})
+        logits = answer_logits(runner, exam.sheet, exam.vision, {})
         plain = Answers.of(exam, logits).right
         for concept in track(
             bundle.catalogue.values(), "concepts", console=Console(stderr=True)

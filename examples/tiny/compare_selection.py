@@ -37,6 +37,7 @@ from tiny.marking import (
     sample_rows,
 )
 from tiny.questions import answer_name
+from tiny.sheets import answer_logits
 from tiny.user_pictures import write_labelled
 from tiny.world import Picture
 from vllm_sauce.bundle import Bundle
@@ -130,7 +131,7 @@ class Naming:
 
     def _read(self, sheet: Sheet, vision: Tensor, edit: EditTensors | None) -> Tensor:
         edits = {} if edit is None else {VISION: edit}
-        return self.runner.logits(sheet, vision, edits)[:, 0].log_softmax(-1)
+        return answer_logits(self.runner, sheet, vision, edits)[:, 0].log_softmax(-1)
 
     def _pages(
         self, concept: int, sizes: Comparison
@@ -203,7 +204,7 @@ def measure(
         count = sizes.scored_pictures
         part = exam.rows(sample_rows(exam, index, count, count, sizes.seed))
         edit = {VISION: EditTensors.build(sae, edits[concept])} if edits else {}
-        logits = runner.logits(part.sheet, part.vision, edit)
+        logits = answer_logits(runner, part.sheet, part.vision, edit)
         found[concept] = concept_scores(part, index, Answers.of(part, logits))
     return found
 

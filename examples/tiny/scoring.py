@@ -16,6 +16,7 @@ from tiny.marking import (
     sample_rows,
 )
 from tiny.questions import mentions
+from tiny.sheets import answer_logits
 from vllm_sauce.concepts import Concept, SiteEdit
 from vllm_sauce.models.shared_prefix import SharedPrefix
 from vllm_sauce.models.site_edits import EditTensors
@@ -80,7 +81,7 @@ class Scorer:
         self, index: int, rows: Tensor, edits: Mapping[str, EditTensors]
     ) -> dict[str, float | None]:
         part = self.exam.rows(rows)
-        logits = self.runner.logits(part.sheet, part.vision, edits)
+        logits = answer_logits(self.runner, part.sheet, part.vision, edits)
         answers = Answers.of(part, logits)
         right = answers.right.clone()
         # The exam reads descriptions word by word; here they are written freely.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from vllm_sauce_kernels.masked_edit import (
     masked_edit_ref,
     native,
 )
+from vllm_sauce_kernels.masked_edit.reference import Arguments
 
 Args = dict[str, Any]
 
@@ -33,8 +33,7 @@ def native_form(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         pytest.fail(native.how())
 
     def checked(*args: Any) -> None:
-        names = inspect.signature(masked_edit_eager).parameters
-        given = dict(zip(names, args, strict=False))
+        given = dict(zip(Arguments._fields, args, strict=False))
         half = torch.float16 in (x.dtype for x in args if isinstance(x, Tensor))
         assert half or given.get("topk"), "the C++ loop did not take this call"
         masked_edit_eager(*args)

@@ -18,6 +18,7 @@ import torch
 
 from tests.kernels.inputs import make_args, normals
 from tests.kernels.plans import plan_of
+from vllm_sauce_kernels.masked_edit.reference import Arguments
 
 TARGETS = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)]
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10}
@@ -119,8 +120,8 @@ def launches_of(
         args[name] = args[name].to(pool)
     args |= kind
     plan = plan_of(args, "tiles")
-    module.launch(**args, plan=plan)
-    module.launch(**args)
+    module.launch(Arguments(**args, plan=plan))
+    module.launch(Arguments(**args))
     return list(launches)
 
 

@@ -114,7 +114,7 @@ def test_a_model_without_a_tower(tmp_path):
     [
         (None, "cannot read .*--model is the folder of a model"),
         ("{", "cannot read"),
-        ("[]", "it has no model_type"),
+        ("[]", "must hold a JSON object"),
         ("{}", "it has no model_type"),
         ('{"model_type": "nothing-known"}', "transformers refuses"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "config.json"),

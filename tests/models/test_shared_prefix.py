@@ -13,7 +13,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from tiny.sheets import pad_blocks
+from tiny.sheets import answer_logits, pad_blocks
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.models.shared_prefix import SharedPrefix, Sheet
 from vllm_sauce.models.site_edits import EditTensors
@@ -80,7 +80,7 @@ def test_each_answer_is_that_of_its_own_prompt(model: Any, sites: tuple[str, ...
         read_at=torch.tensor([[2, 1, 0], [0, 3, 1]]),
     )
     features = vision_features(model, pixels)
-    together = SharedPrefix(model).logits(sheet, features, edits)
+    together = answer_logits(SharedPrefix(model), sheet, features, edits)
     assert not torch.allclose(together[0, 0], together[1, 0])
     for row in range(2):
         for read in range(3):

@@ -54,15 +54,6 @@ def test_full_reconstruction_is_the_one_formula(architecture, apply_b_dec):
     assert (want - x).abs().max() > 0.1
 
 
-def test_dropping_the_error_is_the_decoded_latents():
-    sae = build_sae()
-    x = torch.randn(7, D_MODEL)
-    torch.testing.assert_close(
-        reconstruct(sae, x, None, drop_error=True), sae.decode(sae.encode(x))
-    )
-    torch.testing.assert_close(reconstruct(sae, x, None), x, atol=1e-5, rtol=1e-5)
-
-
 def test_jumprelu_is_strict_at_its_threshold():
     sae = build_sae(
         "jumprelu",

@@ -15,6 +15,7 @@ from tiny.compare_selection import (
 from tiny.concepts import CONCEPTS
 from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
 from tiny.marking import NAME, sample_rows
+from tiny.sheets import answer_logits
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, SiteEdit
 from vllm_sauce.concepts.scores import SCORES, ranked
@@ -49,7 +50,7 @@ def test_a_causal_score_is_what_the_whole_exam_reads(tiny, exam):
     best = int(found.argmax())
     edit = EditTensors.build(sae, SiteEdit.uniform([best], gamma=0.0))
     plain, edited = (
-        runner.logits(part.sheet, part.vision, edits)[:, :names].log_softmax(-1)
+        answer_logits(runner, part.sheet, part.vision, edits)[:, :names].log_softmax(-1)
         for edits in ({}, {VISION: edit})
     )
     changes = []

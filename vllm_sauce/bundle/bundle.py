@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_sauce.bundle.fingerprint import fingerprint_model
-from vllm_sauce.bundle.reading import (
-    BUNDLE_FILE,
-    check_hash,
-    member,
-    parse,
-    read_json,
-)
+from vllm_sauce.bundle.reading import BUNDLE_FILE, check_hash, member, parse
 from vllm_sauce.bundle.schema import (
     BundleFile,
     ConceptFile,
@@ -50,10 +44,7 @@ class SiteSAE:
 
     @property
     def weights(self) -> SAEWeights:
-        """The weights.
-
-        Raises: BundleError if the bundle was loaded without
-        """
+        """The weights. Raises: BundleError if the bundle was loaded without"""
         if self.loaded is None:
             raise BundleError("this bundle was loaded with weights=False")
         return self.loaded
@@ -84,7 +75,7 @@ class Bundle:
         Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
         """
         folder = Path(path)
-        raw = read_json(folder)
+        raw = member(folder, BUNDLE_FILE).read_bytes()
         fingerprint, entries, catalogue = parse(raw, folder / BUNDLE_FILE)
         sites = {}
         for name, entry in entries.items():
@@ -169,11 +160,10 @@ def _check_architecture(name: str, entry: SiteFile) -> None:
             f"site {name!r}: SAE architecture must be one of "
             f"{', '.join(_ARCHITECTURES)}, got {entry.architecture!r}"
         )
-    if entry.architecture == "topk" and entry.k is None:
-        raise UnsupportedSAEError(f"site {name!r}: an SAE of kind topk needs k")
-    if entry.architecture != "topk" and entry.k is not None:
+    if (entry.architecture == "topk") != (entry.k is not None):
         raise UnsupportedSAEError(
-            f"site {name!r}: k is for topk SAEs, got it for {entry.architecture!r}"
+            f"site {name!r}: an SAE of kind topk needs k, and k is for topk alone; got "
+            f"k={entry.k} for {entry.architecture!r}"
         )
 
 

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.files import file_sha256, refuse_pointer
+from vllm_sauce.files import file_sha256, read_object, refuse_pointer
 
 INDEX_FILE = "model.safetensors.index.json"
 """Says in which of several files each weight lies."""
@@ -84,14 +83,9 @@ def _weights_files(folder: Path) -> list[Path]:
 
 def _read_config(path: Path) -> dict[str, object]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, ConfigError)
     except OSError as error:
         raise ConfigError(f"no model here, cannot read {path}: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} must hold a JSON object")
-    return config
 
 
 def _pick(config: object, names: tuple[str, ...]) -> dict[str, object]:

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +28,7 @@ class HubName:
 
     @classmethod
     def parse(cls, text: str) -> HubName:
-        """Read ``org/name[@revision]``.
-
-        Raises: ConfigError
-        """
+        """Read ``org/name[@revision]``. Raises: ConfigError"""
         if not is_hub_name(text):
             raise ConfigError(
                 f"a bundle on the hub is named org/name or org/name@revision, "
@@ -126,12 +121,10 @@ def _commit(name: HubName) -> str:
     return found
 
 
-@contextmanager
-def _beside(target: Path) -> Iterator[str]:
-    """Give a folder beside a target, for what is renamed to it when it is whole.
+def _fetch(repo: str, commit: str, target: Path) -> None:
+    """Fetch into a neighbour of the target and rename: whole, or not there."""
+    from huggingface_hub import snapshot_download
 
-    Raises: ConfigError
-    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-")
@@ -140,16 +133,8 @@ def _beside(target: Path) -> Iterator[str]:
             f"cannot write to {target.parent}: {error.strerror}; give --out, or set "
             "VLLM_SAUCE_CACHE to a folder that can be written to"
         ) from error
-    with temporary as folder:
-        yield folder
-
-
-def _fetch(repo: str, commit: str, target: Path) -> None:
-    """Fetch into a neighbour of the target and rename: whole, or not there."""
-    from huggingface_hub import snapshot_download
-
-    with _beside(target) as temporary:
-        folder = Path(temporary) / "bundle"
+    with temporary as beside:
+        folder = Path(beside) / "bundle"
         try:
             # Into a folder of our own: the hub's cache holds links, which bundles lack.
             snapshot_download(

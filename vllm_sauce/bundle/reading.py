@@ -23,7 +23,6 @@ from vllm_sauce.bundle.schema import (
 from vllm_sauce.concepts import (
     Catalogue,
     Concept,
-    SiteEdit,
     check_site,
     decoder_layer_idx,
 )
@@ -31,14 +30,6 @@ from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigErr
 from vllm_sauce.files import distinct_keys, file_sha256
 
 BUNDLE_FILE = "bundle.json"
-
-
-def read_json(folder: Path) -> bytes:
-    """Return the bytes of a folder's bundle.json.
-
-    Raises: BundleNotFoundError, BundleCorruptError
-    """
-    return member(folder, BUNDLE_FILE).read_bytes()
 
 
 def member(folder: Path, name: str) -> Path:
@@ -185,8 +176,7 @@ def _check_sites(parsed: BundleFile) -> None:
 
 
 def _check_edits(concept: Concept, parsed: BundleFile) -> None:
-    edits: Mapping[str, SiteEdit] = concept.edits
-    for name, edit in edits.items():
+    for name, edit in concept.edits.items():
         site = parsed.sites.get(name)
         if site is None:
             raise ConfigError(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from vllm_sauce.bundle.bundle import Bundle
 from vllm_sauce.bundle.reading import BUNDLE_FILE
 from vllm_sauce.bundle.schema import ModelFingerprint
 from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.files import read_object
 
 if TYPE_CHECKING:
     from vllm_sauce.sae import SAEWeights
@@ -23,10 +23,9 @@ def is_served_sae(path: Path) -> bool:
     if (path / BUNDLE_FILE).is_file():
         return True
     try:
-        config = json.loads((path / _SAE_LENS_FILE).read_text())
-    except (OSError, ValueError):
+        return "architecture" in read_object(path / _SAE_LENS_FILE, ConfigError)
+    except (OSError, ConfigError):
         return False
-    return isinstance(config, dict) and "architecture" in config
 
 
 def read_sae(path: Path, site: str, harvested: ModelFingerprint) -> SAEWeights:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from vllm_sauce.bundle.reading import BUNDLE_FILE
@@ -24,8 +23,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     """
     check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
-    try:
+    with _beside(target, "new") as fresh:
         yield fresh
         # mkdtemp and safetensors make things private; a server may be another user.
         fresh.chmod(0o755)
@@ -33,34 +31,30 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             path.chmod(0o644)
             sync(path)
         sync(fresh)
-        _swap(fresh, target)
+        with _beside(target, "old") as folder:
+            kept = folder / target.name
+            if target.exists():
+                target.rename(kept)
+            try:
+                fresh.rename(target)
+            except OSError:
+                if kept.exists():
+                    kept.rename(target)
+                raise
         sync(target.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _swap(fresh: Path, target: Path) -> None:
-    if not target.exists():
-        fresh.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    kept = old / target.name
-    target.rename(kept)
-    try:
-        fresh.rename(target)
-    except OSError:
-        kept.rename(target)
-        raise
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(old)
+@contextmanager
+def _beside(target: Path, what: str) -> Iterator[Path]:
+    """Give a folder on the target's disk; what is left of it at the end goes."""
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.{what}-", dir=target.parent, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
 
 
 def check_replaceable(target: Path) -> None:
-    """Refuse to replace what is no bundle.
-
-    Raises: BundleError
-    """
+    """Refuse to replace what is no bundle. Raises: BundleError"""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BundleError(f"{target} must be a folder, got a file or a link")
     if not target.exists():

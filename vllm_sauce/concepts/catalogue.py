@@ -113,10 +113,7 @@ class Catalogue(Mapping[str, Concept]):
         return f"Catalogue({', '.join(self._concepts)})"
 
     def concept(self, name: str) -> Concept:
-        """Return the concept of exactly this name.
-
-        Raises: UnknownConceptError
-        """
+        """Return the concept of exactly this name. Raises: UnknownConceptError"""
         try:
             return self._concepts[name]
         except KeyError:
@@ -151,10 +148,7 @@ class Catalogue(Mapping[str, Concept]):
 
 
 def check_concept_text(what: str, text: str) -> None:
-    """Refuse what cannot be a concept's name or domain.
-
-    Raises: ConfigError
-    """
+    """Refuse what cannot be a concept's name or domain. Raises: ConfigError"""
     if not text or text != text.strip() or not text.isprintable():
         raise ConfigError(
             f"a concept's {what} is printable text without outer blanks, got {text!r}"

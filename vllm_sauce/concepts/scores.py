@@ -21,7 +21,6 @@ Score = Callable[[GroupStatistics, GroupStatistics], Tensor]
 def share(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
     """Return SAUCE's S(i): how much larger a latent's share of the mean activation is.
 
-    Shapes: -> [d_sae] float32
     Source: SAUCE (arXiv:2503.14530), selection score, with its delta
     """
     with_it, without = pos.mean_acts.float(), neg.mean_acts.float()
@@ -36,7 +35,6 @@ def saeuron(
     The authors use 99.99 and more on SAEs of tens of thousands of latents; what is
     above decides how many are edited.
 
-    Shapes: -> [d_sae]
     Source: SAeUron (arXiv:2501.18052), feature importance and its threshold
     """
     if not 0 <= percentile < 100:
@@ -58,7 +56,6 @@ def crisp(
     The authors' two corpora have as many tokens; here what is counted without
     the concept is scaled to as many.
 
-    Shapes: -> [d_sae]
     Source: CRISP (arXiv:2508.13650), feature selection, and the authors' code
     """
     if k < 1:
@@ -80,7 +77,6 @@ def dsg(
     Those stay whose ratio of it with and without the concept is at or above a
     percentile of the ratio.
 
-    Shapes: -> [d_sae]
     Source: Dynamic SAE Guardrails (arXiv:2504.08192), Fisher-based feature selection
     """
     if not 0 <= ratio_percentile < 100:
@@ -91,10 +87,7 @@ def dsg(
 
 
 def rate(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
-    """Return how much larger the share of tokens on which a latent fires is.
-
-    Shapes: -> [d_sae]
-    """
+    """Return how much larger the share of tokens on which a latent fires is."""
     return pos.firing_rate - neg.firing_rate
 
 

@@ -14,10 +14,7 @@ _DECODER = re.compile(r"decoder\.(0|[1-9][0-9]{0,5})")
 
 
 def check_site(site: str) -> str:
-    """Return ``site`` if it is a site's name.
-
-    Raises: ConfigError
-    """
+    """Return ``site`` if it is a site's name. Raises: ConfigError"""
     if site != VISION and not _DECODER.fullmatch(site):
         raise ConfigError(f"a site is 'vision' or 'decoder.<layer>', got {site!r}")
     return site

@@ -25,10 +25,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def projector(model: Any) -> nn.Module:
-    """Return the module whose input is the vision site.
-
-    Raises: ConfigError
-    """
+    """Return the module whose input is the vision site. Raises: ConfigError"""
     module: nn.Module | None = getattr(model.model, "multi_modal_projector", None)
     if module is None:
         raise ConfigError(

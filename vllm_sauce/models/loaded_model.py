@@ -16,6 +16,9 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.models import families
 from vllm_sauce.models.chat_prompts import chat_inputs
 
+_SHOWN = {"▁": " ", "Ġ": " ", "Ċ": "⏎", "<0x0A>": "⏎", "\n": "⏎"}
+"""What tokenizers write for blanks and line ends, and what is shown of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -104,8 +107,10 @@ class LoadedModel:
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return what each token reads, with blanks and line ends visible."""
-        words = self.tokenizer.convert_ids_to_tokens(list(ids))
-        return [_readable(str(word)) for word in words]
+        words = [str(x) for x in self.tokenizer.convert_ids_to_tokens(list(ids))]
+        for mark, shown in _SHOWN.items():
+            words = [word.replace(mark, shown) for word in words]
+        return words
 
     def seen(self, pixels: Tensor) -> Tensor:
         """Return pictures as the model sees them: cut, scaled, colours undone.
@@ -123,18 +128,6 @@ class LoadedModel:
         if not getattr(images, "do_rescale", True):
             x = x / 255
         return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def _readable(token: str) -> str:
-    for mark, shown in (
-        ("▁", " "),
-        ("Ġ", " "),
-        ("Ċ", "⏎"),
-        ("<0x0A>", "⏎"),
-        ("\n", "⏎"),
-    ):
-        token = token.replace(mark, shown)
-    return token
 
 
 def patch_grid(patches: int) -> tuple[int, int]:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import read_object
 from vllm_sauce.models.families import (
     PictureSize,
     layer_parameters,
@@ -95,13 +95,13 @@ def _config(path: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        raw = read_object(path, ConfigError)
+    except (OSError, ConfigError) as error:
         raise ConfigError(
             f"cannot read {path}: {error}; --model is the folder of a model, which "
             "holds its config.json"
         ) from error
-    if not isinstance(raw, dict) or "model_type" not in raw:
+    if "model_type" not in raw:
         raise ConfigError(f"{path} is no model's config.json: it has no model_type")
     try:
         return AutoConfig.from_pretrained(path.parent, local_files_only=True)

@@ -9,13 +9,13 @@ that of a separate prompt while the picture is computed once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import VISION, decoder_layer_idx
+from vllm_sauce.concepts import decoder_layer_idx
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.models.families import (
     decoder_layers,
@@ -43,28 +43,12 @@ class Sheet:
 
     def rows(self, index: Tensor) -> Sheet:
         """Return the sheet of some of the pictures."""
-        return Sheet(
-            self.prefix_ids,
-            self.suffix_ids[index],
-            self.read_block,
-            self.read_at[index],
-            self.pad_id,
+        return replace(
+            self, suffix_ids=self.suffix_ids[index], read_at=self.read_at[index]
         )
 
     def __len__(self) -> int:
         return len(self.suffix_ids)
-
-
-def block_mask(prefix_len: int, num_blocks: int, block_len: int) -> Tensor:
-    """Return which token sees which: causal, but no block sees another.
-
-    Shapes: -> [1, 1, T, T] bool with T = prefix_len + num_blocks * block_len
-    """
-    prefix = torch.full((prefix_len,), -1)
-    block = torch.cat([prefix, torch.arange(num_blocks).repeat_interleave(block_len)])
-    same = (block[:, None] == block[None, :]) | (block[None, :] == -1)
-    causal = torch.ones(len(block), len(block), dtype=torch.bool).tril()
-    return (same & causal)[None, None]
 
 
 class SharedPrefix:
@@ -93,12 +77,18 @@ class SharedPrefix:
         return torch.cat([prefix, words(sheet.suffix_ids).flatten(1, 2)], dim=1)
 
     def layout(self, sheet: Sheet) -> tuple[Tensor, Tensor]:
-        """Return positions [1, T] and mask [1, 1, T, T] of a sheet."""
+        """Return positions [1, T] and which token sees which [1, 1, T, T] bool.
+
+        The mask is causal, but no block sees another.
+        """
         prefix_len = len(sheet.prefix_ids)
         num_blocks, block_len = sheet.suffix_ids.shape[1:]
-        block = torch.arange(prefix_len, prefix_len + block_len).repeat(num_blocks)
-        positions = torch.cat([torch.arange(prefix_len), block])[None]
-        return positions, block_mask(prefix_len, num_blocks, block_len)
+        inner = torch.arange(prefix_len, prefix_len + block_len).repeat(num_blocks)
+        positions = torch.cat([torch.arange(prefix_len), inner])[None]
+        blocks = torch.arange(num_blocks).repeat_interleave(block_len)
+        block = torch.cat([torch.full((prefix_len,), -1), blocks])
+        same = (block[:, None] == block) | (block == -1)
+        return positions, same.tril()[None, None]
 
     def run_layers(
         self,
@@ -140,26 +130,3 @@ class SharedPrefix:
         picked = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))
         logits: Tensor = self.model.lm_head(language_model(self.model).norm(picked))
         return logits
-
-    @torch.inference_mode()
-    def logits(
-        self,
-        sheet: Sheet,
-        vision: Tensor,
-        edits: Mapping[str, SiteFn] | None = None,
-        batch_pictures: int = 16,
-    ) -> Tensor:
-        """Return the answers' logits under some edits.
-
-        Shapes: vision [num_pictures, patches, d_model]
-            -> [num_pictures, num_reads, vocab]
-        """
-        edits = edits or {}
-        answers = []
-        for index in torch.arange(len(sheet)).split(batch_pictures):
-            part, x = sheet.rows(index), vision[index]
-            if VISION in edits:
-                x = edits[VISION](x)
-            hidden = self.run_layers(part, self.embed(part, x), edits)
-            answers.append(self.read(part, hidden))
-        return torch.cat(answers)

@@ -77,10 +77,7 @@ class EditTensors:
         return EditTensors(**moved)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the edited activations.
-
-        Shapes: x [..., d_model] -> [..., d_model]
-        """
+        """Return the edited activations. Shapes: x [..., d_model] -> [..., d_model]"""
         hidden_pre = x.float() @ self.W_enc + self.b_enc
         change = (self.scale * hidden_pre + self.shift) * (hidden_pre > self.gate)
         return (x.float() + change @ self.W_dec).to(x.dtype)
@@ -105,10 +102,7 @@ class WholeEdit:
         return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the edited activations.
-
-        Shapes: x [..., d_model] -> [..., d_model]
-        """
+        """Return the edited activations. Shapes: x [..., d_model] -> [..., d_model]"""
         rows = x.flatten(0, -2).split(ENCODED_ROWS)
         edited = torch.cat([reconstruct(self.sae, part, self.edit) for part in rows])
         return edited.view(x.shape).to(x.dtype)

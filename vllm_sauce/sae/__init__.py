@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The maths of a sparse autoencoder, and readers of foreign checkpoints."""
 
-from vllm_sauce.sae.architectures import ARCHITECTURES, check_architecture
 from vllm_sauce.sae.folding import fold_b_dec
 from vllm_sauce.sae.normalization import NORMALIZATIONS
-from vllm_sauce.sae.reconstruction import LatentEdits, edit_latents, reconstruct
+from vllm_sauce.sae.reconstruction import reconstruct
 from vllm_sauce.sae.sae_lens import from_sae_lens
-from vllm_sauce.sae.weights import SAEWeights
+from vllm_sauce.sae.weights import ARCHITECTURES, SAEWeights
 
 __all__ = [
     "ARCHITECTURES",
     "NORMALIZATIONS",
-    "LatentEdits",
     "SAEWeights",
-    "check_architecture",
-    "edit_latents",
     "fold_b_dec",
     "from_sae_lens",
     "reconstruct",

@@ -3,59 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
+from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.sae.weights import SAEWeights
 
 
-class LatentEdits(Protocol):
-    """Edits of distinct latents: ``z' = gamma * z + shift`` where z > gate."""
-
-    @property
-    def latents(self) -> Sequence[int]: ...
-    @property
-    def gamma(self) -> Sequence[float]: ...
-    @property
-    def shift(self) -> Sequence[float]: ...
-    @property
-    def gate(self) -> Sequence[float]: ...
-
-
-def edit_latents(latent_acts: Tensor, edits: LatentEdits) -> Tensor:
-    """Return a copy of the activations with the edits applied.
-
-    Shapes: latent_acts [..., d_sae] -> [..., d_sae] float32
-    """
-    edited = latent_acts.float().clone()
-    rows = torch.tensor(list(edits.latents), device=edited.device)
-    gamma, shift, gate = (
-        torch.tensor(list(values), dtype=torch.float32, device=edited.device)
-        for values in (edits.gamma, edits.shift, edits.gate)
-    )
-    acts = edited[..., rows]
-    edited[..., rows] = torch.where(acts > gate, gamma * acts + shift, acts)
-    return edited
-
-
-def reconstruct(
-    sae: SAEWeights,
-    x: Tensor,
-    edits: LatentEdits | None,
-    *,
-    drop_error: bool = False,
-) -> Tensor:
+def reconstruct(sae: SAEWeights, x: Tensor, edit: SiteEdit) -> Tensor:
     """Return x after encoding, editing and decoding, plus what the SAE cannot explain.
 
-    With ``drop_error`` the decoded latents replace x, as in the paper.
-
     Shapes: x [..., d_model] -> [..., d_model] float32
-    Source: SAUCE (arXiv:2503.14530)
+    Source: SAUCE (arXiv:2503.14530), which leaves out what the SAE cannot explain
     """
     acts = sae.encode(x)
-    edited = acts if edits is None else edit_latents(acts, edits)
-    decoded = sae.decode(edited, x)
-    return decoded if drop_error else decoded + (x.float() - sae.decode(acts, x))
+    rows = torch.tensor(edit.latents, device=acts.device)
+    gamma, shift, gate = (
+        torch.tensor(values, dtype=torch.float32, device=acts.device)
+        for values in (edit.gamma, edit.shift, edit.gate)
+    )
+    mine = acts[..., rows]
+    edited = acts.clone()
+    edited[..., rows] = torch.where(mine > gate, gamma * mine + shift, mine)
+    return sae.decode(edited, x) + (x.float() - sae.decode(acts, x))

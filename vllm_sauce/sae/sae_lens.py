@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from vllm_sauce.errors import (
     BundleNotFoundError,
     UnsupportedSAEError,
 )
+from vllm_sauce.files import read_object
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_gated
 from vllm_sauce.sae.sae_lens_config import SAELensConfig, parse_config
 from vllm_sauce.sae.tensors_file import read_tensors
@@ -21,14 +23,15 @@ from vllm_sauce.sae.weights import SAEWeights
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
-FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
+_FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 """Names that the factors of a finetuned SAE's latents have had."""
 
+_GATE = ("r_mag", "b_gate", "b_mag")
 _OWN_TENSORS = {
     "standard": {"b_enc"},
     "topk": {"b_enc"},
     "jumprelu": {"b_enc", "threshold"},
-    "gated": {"r_mag", "b_gate", "b_mag"},
+    "gated": set(_GATE),
 }
 
 
@@ -41,10 +44,24 @@ def from_sae_lens(path: str | Path) -> SAEWeights:
     Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
     Source: SAELens v6, ``SAE.save_model``; v5, ``SAE.decode``
     """
-    folder = Path(path)
-    config = parse_config(_read_config(folder / CONFIG_FILE), folder / CONFIG_FILE)
-    architecture = config.architecture
-    tensors = read_tensors(folder / WEIGHTS_FILE)
+    config, weights = Path(path) / CONFIG_FILE, Path(path) / WEIGHTS_FILE
+    try:
+        cfg = read_object(config, BundleCorruptError)
+    except FileNotFoundError:
+        message = f"no SAELens checkpoint: {config} is missing"
+        raise BundleNotFoundError(message) from None
+    return folded_sae(cfg, config, read_tensors(weights))[0]
+
+
+def folded_sae(
+    cfg: Mapping[str, object], source: object, tensors: dict[str, Tensor]
+) -> tuple[SAEWeights, tuple[str, ...]]:
+    """Return the SAE of a cfg.json and its tensors, and in words what was folded.
+
+    Raises: UnsupportedSAEError
+    """
+    config = parse_config(cfg, source)
+    architecture, folded = config.architecture, []
     factors = _finetuning(tensors, config)
     names = {"W_enc", "W_dec", "b_dec"} | _OWN_TENSORS[architecture]
     if set(tensors) != names:
@@ -52,42 +69,32 @@ def from_sae_lens(path: str | Path) -> SAEWeights:
             f"a {architecture} SAE has the tensors {sorted(names)}, "
             f"got {sorted(tensors)}"
         )
-    if architecture == "gated":
-        biases = [tensors.pop(name) for name in ("r_mag", "b_gate", "b_mag")]
-        W_enc, b_enc, threshold = fold_gated(tensors["W_enc"], *biases)
-        tensors |= {"W_enc": W_enc, "b_enc": b_enc, "threshold": threshold}
-        architecture = "jumprelu"
-    if config.rescale_acts_by_decoder_norm:
-        W_enc, b_enc, W_dec = fold_decoder_norm(
-            tensors["W_enc"], tensors["b_enc"], tensors["W_dec"]
-        )
-        tensors |= {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec}
-    if factors is not None:
-        tensors["W_dec"] = tensors["W_dec"] * factors[:, None]
-    return SAEWeights(
+    gate = [tensors.pop(name) for name in _GATE] if architecture == "gated" else []
+    if gate:
+        # Stands in until the gate is folded.
+        tensors["b_enc"] = gate[-1]
+    sae = SAEWeights(
         **tensors,
-        architecture=architecture,
+        architecture="standard" if gate else architecture,
         apply_b_dec_to_input=config.apply_b_dec_to_input,
         k=config.k,
         normalize_activations=config.normalize_activations,
     )
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    try:
-        cfg = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleNotFoundError(f"no SAELens checkpoint: {path} is missing") from None
-    except ValueError as error:
-        raise BundleCorruptError(f"{path} is not JSON: {error}") from error
-    if not isinstance(cfg, dict):
-        raise BundleCorruptError(f"{path} must hold a JSON object")
-    return cfg
+    if gate:
+        sae = fold_gated(sae, *gate)
+        folded.append("gate into a threshold")
+    if config.rescale_acts_by_decoder_norm:
+        sae = fold_decoder_norm(sae)
+        folded.append("decoder norms into the encoder")
+    if factors is not None:
+        sae = replace(sae, W_dec=sae.W_dec * factors[:, None])
+        folded.append("factors of finetuning into the decoder")
+    return sae, tuple(folded)
 
 
 def _finetuning(tensors: dict[str, Tensor], config: SAELensConfig) -> Tensor | None:
     """Take the factors of finetuning out of the tensors; None if they do nothing."""
-    for name in FINETUNED:
+    for name in _FINETUNED:
         factors = tensors.pop(name, None)
         # For a while every checkpoint had them, and they were 1.
         if factors is None or torch.allclose(factors, torch.ones_like(factors)):

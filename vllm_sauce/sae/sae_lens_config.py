@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.architectures import check_architecture
 from vllm_sauce.sae.config_keys import check_keys, names
 from vllm_sauce.sae.normalization import check_normalization
+from vllm_sauce.sae.weights import check_architecture
 
 _RENAMED: Final = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae import jumprelu, standard, topk
-from vllm_sauce.sae.architectures import check_architecture
 from vllm_sauce.sae.normalization import check_normalization, normalize
+
+ARCHITECTURES = ("jumprelu", "standard", "topk")
+"""Those that can be served exactly. Latents of "topk" depend on each other: serving one
+needs the whole encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,10 +123,15 @@ class SAEWeights:
         """
         hidden_pre = self.hidden_pre(x)
         if self.k is not None:
-            return topk.latent_acts(hidden_pre, self.k)
+            # Gao et al. 2024, arXiv:2406.04093
+            kept = torch.topk(hidden_pre, min(self.k, self.d_sae), dim=-1)
+            zeros = torch.zeros_like(hidden_pre)
+            return zeros.scatter(-1, kept.indices, kept.values.relu())
+        acts = torch.relu(hidden_pre)
         if self.threshold is None:
-            return standard.latent_acts(hidden_pre)
-        return jumprelu.latent_acts(hidden_pre, self.threshold.float())
+            return acts
+        # Rajamanoharan et al. 2024, arXiv:2407.14435; BatchTopK at inference, too
+        return acts * (hidden_pre > self.threshold.float())
 
     def decode(self, latent_acts: Tensor, x: Tensor | None = None) -> Tensor:
         """Return the activation that latents stand for.
@@ -148,3 +155,14 @@ class SAEWeights:
     def finite(self) -> bool:
         """Return whether every parameter is a finite number."""
         return all(bool(torch.isfinite(t).all()) for t in self.tensors().values())
+
+
+def check_architecture(name: str) -> str:
+    """Return a kind of SAE that can be served. Raises: UnsupportedSAEError"""
+    if name not in ARCHITECTURES:
+        raise UnsupportedSAEError(
+            f"SAE architecture must be one of {', '.join(ARCHITECTURES)}, "
+            f"got {name!r}; "
+            "gated, BatchTopK and Matryoshka SAEs can be saved as jumprelu"
+        )
+    return name

@@ -41,7 +41,6 @@ Shapes, the same in every form of the op:
 
 from vllm_sauce_kernels.masked_edit.costs import Costs
 from vllm_sauce_kernels.masked_edit.dispatch import (
-    check_arguments,
     kernel_choice,
     masked_edit,
     masked_edit_triton,
@@ -53,7 +52,6 @@ from vllm_sauce_kernels.masked_edit.reference import masked_edit_ref
 __all__ = [
     "Costs",
     "Planner",
-    "check_arguments",
     "kernel_choice",
     "masked_edit",
     "masked_edit_eager",

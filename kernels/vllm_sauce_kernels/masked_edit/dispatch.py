@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vllm_sauce_kernels.masked_edit.eager import masked_edit_eager
 from vllm_sauce_kernels.masked_edit.plan import plan_size
+from vllm_sauce_kernels.masked_edit.reference import Arguments
 
 _SCHEMA = (
     "(Tensor(a!) hidden_states, Tensor? residual, Tensor slot_of_token, "
@@ -65,7 +66,7 @@ def masked_edit(
 # Not under "CPU": that key is native.cpp's, which calls this for what it does not take.
 @torch.library.impl("vllm_sauce::masked_edit", "CompositeExplicitAutograd")
 def _on_cpu(*args: Any) -> None:
-    check_arguments(*args)
+    check_arguments(Arguments(*args))
     if kernel_choice() == "triton":
         masked_edit_triton(*args)
     else:
@@ -86,91 +87,51 @@ def _fake(*args: Any) -> None:
 
 def masked_edit_triton(*args: Any, **kwargs: Any) -> None:
     """As ``masked_edit``, with the Triton form whatever the device."""
-    check_arguments(*args, **kwargs)
+    op = Arguments(*args, **kwargs)
+    check_arguments(op)
     # Machines without a GPU may lack Triton.
     from vllm_sauce_kernels.masked_edit import kernel
 
-    kernel.launch(*args, **kwargs)
+    kernel.launch(op)
 
 
-def check_arguments(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    slot_of_token: Tensor,
-    mask_latents: Tensor,
-    mask_scale: Tensor,
-    mask_shift: Tensor,
-    mask_gate: Tensor,
-    mask_len: Tensor,
-    W_enc_rows: Tensor,
-    W_dec_rows: Tensor,
-    b_enc: Tensor,
-    edited_tokens: Tensor,
-    topk: int = 0,
-    normalize: int = 0,
-    plan: Tensor | None = None,
-) -> None:
-    """Check shapes, dtypes and strides; reads no tensor's values.
-
-    Raises: ValueError
-    """
-    tables = (
-        mask_latents, mask_scale, mask_shift, mask_gate, mask_len, W_enc_rows,
-        W_dec_rows, b_enc, edited_tokens,
-    )  # fmt: skip
-    ranked = topk > 0
-    _check_tables(*tables, ranked=ranked)
-    _check_kind(topk, normalize)
-    if hidden_states.ndim != 2:
+def check_arguments(op: Arguments) -> None:
+    """Check shapes, dtypes and strides; reads no tensor's values. Raises: ValueError"""
+    latents, W_enc_rows, slots = op.mask_latents, op.W_enc_rows, op.slot_of_token
+    if latents.ndim != 2 or W_enc_rows.ndim != 2:
         raise ValueError(
-            f"hidden_states must have two dimensions, got {list(hidden_states.shape)}"
+            "mask_latents and W_enc_rows must have two dimensions, got "
+            f"{list(latents.shape)}, {list(W_enc_rows.shape)}"
         )
-    shape = (hidden_states.shape[0], W_enc_rows.shape[1])
-    _check_rows("hidden_states", hidden_states, shape)
-    if residual is not None:
-        _check_rows("residual", residual, shape)
-    slots = slot_of_token
+    num_slots, (num_rows, d_model) = len(latents), W_enc_rows.shape
+    # With TopK the encoder holds the whole dictionary, the decoder what is edited.
+    num_pool = min(len(op.W_dec_rows), num_rows) if op.topk > 0 else num_rows
+    _check_rows("W_enc_rows", W_enc_rows, (num_rows, d_model))
+    _check_rows("W_dec_rows", op.W_dec_rows, (num_pool, d_model))
+    _check_flat("mask_latents", latents, latents.shape, torch.int32)
+    for name in ("mask_scale", "mask_shift", "mask_gate"):
+        _check_flat(name, getattr(op, name), latents.shape, torch.float32)
+    _check_flat("mask_len", op.mask_len, (num_slots,), torch.int32)
+    _check_flat("b_enc", op.b_enc, (num_rows,), torch.float32)
+    _check_flat("edited_tokens", op.edited_tokens, (num_slots,), torch.int64)
+    _check_kind(op.topk, op.normalize)
+    if op.hidden_states.ndim != 2:
+        raise ValueError(
+            "hidden_states must have two dimensions, got "
+            f"{list(op.hidden_states.shape)}"
+        )
+    shape = (len(op.hidden_states), d_model)
+    _check_rows("hidden_states", op.hidden_states, shape)
+    if op.residual is not None:
+        _check_rows("residual", op.residual, shape)
     if slots.ndim != 1 or slots.shape[0] < shape[0]:
         raise ValueError(
             f"slot_of_token must be [>= num_tokens={shape[0]}], got {list(slots.shape)}"
         )
     _check_flat("slot_of_token", slots, slots.shape, torch.int32)
-    if plan is not None:
-        size = plan_size(len(slots), len(mask_len), len(W_dec_rows))
-        _check_flat("plan", plan, (size,), torch.int32)
-
-
-def _check_tables(
-    mask_latents: Tensor,
-    mask_scale: Tensor,
-    mask_shift: Tensor,
-    mask_gate: Tensor,
-    mask_len: Tensor,
-    W_enc_rows: Tensor,
-    W_dec_rows: Tensor,
-    b_enc: Tensor,
-    edited_tokens: Tensor,
-    *,
-    ranked: bool,
-) -> None:
-    if mask_latents.ndim != 2 or W_enc_rows.ndim != 2:
-        raise ValueError(
-            "mask_latents and W_enc_rows must have two dimensions, got "
-            f"{list(mask_latents.shape)}, {list(W_enc_rows.shape)}"
-        )
-    num_slots, table = mask_latents.shape[0], mask_latents.shape
-    # With TopK the encoder holds the whole dictionary, the decoder what is edited.
-    num_rows, d_model = W_enc_rows.shape
-    num_pool = min(W_dec_rows.shape[0], num_rows) if ranked else num_rows
-    _check_rows("W_enc_rows", W_enc_rows, (num_rows, d_model))
-    _check_rows("W_dec_rows", W_dec_rows, (num_pool, d_model))
-    _check_flat("mask_latents", mask_latents, table, torch.int32)
-    _check_flat("mask_scale", mask_scale, table, torch.float32)
-    _check_flat("mask_shift", mask_shift, table, torch.float32)
-    _check_flat("mask_gate", mask_gate, table, torch.float32)
-    _check_flat("mask_len", mask_len, (num_slots,), torch.int32)
-    _check_flat("b_enc", b_enc, (num_rows,), torch.float32)
-    _check_flat("edited_tokens", edited_tokens, (num_slots,), torch.int64)
+    if op.plan is not None:
+        size = plan_size(len(slots), num_slots, len(op.W_dec_rows))
+        _check_flat("plan", op.plan, (size,), torch.int32)
 
 
 def _check_kind(topk: int, normalize: int) -> None:

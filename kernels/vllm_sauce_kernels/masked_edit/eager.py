@@ -10,26 +10,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vllm_sauce_kernels.masked_edit.rank import ranking
-from vllm_sauce_kernels.masked_edit.reference import EPS
+from vllm_sauce_kernels.masked_edit.reference import EPS, Arguments
 
 GATHERED_ELEMENTS = 1 << 20
 """Most copied row elements for the gathered form: 4 MiB, about a core's L2 cache."""
-
-
-class Pool(NamedTuple):
-    """The SAE's rows and how its input is made."""
-
-    W_enc_rows: Tensor
-    W_dec_rows: Tensor
-    b_enc: Tensor
-    topk: int
-    normalize: int
 
 
 class Tokens(NamedTuple):
@@ -43,84 +33,54 @@ class Tokens(NamedTuple):
     """Latents of each token's mask. [n]"""
 
 
-def masked_edit_eager(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    slot_of_token: Tensor,
-    mask_latents: Tensor,
-    mask_scale: Tensor,
-    mask_shift: Tensor,
-    mask_gate: Tensor,
-    mask_len: Tensor,
-    W_enc_rows: Tensor,
-    W_dec_rows: Tensor,
-    b_enc: Tensor,
-    edited_tokens: Tensor,
-    topk: int = 0,
-    normalize: int = 0,
-    plan: Tensor | None = None,
-) -> None:
-    """Edit ``hidden_states`` in place.
-
-    Shapes: see the package's docstring.
-    """
-    num_tokens, d_model = hidden_states.shape
-    tables = (mask_latents, mask_scale, mask_shift, mask_gate)
-    slots = slot_of_token[:num_tokens]
+def masked_edit_eager(*args: Any, **kwargs: Any) -> None:
+    """As ``masked_edit``, in PyTorch calls."""
+    op = Arguments(*args, **kwargs)
+    num_tokens, d_model = op.hidden_states.shape
+    slots = op.slot_of_token[:num_tokens]
     # Idle is free: one reduction tells that no token has a mask.
     if num_tokens == 0 or int(slots.max()) < 0:
         return
-    lens = mask_len[slots.clamp(min=0)].masked_fill_(slots < 0, 0)
+    lens = op.mask_len[slots.clamp(min=0)].masked_fill_(slots < 0, 0)
     longest = int(lens.max())
     if longest == 0:
         return
     index = torch.nonzero(lens).flatten()
     tokens = Tokens(index, slots.index_select(0, index), lens.index_select(0, index))
-    pool = Pool(W_enc_rows, W_dec_rows, b_enc, topk, normalize)
     if len(index) * longest * d_model <= GATHERED_ELEMENTS:
-        _gathered(hidden_states, residual, tokens, longest, tables, pool)
+        _gathered(op, tokens, longest)
     else:
-        _grouped(hidden_states, residual, tokens, tables, pool)
-    edited_tokens.index_add_(0, tokens.slot, torch.ones_like(tokens.rows))
+        _grouped(op, tokens)
+    op.edited_tokens.index_add_(0, tokens.slot, torch.ones_like(tokens.rows))
 
 
-def _gathered(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    tokens: Tokens,
-    longest: int,
-    tables: tuple[Tensor, ...],
-    pool: Pool,
-) -> None:
+def _tables(op: Arguments) -> tuple[Tensor, ...]:
+    return op.mask_latents, op.mask_scale, op.mask_shift, op.mask_gate
+
+
+def _gathered(op: Arguments, tokens: Tokens, longest: int) -> None:
     """Edit all tokens in one batched product over copies of their masks' rows."""
     latents, scale, shift, gate = (
-        table[:, :longest].index_select(0, tokens.slot) for table in tables
+        table[:, :longest].index_select(0, tokens.slot) for table in _tables(op)
     )
     live = torch.arange(longest) < tokens.lens[:, None]
     # What lies beyond mask_len is garbage, also as a row number.
     rows = torch.where(live, latents, latents[:, :1])
-    edited, sae_in, out = _inputs(hidden_states, residual, tokens.rows, pool)
-    shape = (*rows.shape, hidden_states.shape[1])
-    W_enc = pool.W_enc_rows.index_select(0, rows.flatten()).view(shape).float()
-    b_enc = pool.b_enc.index_select(0, rows.flatten()).view(*rows.shape, 1)
+    edited, sae_in, out = _inputs(op, tokens.rows)
+    shape = (*rows.shape, op.hidden_states.shape[1])
+    W_enc = op.W_enc_rows.index_select(0, rows.flatten()).view(shape).float()
+    b_enc = op.b_enc.index_select(0, rows.flatten()).view(*rows.shape, 1)
     hidden_pre = torch.baddbmm(b_enc, W_enc, sae_in[:, :, None]).squeeze(2)
     fires = live & (hidden_pre > gate)
-    coefficient = _coefficients(
-        fires, hidden_pre, scale, shift, sae_in, rows, out, pool
-    )
-    W_dec = pool.W_dec_rows.index_select(0, rows.flatten()).view(shape).float()
+    change = (scale * hidden_pre + shift, out)
+    coefficient = _coefficients(op, fires, hidden_pre, change, sae_in, rows)
+    W_dec = op.W_dec_rows.index_select(0, rows.flatten()).view(shape).float()
     # Added in float32 and rounded once, so index_copy_ and not index_add_.
     edited = torch.baddbmm(edited[:, None], coefficient[:, None], W_dec).squeeze(1)
-    hidden_states.index_copy_(0, tokens.rows, edited.to(hidden_states.dtype))
+    op.hidden_states.index_copy_(0, tokens.rows, edited.to(op.hidden_states.dtype))
 
 
-def _grouped(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    tokens: Tokens,
-    tables: tuple[Tensor, ...],
-    pool: Pool,
-) -> None:
+def _grouped(op: Arguments, tokens: Tokens) -> None:
     """Edit the tokens of one mask after those of another, rows read once a mask."""
     slot, order = tokens.slot.sort(stable=True)
     distinct, counts = torch.unique_consecutive(slot, return_counts=True)
@@ -128,60 +88,58 @@ def _grouped(
     lens = tokens.lens[order[counts.cumsum(0) - 1]].tolist()
     for index, num_latents, group in zip(distinct.tolist(), lens, groups, strict=True):
         # Cut to mask_len before anything is computed: what lies beyond is garbage.
-        rows, scale, shift, gate = (table[index, :num_latents] for table in tables)
-        edited, sae_in, out = _inputs(hidden_states, residual, group, pool)
-        W_enc = pool.W_enc_rows.index_select(0, rows).float()
-        hidden_pre = torch.addmm(pool.b_enc.index_select(0, rows), sae_in, W_enc.T)
+        rows, scale, shift, gate = (t[index, :num_latents] for t in _tables(op))
+        edited, sae_in, out = _inputs(op, group)
+        W_enc = op.W_enc_rows.index_select(0, rows).float()
+        hidden_pre = torch.addmm(op.b_enc.index_select(0, rows), sae_in, W_enc.T)
         fires = hidden_pre > gate
-        coefficient = _coefficients(
-            fires, hidden_pre, scale, shift, sae_in, rows.expand_as(fires), out, pool
-        )
-        W_dec = pool.W_dec_rows.index_select(0, rows).float()
+        change = (scale * hidden_pre + shift, out)
+        every = rows.expand_as(fires)
+        coefficient = _coefficients(op, fires, hidden_pre, change, sae_in, every)
+        W_dec = op.W_dec_rows.index_select(0, rows).float()
         # Added in float32 and rounded once, so index_copy_ and not index_add_.
         edited = torch.addmm(edited, coefficient, W_dec)
-        hidden_states.index_copy_(0, group, edited.to(hidden_states.dtype))
+        op.hidden_states.index_copy_(0, group, edited.to(op.hidden_states.dtype))
 
 
-def _inputs(
-    hidden_states: Tensor, residual: Tensor | None, index: Tensor, pool: Pool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _inputs(op: Arguments, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return what to edit, the SAE's input, and the scale of what it decodes.
 
     Shapes: index [n] -> [n, d_model], [n, d_model], [n, 1] or None for 1
     """
-    edited = hidden_states.index_select(0, index).float()
+    edited = op.hidden_states.index_select(0, index).float()
     x = edited
-    if residual is not None:
-        x = edited + residual.index_select(0, index).float()
-    if pool.normalize == 1:
+    if op.residual is not None:
+        x = edited + op.residual.index_select(0, index).float()
+    if op.normalize == 1:
         centred = x - x.mean(1, keepdim=True)
         std = centred.std(1, keepdim=True)
         return edited, centred / (std + EPS), std
-    if pool.normalize == 2:
+    if op.normalize == 2:
         out = x.norm(dim=1, keepdim=True) / x.shape[1] ** 0.5
         return edited, x / out, out
     return edited, x, None
 
 
 def _coefficients(
+    op: Arguments,
     fires: Tensor,
     hidden_pre: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    change: tuple[Tensor, Tensor | None],
     sae_in: Tensor,
     rows: Tensor,
-    out: Tensor | None,
-    pool: Pool,
 ) -> Tensor:
     """Return what each latent's decoder row is multiplied with.
 
+    ``change`` is what its mask makes of a latent, and the scale of what is decoded.
+
     Shapes: fires, hidden_pre, rows [n, k] -> [n, k]
     """
-    if pool.topk:
+    if op.topk:
         fires = ranking(
-            fires, hidden_pre, sae_in, rows, pool.W_enc_rows, pool.b_enc, pool.topk
+            fires, hidden_pre, sae_in, rows, op.W_enc_rows, op.b_enc, op.topk
         )
-    coefficient = scale * hidden_pre + shift
+    coefficient, out = change
     if out is not None:
         coefficient = coefficient * out
     # Entries that do not fire may hold garbage, NaN included.

@@ -3,23 +3,51 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
+
+
+class Stream(NamedTuple):
+    """What is read at a site, as kernels hand it on."""
+
+    hidden_states_ptr: Any
+    residual_ptr: Any
+    hidden_states_stride: Any
+    residual_stride: Any
+    d_model: Any
+
+
+class Rows(NamedTuple):
+    """Rows of a matrix."""
+
+    ptr: Any
+    stride: Any
+
+
+class Edits(NamedTuple):
+    """What masks do to their latents."""
+
+    scale_ptr: Any
+    shift_ptr: Any
+    gate_ptr: Any
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def tile_of(  # type: ignore[no-untyped-def]
     plan_ptr,
     slot_of_token_ptr,
+    mask_len_ptr,
     tile,
     max_tokens,
     HAS_PLAN: tl.constexpr,
     SUBTILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
-    """Return a tile's slot, its tokens [BLOCK_TOKENS] and which of them exist.
+    """Return a tile's slot, its tokens [BLOCK_TOKENS], which exist, and its latents.
 
-    Without a plan each token is a tile of its own.
+    Without a plan each token is a tile of its own. No latents: there is nothing to do.
     """
     lane = tl.arange(0, BLOCK_TOKENS)
     if HAS_PLAN:
@@ -34,70 +62,58 @@ def tile_of(  # type: ignore[no-untyped-def]
         slot = tl.load(slot_of_token_ptr + tile)
         there = lane < 1
         token = tile + 0 * lane
-    return slot.to(tl.int64), token.to(tl.int64), there
+    slot = slot.to(tl.int64)
+    num_latents = tl.load(mask_len_ptr + slot, mask=slot >= 0, other=0)
+    num_latents = tl.where(tl.sum(there.to(tl.int32), axis=0) > 0, num_latents, 0)
+    return slot, token.to(tl.int64), there, num_latents
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def load_input(  # type: ignore[no-untyped-def]
-    hidden_states_ptr,
-    residual_ptr,
-    token,
-    there,
-    d,
-    d_model,
-    hidden_states_stride,
-    residual_stride,
-    HAS_RESIDUAL: tl.constexpr,
-):
+def load_input(stream, token, there, d, HAS_RESIDUAL: tl.constexpr):  # type: ignore[no-untyped-def]
     """x = float32(hidden_states) + float32(residual), zero outside."""
-    inside = there[:, None] & (d < d_model)[None, :]
-    at = hidden_states_ptr + token[:, None] * hidden_states_stride + d[None, :]
-    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    inside = there[:, None] & (d < stream.d_model)[None, :]
+    at = token[:, None] * stream.hidden_states_stride + d[None, :]
+    x = tl.load(stream.hidden_states_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        at = residual_ptr + token[:, None] * residual_stride + d[None, :]
-        x += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        at = token[:, None] * stream.residual_stride + d[None, :]
+        x += tl.load(stream.residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     return x
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def token_norms(  # type: ignore[no-untyped-def]
-    hidden_states_ptr,
-    residual_ptr,
+    stream,
     token,
     there,
-    d_model,
-    hidden_states_stride,
-    residual_stride,
     HAS_RESIDUAL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Return mean, divisor and out of each token: sae_in = (x - mean) / divisor."""
-    mean = tl.sum(there[:, None].to(tl.float32), axis=1) * 0.0
+    """Return mean, divisor and out of each token: sae_in = (x - mean) / divisor.
+
+    All are zero, and not to be used, where nothing is normalised.
+    """
+    mean = 0.0 * token.to(tl.float32)
+    divisor, out = mean, mean
+    d_model = stream.d_model
     if NORMALIZE == 1:
         for d_start in range(0, d_model, BLOCK_D):
             d = d_start + tl.arange(0, BLOCK_D)
-            x = load_input(
-                hidden_states_ptr, residual_ptr, token, there, d, d_model,
-                hidden_states_stride, residual_stride, HAS_RESIDUAL,
-            )  # fmt: skip
-            mean += tl.sum(x, axis=1)
+            mean += tl.sum(load_input(stream, token, there, d, HAS_RESIDUAL), axis=1)
         mean = mean / d_model
-    square = mean * 0.0
-    for d_start in range(0, d_model, BLOCK_D):
-        d = d_start + tl.arange(0, BLOCK_D)
-        x = load_input(
-            hidden_states_ptr, residual_ptr, token, there, d, d_model,
-            hidden_states_stride, residual_stride, HAS_RESIDUAL,
-        )  # fmt: skip
-        centred = tl.where((d < d_model)[None, :], x - mean[:, None], 0.0)
-        square += tl.sum(centred * centred, axis=1)
-    if NORMALIZE == 1:
-        out = tl.sqrt(square / (d_model - 1))
-        divisor = out + 1e-5
-    else:
-        out = tl.sqrt(square / d_model)
-        divisor = out
+    if NORMALIZE != 0:
+        square = mean * 0.0
+        for d_start in range(0, d_model, BLOCK_D):
+            d = d_start + tl.arange(0, BLOCK_D)
+            x = load_input(stream, token, there, d, HAS_RESIDUAL)
+            centred = tl.where((d < d_model)[None, :], x - mean[:, None], 0.0)
+            square += tl.sum(centred * centred, axis=1)
+        if NORMALIZE == 1:
+            out = tl.sqrt(square / (d_model - 1))
+            divisor = out + 1e-5
+        else:
+            out = tl.sqrt(square / d_model)
+            divisor = out
     return mean, divisor, out
 
 
@@ -121,9 +137,8 @@ def product(a, b, total, PRECISION: tl.constexpr):  # type: ignore[no-untyped-de
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def encode_rows(  # type: ignore[no-untyped-def]
-    hidden_states_ptr,
-    residual_ptr,
-    W_enc_rows_ptr,
+    stream,
+    W_enc_rows,
     token,
     there,
     row,
@@ -132,32 +147,69 @@ def encode_rows(  # type: ignore[no-untyped-def]
     divisor,
     first_d,
     last_d,
-    d_model,
-    hidden_states_stride,
-    residual_stride,
-    W_enc_rows_stride,
     HAS_RESIDUAL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Return sae_in @ W_enc_rows[row].T over d in [first_d, last_d)."""
-    total = tl.zeros((BLOCK_TOKENS, BLOCK_ROWS), dtype=tl.float32)
+    total = tl.zeros((token.shape[0], row.shape[0]), dtype=tl.float32)
     for d_start in range(first_d, last_d, BLOCK_D):
         d = d_start + tl.arange(0, BLOCK_D)
-        x = load_input(
-            hidden_states_ptr, residual_ptr, token, there, d, d_model,
-            hidden_states_stride, residual_stride, HAS_RESIDUAL,
-        )  # fmt: skip
+        x = load_input(stream, token, there, d, HAS_RESIDUAL)
         if NORMALIZE != 0:
             x = (x - mean[:, None]) / divisor[:, None]
-            x = tl.where(there[:, None] & (d < d_model)[None, :], x, 0.0)
+            x = tl.where(there[:, None] & (d < stream.d_model)[None, :], x, 0.0)
         w_enc = tl.load(
-            W_enc_rows_ptr + row[:, None] * W_enc_rows_stride + d[None, :],
-            mask=live[:, None] & (d < d_model)[None, :],
+            W_enc_rows.ptr + row[:, None] * W_enc_rows.stride + d[None, :],
+            mask=live[:, None] & (d < stream.d_model)[None, :],
             other=0.0,
         )
         total = product(x, tl.trans(w_enc), total, PRECISION)
     return total
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def edit_of(edits, entry, live):  # type: ignore[no-untyped-def]
+    """Return gate, scale and shift of masks' entries; nothing fires beyond a mask."""
+    gate = tl.load(edits.gate_ptr + entry, mask=live, other=float("inf"))
+    scale = tl.load(edits.scale_ptr + entry, mask=live, other=0.0)
+    shift = tl.load(edits.shift_ptr + entry, mask=live, other=0.0)
+    return gate, scale, shift
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def decode_rows(  # type: ignore[no-untyped-def]
+    W_dec_rows,
+    row_ptr,
+    live,
+    coefficient,
+    d,
+    d_model,
+    change,
+    fired,
+    PRECISION: tl.constexpr,
+):
+    """Return change + coefficient @ W_dec_rows[row], and fired + how many are not 0."""
+    # Most latents are silent: their decoder rows are not worth a load.
+    fires = tl.sum((coefficient != 0.0).to(tl.int32), axis=0)
+    firing = tl.sum(fires, axis=0)
+    if firing > 0:
+        row = tl.load(row_ptr, mask=live, other=0).to(tl.int64)
+        w_dec = tl.load(
+            W_dec_rows.ptr + row[:, None] * W_dec_rows.stride + d[None, :],
+            mask=(fires > 0)[:, None] & (d < d_model)[None, :],
+            other=0.0,
+        )
+        change = product(coefficient, w_dec, change, PRECISION)
+    return change, fired + firing
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def add_change(hidden_states, token, there, d, d_model, change, fired):  # type: ignore[no-untyped-def]
+    """hidden_states += change, rounded once; neither read nor written if none fired."""
+    if fired > 0:
+        at = hidden_states.ptr + token[:, None] * hidden_states.stride + d[None, :]
+        inside = there[:, None] & (d < d_model)[None, :]
+        edited = tl.load(at, mask=inside, other=0.0).to(tl.float32) + change
+        tl.store(at, edited.to(hidden_states.ptr.dtype.element_ty), mask=inside)

@@ -17,8 +17,13 @@ import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
 from vllm_sauce_kernels.masked_edit.kernel_parts import (
+    Edits,
+    Rows,
+    Stream,
+    add_change,
+    decode_rows,
+    edit_of,
     encode_rows,
-    product,
     tile_of,
     token_norms,
 )
@@ -45,6 +50,43 @@ def work_of(  # type: ignore[no-untyped-def]
             # Only a launch that runs the union form may leave the work to it.
             num_tiles = tl.where(tl.load(plan_ptr) == 1, 0, num_tiles)
     return num_tiles, num_blocks, num_splits
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def encode_latents(  # type: ignore[no-untyped-def]
+    stream,
+    W_enc_rows,
+    b_enc_ptr,
+    row_ptr,
+    hidden_pre_ptr,
+    norms_ptr,
+    token,
+    there,
+    live,
+    split,
+    per_split,
+    HAS_RESIDUAL: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Store a split's part of a tile's pre-activations, and its tokens' norms."""
+    mean, divisor, out = token_norms(
+        stream, token, there, HAS_RESIDUAL, NORMALIZE, BLOCK_D
+    )
+    if NORMALIZE != 0:
+        tl.store(norms_ptr + token, out, mask=there)
+    # Entries beyond mask_len are garbage, also as row numbers: never loaded.
+    row = tl.load(row_ptr, mask=live, other=0).to(tl.int64)
+    first_d = split * per_split
+    hidden_pre = encode_rows(
+        stream, W_enc_rows, token, there, row, live, mean, divisor, first_d,
+        tl.minimum(first_d + per_split, stream.d_model), HAS_RESIDUAL, NORMALIZE,
+        PRECISION, BLOCK_D,
+    )  # fmt: skip
+    if split == 0:
+        hidden_pre += tl.load(b_enc_ptr + row, mask=live, other=0.0)[None, :]
+    tl.store(hidden_pre_ptr, hidden_pre, mask=there[:, None] & live[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -83,62 +125,40 @@ def encode_kernel(  # type: ignore[no-untyped-def]
     num_tiles, num_blocks, num_splits = work_of(
         plan_ptr, num_tokens, num_blocks, num_splits, HAS_PLAN, HAS_UNION
     )
+    stream = Stream(
+        hidden_states_ptr, residual_ptr, hidden_states_stride, residual_stride, d_model
+    )
     per_split = tl.cdiv(tl.cdiv(d_model, num_splits), BLOCK_D) * BLOCK_D
     num_items = num_tiles * SUBTILES * num_blocks * num_splits
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
         split = item % num_splits
         start = (item // num_splits) % num_blocks * BLOCK_LATENTS
-        slot, token, there = tile_of(
-            plan_ptr, slot_of_token_ptr, item // (num_splits * num_blocks), max_tokens,
-            HAS_PLAN, SUBTILES, BLOCK_TOKENS,
+        slot, token, there, num_latents = tile_of(
+            plan_ptr, slot_of_token_ptr, mask_len_ptr,
+            item // (num_splits * num_blocks), max_tokens, HAS_PLAN, SUBTILES,
+            BLOCK_TOKENS,
         )  # fmt: skip
-        count = tl.sum(there.to(tl.int32), axis=0)
-        num_latents = tl.load(mask_len_ptr + slot, mask=slot >= 0, other=0)
-        if (start < num_latents) & (count > 0):
+        if start < num_latents:
             if (start == 0) & (split == 0):
+                count = tl.sum(there.to(tl.int32), axis=0)
                 tl.atomic_add(edited_tokens_ptr + slot, count.to(tl.int64))
-            mean, divisor = 0.0 * token.to(tl.float32), 0.0 * token.to(tl.float32)
-            if NORMALIZE != 0:
-                mean, divisor, out = token_norms(
-                    hidden_states_ptr, residual_ptr, token, there, d_model,
-                    hidden_states_stride, residual_stride, HAS_RESIDUAL, NORMALIZE,
-                    BLOCK_D,
-                )  # fmt: skip
-                tl.store(norms_ptr + token, out, mask=there)
             latent = start + tl.arange(0, BLOCK_LATENTS)
-            live = latent < num_latents
-            # Entries beyond mask_len are garbage, also as row numbers: never loaded.
-            row = tl.load(
-                mask_latents_ptr + slot * max_latents + latent, mask=live, other=0
-            ).to(tl.int64)
-            first_d = split * per_split
-            hidden_pre = encode_rows(
-                hidden_states_ptr, residual_ptr, W_enc_rows_ptr, token, there, row,
-                live, mean, divisor, first_d, tl.minimum(first_d + per_split, d_model),
-                d_model, hidden_states_stride, residual_stride, W_enc_rows_stride,
-                HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_TOKENS, BLOCK_LATENTS,
-                BLOCK_D,
-            )  # fmt: skip
-            if split == 0:
-                bias = tl.load(b_enc_ptr + row, mask=live, other=0.0)
-                hidden_pre += bias[None, :]
             at = (split * num_tokens + token)[:, None] * max_latents + latent[None, :]
-            tl.store(
-                hidden_pre_ptr + at,
-                hidden_pre,
-                mask=there[:, None] & live[None, :],
-            )
+            encode_latents(
+                stream, Rows(W_enc_rows_ptr, W_enc_rows_stride), b_enc_ptr,
+                mask_latents_ptr + slot * max_latents + latent, hidden_pre_ptr + at,
+                norms_ptr, token, there, latent < num_latents, split, per_split,
+                HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_D,
+            )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def coefficients_of(  # type: ignore[no-untyped-def]
-    mask_scale_ptr,
-    mask_shift_ptr,
-    mask_gate_ptr,
+    edits,
     hidden_pre_ptr,
     norms_ptr,
     ranks_ptr,
-    slot,
+    entry,
     token,
     there,
     latent,
@@ -146,29 +166,23 @@ def coefficients_of(  # type: ignore[no-untyped-def]
     num_splits,
     num_tokens,
     max_latents,
-    topk,
     NORMALIZE: tl.constexpr,
-    RANKED: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_LATENTS: tl.constexpr,
+    TOPK: tl.constexpr,
 ):
-    """coefficient_j = [pre_j > gate_j][rank_j < topk] out (scale_j pre_j + shift_j)."""
+    """coefficient_j = [pre_j > gate_j][rank_j < TOPK] out (scale_j pre_j + shift_j)."""
     inside = there[:, None] & live[None, :]
-    hidden_pre = tl.zeros((BLOCK_TOKENS, BLOCK_LATENTS), dtype=tl.float32)
+    hidden_pre = tl.zeros((token.shape[0], latent.shape[0]), dtype=tl.float32)
     for split in range(0, num_splits):
-        at = (split * num_tokens + token)[:, None] * max_latents + latent[None, :]
-        hidden_pre += tl.load(hidden_pre_ptr + at, mask=inside, other=0.0)
-    entry = slot * max_latents + latent
-    gate = tl.load(mask_gate_ptr + entry, mask=live, other=float("inf"))
-    scale = tl.load(mask_scale_ptr + entry, mask=live, other=0.0)
-    shift = tl.load(mask_shift_ptr + entry, mask=live, other=0.0)
+        part = (split * num_tokens + token)[:, None] * max_latents + latent[None, :]
+        hidden_pre += tl.load(hidden_pre_ptr + part, mask=inside, other=0.0)
+    gate, scale, shift = edit_of(edits, entry, live)
     change = scale[None, :] * hidden_pre + shift[None, :]
     if NORMALIZE != 0:
         change = change * tl.load(norms_ptr + token, mask=there, other=0.0)[:, None]
     fires = inside & (hidden_pre > gate[None, :])
-    if RANKED:
+    if TOPK > 0:
         at = token[:, None] * max_latents + latent[None, :]
-        fires = fires & (tl.load(ranks_ptr + at, mask=inside, other=0) < topk)
+        fires = fires & (tl.load(ranks_ptr + at, mask=inside, other=0) < TOPK)
     return tl.where(fires, change, 0.0)
 
 
@@ -193,11 +207,10 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     max_latents,
     num_splits,
     d_model,
-    topk,
     HAS_PLAN: tl.constexpr,
     HAS_UNION: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    RANKED: tl.constexpr,
+    TOPK: tl.constexpr,
     PRECISION: tl.constexpr,
     SUBTILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -208,46 +221,28 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     num_tiles, num_blocks, num_splits = work_of(
         plan_ptr, num_tokens, 1, num_splits, HAS_PLAN, HAS_UNION
     )
+    edits = Edits(mask_scale_ptr, mask_shift_ptr, mask_gate_ptr)
+    hidden_states = Rows(hidden_states_ptr, hidden_states_stride)
     d_blocks = tl.cdiv(d_model, BLOCK_D)
-    for item in range(
-        tl.program_id(0), num_tiles * SUBTILES * d_blocks, tl.num_programs(0)
-    ):
-        slot, token, there = tile_of(
-            plan_ptr, slot_of_token_ptr, item // d_blocks, max_tokens,
+    num_items = num_tiles * SUBTILES * d_blocks
+    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
+        slot, token, there, num_latents = tile_of(
+            plan_ptr, slot_of_token_ptr, mask_len_ptr, item // d_blocks, max_tokens,
             HAS_PLAN, SUBTILES, BLOCK_TOKENS,
         )  # fmt: skip
-        count = tl.sum(there.to(tl.int32), axis=0)
-        num_latents = tl.load(mask_len_ptr + slot, mask=slot >= 0, other=0)
-        num_latents = tl.where(count > 0, num_latents, 0)
         d = item % d_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
         change = tl.zeros((BLOCK_TOKENS, BLOCK_D), dtype=tl.float32)
         fired = 0
         for start in range(0, num_latents, BLOCK_LATENTS):
             latent = start + tl.arange(0, BLOCK_LATENTS)
             live = latent < num_latents
+            entry = slot * max_latents + latent
             coefficient = coefficients_of(
-                mask_scale_ptr, mask_shift_ptr, mask_gate_ptr, hidden_pre_ptr,
-                norms_ptr, ranks_ptr, slot, token, there, latent, live, num_splits,
-                num_tokens, max_latents, topk, NORMALIZE, RANKED, BLOCK_TOKENS,
-                BLOCK_LATENTS,
+                edits, hidden_pre_ptr, norms_ptr, ranks_ptr, entry, token, there,
+                latent, live, num_splits, num_tokens, max_latents, NORMALIZE, TOPK,
             )  # fmt: skip
-            # Most latents are silent: their decoder rows are not worth a load.
-            fires = tl.sum((coefficient != 0.0).to(tl.int32), axis=0)
-            firing = tl.sum(fires, axis=0)
-            fired += firing
-            if firing > 0:
-                row = tl.load(
-                    mask_latents_ptr + slot * max_latents + latent, mask=live, other=0
-                ).to(tl.int64)
-                w_dec = tl.load(
-                    W_dec_rows_ptr + row[:, None] * W_dec_rows_stride + d[None, :],
-                    mask=(fires > 0)[:, None] & (d < d_model)[None, :],
-                    other=0.0,
-                )
-                change = product(coefficient, w_dec, change, PRECISION)
-        # A tile where nothing fires is neither read nor written.
-        if fired > 0:
-            at = hidden_states_ptr + token[:, None] * hidden_states_stride + d[None, :]
-            inside = there[:, None] & (d < d_model)[None, :]
-            edited = tl.load(at, mask=inside, other=0.0).to(tl.float32) + change
-            tl.store(at, edited.to(hidden_states_ptr.dtype.element_ty), mask=inside)
+            change, fired = decode_rows(
+                Rows(W_dec_rows_ptr, W_dec_rows_stride), mask_latents_ptr + entry, live,
+                coefficient, d, d_model, change, fired, PRECISION,
+            )  # fmt: skip
+        add_change(hidden_states, token, there, d, d_model, change, fired)

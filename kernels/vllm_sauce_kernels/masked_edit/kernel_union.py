@@ -12,8 +12,13 @@ import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
 from vllm_sauce_kernels.masked_edit.kernel_parts import (
+    Edits,
+    Rows,
+    Stream,
+    add_change,
+    decode_rows,
+    edit_of,
     encode_rows,
-    product,
     token_norms,
 )
 
@@ -53,6 +58,9 @@ def union_encode_kernel(  # type: ignore[no-untyped-def]
     """hidden_pre[place, u] = sae_in · W_enc_rows[union_u] + b_enc; coefficients = 0."""
     if tl.load(plan_ptr) != 1:
         return
+    stream = Stream(
+        hidden_states_ptr, residual_ptr, hidden_states_stride, residual_stride, d_model
+    )
     num_union = tl.load(plan_ptr + 5)
     blocks = tl.cdiv(num_union, BLOCK_ROWS)
     num_items = tl.cdiv(tl.load(plan_ptr + 4), BLOCK_TOKENS) * blocks
@@ -61,21 +69,17 @@ def union_encode_kernel(  # type: ignore[no-untyped-def]
             plan_ptr, item // blocks * BLOCK_TOKENS, BLOCK_TOKENS
         )
         start = item % blocks * BLOCK_ROWS
-        mean, divisor = 0.0 * token.to(tl.float32), 0.0 * token.to(tl.float32)
+        mean, divisor, out = token_norms(
+            stream, token, there, HAS_RESIDUAL, NORMALIZE, BLOCK_D
+        )
         if NORMALIZE != 0:
-            mean, divisor, out = token_norms(
-                hidden_states_ptr, residual_ptr, token, there, d_model,
-                hidden_states_stride, residual_stride, HAS_RESIDUAL, NORMALIZE, BLOCK_D,
-            )  # fmt: skip
             tl.store(norms_ptr + token, out, mask=there)
         column = start + tl.arange(0, BLOCK_ROWS)
         live = column < num_union
         row = tl.load(plan_ptr + union_at + column, mask=live, other=0).to(tl.int64)
         hidden_pre = encode_rows(
-            hidden_states_ptr, residual_ptr, W_enc_rows_ptr, token, there, row, live,
-            mean, divisor, 0, d_model, d_model, hidden_states_stride, residual_stride,
-            W_enc_rows_stride, HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_TOKENS,
-            BLOCK_ROWS, BLOCK_D,
+            stream, Rows(W_enc_rows_ptr, W_enc_rows_stride), token, there, row, live,
+            mean, divisor, 0, d_model, HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_D,
         )  # fmt: skip
         hidden_pre += tl.load(b_enc_ptr + row, mask=live, other=0.0)[None, :]
         at = place[:, None] * num_pool + column[None, :]
@@ -108,6 +112,7 @@ def union_clamp_kernel(  # type: ignore[no-untyped-def]
     """coefficients[place, u] = what the token's mask makes of latent u."""
     if tl.load(plan_ptr) != 1:
         return
+    edits = Edits(mask_scale_ptr, mask_shift_ptr, mask_gate_ptr)
     for place in range(tl.program_id(0), tl.load(plan_ptr + 4), tl.num_programs(0)):
         token = tl.load(plan_ptr + 8 + place).to(tl.int64)
         slot = tl.load(slot_of_token_ptr + token).to(tl.int64)
@@ -121,9 +126,7 @@ def union_clamp_kernel(  # type: ignore[no-untyped-def]
             column = tl.load(plan_ptr + union_at + num_pool + row, mask=live, other=0)
             at = place * num_pool + column
             hidden_pre = tl.load(hidden_pre_ptr + at, mask=live, other=0.0)
-            gate = tl.load(mask_gate_ptr + entry, mask=live, other=float("inf"))
-            scale = tl.load(mask_scale_ptr + entry, mask=live, other=0.0)
-            shift = tl.load(mask_shift_ptr + entry, mask=live, other=0.0)
+            gate, scale, shift = edit_of(edits, entry, live)
             change = scale * hidden_pre + shift
             if NORMALIZE != 0:
                 change = change * tl.load(norms_ptr + token)
@@ -151,6 +154,8 @@ def union_decode_kernel(  # type: ignore[no-untyped-def]
     """hidden_states += coefficients @ W_dec_rows[union], rounded once."""
     if tl.load(plan_ptr) != 1:
         return
+    hidden_states = Rows(hidden_states_ptr, hidden_states_stride)
+    W_dec_rows = Rows(W_dec_rows_ptr, W_dec_rows_stride)
     num_union = tl.load(plan_ptr + 5)
     blocks = tl.cdiv(d_model, BLOCK_D)
     num_items = tl.cdiv(tl.load(plan_ptr + 4), BLOCK_TOKENS) * blocks
@@ -169,21 +174,8 @@ def union_decode_kernel(  # type: ignore[no-untyped-def]
                 mask=there[:, None] & live[None, :],
                 other=0.0,
             )
-            fires = tl.sum((coefficient != 0.0).to(tl.int32), axis=0)
-            firing = tl.sum(fires, axis=0)
-            fired += firing
-            if firing > 0:
-                row = tl.load(plan_ptr + union_at + column, mask=live, other=0)
-                w_dec = tl.load(
-                    W_dec_rows_ptr
-                    + row.to(tl.int64)[:, None] * W_dec_rows_stride
-                    + d[None, :],
-                    mask=(fires > 0)[:, None] & (d < d_model)[None, :],
-                    other=0.0,
-                )
-                change = product(coefficient, w_dec, change, PRECISION)
-        if fired > 0:
-            at = hidden_states_ptr + token[:, None] * hidden_states_stride + d[None, :]
-            inside = there[:, None] & (d < d_model)[None, :]
-            edited = tl.load(at, mask=inside, other=0.0).to(tl.float32) + change
-            tl.store(at, edited.to(hidden_states_ptr.dtype.element_ty), mask=inside)
+            change, fired = decode_rows(
+                W_dec_rows, plan_ptr + union_at + column, live, coefficient, d, d_model,
+                change, fired, PRECISION,
+            )  # fmt: skip
+        add_change(hidden_states, token, there, d, d_model, change, fired)

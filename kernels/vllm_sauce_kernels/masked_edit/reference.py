@@ -3,11 +3,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 EPS = 1e-5
 """What SAELens adds to the standard deviation."""
+
+
+class Arguments(NamedTuple):
+    """The op's arguments, in order; their shapes are in the package's docstring."""
+
+    hidden_states: Tensor
+    residual: Tensor | None
+    slot_of_token: Tensor
+    mask_latents: Tensor
+    mask_scale: Tensor
+    mask_shift: Tensor
+    mask_gate: Tensor
+    mask_len: Tensor
+    W_enc_rows: Tensor
+    W_dec_rows: Tensor
+    b_enc: Tensor
+    edited_tokens: Tensor
+    topk: int = 0
+    normalize: int = 0
+    plan: Tensor | None = None
 
 
 def masked_edit_ref(

@@ -104,8 +104,7 @@ def test_an_input_scale_that_was_not_folded_is_named(decoder):
     x = decoder["decoder.1"]
     scale = float(x.shape[1] ** 0.5 / x.norm(dim=1).mean())
     sae = shipped("decoder.1")
-    W_enc, W_dec, b_dec = fold_input_scale(sae.W_enc, sae.W_dec, sae.b_dec, 1 / scale)
-    unfolded = replace(sae, W_enc=W_enc, W_dec=W_dec, b_dec=b_dec)
+    unfolded = fold_input_scale(sae, 1 / scale)
     with pytest.raises(ReconstructionError, match="input scaled by 0.16. it would be"):
         check_reconstruction(unfolded, "decoder.1", decoder)
 

@@ -127,8 +127,7 @@ def _rescaled(sae: SAEWeights, x: Tensor) -> Iterator[Reading]:
         yield Reading("without normalising the input", plain, x, False)
         return
     scale = float(x.shape[1] ** 0.5 / x.norm(dim=1).mean())
-    W_enc, W_dec, b_dec = fold_input_scale(sae.W_enc, sae.W_dec, sae.b_dec, scale)
-    scaled = replace(sae, W_enc=W_enc, W_dec=W_dec, b_dec=b_dec)
+    scaled = fold_input_scale(sae, scale)
     yield Reading(f"with the input scaled by {scale:.3g}", scaled, x, False)
     normal = replace(sae, normalize_activations="layer_norm")
     yield Reading("with every input normalised (layer_norm)", normal, x, False)

@@ -2,8 +2,13 @@
 """Checkpoints of public SAEs, one format a file; docs/import.md is their table."""
 
 from vllm_sauce.sae.formats.checkpoint import Checkpoint, read_checkpoint
-from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions
-from vllm_sauce.sae.formats.registry import FORMATS, detect_format, load_foreign
+from vllm_sauce.sae.formats.conversion import LoadOptions
+from vllm_sauce.sae.formats.registry import (
+    FORMATS,
+    ForeignSAE,
+    detect_format,
+    load_foreign,
+)
 
 __all__ = [
     "FORMATS",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from vllm_sauce.errors import (
     BundleNotFoundError,
     UnsupportedSAEError,
 )
-from vllm_sauce.files import refuse_pointer
+from vllm_sauce.files import read_object, refuse_pointer
 from vllm_sauce.sae.tensors_file import read_tensors
 
 PICKLES = (".pt", ".pth", ".bin")
@@ -92,7 +91,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         path=file,
         tensors=tensors,
         extras=extras,
-        config=_read_config(config_path) if config_path else {},
+        config=read_object(config_path, BundleCorruptError) if config_path else {},
         config_path=config_path,
     )
 
@@ -140,16 +139,6 @@ def _config_of(file: Path) -> Path | None:
             if (folder / name).is_file():
                 return folder / name
     return None
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BundleCorruptError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise BundleCorruptError(f"{path} must hold a JSON object")
-    return config
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

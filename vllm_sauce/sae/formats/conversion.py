@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -33,18 +33,8 @@ class LoadOptions:
     """What the user called the source; some names carry k."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForeignSAE:
-    """A foreign SAE as it will be served."""
-
-    format: str
-    """The format it was read from."""
-
-    weights: SAEWeights
-    """Equal to the foreign SAE in what it encodes and decodes."""
-
-    folded: tuple[str, ...] = ()
-    """What was moved into the weights, in words."""
+Loaded = tuple[SAEWeights, tuple[str, ...]]
+"""An SAE equal to the foreign one, and in words what was moved into its weights."""
 
 
 def oriented(
@@ -134,10 +124,7 @@ def check_names(checkpoint: Checkpoint, known: Collection[str]) -> None:
 
 
 def whole_k(value: object, source: str) -> int:
-    """Return k if it is a whole number of latents.
-
-    Raises: UnsupportedSAEError
-    """
+    """Return k if it is a whole number of latents. Raises: UnsupportedSAEError"""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -149,10 +136,7 @@ def whole_k(value: object, source: str) -> int:
 
 
 def positive(value: object, source: str) -> float:
-    """Return a finite number above 0.
-
-    Raises: UnsupportedSAEError
-    """
+    """Return a finite number above 0. Raises: UnsupportedSAEError"""
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
@@ -213,21 +197,13 @@ def check_config(
 
 def plain(weights: SAEWeights) -> SAEWeights:
     """Return the same SAE in types that a bundle holds."""
-    threshold = weights.threshold
-    return replace(
-        weights,
-        W_enc=_plain(weights.W_enc),
-        W_dec=_plain(weights.W_dec),
-        b_enc=_plain(weights.b_enc),
-        b_dec=_plain(weights.b_dec),
-        threshold=None if threshold is None else _plain(threshold),
-    )
+    tensors: dict[str, Any] = {n: _plain(x) for n, x in weights.tensors().items()}
+    return replace(weights, **tensors)
 
 
 def _plain(tensor: Tensor) -> Tensor:
     # A view of a bigger storage would drag it in.
-    kept = _as_kept(tensor)
-    return kept.detach().clone(memory_format=torch.contiguous_format)
+    return _as_kept(tensor).detach().clone(memory_format=torch.contiguous_format)
 
 
 def _as_kept(tensor: Tensor) -> Tensor:

@@ -13,17 +13,15 @@ trainers/{top_k,batch_top_k,matryoshka_batch_top_k}.py; hub: mateuszpach/sae-for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Final
-
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from vllm_sauce.errors import ConfigError, UnsupportedSAEError
 from vllm_sauce.sae.config_keys import check_keys, names
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_gated
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
 from vllm_sauce.sae.formats.conversion import (
-    ForeignSAE,
+    Loaded,
     LoadOptions,
     assemble,
     check_config,
@@ -33,12 +31,6 @@ from vllm_sauce.sae.formats.conversion import (
 from vllm_sauce.sae.weights import SAEWeights
 
 LAYOUT = "ae.pt with encoder.weight or W_enc [d_model, d_sae], named as its class does"
-
-_LINEAR = {"W_enc": "encoder.weight", "W_dec": "decoder.weight"}
-_BIASED = {**_LINEAR, "b_enc": "encoder.bias"}
-_PLAIN = {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
-_TOPK = {**_BIASED, "b_dec": "b_dec"}
-_GATE = {"r_mag", "gate_bias", "mag_bias"}
 
 TRAINER_INERT: Final = names(
     # The tensors have their own sizes; what was trained on was scaled back when saved.
@@ -65,17 +57,12 @@ def matches(checkpoint: Checkpoint) -> bool:
     return checkpoint.path.suffix in PICKLES and bool(_candidates(checkpoint))
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
-    """Return the SAE, by the class that saved it.
-
-    Raises: ConfigError, UnsupportedSAEError
-    """
+def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    """Return the SAE, by the class that saved it."""
     _check_config(checkpoint)
     name = _dict_class(checkpoint, options)
-    weights, folded = _CLASSES[name](checkpoint, options)
-    return ForeignSAE(
-        format="dictionary_learning", weights=weights, folded=(name, *folded)
-    )
+    weights, folded = _CLASSES[name].load(_CLASSES[name], checkpoint, options)
+    return weights, (name, *folded)
 
 
 def _check_config(checkpoint: Checkpoint) -> None:
@@ -100,9 +87,9 @@ def _candidates(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the classes whose parameters have exactly these names."""
     names = checkpoint.names()
     return tuple(
-        dict_class
-        for dict_class, (needed, optional) in _NAMES.items()
-        if needed <= names <= needed | optional
+        name
+        for name, kind in _CLASSES.items()
+        if kind.needed <= names <= kind.needed | kind.optional
     )
 
 
@@ -132,70 +119,64 @@ def _dict_class(checkpoint: Checkpoint, options: LoadOptions) -> str:
     )
 
 
-_Loaded = tuple[SAEWeights, tuple[str, ...]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Class:
+    """How one of the classes saves its parameters."""
+
+    load: Callable[[_Class, Checkpoint, LoadOptions], Loaded]
+    names: Mapping[str, str]
+    """Of the matrices and biases, by ours."""
+    more: frozenset[str] = frozenset()
+    """Other names that its state dict has."""
+    optional: frozenset[str] = frozenset()
+    """Those it may have."""
+    stored: bool = True
+    """Whether both matrices are transposed."""
+    apply_b_dec_to_input: bool = True
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """All names that its state dict has."""
+        return self.more | frozenset(self.names.values())
+
+    def sae(self, checkpoint: Checkpoint, architecture: str, **more: Any) -> SAEWeights:
+        """Return the SAE of its tensors."""
+        return assemble(
+            pick(checkpoint, **self.names),
+            stored=self.stored,
+            architecture=architecture,
+            apply_b_dec_to_input=self.apply_b_dec_to_input,
+            **more,
+        )
 
 
-def _standard(checkpoint: Checkpoint, options: LoadOptions) -> _Loaded:
-    tensors = pick(checkpoint, **_BIASED, b_dec="bias")
-    return assemble(tensors, stored=True, architecture="standard"), ()
+def _standard(kind: _Class, checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    return kind.sae(checkpoint, "standard"), ()
 
 
-def _standard_new(checkpoint: Checkpoint, options: LoadOptions) -> _Loaded:
-    tensors = pick(checkpoint, **_BIASED, b_dec="decoder.bias")
-    sae = assemble(
-        tensors, stored=True, architecture="standard", apply_b_dec_to_input=False
-    )
-    return sae, ()
-
-
-def _gated(checkpoint: Checkpoint, options: LoadOptions) -> _Loaded:
-    tensors = pick(checkpoint, **_LINEAR, b_enc="mag_bias", b_dec="decoder_bias")
-    # b_enc stands in: only now are the matrices known to be the right way round.
-    sae = assemble(tensors, stored=True, architecture="standard")
+def _gated(kind: _Class, checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     gate = pick(checkpoint, r_mag="r_mag", b_gate="gate_bias", b_mag="mag_bias")
-    W_enc, b_enc, threshold = fold_gated(sae.W_enc, **gate)
-    sae = replace(
-        sae, W_enc=W_enc, b_enc=b_enc, threshold=threshold, architecture="jumprelu"
-    )
+    # mag_bias stands in for b_enc: only now are the matrices the right way round.
+    sae = fold_gated(kind.sae(checkpoint, "standard"), **gate)
     return _unit_rows(sae), ("gate into a threshold", "decoder norms into the encoder")
 
 
-def _jumprelu(checkpoint: Checkpoint, options: LoadOptions) -> _Loaded:
-    sae = assemble(
-        pick(checkpoint, **_PLAIN),
-        stored=False,
-        architecture="jumprelu",
-        threshold=checkpoint.tensors["threshold"],
-        apply_b_dec_to_input=False,
-    )
+def _jumprelu(kind: _Class, checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    threshold = checkpoint.tensors["threshold"]
+    sae = kind.sae(checkpoint, "jumprelu", threshold=threshold)
     return _unit_rows(sae), ("decoder norms into the encoder",)
 
 
-def _topk(checkpoint: Checkpoint, options: LoadOptions) -> _Loaded:
+def _topk(kind: _Class, checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     k = checkpoint.tensors.get("k", checkpoint.extras.get("k"))
     trainer = checkpoint.config.get("trainer")
     if k is None and isinstance(trainer, dict):
         k = trainer.get("k")
-    sae = assemble(
-        pick(checkpoint, **_TOPK),
-        stored=True,
-        architecture="topk",
-        k=options.k or whole_k(k, str(checkpoint.path)),
-    )
-    return sae, ()
+    k = options.k or whole_k(k, str(checkpoint.path))
+    return kind.sae(checkpoint, "topk", k=k), ()
 
 
-def _batch_topk(checkpoint: Checkpoint, options: LoadOptions) -> _Loaded:
-    return _with_threshold(checkpoint, _TOPK, stored=True)
-
-
-def _matryoshka(checkpoint: Checkpoint, options: LoadOptions) -> _Loaded:
-    return _with_threshold(checkpoint, _PLAIN, stored=False)
-
-
-def _with_threshold(
-    checkpoint: Checkpoint, names: Mapping[str, str], *, stored: bool
-) -> _Loaded:
+def _batch_topk(kind: _Class, checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     threshold = checkpoint.tensors["threshold"]
     if threshold.numel() != 1 or float(threshold) < 0:
         # -1 until training has estimated it: as it stands, every latent is active.
@@ -203,48 +184,51 @@ def _with_threshold(
             f"{checkpoint.path}: threshold must be one number from 0, got "
             f"{threshold.flatten()[:4].tolist()}; training has not estimated it"
         )
-    sae = assemble(
-        pick(checkpoint, **names),
-        stored=stored,
-        architecture="jumprelu",
-        threshold=threshold,
-    )
+    sae = kind.sae(checkpoint, "jumprelu", threshold=threshold)
     return sae, (f"one threshold, {float(threshold):g}, for every latent",)
 
 
 def _unit_rows(sae: SAEWeights) -> SAEWeights:
-    norm: Tensor = sae.W_dec.float().norm(dim=1)
-    W_enc, b_enc, W_dec = fold_decoder_norm(sae.W_enc, sae.b_enc, sae.W_dec)
-    threshold = None if sae.threshold is None else sae.threshold.float() * norm
-    return replace(sae, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, threshold=threshold)
+    """Fold the norms that these classes multiply activations with once they are cut."""
+    assert sae.threshold is not None
+    threshold = sae.threshold.float() * sae.W_dec.float().norm(dim=1)
+    return replace(fold_decoder_norm(sae), threshold=threshold)
 
 
-_Loader = Callable[[Checkpoint, LoadOptions], _Loaded]
-_CLASSES: Final[dict[str, _Loader]] = {
-    "AutoEncoder": _standard,
-    "AutoEncoderNew": _standard_new,
-    "GatedAutoEncoder": _gated,
-    "JumpReluAutoEncoder": _jumprelu,
-    "AutoEncoderTopK": _topk,
-    "BatchTopKSAE": _batch_topk,
-    "MatryoshkaBatchTopKSAE": _matryoshka,
+_LINEAR = {"W_enc": "encoder.weight", "W_dec": "decoder.weight"}
+_BIASED = {**_LINEAR, "b_enc": "encoder.bias"}
+_TOPK = {**_BIASED, "b_dec": "b_dec"}
+_PLAIN = {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+_CLASSES: Final = {
+    "AutoEncoder": _Class(load=_standard, names={**_BIASED, "b_dec": "bias"}),
+    "AutoEncoderNew": _Class(
+        load=_standard,
+        names={**_BIASED, "b_dec": "decoder.bias"},
+        apply_b_dec_to_input=False,
+    ),
+    "GatedAutoEncoder": _Class(
+        load=_gated,
+        names={**_LINEAR, "b_enc": "mag_bias", "b_dec": "decoder_bias"},
+        more=names("r_mag gate_bias"),
+    ),
+    "JumpReluAutoEncoder": _Class(
+        load=_jumprelu,
+        names=_PLAIN,
+        more=names("threshold"),
+        stored=False,
+        apply_b_dec_to_input=False,
+    ),
+    "AutoEncoderTopK": _Class(load=_topk, names=_TOPK, optional=names("k threshold")),
+    "BatchTopKSAE": _Class(
+        load=_batch_topk, names=_TOPK, more=names("threshold"), optional=names("k")
+    ),
+    "MatryoshkaBatchTopKSAE": _Class(
+        load=_batch_topk,
+        names=_PLAIN,
+        more=names("threshold group_sizes"),
+        optional=names("k"),
+        stored=False,
+    ),
 }
 _MISSPELT: Final = {"MatroyshkaBatchTopKSAE": "MatryoshkaBatchTopKSAE"}
 """Names that classes had before."""
-
-_PLAIN_NAMES = frozenset(_PLAIN)
-_TOPK_NAMES = frozenset(_TOPK.values())
-_MATRYOSHKA = _PLAIN_NAMES | {"threshold", "group_sizes"}
-_NAMES: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
-    "AutoEncoder": (frozenset(_BIASED.values()) | {"bias"}, frozenset()),
-    "AutoEncoderNew": (frozenset(_BIASED.values()) | {"decoder.bias"}, frozenset()),
-    "GatedAutoEncoder": (
-        frozenset(_LINEAR.values()) | {"decoder_bias"} | _GATE,
-        frozenset(),
-    ),
-    "JumpReluAutoEncoder": (_PLAIN_NAMES | {"threshold"}, frozenset()),
-    "AutoEncoderTopK": (_TOPK_NAMES, frozenset({"k", "threshold"})),
-    "BatchTopKSAE": (_TOPK_NAMES | {"threshold"}, frozenset({"k"})),
-    "MatryoshkaBatchTopKSAE": (_MATRYOSHKA, frozenset({"k"})),
-}
-"""Names a class's state dict has, and those it may have."""

@@ -15,7 +15,7 @@ from typing import Final
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.formats.conversion import (
-    ForeignSAE,
+    Loaded,
     LoadOptions,
     assemble,
     check_config,
@@ -24,8 +24,8 @@ from vllm_sauce.sae.formats.conversion import (
 )
 
 LAYOUT = "params.npz or params.safetensors with w_enc, w_dec, b_enc, b_dec, threshold"
-_LOWER = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
-_UPPER = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
+_LOWER = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
+_UPPER = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 OPTIONS: Final[dict[str, tuple[object, ...]]] = {
     "architecture": ("jump_relu",),
@@ -40,34 +40,25 @@ INERT: Final = frozenset(("width", "model_name", "l0"))
 
 def matches(checkpoint: Checkpoint) -> bool:
     """Return whether this is a Gemma Scope SAE, or a transcoder beside them."""
-    if checkpoint.path.suffix == ".npz":
-        return checkpoint.names() >= _UPPER or checkpoint.names() >= _LOWER
-    return checkpoint.path.suffix == ".safetensors" and checkpoint.names() >= _LOWER
+    names, suffix = checkpoint.names(), checkpoint.path.suffix
+    if suffix == ".npz":
+        return names >= set(_UPPER) or names >= set(_LOWER)
+    return suffix == ".safetensors" and names >= set(_LOWER)
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
-    """Return the SAE; nothing needs folding.
-
-    Raises: UnsupportedSAEError
-    """
+def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    """Return the SAE; nothing needs folding."""
     hooks = ("hf_hook_point_in", "hf_hook_point_out")
     check_config(checkpoint, OPTIONS, used=hooks, inert=INERT)
-    check_names(checkpoint, _LOWER | _UPPER)
+    check_names(checkpoint, (*_LOWER, *_UPPER))
     hook_in, hook_out = map(checkpoint.config.get, hooks)
     if hook_out not in (None, hook_in):
         raise UnsupportedSAEError(
             f"{checkpoint.config_path} describes a transcoder from {hook_in} to "
             f"{hook_out}"
         )
-    lower = "w_enc" in checkpoint.tensors
-    tensors = pick(
-        checkpoint,
-        W_enc="w_enc" if lower else "W_enc",
-        W_dec="w_dec" if lower else "W_dec",
-        b_enc="b_enc",
-        b_dec="b_dec",
-        threshold="threshold",
-    )
+    found = _LOWER if "w_enc" in checkpoint.tensors else _UPPER
+    tensors = pick(checkpoint, **dict(zip(_UPPER, found, strict=True)))
     weights = assemble(
         tensors,
         stored=False,
@@ -75,4 +66,4 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         threshold=tensors["threshold"],
         apply_b_dec_to_input=False,
     )
-    return ForeignSAE(format="gemma_scope", weights=weights)
+    return weights, ()

@@ -13,7 +13,6 @@ github.com/jbloomAus/SAELens, sae_lens/loading/pretrained_sae_loaders.py
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 import torch
@@ -23,7 +22,7 @@ from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_input_scale
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.formats.conversion import (
-    ForeignSAE,
+    Loaded,
     LoadOptions,
     assemble,
     check_config,
@@ -90,11 +89,8 @@ def matches(checkpoint: Checkpoint) -> bool:
     )
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
-    """Return the SAE with its decoder norms and its input's scale folded.
-
-    Raises: UnsupportedSAEError
-    """
+def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    """Return the SAE with its decoder norms and its input's scale folded."""
     config = checkpoint.config
     check_config(checkpoint, OPTIONS, used=USED, inert=INERT)
     check_names(checkpoint, _NAMES.values())
@@ -115,14 +111,12 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
     )
     folded = [f"one threshold, {threshold:g}, for every latent"]
     if config.get("sparsity_include_decoder_norm", True):
-        W_enc, b_enc, W_dec = fold_decoder_norm(sae.W_enc, sae.b_enc, sae.W_dec)
-        sae = replace(sae, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec)
+        sae = fold_decoder_norm(sae)
         folded.append("decoder norms into the encoder")
     if scale != 1:
-        W_enc, W_dec, b_dec = fold_input_scale(sae.W_enc, sae.W_dec, sae.b_dec, scale)
-        sae = replace(sae, W_enc=W_enc, W_dec=W_dec, b_dec=b_dec)
+        sae = fold_input_scale(sae, scale)
         folded.append(f"input scale {scale:.4g} into the weights")
-    return ForeignSAE(format="llama_scope", weights=sae, folded=tuple(folded))
+    return sae, tuple(folded)
 
 
 def _scale(checkpoint: Checkpoint) -> float:

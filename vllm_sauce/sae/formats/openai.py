@@ -17,7 +17,7 @@ from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
 from vllm_sauce.sae.formats.conversion import (
-    ForeignSAE,
+    Loaded,
     LoadOptions,
     assemble,
     check_config,
@@ -44,11 +44,8 @@ def matches(checkpoint: Checkpoint) -> bool:
     return checkpoint.path.suffix in PICKLES and checkpoint.names() >= _NEEDED
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
-    """Return the SAE; tied weights are written out.
-
-    Raises: UnsupportedSAEError
-    """
+def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    """Return the SAE; tied weights are written out."""
     check_config(checkpoint, {})  # the format has no JSON
     check_names(checkpoint, _USED | INERT)
     tied = "decoder.weight" not in checkpoint.tensors
@@ -80,8 +77,7 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         k=options.k or _k_of(state, checkpoint) if topk else None,
         normalize_activations="layer_norm" if topk else "none",
     )
-    folded = ("tied weights written out",) if tied else ()
-    return ForeignSAE(format="openai", weights=weights, folded=folded)
+    return weights, ("tied weights written out",) if tied else ()
 
 
 def _k_of(state: Mapping[str, object], checkpoint: Checkpoint) -> int:

@@ -18,7 +18,7 @@ from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
 from vllm_sauce.sae.formats.conversion import (
-    ForeignSAE,
+    Loaded,
     LoadOptions,
     assemble,
     check_config,
@@ -41,11 +41,8 @@ def matches(checkpoint: Checkpoint) -> bool:
     return checkpoint.path.suffix in PICKLES and checkpoint.names() == set(_NAMES)
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
-    """Return the SAE; nothing needs folding.
-
-    Raises: UnsupportedSAEError, also if nothing says k
-    """
+def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    """Return the SAE; nothing needs folding."""
     check_config(checkpoint, OPTIONS, used=("k",), inert=INERT)
     k = options.k or _k_of(checkpoint, options)
     weights = assemble(
@@ -55,7 +52,7 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         k=k,
         apply_b_dec_to_input=False,
     )
-    return ForeignSAE(format="qwen_scope", weights=weights)
+    return weights, ()
 
 
 def _k_of(checkpoint: Checkpoint, options: LoadOptions) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -17,7 +18,22 @@ from vllm_sauce.sae.formats import (
     sparsify,
 )
 from vllm_sauce.sae.formats.checkpoint import Checkpoint, read_checkpoint
-from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions, check_numbers
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, check_numbers
+from vllm_sauce.sae.weights import SAEWeights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignSAE:
+    """A foreign SAE as it will be served."""
+
+    format: str
+    """The format it was read from."""
+
+    weights: SAEWeights
+    """Equal to the foreign SAE in what it encodes and decodes."""
+
+    folded: tuple[str, ...] = ()
+    """What was moved into the weights, in words."""
 
 
 class Format(Protocol):
@@ -29,8 +45,8 @@ class Format(Protocol):
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Return whether the content is of this format."""
 
-    def load(self, checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
-        """Return the SAE."""
+    def load(self, checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+        """Return the SAE and what was folded into it. Raises: SauceError"""
 
 
 FORMATS: Final[dict[str, Format]] = {
@@ -65,12 +81,12 @@ def load_foreign(
     checkpoint = read_checkpoint(path)
     check_numbers(checkpoint)
     name = format or _format_of(checkpoint)
-    loaded = FORMATS[name].load(checkpoint, options or LoadOptions())
-    if not loaded.weights.finite():
+    weights, folded = FORMATS[name].load(checkpoint, options or LoadOptions())
+    if not weights.finite():
         raise BundleCorruptError(
             f"{checkpoint.path}: folding gave NaN or infinity; the numbers are damaged"
         )
-    return loaded
+    return ForeignSAE(format=name, weights=weights, folded=folded)
 
 
 def _format_of(checkpoint: Checkpoint) -> str:

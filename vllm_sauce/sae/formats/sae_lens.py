@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAELens' folders, of any version, read by ``vllm_sauce.sae.sae_lens``.
+"""SAELens' folders, of any version, read as ``vllm_sauce.sae.sae_lens`` does.
 
 Source: github.com/jbloomAus/SAELens, sae_lens/saes/sae.py (``SAE.save_model``)
 """
@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
-from vllm_sauce.sae.formats.conversion import ForeignSAE, LoadOptions, plain
-from vllm_sauce.sae.sae_lens import (
-    CONFIG_FILE,
-    FINETUNED,
-    WEIGHTS_FILE,
-    from_sae_lens,
-)
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, plain
+from vllm_sauce.sae.sae_lens import CONFIG_FILE, WEIGHTS_FILE, folded_sae
 
 LAYOUT = f"{CONFIG_FILE} with d_in, d_sae; {WEIGHTS_FILE} with W_enc, W_dec, b_dec"
 
@@ -29,26 +24,13 @@ def matches(checkpoint: Checkpoint) -> bool:
     )
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
-    """Return the SAE; a gated one becomes the jumprelu it is.
-
-    Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
-    """
+def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    """Return the SAE; a gated one becomes the jumprelu it is."""
     if checkpoint.path.name != WEIGHTS_FILE:
         raise UnsupportedSAEError(
             f"SAELens calls the file {WEIGHTS_FILE}, got {checkpoint.path.name}"
         )
-    folded = []
-    if checkpoint.config.get("architecture") == "gated":
-        folded.append("gate into a threshold")
-    if checkpoint.config.get("rescale_acts_by_decoder_norm", False):
-        folded.append("decoder norms into the encoder")
-    if checkpoint.config.get("finetuning_scaling_factor") and (
-        checkpoint.names() & set(FINETUNED)
-    ):
-        folded.append("factors of finetuning into the decoder")
-    return ForeignSAE(
-        format="sae_lens",
-        weights=plain(from_sae_lens(checkpoint.path.parent)),
-        folded=tuple(folded),
+    sae, folded = folded_sae(
+        checkpoint.config, checkpoint.config_path, dict(checkpoint.tensors)
     )
+    return plain(sae), folded

@@ -16,7 +16,7 @@ from typing import Final
 from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.formats.conversion import (
-    ForeignSAE,
+    Loaded,
     LoadOptions,
     assemble,
     check_config,
@@ -26,7 +26,12 @@ from vllm_sauce.sae.formats.conversion import (
 )
 
 LAYOUT = "cfg.json with d_in, k; sae.safetensors with encoder.weight, W_dec"
-_NAMES = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
+_NAMES = {
+    "W_enc": "encoder.weight",
+    "W_dec": "W_dec",
+    "b_enc": "encoder.bias",
+    "b_dec": "b_dec",
+}
 
 OPTIONS: Final[dict[str, tuple[object, ...]]] = {
     "activation": ("topk",),
@@ -54,24 +59,16 @@ def matches(checkpoint: Checkpoint) -> bool:
     """Return whether sparsify saved this."""
     return (
         checkpoint.path.suffix == ".safetensors"
-        and checkpoint.names() >= _NAMES
+        and checkpoint.names() >= set(_NAMES.values())
         and {"d_in", "k"} <= set(checkpoint.config)
     )
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
-    """Return the SAE; nothing needs folding.
-
-    Raises: UnsupportedSAEError for groupmax, signed activations and transcoders
-    """
+def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
+    """Return the SAE; nothing needs folding."""
     check_config(checkpoint, OPTIONS, used=("k",), inert=INERT)
-    check_names(checkpoint, _NAMES)
-    names = {
-        "W_enc": "encoder.weight",
-        "b_enc": "encoder.bias",
-        "b_dec": "b_dec",
-    }
-    tensors = pick(checkpoint, **names, W_dec="W_dec")
+    check_names(checkpoint, _NAMES.values())
+    tensors = pick(checkpoint, **_NAMES)
     # Only the encoder is transposed; where shapes cannot tell, this can.
     tensors["W_dec"] = tensors["W_dec"].T
     source = str(checkpoint.config_path or checkpoint.path)
@@ -81,4 +78,4 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> ForeignSAE:
         architecture="topk",
         k=options.k or whole_k(checkpoint.config.get("k"), source),
     )
-    return ForeignSAE(format="sparsify", weights=weights)
+    return weights, ()
