@@ -27,7 +27,6 @@ from vllm_sauce_kernels.masked_edit import (
     masked_edit_eager,
     masked_edit_ref,
     masked_edit_triton,
-    rank,
 )
 
 Op = Callable[..., None]
@@ -81,7 +80,7 @@ def test_topk_is_exact(
     op: Op, shape: Shape, topk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small integers: bit for bit, with ties at the rank that decides."""
-    monkeypatch.setattr(rank, "TILE_ROWS", 32)  # several tiles, the last not full
+    monkeypatch.setattr(eager, "TILE_ROWS", 32)  # several tiles, the last not full
     args = with_dictionary(make_args(shape, small_integers()), 75, small_integers(5))
     args["topk"] = topk
     want = expected(args)
@@ -194,7 +193,7 @@ def test_any_topk(
     num_rows = data.draw(st.integers(shape[2], 80), "num_rows")
     args = with_dictionary(args, num_rows, small_integers(seed + 1))
     args["topk"] = data.draw(st.integers(1, num_rows + 2), "topk")
-    monkeypatch.setattr(rank, "TILE_ROWS", data.draw(st.integers(1, 90), "tile"))
+    monkeypatch.setattr(eager, "TILE_ROWS", data.draw(st.integers(1, 90), "tile"))
     want = expected(args)
     form_of(form, monkeypatch)(**args)
     assert torch.equal(args["hidden_states"], want["hidden_states"])
@@ -212,8 +211,8 @@ def test_ranking_never_holds_tokens_times_dictionary(
         seen.append(found.numel())
         return found
 
-    monkeypatch.setattr(rank, "TILE_ROWS", 64)
-    monkeypatch.setattr(rank, "TILE_ELEMENTS", 64 * 50)
+    monkeypatch.setattr(eager, "TILE_ROWS", 64)
+    monkeypatch.setattr(eager, "TILE_ELEMENTS", 64 * 50)
     monkeypatch.setattr(torch, "addmm", counted)
     args = with_dictionary(make_args((300, 8, 9, 6, 2), normals()), 1000, normals())
     args["b_enc"][:9] = 50.0
