@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from vllm_sauce.concepts.statistics import GroupStatistics
 from vllm_sauce.errors import ConfigError
+
+if TYPE_CHECKING:  # the command line takes the names below, and loads no torch
+    from torch import Tensor
+
+    from vllm_sauce.concepts.statistics import GroupStatistics
 
 NEVER = float("-inf")
 
-Score = Callable[[GroupStatistics, GroupStatistics], Tensor]
+Score = Callable[["GroupStatistics", "GroupStatistics"], "Tensor"]
 """Takes what was counted with and without a concept; returns [d_sae]."""
 
 
@@ -40,7 +42,7 @@ def saeuron(
     if not 0 <= percentile < 100:
         raise ConfigError(f"a percentile lies in 0..100, got {percentile}")
     scores = share(pos, neg)
-    return torch.where(scores > scores.quantile(percentile / 100), scores, NEVER)
+    return scores.masked_fill(~(scores > scores.quantile(percentile / 100)), NEVER)
 
 
 def crisp(
@@ -63,10 +65,9 @@ def crisp(
     scale = pos.num_tokens / neg.num_tokens
     more_often = pos.num_fired - neg.num_fired * scale
     ratio = pos.sum_acts / (neg.sum_acts * scale + 1)
-    candidates = torch.sort(more_often, descending=True, stable=True).indices[: 10 * k]
-    chosen = torch.zeros_like(ratio, dtype=torch.bool)
-    chosen[candidates] = True
-    return torch.where(chosen & (ratio >= least_ratio), more_often, NEVER)
+    places = more_often.argsort(descending=True, stable=True).argsort()
+    chosen = (places < 10 * k) & (ratio >= least_ratio)
+    return more_often.masked_fill(~chosen, NEVER)
 
 
 def dsg(
@@ -83,7 +84,8 @@ def dsg(
         raise ConfigError(f"a percentile lies in 0..100, got {ratio_percentile}")
     forget, retain = pos.mean_squared, neg.mean_squared
     ratio = forget / (retain + 1e-21)
-    return torch.where(ratio >= ratio.quantile(ratio_percentile / 100), forget, NEVER)
+    least = ratio.quantile(ratio_percentile / 100)
+    return forget.masked_fill(~(ratio >= least), NEVER)
 
 
 def rate(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
@@ -131,6 +133,6 @@ def ranked(scores: Tensor, pos: GroupStatistics, k: int) -> tuple[int, ...]:
             f"scores must be numbers [d_sae={len(pos.firing_rate)}], got "
             f"{tuple(scores.shape)} with {int(scores.isnan().sum())} NaN"
         )
-    order = torch.sort(scores, descending=True, stable=True).indices
+    order = scores.argsort(descending=True, stable=True)
     fit = (pos.firing_rate > 0) & (scores > NEVER)
     return tuple(order[fit[order]][:k].tolist())

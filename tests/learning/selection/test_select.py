@@ -13,7 +13,7 @@ from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.questions import Kind
-from vllm_sauce.learning.selection.select import causal_task
+from vllm_sauce.learning.selection.causal import causal_task
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.learning.selection.settings import SelectRequest
 

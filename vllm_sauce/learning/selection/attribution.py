@@ -17,15 +17,45 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vllm_sauce.concepts.scores import ranked
 from vllm_sauce.data.concepts_yaml import ConceptFile, Example
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.evaluation.questions import Kind, Question
+from vllm_sauce.learning.selection.ranking import Ranking
+from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.models.answer_tokens import beginnings
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import SAEWeights
+
+
+def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
+    """Return each concept's latents of the largest effect, and the best by S(i).
+
+    Raises: ConfigError
+    """
+    request = ranking.request
+    effects = attribution_scores(
+        LoadedModel.load(ranking.model),
+        ranking.sae,
+        request.site,
+        ranking.file,
+        attribution_questions(
+            ranking.file, request.split, request.attribution_examples
+        ),
+        progress=ranking.progress,
+    )
+    chosen = {}
+    for one in ranking.scored:
+        name, share = one.concept.name, one.scores["share"]
+        one.scores[ATTRIBUTION] = effects[name]
+        best = ranked(effects[name], one.pos, request.k)
+        # Calibration may rank by any score; these are where S(i) differs.
+        first = ranked(share, one.pos, max(1, request.k // 2))
+        chosen[name] = tuple(dict.fromkeys((*best, *first)))
+    return chosen
 
 
 def latent_effects(sae: SAEWeights, acts: Tensor, gradient: Tensor) -> Tensor:

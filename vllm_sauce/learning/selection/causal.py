@@ -9,17 +9,20 @@ causal score.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_sauce.concepts import SiteEdit, check_site
-from vllm_sauce.concepts.scores import CausalScore
+from vllm_sauce.concepts.scores import CausalScore, ranked
+from vllm_sauce.data.concepts_yaml import ConceptExamples, Example
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Ask, Asker, Progress
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.metrics import mean
 from vllm_sauce.evaluation.questions import Kind, Question
+from vllm_sauce.learning.selection.ranking import Ranking, Scored
+from vllm_sauce.learning.selection.settings import SelectRequest
 from vllm_sauce.models.answer_tokens import beginnings
 from vllm_sauce.sae import SAEWeights
 
@@ -44,6 +47,84 @@ class CausalTask:
     def words(self) -> tuple[str, ...]:
         """What the model says for the concept."""
         return next(q.words for q in self.questions if q.kind is Kind.NAME)
+
+
+def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
+    """Return each concept's latents whose edit takes most from it, least from others.
+
+    Raises: ConfigError, BundleError
+    """
+    request = ranking.request
+    found = score_latents(
+        ranking.model,
+        ranking.sae,
+        request.site,
+        _tasks(request, ranking.scored),
+        engine_args=request.engine_args,
+        progress=ranking.progress,
+    )
+    chosen = {}
+    for one in ranking.scored:
+        causal = found[one.concept.name]
+        one.causal.update(causal)
+        order = sorted(causal, key=lambda latent: -causal[latent].value())
+        chosen[one.concept.name] = tuple(order[: request.k])
+    return chosen
+
+
+def _tasks(request: SelectRequest, scored: Sequence[Scored]) -> dict[str, CausalTask]:
+    """Return what is asked of each concept: latents of the largest S(i) are tried."""
+    concepts = {one.concept.name: one.concept for one in scored}
+    tasks = {}
+    for one in scored:
+        tried = ranked(one.scores["share"], one.pos, request.causal_candidates)
+        tasks[one.concept.name] = causal_task(
+            one.concept, concepts, tried, request.split, request.causal_examples
+        )
+    return tasks
+
+
+def causal_task(
+    concept: ConceptExamples,
+    concepts: Mapping[str, ConceptExamples],
+    latents: tuple[int, ...],
+    split: str | None,
+    count: int,
+) -> CausalTask:
+    """Return what is asked to see the effect of latents on one concept.
+
+    Half of the examples without it, or all if there are enough, show its domain.
+    """
+
+    def asked(example: Example) -> Question:
+        has = [concepts[name] for name in example.concepts if name in concepts]
+        same = [other for other in has if other.domain == concept.domain]
+        return _naming((same or has or [concept])[0], example)
+
+    def named(example: Example) -> Question:
+        asked = _naming(concept, example)
+        return replace(asked, kind=Kind.NAME, words=concept.answers)
+
+    def drawn(examples: Sequence[Example], count: int) -> list[Example]:
+        # Digests are as good as chance, and the same tomorrow.
+        return sorted(examples, key=lambda example: example.digest)[:count]
+
+    domain = {n for n, other in concepts.items() if other.domain == concept.domain}
+    negative = concept.examples(False, split)
+    near = drawn([e for e in negative if domain & set(e.concepts)], count - count // 2)
+    far = drawn([e for e in negative if e not in near], count - len(near))
+    positive = drawn(concept.examples(True, split), count)
+    return CausalTask(
+        latents=latents,
+        questions=(*map(named, positive), *map(asked, (*near, *far))),
+    )
+
+
+def _naming(concept: ConceptExamples, example: Example) -> Question:
+    """Ask for a concept's name; text alone is asked as it is."""
+    alone = example.picture is None
+    prompt = example.prompts[0] if alone else concept.questions.name[0]
+    return Question(prompt=prompt, picture=example.picture)
 
 
 def candidate_name(site: str, latent: int) -> str:

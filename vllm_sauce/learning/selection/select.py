@@ -4,30 +4,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 
 from torch import Tensor
 
 from vllm_sauce.activations.row_choice import parse_roles
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle.served_sae import read_sae
-from vllm_sauce.concepts.scores import SCORES, CausalScore, Score, crisp, ranked
-from vllm_sauce.concepts.statistics import GroupStatistics, LatentStatistics
-from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile, Example
+from vllm_sauce.concepts.scores import SCORES, Score, crisp, ranked
+from vllm_sauce.concepts.statistics import LatentStatistics
+from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.evaluation.asking.asker import Progress
-from vllm_sauce.evaluation.questions import Kind, Question
-from vllm_sauce.learning.selection.attribution import (
-    attribution_questions,
-    attribution_scores,
-)
-from vllm_sauce.learning.selection.causal import CausalTask, score_latents
 from vllm_sauce.learning.selection.latent_statistics import (
     concept_statistics,
     quiet_levels,
     sample_groups,
 )
+from vllm_sauce.learning.selection.ranking import ModelScore, Ranking, Scored
 from vllm_sauce.learning.selection.selection_file import (
     QUIET_LEVELS,
     Causal,
@@ -36,24 +31,7 @@ from vllm_sauce.learning.selection.selection_file import (
     SelectionFile,
     level_name,
 )
-from vllm_sauce.learning.selection.settings import (
-    ATTRIBUTION,
-    CAUSAL,
-    SelectRequest,
-)
-from vllm_sauce.models.loaded_model import LoadedModel
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """One concept's groups and scores."""
-
-    concept: ConceptExamples
-    pos: GroupStatistics
-    neg: GroupStatistics
-    scores: dict[str, Tensor]
-    causal: dict[int, CausalScore] = field(default_factory=dict)
-    """By latent, where it was asked for."""
+from vllm_sauce.learning.selection.settings import MODEL_SCORES, SelectRequest
 
 
 def select(
@@ -71,24 +49,22 @@ def select(
     roles = parse_roles(request.roles)
     counted = concept_statistics(sae, store, groups, roles=roles, progress=progress)
     scored = _scored(request, concepts, counted)
-    model = request.model or store.harvest.model
-    if request.score == ATTRIBUTION:
-        count = request.attribution_examples
-        questions = attribution_questions(file, request.split, count)
-        loaded = LoadedModel.load(model)
-        effects = attribution_scores(
-            loaded, sae, request.site, file, questions, progress=progress
+    if request.score in MODEL_SCORES:
+        score: ModelScore = import_module(f"{__package__}.{request.score}")
+        ranking = Ranking(
+            request=request,
+            model=request.model or store.harvest.model,
+            sae=sae,
+            file=file,
+            scored=scored,
+            progress=progress,
         )
-        for one in scored:
-            one.scores[ATTRIBUTION] = effects[one.concept.name]
-    if request.score == CAUSAL:
-        tasks, args = _tasks(request, scored), request.engine_args
-        causal = score_latents(
-            model, sae, request.site, tasks, engine_args=args, progress=progress
-        )
-        for one in scored:
-            one.causal.update(causal[one.concept.name])
-    chosen = [_chosen(request, one) for one in scored]
+        latents = score.rank(ranking)
+        chosen = [latents[one.concept.name] for one in scored]
+    else:
+        chosen = [
+            ranked(one.scores[request.score], one.pos, request.k) for one in scored
+        ]
     levels = quiet_levels(sae, store, groups, chosen, QUIET_LEVELS, roles=roles)
     return SelectionFile(
         fingerprint=store.harvest.fingerprint,
@@ -109,86 +85,18 @@ def _scored(
     request: SelectRequest,
     concepts: Sequence[ConceptExamples],
     counted: LatentStatistics,
-) -> list[_Scored]:
+) -> list[Scored]:
     """Return each concept's groups with the scores that need statistics alone."""
     ways: dict[str, Score] = {**SCORES, "crisp": partial(crisp, k=request.k)}
     scored = []
     for number, concept in enumerate(concepts):
         pos, neg = counted.group(2 * number), counted.group(2 * number + 1)
         scores = {name: score(pos, neg) for name, score in ways.items()}
-        scored.append(_Scored(concept, pos, neg, scores))
+        scored.append(Scored(concept, pos, neg, scores))
     return scored
 
 
-def _tasks(request: SelectRequest, scored: Sequence[_Scored]) -> dict[str, CausalTask]:
-    """Return what is asked of each concept: latents of the largest S(i) are tried."""
-    concepts = {one.concept.name: one.concept for one in scored}
-    tasks = {}
-    for one in scored:
-        tried = ranked(one.scores["share"], one.pos, request.causal_candidates)
-        tasks[one.concept.name] = causal_task(
-            one.concept, concepts, tried, request.split, request.causal_examples
-        )
-    return tasks
-
-
-def causal_task(
-    concept: ConceptExamples,
-    concepts: Mapping[str, ConceptExamples],
-    latents: tuple[int, ...],
-    split: str | None,
-    count: int,
-) -> CausalTask:
-    """Return what is asked to see the effect of latents on one concept.
-
-    Half of the examples without it, or all if there are enough, show its domain.
-    """
-
-    def asked(example: Example) -> Question:
-        has = [concepts[name] for name in example.concepts if name in concepts]
-        same = [other for other in has if other.domain == concept.domain]
-        return _naming((same or has or [concept])[0], example)
-
-    def named(example: Example) -> Question:
-        asked = _naming(concept, example)
-        return replace(asked, kind=Kind.NAME, words=concept.answers)
-
-    def drawn(examples: Sequence[Example], count: int) -> list[Example]:
-        # Digests are as good as chance, and the same tomorrow.
-        return sorted(examples, key=lambda example: example.digest)[:count]
-
-    domain = {n for n, other in concepts.items() if other.domain == concept.domain}
-    negative = concept.examples(False, split)
-    near = drawn([e for e in negative if domain & set(e.concepts)], count - count // 2)
-    far = drawn([e for e in negative if e not in near], count - len(near))
-    positive = drawn(concept.examples(True, split), count)
-    return CausalTask(
-        latents=latents,
-        questions=(*map(named, positive), *map(asked, (*near, *far))),
-    )
-
-
-def _naming(concept: ConceptExamples, example: Example) -> Question:
-    """Ask for a concept's name; text alone is asked as it is."""
-    alone = example.picture is None
-    prompt = example.prompts[0] if alone else concept.questions.name[0]
-    return Question(prompt=prompt, picture=example.picture)
-
-
-def _chosen(request: SelectRequest, one: _Scored) -> tuple[int, ...]:
-    """Return the latents that are kept of a concept, best first."""
-    if request.score == CAUSAL:
-        order = sorted(one.causal.values(), key=lambda score: -score.value())
-        return tuple(score.latent for score in order[: request.k])
-    chosen = ranked(one.scores[request.score], one.pos, request.k)
-    if request.score != ATTRIBUTION:
-        return chosen
-    # Calibration may rank by any score; these are where S(i) differs.
-    first = ranked(one.scores["share"], one.pos, max(1, request.k // 2))
-    return tuple(dict.fromkeys((*chosen, *first)))
-
-
-def _selected(one: _Scored, chosen: Sequence[int], quiet: Tensor) -> SelectedConcept:
+def _selected(one: Scored, chosen: Sequence[int], quiet: Tensor) -> SelectedConcept:
     """Shapes: quiet [num_shares, num_latents]"""
     return SelectedConcept(
         domain=one.concept.domain,
@@ -200,7 +108,7 @@ def _selected(one: _Scored, chosen: Sequence[int], quiet: Tensor) -> SelectedCon
     )
 
 
-def _latent(one: _Scored, latent: int, levels: Sequence[float]) -> RankedLatent:
+def _latent(one: Scored, latent: int, levels: Sequence[float]) -> RankedLatent:
     def pair(name: str) -> tuple[float, float]:
         with_it, without = (getattr(group, name) for group in (one.pos, one.neg))
         return float(with_it[latent]), float(without[latent])

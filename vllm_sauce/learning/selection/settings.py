@@ -10,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
+from vllm_sauce.concepts.scores import SCORES
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.options import (
     ROLE_NAMES,
@@ -20,8 +21,9 @@ from vllm_sauce.options import (
 )
 
 CAUSAL, ATTRIBUTION = "causal", "attribution"
-SCORE_NAMES = ("share", "saeuron", "crisp", "dsg", "rate", CAUSAL, ATTRIBUTION)
-"""Those of ``concepts.scores``, which brings torch, and the two that ask the model."""
+MODEL_SCORES = (CAUSAL, ATTRIBUTION)
+"""Scores that ask the model: modules of this folder, whose ``rank`` does."""
+SCORE_NAMES = (*SCORES, *MODEL_SCORES)
 
 
 @Parameter(name="*", group="Selection")
