@@ -111,7 +111,8 @@ def plain(model_dir: Path) -> Iterator[Any]:
     yield engine(model_dir, None)
 
 
-@pytest.fixture(scope="module")
+# Of the session, too: when an engine goes, so does what all of a process stand on.
+@pytest.fixture(scope="session")
 @starts_engine
 def tight(model_dir: Path, bundle_dir: Path) -> Iterator[Any]:
     """An engine whose prefill is chunked into a few tokens a step."""
