@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.abc
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +23,16 @@ import pytest
 
 _CLIENTS = "vllm.v1.engine.core_client"
 """Every engine that this process asks is started through a client of this module."""
+_SITE = """
+import pathlib, sys
+
+class Tells:
+    def find_spec(self, name, path=None, target=None):
+        if name == "vllm.logger":
+            pathlib.Path({loaded!r}).touch()
+
+sys.meta_path.insert(0, Tells())
+"""
 UNMARKED = "starts vLLM: mark it engine, or with starts_engine its fixture"
 
 SHARE_AN_ENGINE = (
@@ -68,11 +77,9 @@ class Guard:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="sauce-guard-")
         self.loaded = Path(self._folder.name) / "vllm-was-loaded"
-        """Made by a process that loads vLLM and inherits ``_logging``."""
-        self._logging = Path(self._folder.name) / "logging.json"
-        handler = {"class": "logging.FileHandler", "filename": str(self.loaded)}
-        config = {"version": 1, "handlers": {"loaded": handler}}
-        self._logging.write_text(json.dumps(config))
+        """Made by a process that loads vLLM and finds our ``sitecustomize``."""
+        site = Path(self._folder.name) / "sitecustomize.py"
+        site.write_text(_SITE.format(loaded=str(self.loaded)))
         self.watches = False
         sys.meta_path.insert(0, _AfterImport(_CLIENTS, self._watch_clients))
         self._watch_processes()
@@ -126,11 +133,9 @@ class Guard:
             if self.watches:
                 inherited = kwargs.get("env")
                 given = os.environ if inherited is None else inherited
-                # vLLM reads it as it is loaded, in whatever process.
-                kwargs["env"] = {
-                    **given,
-                    "VLLM_LOGGING_CONFIG_PATH": str(self._logging),
-                }
+                # Python imports it first of all, in whatever process.
+                path = [self._folder.name, *filter(None, [given.get("PYTHONPATH")])]
+                kwargs["env"] = {**given, "PYTHONPATH": os.pathsep.join(path)}
             begin(*args, **kwargs)
 
         subprocess.Popen.__init__ = watched  # type: ignore[method-assign]

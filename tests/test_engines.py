@@ -19,8 +19,10 @@ import pytest
 from tests.engines import Guard, mark_by_fixtures
 
 def pytest_configure(config):
-    # This run is watched, too.
-    os.environ.pop("VLLM_LOGGING_CONFIG_PATH", None)
+    # This run is watched, too: what it starts is not to tell whoever watches.
+    path = os.environ["PYTHONPATH"].split(os.pathsep)
+    kept = [folder for folder in path if "sauce-guard-" not in folder]
+    os.environ["PYTHONPATH"] = os.pathsep.join(kept)
     config.addinivalue_line("markers", "engine: starts vLLM")
     config.pluginmanager.register(Guard())
 
@@ -38,12 +40,6 @@ class EngineCoreClient:
     def make_async_mp_client():
         return "client"
 """
-# As vLLM's logger does when it is loaded.
-LOADED = """
-import json, logging.config, os
-if path := os.environ.get("VLLM_LOGGING_CONFIG_PATH"):
-    logging.config.dictConfig(json.load(open(path)))
-"""
 TESTS = """
 import subprocess, sys
 import pytest
@@ -54,7 +50,7 @@ def client():
     return EngineCoreClient.make_client()
 
 def child():
-    subprocess.run([sys.executable, "-c", "import vllm.loaded"], check=True)
+    subprocess.run([sys.executable, "-c", "import vllm.logger"], check=True)
 
 @pytest.fixture
 @starts_engine
@@ -95,7 +91,7 @@ def test_who_starts_vllm_unmarked_fails(tmp_path: Path) -> None:
     for folder in (engine, engine.parent, engine.parent.parent):
         (folder / "__init__.py").touch()
     (engine / "core_client.py").write_text(CLIENTS)
-    (tmp_path / "vllm" / "loaded.py").write_text(LOADED)
+    (tmp_path / "vllm" / "logger.py").touch()
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)
     done = subprocess.run(
