@@ -200,7 +200,7 @@ def test_two_actors_one_killed_find_the_same(found, request_, tmp_path):
     spread = replace(
         request_,
         out=tmp_path / "bundle",
-        concepts_per_engine=1,
+        config=replace(request_.config, concepts_per_engine=1),
         resources=Resources(actors=2),
     )
     told = []
