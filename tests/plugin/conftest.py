@@ -111,17 +111,18 @@ def plain(model_dir: Path) -> Iterator[Any]:
     yield engine(model_dir, None)
 
 
+def tight_engine(model_dir: Path, bundle_dir: Path) -> Any:
+    """Start an engine whose prefill is chunked into a few tokens a step."""
+    sauce = {"bundle": str(bundle_dir)}
+    return engine(model_dir, sauce, max_num_batched_tokens=64, max_num_seqs=4)
+
+
 # Of the session, too: when an engine goes, so does what all of a process stand on.
 @pytest.fixture(scope="session")
 @starts_engine
 def tight(model_dir: Path, bundle_dir: Path) -> Iterator[Any]:
-    """An engine whose prefill is chunked into a few tokens a step."""
-    yield engine(
-        model_dir,
-        {"bundle": str(bundle_dir)},
-        max_num_batched_tokens=64,
-        max_num_seqs=4,
-    )
+    """A tight engine with the plugin and the random bundle."""
+    yield tight_engine(model_dir, bundle_dir)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.engines import starts_engine
 from tests.plugin import test_engine, test_sae_kinds
-from tests.plugin.conftest import RUNNER, engine
+from tests.plugin.conftest import RUNNER, engine, tight_engine
 from tests.plugin.support import Ask, run, runner_of
 from vllm_sauce.plugin.worker.runtime import runtime_of
 from vllm_sauce_kernels.masked_edit import dispatch
@@ -44,6 +44,13 @@ def launches() -> Iterator[list[int]]:
 def sauced(model_dir: Path, bundle_dir: Path) -> Any:
     """Of this file alone, in the place of the one that others share."""
     return engine(model_dir, {"bundle": str(bundle_dir)})
+
+
+@pytest.fixture(scope="module")
+@starts_engine
+def tight(model_dir: Path, bundle_dir: Path) -> Any:
+    """Of this file alone, too."""
+    return tight_engine(model_dir, bundle_dir)
 
 
 def test_the_kernels_are_tritons(sauced: Any, launches: list[int]) -> None:
