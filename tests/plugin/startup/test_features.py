@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm import envs
 
 from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.plugin.startup.features import refuse_unproven, unproven
@@ -93,8 +92,6 @@ def test_each_unproven_feature_is_refused(change: str, value: Any, says: str) ->
 
 def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is another program: no request would pass admission."""
-    # An engine that ran in this process made vLLM remember its environment.
-    envs.disable_envs_cache()
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     with pytest.raises(UnsupportedFeatureError, match="VLLM_USE_RUST_FRONTEND"):
         refuse_unproven(config(), sites=("decoder.1",))
