@@ -265,13 +265,15 @@ def test_saving_replaces_a_bundle_and_leaves_no_rest(tmp_path, model_dir, bundle
     assert {path.name for path in tmp_path.iterdir()} == {"model", "bundle"}
 
 
-@pytest.mark.parametrize("step", ["write", "flush", "swap"])
+@pytest.mark.parametrize("step", ["write", "flush", "swap", "interrupt"])
 def test_a_failed_save_leaves_the_old_bundle(
     tmp_path, model_dir, bundle_dir, monkeypatch, step
 ):
     before = Bundle.load(bundle_dir).digest
 
     def no_space(*args, **kwargs):
+        if step == "interrupt":
+            raise KeyboardInterrupt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if step == "write":
@@ -288,7 +290,9 @@ def test_a_failed_save_leaves_the_old_bundle(
                 no_space() if ".new-" in path.name else rename(path, target)
             ),
         )
-    with pytest.raises(OSError, match="space"):
+    interrupted = step == "interrupt"
+    failure, words = (KeyboardInterrupt, None) if interrupted else (OSError, "space")
+    with pytest.raises(failure, match=words):
         build_bundle(model_dir, name="cat").save(bundle_dir)
     monkeypatch.undo()
     assert Bundle.load(bundle_dir).digest == before

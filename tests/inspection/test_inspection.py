@@ -33,7 +33,7 @@ from vllm_sauce.inspection.overlap import latent_owners, overlaps
 from vllm_sauce.inspection.questions import Wording, choose_questions
 from vllm_sauce.inspection.settings import InspectSettings
 from vllm_sauce.models.answer_tokens import beginnings, spellings
-from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
+from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import vision_features
 
 NAMES = ["clock", "cat", "tree", "tennis"]
@@ -371,15 +371,6 @@ def test_texts_alone_can_be_inspected(loaded, bundle):
         inspect_bundle(bundle, loaded, texts, ["clok"])
     with pytest.raises(ConfigError, match="not a single"):
         inspect_bundle(bundle, loaded, [])
-
-
-def test_wrong_settings_are_refused():
-    with pytest.raises(ConfigError, match="latents"):
-        InspectSettings(latents=0)
-    with pytest.raises(ConfigError, match="square"):
-        patch_grid(50)
-    with pytest.raises(ConfigError, match="concept"):
-        Wording.of_options("Is it there?", [])
 
 
 def test_other_models_are_asked_one_prompt_at_a_time(tmp_path, samples):

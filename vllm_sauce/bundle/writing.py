@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,10 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     """
     check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(target, "new") as fresh:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.new-", dir=target.parent, ignore_cleanup_errors=True
+    ) as name:
+        fresh = Path(name)
         yield fresh
         # mkdtemp and safetensors make things private; a server may be another user.
         fresh.chmod(0o755)
@@ -31,26 +35,24 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             path.chmod(0o644)
             sync(path)
         sync(fresh)
-        with _beside(target, "old") as folder:
-            kept = folder / target.name
-            if target.exists():
-                target.rename(kept)
-            try:
-                fresh.rename(target)
-            except OSError:
-                if kept.exists():
-                    kept.rename(target)
-                raise
+        _swap(fresh, target)
         sync(target.parent)
 
 
-@contextmanager
-def _beside(target: Path, what: str) -> Iterator[Path]:
-    """Give a folder on the target's disk; what is left of it at the end goes."""
-    with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}.{what}-", dir=target.parent, ignore_cleanup_errors=True
-    ) as name:
-        yield Path(name)
+def _swap(fresh: Path, target: Path) -> None:
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    kept = old / target.name
+    if target.exists():
+        target.rename(kept)
+    try:
+        fresh.rename(target)
+    # An interrupt, too: whatever happens here, one of the two is left.
+    except BaseException:
+        if kept.exists():
+            kept.rename(target)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_replaceable(target: Path) -> None:

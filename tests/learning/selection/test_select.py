@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``sauce select`` on sauce-tiny: real pictures, real SAE, a harvest on disk."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.questions import Kind
 from vllm_sauce.learning.selection.causal import causal_task
 from vllm_sauce.learning.selection.selection_file import SelectionFile
-from vllm_sauce.learning.selection.settings import SelectRequest
+from vllm_sauce.learning.selection.settings import (
+    MODEL_SCORES,
+    SCORE_NAMES,
+    SelectRequest,
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +129,9 @@ def test_what_causal_scores_ask(file):
 def test_a_request_is_checked():
     with pytest.raises(ConfigError, match="a site is"):
         SelectRequest(sae=Path("a"), site="x", harvest=Path("h"), concepts=Path("c"))
+
+
+def test_every_score_has_a_name_of_its_own_and_what_ranks_by_it():
+    assert len(set(SCORE_NAMES)) == len(SCORE_NAMES)
+    for name in MODEL_SCORES:
+        assert callable(import_module(f"vllm_sauce.learning.selection.{name}").rank)
