@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vllm_sauce.bundle import Bundle, fingerprint_model, writing
-from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts import SPARING, TOKENS, Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import (
     BundleCorruptError,
     BundleError,
@@ -165,9 +165,29 @@ def test_content_that_breaks_the_format_is_refused(bundle_dir, change):
 
 
 def test_another_version_is_named(bundle_dir):
-    edit_json(bundle_dir, lambda data: data.update(version=2))
-    with pytest.raises(BundleCorruptError, match="reads bundle version 1, got 2"):
+    edit_json(bundle_dir, lambda data: data.update(version=3))
+    with pytest.raises(BundleCorruptError, match=r"versions \(1, 2\), got 3"):
         Bundle.load(bundle_dir)
+
+
+def test_a_bundle_of_version_1_edits_every_token(bundle_dir):
+    """As it did when it was made; a later one says which."""
+
+    def without_tokens(data):
+        for concept in data["concepts"].values():
+            for edit in concept["edits"].values():
+                del edit["tokens"]
+
+    new = Bundle.load(bundle_dir, weights=False).catalogue
+    assert {e.tokens for c in new.values() for e in c.edits.values()} == {SPARING}
+    assert new.editing_sink() == ()
+    edit_json(bundle_dir, without_tokens)
+    with pytest.raises(BundleCorruptError, match="version 2 names the tokens"):
+        Bundle.load(bundle_dir, weights=False)
+    edit_json(bundle_dir, lambda data: data.update(version=1))
+    old = Bundle.load(bundle_dir, weights=False).catalogue
+    assert {e.tokens for c in old.values() for e in c.edits.values()} == {TOKENS}
+    assert old.editing_sink() == tuple(s for s in old.sites() if s != "vision") != ()
 
 
 def test_the_same_key_twice_is_refused(bundle_dir):

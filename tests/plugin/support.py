@@ -192,18 +192,40 @@ class ReferenceModel:
         )
         return flat.view_as(x)
 
+    def _edit_kinds(
+        self, x: torch.Tensor, mask: Mask, site: str, kinds: list[str]
+    ) -> torch.Tensor:
+        """Edit each kind of token by the part of the mask that acts on it."""
+        x = x.clone()
+        for kind in set(kinds):
+            part = mask.at_tokens(self.bundle.catalogue, site, kind)
+            at = torch.tensor([one == kind for one in kinds])
+            if part is not None:
+                x[:, at] = self._edit(x[:, at], part, site)
+        return x
+
+    def _kinds(self, ids: torch.Tensor, prompt_len: int) -> list[str]:
+        picture = self.model.config.image_token_id
+        kinds = [
+            "generated" if at >= prompt_len else "image" if one == picture else "prompt"
+            for at, one in enumerate(ids[0].tolist())
+        ]
+        return ["sink", *kinds[1:]]
+
     @torch.inference_mode()
     def reply(self, ask: Ask) -> Reply:
         """Generate greedily without any cache, the edit in place."""
         images = None if ask.image is None else [picture(ask.image)]
         inputs = self.processor(text=ask.text, images=images, return_tensors="pt")
         mask = self.mask(ask)
-        hooks = [] if mask is None else self._hooks(mask)
+        kinds: list[str] = []
+        hooks = [] if mask is None else self._hooks(mask, kinds)
         tokens: list[int] = []
         logprobs: list[tuple[tuple[int, float], ...]] = []
         ids = inputs["input_ids"]
         extra = {"pixel_values": inputs["pixel_values"]} if images else {}
-        for _ in range(ask.max_tokens):
+        for number in range(ask.max_tokens):
+            kinds[:] = self._kinds(ids, ids.shape[1] - number)
             logits = self.model(input_ids=ids, use_cache=False, **extra).logits[0, -1]
             step = torch.log_softmax(logits.float(), -1)
             top = step.topk(LOGPROBS)
@@ -218,7 +240,8 @@ class ReferenceModel:
             hook.remove()
         return Reply(tuple(tokens), tuple(logprobs), 0)
 
-    def _hooks(self, mask: Mask) -> list[Any]:
+    def _hooks(self, mask: Mask, kinds: list[str]) -> list[Any]:
+        """Hook the edit in; ``kinds`` are those of the tokens of a pass."""
         inner = self.model.model
         hooks = []
         if "vision" in self.bundle.sites:
@@ -232,8 +255,9 @@ class ReferenceModel:
 
             def edit_output(_: Any, __: Any, output: Any) -> Any:
                 if isinstance(output, tuple):
-                    return (self._edit(output[0], mask, LAYER), *output[1:])
-                return self._edit(output, mask, LAYER)
+                    x, *more = output
+                    return (self._edit_kinds(x, mask, LAYER, kinds), *more)
+                return self._edit_kinds(output, mask, LAYER, kinds)
 
             hooks.append(layer.register_forward_hook(edit_output))
         return hooks

@@ -66,7 +66,9 @@ def expected(oracle, bundle_dir, prompt, forget):
     sae = bundle.sites[SITE].weights
 
     def change(x):
-        return reconstruct(sae, x, edit) if forget else x
+        # The first token is the sink, which edits spare.
+        edited = [x[:, :1], reconstruct(sae, x[:, 1:], edit)]
+        return torch.cat(edited, dim=1) if forget else x
 
     ids = processor(text=prompt, return_tensors="pt")["input_ids"]
     steps = []

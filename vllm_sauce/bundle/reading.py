@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_sauce.bundle.schema import (
     FORMAT,
-    VERSION,
+    VERSIONS,
     BundleFile,
     ConceptFile,
     ModelFingerprint,
@@ -82,9 +82,9 @@ def _parse_json(raw: bytes, source: Path) -> BundleFile:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleCorruptError(f'{source} must have "format": "{FORMAT}"')
     version = data.get("version")
-    if isinstance(version, bool) or version != VERSION:
+    if isinstance(version, bool) or version not in VERSIONS:
         raise BundleCorruptError(
-            f"{source}: this vllm-sauce reads bundle version {VERSION}, "
+            f"{source}: this vllm-sauce reads bundle versions {VERSIONS}, "
             f"got {version!r}; update vllm-sauce or export the bundle again"
         )
     try:

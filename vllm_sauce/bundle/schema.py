@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from vllm_sauce.concepts import Concept, SiteEdit
+from vllm_sauce.concepts import TOKENS, Concept, SiteEdit
 from vllm_sauce.errors import ConfigError
 
 FORMAT: Final = "vllm-sauce-bundle"
-VERSION: Final = 1
+VERSION: Final = 2
+VERSIONS: Final = (1, VERSION)
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Index = Annotated[int, Field(ge=0)]
@@ -81,6 +82,8 @@ class EditFile(_Strict):
     gamma: list[_Number]
     shift: list[_Number]
     gate: list[_Number]
+    tokens: list[Literal["sink", "image", "prompt", "generated"]] | None = None
+    """Since version 2; before it every token was edited."""
 
     @classmethod
     def of(cls, edit: SiteEdit) -> EditFile:
@@ -89,7 +92,8 @@ class EditFile(_Strict):
 
     def edit(self) -> SiteEdit:
         """Return the edit. Raises: ConfigError"""
-        return SiteEdit(**{name: tuple(values) for name, values in self})
+        lists = {name: tuple(TOKENS if v is None else v) for name, v in self}
+        return SiteEdit(**lists)
 
 
 class ConceptFile(_Strict):
@@ -129,10 +133,22 @@ class BundleFile(_Strict):
     """All of bundle.json."""
 
     format: Literal["vllm-sauce-bundle"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1, 2] = VERSION
     fingerprint: ModelFingerprint
     sites: Annotated[dict[str, SiteFile], Field(min_length=1)]
     concepts: dict[str, ConceptFile]
+
+    @model_validator(mode="after")
+    def _tokens_by_version(self) -> Self:
+        for name, concept in self.concepts.items():
+            for site, edit in concept.edits.items():
+                if (edit.tokens is None) == (self.version == 2):
+                    wanted = "names" if self.version == 2 else "does not name"
+                    raise ValueError(
+                        f"concept {name!r} at {site}: version {self.version} {wanted} "
+                        "the tokens of an edit"
+                    )
+        return self
 
 
 def _flat(fingerprint: ModelFingerprint) -> dict[str, object]:

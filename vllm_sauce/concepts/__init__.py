@@ -2,9 +2,19 @@
 """Which latents carry a concept; what ranks them is in ``scores``."""
 
 from vllm_sauce.concepts.catalogue import Catalogue, Concept, SiteEdit
-from vllm_sauce.concepts.site import VISION, check_site, decoder_layer_idx
+from vllm_sauce.concepts.site import (
+    SINK,
+    SPARING,
+    TOKENS,
+    VISION,
+    check_site,
+    decoder_layer_idx,
+)
 
 __all__ = [
+    "SINK",
+    "SPARING",
+    "TOKENS",
     "VISION",
     "Catalogue",
     "Concept",

@@ -7,7 +7,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vllm_sauce.concepts.site import check_site
+from vllm_sauce.concepts.site import (
+    IMAGE,
+    SINK,
+    SPARING,
+    TOKENS,
+    VISION,
+    check_site,
+    decoder_layer_idx,
+)
 from vllm_sauce.errors import ConfigError, UnknownConceptError
 
 
@@ -27,6 +35,10 @@ class SiteEdit:
     gate: tuple[float, ...]
     """Activation a latent must exceed to be edited; at least 0."""
 
+    tokens: tuple[str, ...] = SPARING
+    """Kinds of tokens that are edited, of ``TOKENS``; at the vision site all are of
+    pictures."""
+
     def __post_init__(self) -> None:
         if not self.latents:
             raise ConfigError("an edit needs at least one latent")
@@ -39,6 +51,13 @@ class SiteEdit:
             raise ConfigError("an edit names each latent once, got a duplicate")
         if min(self.gate) < 0:
             raise ConfigError(f"gate must be at least 0, got {min(self.gate)}")
+        kinds = [kind for kind in TOKENS if kind in self.tokens]
+        if not kinds or len(kinds) != len(self.tokens):
+            raise ConfigError(
+                f"tokens are some of {', '.join(TOKENS)}, each once, got "
+                f"{', '.join(map(repr, self.tokens)) or 'none'}"
+            )
+        object.__setattr__(self, "tokens", tuple(kinds))
 
     @classmethod
     def uniform(
@@ -82,8 +101,13 @@ class Concept:
         check_concept_text("domain", self.domain)
         if not self.edits:
             raise ConfigError(f"concept {self.name!r} edits no site")
-        for site in self.edits:
+        for site, edit in self.edits.items():
             check_site(site)
+            if site == VISION and IMAGE not in edit.tokens:
+                raise ConfigError(
+                    f"concept {self.name!r} would edit no picture: the vision site has "
+                    f"tokens of {IMAGE} alone, got {', '.join(edit.tokens)}"
+                )
 
 
 class Catalogue(Mapping[str, Concept]):
@@ -133,6 +157,31 @@ class Catalogue(Mapping[str, Concept]):
     def sites(self) -> tuple[str, ...]:
         """Return the sites that some concept edits, sorted."""
         return self._sites
+
+    def token_groups(self, site: str) -> int:
+        """Return how many parts of one mask different tokens of a site may need."""
+        parts = {
+            tuple(
+                kind in c.edits[site].tokens
+                for c in self._concepts.values()
+                if site in c.edits
+            )
+            for kind in TOKENS
+        }
+        return max(1, sum(map(any, parts)))
+
+    def editing_sink(self) -> tuple[str, ...]:
+        """Return the decoder sites where some concept edits the sink, sorted."""
+        return tuple(
+            site
+            for site in self._sites
+            if decoder_layer_idx(site) is not None
+            and any(
+                SINK in concept.edits[site].tokens
+                for concept in self._concepts.values()
+                if site in concept.edits
+            )
+        )
 
     def latents(self, site: str, names: Iterable[str] | None = None) -> tuple[int, ...]:
         """Return the distinct latents that concepts (default: all) edit at a site.

@@ -10,6 +10,12 @@ from vllm_sauce.errors import ConfigError
 VISION = "vision"
 """Output of the vision tower, input of the projector."""
 
+SINK, IMAGE, PROMPT, GENERATED = TOKENS = ("sink", "image", "prompt", "generated")
+"""Kinds of tokens. The sink is position 0, where models put attention that has nowhere
+to go: its norm dwarfs all others, and whoever edits it changes every answer."""
+SPARING = (IMAGE, PROMPT, GENERATED)
+"""What an edit acts on unless it says otherwise."""
+
 _DECODER = re.compile(r"decoder\.(0|[1-9][0-9]{0,5})")
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import SiteEdit
-from vllm_sauce.errors import UnsupportedSAEError
+from vllm_sauce.concepts import SINK, SPARING, TOKENS, VISION, SiteEdit
+from vllm_sauce.errors import UnsupportedFeatureError, UnsupportedSAEError
+from vllm_sauce.models.site_hooks import SiteFn
 from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct
 from vllm_sauce.unlearning.fp8 import rounded_rows
 
@@ -31,6 +32,8 @@ class EditTensors:
     """[k]"""
     gate: Tensor
     """max(SAE's threshold, edit's gate), [k]"""
+    sparing: bool = False
+    """Whether position 0 is left alone; ``sparing_sink`` does it."""
 
     @classmethod
     def build(
@@ -73,8 +76,9 @@ class EditTensors:
 
     def to(self, device: torch.device) -> EditTensors:
         """Return the edit with its tensors on a device."""
-        moved = {one.name: getattr(self, one.name).to(device) for one in fields(self)}
-        return EditTensors(**moved)
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved = {n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the edited activations. Shapes: x [..., d_model] -> [..., d_model]"""
@@ -93,6 +97,8 @@ class WholeEdit:
 
     sae: SAEWeights
     edit: SiteEdit
+    sparing: bool = False
+    """As ``EditTensors.sparing``."""
 
     def fires(self, x: Tensor) -> Tensor:
         """Say of every token that it may change.
@@ -121,20 +127,55 @@ def at_strength(edit: SiteEdit, strength: float) -> SiteEdit:
     )
 
 
+def sparing_sink(action: SiteAction, first: Tensor | None = None) -> SiteFn:
+    """Return an action that leaves position 0 alone if its edit spares it.
+
+    ``first``: where each prompt begins in a batch padded on the left; default: at 0. A
+    pass of one token is a step after the prompt.
+
+    Shapes: first [batch]; the function takes x [batch, T, d_model]
+    """
+    if not action.sparing:
+        return action
+
+    def edit(x: Tensor) -> Tensor:
+        edited = action(x)
+        if x.shape[1] == 1:
+            return edited
+        rows = torch.arange(len(x), device=x.device)
+        at = torch.zeros_like(rows) if first is None else first.to(x.device)
+        edited = edited.clone()
+        edited[rows, at] = x[rows, at]
+        return edited
+
+    return edit
+
+
 def site_actions(
     saes: Mapping[str, SAEWeights],
     edits: Mapping[str, SiteEdit],
     strength: float,
     device: torch.device | None = None,
 ) -> dict[str, SiteAction]:
-    """Return what edits do at each site; nothing at strength 0."""
+    """Return what edits do at each site; nothing at strength 0.
+
+    Raises: UnsupportedFeatureError for an edit of other tokens than all, or all but
+        the sink
+    """
     device = device or torch.device("cpu")
     found: dict[str, SiteAction] = {}
     for site, edit in edits.items() if strength else ():
         sae = saes[site]
-        found[site] = (
+        sparing = site != VISION and SINK not in edit.tokens
+        if site != VISION and edit.tokens not in (TOKENS, SPARING):
+            raise UnsupportedFeatureError(
+                f"transformers is asked about edits of all tokens, or of all but the "
+                f"sink; the edit at {site} is of {', '.join(edit.tokens)}: ask vLLM"
+            )
+        action: SiteAction = (
             EditTensors.build(sae, edit, strength).to(device)
             if sae.k is None and sae.normalize_activations == "none"
             else WholeEdit(sae.to(device), at_strength(edit, strength))
         )
+        found[site] = replace(action, sparing=sparing)
     return found

@@ -57,6 +57,23 @@ class Mask:
         edited = {s for name in self.names() for s in catalogue.concept(name).edits}
         return tuple(sorted(edited))
 
+    def at_tokens(self, catalogue: Catalogue, site: str, kind: str) -> Mask | None:
+        """Return the part of this mask that acts on tokens of a kind, None for none.
+
+        It is of use in a site's table alone: no request bears its id.
+
+        Raises: UnknownConceptError
+        """
+        edits = [
+            (pair, catalogue.concept(pair[0]).edits.get(site)) for pair in self.concepts
+        ]
+        here = [(pair, edit) for pair, edit in edits if edit is not None]
+        kept = tuple(pair for pair, edit in here if kind in edit.tokens)
+        if len(kept) == len(here):
+            return self if kept else None
+        names = ",".join(json.dumps(name) for name, _ in kept)
+        return Mask(kept, f"{self.mask_id}:{names}") if kept else None
+
     def to_wire(self) -> dict[str, object]:
         """Return the JSON-able form that ``from_wire`` reads."""
         return {

@@ -116,7 +116,7 @@ class SiteTable:
         """What the op's forms cost here, if measured; a GPU chooses by it."""
         self.generation = 0
         """Grows when every mask leaves: slots handed out before mean nothing then."""
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._slot_of_mask: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(num_slots))
         self.approximate = approximate if sae.k else None
@@ -135,7 +135,7 @@ class SiteTable:
         self, sae: SAEWeights, device: torch.device, dtype: torch.dtype
     ) -> None:
         # A site no concept uses keeps one idle row: the op's tensors stay non-empty.
-        self.pool_latents: tuple[int, ...] = self._catalogue.latents(self.site) or (0,)
+        self.pool_latents: tuple[int, ...] = self.catalogue.latents(self.site) or (0,)
         if self.pool_latents[-1] >= sae.d_sae:
             raise ConfigError(
                 f"latents at {self.site!r} must be below d_sae={sae.d_sae}, "
@@ -273,7 +273,7 @@ class SiteTable:
             if mask.mask_id in self._slot_of_mask:
                 wanted[mask.mask_id] = None
                 continue
-            rows = site_rows(mask, self._catalogue, self.site)
+            rows = site_rows(mask, self.catalogue, self.site)
             if len(rows) > self.max_latents:
                 raise ConfigError(
                     f"a mask at {self.site!r} may edit {self.max_latents} latents, "

@@ -4,10 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from vllm_sauce.plugin.sites.action import SiteAction
 from vllm_sauce.plugin.sites.encoder_batches import Announced
+from vllm_sauce.plugin.sites.tokens import PromptTokens
+
+PICTURE = SimpleNamespace(
+    identifier="p",
+    modality="image",
+    mm_position=SimpleNamespace(offset=1, length=2, is_embed=None),
+)
+"""A request's picture, as vLLM tells of it."""
+FOUR_TOKENS = [("sink", 1), ("image", 2), ("prompt", 1), ("generated", 1)]
+"""The kinds of a prompt of four tokens with that picture, and of one more."""
 
 
 class Told(SiteAction):
@@ -27,8 +38,15 @@ class Told(SiteAction):
         self.notes.append(("begins", label, list(mm_features)))
 
     def begin_step(
-        self, labels: Sequence[Any], starts: Sequence[int], num_tokens: Sequence[int]
+        self,
+        labels: Sequence[Any],
+        prompts: Sequence[PromptTokens | None],
+        starts: Sequence[int],
+        num_tokens: Sequence[int],
     ) -> None:
+        assert [one is not None for one in labels] == [
+            one is not None for one in prompts
+        ]
         self.notes.append((list(labels), list(starts), list(num_tokens)))
 
     def clear_step(self) -> None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.plugin.worker.doubles import Told
+from tests.plugin.worker.doubles import FOUR_TOKENS, PICTURE, Told
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin.worker import runner_v1
 
@@ -35,11 +36,15 @@ def runner(action: Any, **configured: Any) -> Any:
     )
 
 
-def scheduled(*new: str) -> Any:
+def scheduled(*new: str, finished: Sequence[str] = ()) -> Any:
     return SimpleNamespace(
         scheduled_new_reqs=[
-            SimpleNamespace(req_id=name, mm_features=["picture"]) for name in new
+            SimpleNamespace(
+                req_id=name, mm_features=[PICTURE], prompt_token_ids=[1, 2, 3, 4]
+            )
+            for name in new
         ],
+        finished_req_ids=finished,
         scheduled_encoder_inputs={"a": [0]},
     )
 
@@ -54,8 +59,16 @@ def test_a_step_is_told_in_the_order_of_the_batch() -> None:
     one = runner(told)
     args = (scheduled("a"), np.array([1, 7]), "more")
     assert runner_v1._prepare_inputs(original, one, *args) == (args, {})
-    assert told.notes == [("begins", "m", ["picture"]), ([None, "m"], [4, 0], [1, 7])]
+    assert told.notes == [("begins", "m", [PICTURE]), ([None, "m"], [4, 0], [1, 7])]
     assert told.live == {"b": None, "a": "m"}
+    assert list(told.prompts["a"].spans(0, 5)) == FOUR_TOKENS
+    one.requests["b"].sampling_params = params("m")
+    one.input_batch = SimpleNamespace(
+        req_ids=["b"], num_reqs=1, num_computed_tokens_cpu=np.array([0])
+    )
+    again = scheduled("b", finished=["a"])
+    runner_v1._prepare_inputs(original, one, again, np.array([1]))
+    assert set(told.prompts) == {"b"}
 
 
 def test_dummy_runs_clear_but_for_the_canarys() -> None:

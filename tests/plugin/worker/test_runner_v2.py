@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from tests.plugin.worker.doubles import Told
+from tests.plugin.worker.doubles import FOUR_TOKENS, PICTURE, Told
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin.worker import runner_v2
 
@@ -38,7 +38,8 @@ def new(name: str, label: Any) -> Any:
     return SimpleNamespace(
         req_id=name,
         sampling_params=SimpleNamespace(extra_args={"label": label}),
-        mm_features=["picture"],
+        mm_features=[PICTURE],
+        prompt_token_ids=[1, 2, 3, 4],
     )
 
 
@@ -61,13 +62,14 @@ def test_requests_come_run_and_go() -> None:
     state.add_request(0, new("a", "m"))
     state.add_request(1, new("b", None))
     assert told.notes == [
-        ("begins", "m", ["picture"]),
-        ("begins", None, ["picture"]),
+        ("begins", "m", [PICTURE]),
+        ("begins", None, [PICTURE]),
     ]
     assert state.prepare_inputs(batch("b", "a"), None) == "inputs"
     assert told.notes[-1] == ([None, "m"], [0, 1], [3, 3])
+    assert list(told.prompts["a"].spans(0, 5)) == FOUR_TOKENS
     state.remove_request("a")
-    assert told.live == {"b": None}
+    assert told.live == {"b": None} and told.prompts == {}
     assert state.calls == ["add 0", "add 1", "remove a"]
 
 

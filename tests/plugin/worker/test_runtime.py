@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
-from tests.unlearning.test_slots import build_table, mask
+from tests.unlearning.test_slots import build_sae, build_table, mask
+from vllm_sauce.concepts import TOKENS, Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites import swap
+from vllm_sauce.plugin.sites.tokens import PictureSpan, PromptTokens
 from vllm_sauce.plugin.worker.runtime import (
     DecoderSite,
     SauceRuntime,
@@ -167,11 +170,41 @@ def test_a_step_writes_every_sites_slots() -> None:
     runtime = SauceRuntime(
         cast(Any, None), {f"decoder.{i}": build_table() for i in (1, 2)}, 8
     )
-    runtime.begin_step([None, mask("dog")], [0, 0], [1, 2])
+    prompts = [None, PromptTokens(3)]
+    runtime.begin_step([None, mask("dog")], prompts, [0, 1], [1, 2])
     for site in runtime.decoder.values():
         assert slots_of(site)[:4] == [-1, 0, 0, -1]
     runtime.clear_step()
     assert all(set(slots_of(site)) == {-1} for site in runtime.decoder.values())
+
+
+def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
+    """Position 0 none at all; a prompt that is not known stops the step."""
+    site, dog = "decoder.1", SiteEdit.uniform([3])
+    pictures = replace(SiteEdit.uniform([5]), tokens=("image",))
+    everywhere = replace(SiteEdit.uniform([7]), tokens=TOKENS)
+    edits = {"dog": dog, "cat": pictures, "red": everywhere}
+    catalogue = Catalogue(
+        Concept(name=name, domain="d", edits={site: edit})
+        for name, edit in edits.items()
+    )
+    # dog, cat and red where pictures are; dog and red on other words; red on the sink.
+    assert catalogue.token_groups(site) == 3
+    table = SiteTable(build_sae(), catalogue, site, 6, 4)
+    runtime = SauceRuntime(cast(Any, None), {site: table}, 16)
+    prompt = PromptTokens(5, [PictureSpan("p", 1, 2)])
+    masks = [mask("dog", "cat", "red"), mask("cat")]
+    runtime.begin_step(masks, [prompt, prompt], [0, 0], [7, 7])
+    written = slots_of(runtime.decoder[site])
+    rows = [() if slot < 0 else tuple(table.slot_rows[slot]) for slot in written]
+    sink, picture, words = (2,), (0, 1, 2), (0, 2)
+    assert rows[:7] == [sink, picture, picture, *[words] * 4]
+    assert rows[7:] == [(), (1,), (1,), *[()] * 6]
+    runtime.begin_step(masks[:1], [prompt], [5], [1])
+    assert [written[3], -1] == slots_of(runtime.decoder[site])[:2]
+    with pytest.raises(CanaryError, match="before its prompt was told"):
+        runtime.begin_step(masks[:1], [None], [0], [7])
+    runtime.begin_step([None], [None], [0], [7])
 
 
 def test_a_pictures_name_decides_its_mask() -> None:
@@ -201,7 +234,8 @@ def test_a_compiled_layer_is_edited_in_one_graph() -> None:
     graph: Any = torch.compile(layer, backend="eager", fullgraph=True)
     plain, _ = graph(x)
     assert torch.equal(plain, 3 * x)
-    runtime.begin_step([None, mask("dog", strength=9.0)], [0, 0], [1, 5])
+    prompts = [None, PromptTokens(6)]
+    runtime.begin_step([None, mask("dog", strength=9.0)], prompts, [0, 1], [1, 5])
     edited, residual = graph(x)
     assert torch.equal(edited[0], plain[0]) and torch.equal(residual, x)
     assert not torch.equal(edited[1:], plain[1:])

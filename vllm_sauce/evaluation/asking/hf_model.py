@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vllm_sauce.concepts import Catalogue, SiteEdit
 from vllm_sauce.data.samples import Sample
+from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.evaluation.asking.asker import Answer, Ask, Place, Progress
 from vllm_sauce.evaluation.asking.shared_pictures import SharedPictures, shares_pictures
 from vllm_sauce.models.answer_tokens import Tokens
 from vllm_sauce.models.loaded_model import LoadedModel
-from vllm_sauce.models.site_edits import SiteAction, site_actions
+from vllm_sauce.models.site_edits import SiteAction, site_actions, sparing_sink
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.unlearning.mask import Mask
@@ -88,9 +89,23 @@ class ModelAsker:
             rows = site_rows(mask, self.catalogue, site)
             gamma = tuple(1 + scale for scale in rows.scale)
             together[site] = SiteEdit(
-                latents=rows.latents, gamma=gamma, shift=rows.shift, gate=rows.gate
+                latents=rows.latents,
+                gamma=gamma,
+                shift=rows.shift,
+                gate=rows.gate,
+                tokens=self._tokens(names, site),
             )
         return site_actions(self.saes, together, 1.0, device)
+
+    def _tokens(self, names: tuple[str, ...], site: str) -> tuple[str, ...]:
+        """Return which tokens concepts edit; together they are one edit here."""
+        edits = (self.catalogue[name].edits.get(site) for name in names)
+        found = {edit.tokens for edit in edits if edit is not None}
+        if len(found) > 1:
+            raise UnsupportedFeatureError(
+                f"{', '.join(names)} edit different tokens at {site}: ask vLLM"
+            )
+        return found.pop()
 
 
 class PlainPrompts:
@@ -138,7 +153,7 @@ class PlainPrompts:
             for start in range(0, len(numbers), BATCH):
                 part = numbers[start : start + BATCH]
                 inputs = self._inputs([(asks[n], ()) for n in part])
-                with self._edited(edits):
+                with self._edited(edits, inputs):
                     out = self.loaded.model.generate(
                         **inputs, max_new_tokens=most, do_sample=False
                     )
@@ -169,14 +184,18 @@ class PlainPrompts:
 
         Shapes: -> [rows, keep, vocab]
         """
-        with self._edited(edits):
+        with self._edited(edits, inputs):
             logits = self.loaded.model(**inputs, logits_to_keep=keep).logits
         return logits.float().cpu().log_softmax(-1)
 
-    def _edited(self, edits: Mapping[str, SiteAction]) -> ExitStack:
+    def _edited(
+        self, edits: Mapping[str, SiteAction], inputs: Mapping[str, Tensor]
+    ) -> ExitStack:
         hooks = ExitStack()
+        first = inputs["attention_mask"].argmax(1)
         for site, edit in edits.items():
-            hooks.enter_context(site_hook(self.loaded.model, site, edit))
+            fn = sparing_sink(edit, first)
+            hooks.enter_context(site_hook(self.loaded.model, site, fn))
         return hooks
 
 

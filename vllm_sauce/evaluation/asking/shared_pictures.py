@@ -19,7 +19,7 @@ from vllm_sauce.evaluation.asking.asker import Ask, Place
 from vllm_sauce.models.answer_tokens import Tokens
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.shared_prefix import SharedPrefix, Sheet
-from vllm_sauce.models.site_edits import SiteAction
+from vllm_sauce.models.site_edits import SiteAction, sparing_sink
 from vllm_sauce.models.site_hooks import vision_features
 
 Key = tuple[str, str, Tokens]
@@ -142,8 +142,11 @@ class SharedPictures:
         if told not in self._kept.fires:
             kept = self._kept
             x = kept.vision[key[0]] if site == VISION else kept.hidden[site, key]
-            fires = edits[site].fires(x.to(self.loaded.device)).any()
-            self._kept.fires[told] = bool(fires)
+            fires = edits[site].fires(x.to(self.loaded.device))
+            begins = site != VISION and key[1:] == ("", ())
+            # The sink is the first token of what stands before all questions.
+            fires = fires[int(edits[site].sparing and begins) :]
+            self._kept.fires[told] = bool(fires.any())
         return self._kept.fires[told]
 
     @torch.inference_mode()
@@ -153,17 +156,18 @@ class SharedPictures:
         """Return the places of answers, computed from a site on."""
         self._learn(asks)
         page, runner, first = self._page(asks), self.runner, 0
+        acts = {site: sparing_sink(edit) for site, edit in edits.items()}
         with torch.device(self.loaded.device):
             if start == VISION:
                 x = torch.stack([self._kept.vision[one] for one in page.pictures])
                 x = x.to(self.loaded.device)
-                hidden = runner.embed(page.sheet, edits[VISION](x) if edits else x)
-                if not edits:
+                hidden = runner.embed(page.sheet, acts[VISION](x) if acts else x)
+                if not acts:
                     hidden, first = self._keep(page, hidden)
             else:
-                hidden = edits[start](self._restored(page, start))
+                hidden = acts[start](self._restored(page, start))
                 first = 1 + next(i for i, site in self.decoder if site == start)
-            hidden = runner.run_layers(page.sheet, hidden, edits, first)
+            hidden = runner.run_layers(page.sheet, hidden, acts, first)
             logits = runner.read(page.sheet, hidden)
         return _places(asks, page, logits.float().cpu().log_softmax(-1))
 

@@ -44,6 +44,7 @@ from vllm_sauce.plugin.compat.worker import (
     dummy_embeddings,
     model_state_cls,
     on_cpu,
+    prompt_length,
     worker_cls,
     worker_method_owner,
 )

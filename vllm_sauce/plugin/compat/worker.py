@@ -27,6 +27,12 @@ def add_worker_call(name: str, method: Callable[[Any], Any]) -> None:
     setattr(owner, name, method)
 
 
+def prompt_length(new_request: Any) -> int:
+    """Return how many tokens a new request's prompt has; embeddings have no ids."""
+    ids = new_request.prompt_token_ids
+    return len(new_request.prompt_embeds if ids is None else ids)
+
+
 def on_cpu() -> bool:
     """Tell whether vLLM's platform is the CPU."""
     from vllm.platforms import current_platform

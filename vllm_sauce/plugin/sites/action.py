@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from vllm_sauce.plugin.sites.encoder_batches import Announced
+from vllm_sauce.plugin.sites.tokens import PromptTokens
 
 StreamAct = Callable[[Any, Tensor, Tensor], None]
 """Called with a layer, hidden_states and residual [num_tokens or more, d_model], whose
@@ -40,6 +41,8 @@ class SiteAction(ABC):
     def __init__(self) -> None:
         self.live: dict[str, Any] = {}
         """Labels of the requests a runner holds, or at least of those in this step."""
+        self.prompts: dict[str, PromptTokens] = {}
+        """The prompts of the labelled requests that a runner holds."""
         self.in_canary = False
         """True while the canary itself drives dummy runs."""
 
@@ -52,11 +55,16 @@ class SiteAction(ABC):
 
     @abstractmethod
     def begin_step(
-        self, labels: Sequence[Any], starts: Sequence[int], num_tokens: Sequence[int]
+        self,
+        labels: Sequence[Any],
+        prompts: Sequence[PromptTokens | None],
+        starts: Sequence[int],
+        num_tokens: Sequence[int],
     ) -> None:
         """Tell of the next forward pass, in the order of its batch.
 
-        Shapes: labels, starts, num_tokens [num_reqs]; starts are positions.
+        Shapes: labels, prompts, starts, num_tokens [num_reqs]; starts are positions, a
+            prompt is None where a runner was not told of it.
         """
 
     @abstractmethod

@@ -249,6 +249,13 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
         len(bundle.catalogue),
         ", ".join(config.forget) or "none",
     )
+    if sites := bundle.catalogue.editing_sink():
+        logger.warning(
+            "sauce: at %s this bundle edits position 0, too, where language models put "
+            "attention that has nowhere to go: answers may break; calibrate again, or "
+            "leave sink out of the edits' tokens",
+            ", ".join(sites),
+        )
     if names := without_decoder(config.forget, bundle.catalogue):
         logger.warning(
             "sauce: %s; --sauce-require-decoder refuses such concepts",

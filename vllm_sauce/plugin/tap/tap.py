@@ -16,6 +16,7 @@ from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ActivationsError
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct
 from vllm_sauce.plugin.sites.encoder_batches import Announced
+from vllm_sauce.plugin.sites.tokens import PictureSpan
 
 SAMPLE = "harvest_sample"
 """In a request's ``extra_args``: its sample's number."""
@@ -30,28 +31,6 @@ class Span:
     start: int
     """Position of the first token in its sample."""
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class PictureSpan:
-    """Where a picture's tokens lie in a sample."""
-
-    identifier: str
-    offset: int
-    length: int
-    is_embed: Tensor | None = None
-    """[length] bool; None if every token of the span stands for a patch."""
-
-    @classmethod
-    def of(cls, feature: Any) -> PictureSpan:
-        """Read what vLLM says of a request's picture."""
-        at = feature.mm_position
-        return cls(feature.identifier, at.offset, at.length, at.is_embed)
-
-    def mark(self, role: Tensor) -> None:
-        """Write ``Role.IMAGE`` at the picture's tokens. Shapes: role [num_tokens]"""
-        mine = role[self.offset : self.offset + self.length]
-        mine[slice(None) if self.is_embed is None else self.is_embed] = Role.IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +90,11 @@ class ActivationTap(SiteAction):
             self._held[label] = _Held(tuple(map(PictureSpan.of, mm_features)))
 
     def begin_step(
-        self, labels: Sequence[Any], starts: Sequence[int], num_tokens: Sequence[int]
+        self,
+        labels: Sequence[Any],
+        prompts: Sequence[Any],
+        starts: Sequence[int],
+        num_tokens: Sequence[int],
     ) -> None:
         """Announce the tokens of the next forward pass, in the order of the batch."""
         spans = list(map(Span, labels, starts, num_tokens))
@@ -224,7 +207,9 @@ class ActivationTap(SiteAction):
         role = torch.full((one.num_tokens,), Role.TEXT, dtype=torch.uint8)
         role[one.num_prompt_tokens :] = Role.GENERATED
         for picture in held.pictures:
-            picture.mark(role)
+            mine = role[picture.offset : picture.offset + picture.length]
+            patches = picture.is_embed
+            mine[slice(None) if patches is None else patches] = Role.IMAGE
         return Rows(x, *_labels(one.sample, one.num_tokens), role)
 
     def _fresh_pictures(self, held: _Held) -> tuple[str, ...]:

@@ -126,7 +126,9 @@ def _table(
         bundle.sites[site].weights,
         bundle.catalogue,
         site,
-        num_slots=settings.table_sizes(vllm_config)["num_slots"],
+        # Tokens of several kinds may need a part each of one request's mask.
+        num_slots=settings.table_sizes(vllm_config)["num_slots"]
+        * bundle.catalogue.token_groups(site),
         # No mask is larger than all of the catalogue's latents together.
         max_latents=min(config.max_latents, len(bundle.catalogue.latents(site)) or 1),
         device=device,

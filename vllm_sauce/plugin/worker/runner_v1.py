@@ -9,6 +9,7 @@ from typing import Any
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites.action import SiteAction, action_of
+from vllm_sauce.plugin.sites.tokens import PromptTokens
 from vllm_sauce.plugin.startup import settings
 
 
@@ -51,10 +52,17 @@ def _prepare_inputs(
         )
         labels = [action.label_of(one) for one in extra_args]
         action.live = dict(zip(req_ids, labels, strict=True))
+        for req_id in scheduler_output.finished_req_ids:
+            action.prompts.pop(req_id, None)
         for new in scheduler_output.scheduled_new_reqs:
-            action.begin_request(action.live[new.req_id], new.mm_features)
+            label = action.live[new.req_id]
+            if label is not None:
+                action.prompts[new.req_id] = PromptTokens.of(new)
+            action.begin_request(label, new.mm_features)
+        prompts = [action.prompts.get(req_id) for req_id in req_ids]
         starts = batch.num_computed_tokens_cpu[: batch.num_reqs].tolist()
-        action.begin_step(labels, starts, [int(n) for n in num_scheduled_tokens])
+        counts = [int(n) for n in num_scheduled_tokens]
+        action.begin_step(labels, prompts, starts, counts)
     return original(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
 
 

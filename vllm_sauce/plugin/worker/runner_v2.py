@@ -10,6 +10,7 @@ from torch import nn
 
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites.action import SiteAction, action_of
+from vllm_sauce.plugin.sites.tokens import PromptTokens
 
 
 def install() -> None:
@@ -44,19 +45,24 @@ def telling_state(base: Any, action: SiteAction) -> type:
             params = new_req_data.sampling_params
             label = action.label_of(getattr(params, "extra_args", None))
             action.live[new_req_data.req_id] = label
+            if label is not None:
+                action.prompts[new_req_data.req_id] = PromptTokens.of(new_req_data)
             action.begin_request(label, new_req_data.mm_features)
             super().add_request(req_index, new_req_data)
 
         def remove_request(self, req_id: str) -> None:
             action.live.pop(req_id, None)
+            action.prompts.pop(req_id, None)
             super().remove_request(req_id)
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
             # Dummy batches come here too; their request ids have no label.
             if not action.in_canary:
                 starts = input_batch.num_computed_tokens_np[: input_batch.num_reqs]
+                req_ids = input_batch.req_ids
                 action.begin_step(
-                    [action.live.get(req_id) for req_id in input_batch.req_ids],
+                    [action.live.get(req_id) for req_id in req_ids],
+                    [action.prompts.get(req_id) for req_id in req_ids],
                     starts.tolist(),
                     [int(n) for n in input_batch.num_scheduled_tokens],
                 )

@@ -15,6 +15,7 @@ from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct, action_of
 from vllm_sauce.plugin.sites.encoder_batches import Announced
+from vllm_sauce.plugin.sites.tokens import PromptTokens
 from vllm_sauce.unlearning import Mask
 from vllm_sauce.unlearning.mask import Checked, mask_id_of
 from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, stage
@@ -22,6 +23,10 @@ from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
 
 KEPT_TENSORS = (*OP_TENSORS, "tokens_before")
 """Of a ``SiteTable``, as buffers: vLLM saves those and nothing else when it sleeps."""
+
+
+KEPT_PARTS = 4096
+"""Of masks, by kind of token; there may be any number of masks."""
 
 
 class DecoderSite:
@@ -34,17 +39,28 @@ class DecoderSite:
             (max_num_tokens,), -1, dtype=torch.int32, device=device
         )
         self.planner, self.plan = make_plan(table, self.slot_of_token)
+        self._parts: dict[tuple[str, str], Mask | None] = {}
         self._written = 0
         self._step: tuple[list[Mask | None], list[int], int] | None = None
         """Masks, token counts and the table's generation that the buffer was written
         for, if it holds a step's slots."""
 
+    def part(self, mask: Mask, kind: str) -> Mask | None:
+        """Return what of a mask acts here on tokens of a kind, None for nothing."""
+        key = mask.mask_id, kind
+        if key not in self._parts:
+            if len(self._parts) >= KEPT_PARTS:
+                self._parts.clear()
+            table = self.table
+            self._parts[key] = mask.at_tokens(table.catalogue, table.site, kind)
+        return self._parts[key]
+
     def set_spans(
         self, masks: Sequence[Mask | None], num_tokens: Sequence[int]
     ) -> None:
-        """Give each request's span of tokens its slot; all others get -1.
+        """Give each run of tokens its mask's slot; all others get -1.
 
-        Shapes: masks and num_tokens [num_reqs], in the order of the batch.
+        Shapes: masks and num_tokens [num_runs], in the order of the batch.
         """
         step = (list(masks), list(num_tokens), self.table.generation)
         # Decoding repeats itself, and its masks cannot have left their slots since.
@@ -158,11 +174,32 @@ class SauceRuntime(SiteAction):
         return mark.mask
 
     def begin_step(
-        self, labels: Sequence[Any], starts: Sequence[int], num_tokens: Sequence[int]
+        self,
+        labels: Sequence[Mask | None],
+        prompts: Sequence[PromptTokens | None],
+        starts: Sequence[int],
+        num_tokens: Sequence[int],
     ) -> None:
-        """Write the slots of a real batch, in its order, before the forward pass."""
+        """Write the slots of a real batch, in its order, before the forward pass.
+
+        Raises: CanaryError for a masked request whose prompt is not known.
+        """
+        runs: list[tuple[Mask | None, str, int]] = []
+        for mask, prompt, start, count in zip(
+            labels, prompts, starts, num_tokens, strict=True
+        ):
+            if mask is None:
+                runs.append((None, "", count))
+            elif prompt is not None:
+                runs += ((mask, *run) for run in prompt.spans(start, count))
+            else:
+                raise CanaryError(
+                    "a masked request's tokens came before its prompt was told; "
+                    "refusing to guess which of them are edited"
+                )
         for site in self.decoder.values():
-            site.set_spans(labels, num_tokens)
+            masks = [mask and site.part(mask, kind) for mask, kind, _ in runs]
+            site.set_spans(masks, [count for *_, count in runs])
 
     def clear_step(self) -> None:
         """Write -1 everywhere, for dummy and profiling runs."""

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of tokens by their position."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_sauce.plugin.sites.tokens import PictureSpan, PromptTokens
+
+
+def kinds_of(prompt: PromptTokens, start: int, count: int) -> list[str]:
+    """Return the kind of each token."""
+    return [kind for kind, length in prompt.spans(start, count) for _ in range(length)]
+
+
+MARKS = torch.tensor([False, True, True, False, True])
+PROMPT = PromptTokens(10, [PictureSpan("a", 1, 2), PictureSpan("b", 4, 5, MARKS)])
+WHOLE = [
+    "sink",
+    *["image"] * 2,
+    "prompt",
+    *["prompt", "image", "image", "prompt", "image"],
+    "prompt",
+    *["generated"] * 5,
+]
+
+
+def test_positions_tell_the_kind() -> None:
+    """Tokens of a picture's span that stand for no patch are the prompt's."""
+    assert kinds_of(PROMPT, 0, 15) == WHOLE
+    runs = list(PROMPT.spans(0, 15))
+    assert all(one[0] != two[0] for one, two in zip(runs, runs[1:], strict=False))
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_chunks_are_parts_of_the_whole(start: int, count: int) -> None:
+    """Wherever a chunk begins, and however far after the prompt."""
+    whole = [*WHOLE, *["generated"] * 40]
+    assert kinds_of(PROMPT, start, count) == whole[start : start + count]
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_the_first_token_is_the_sink(length: int) -> None:
+    """Even where it is all of the prompt, or belongs to a picture."""
+    expected = ["sink", *["image"] * (length - 1), "generated"]
+    prompt = PromptTokens(length, [PictureSpan("a", 0, length)])
+    assert kinds_of(prompt, 0, length + 1) == expected

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kind each token of a request is, by its position."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.concepts.site import GENERATED, IMAGE, PROMPT, SINK, TOKENS
+from vllm_sauce.plugin import compat
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSpan:
+    """Where a picture's tokens lie in a request."""
+
+    identifier: str
+    offset: int
+    length: int
+    is_embed: Tensor | None = None
+    """[length] bool; None if every token of the span stands for a patch."""
+
+    @classmethod
+    def of(cls, feature: Any) -> PictureSpan:
+        """Read what vLLM says of a request's picture."""
+        at = feature.mm_position
+        return cls(feature.identifier, at.offset, at.length, at.is_embed)
+
+
+class PromptTokens:
+    """The kinds of a request's tokens; what comes after the prompt is generated.
+
+    Positions alone decide, so it does not matter in which chunks tokens come, or
+    whether they come again after a preemption.
+    """
+
+    def __init__(self, length: int, pictures: Iterable[PictureSpan] = ()) -> None:
+        kinds = torch.full((length + 1,), TOKENS.index(PROMPT))
+        for picture in pictures:
+            mine = kinds[picture.offset : picture.offset + picture.length]
+            patches = picture.is_embed
+            mine[slice(None) if patches is None else patches] = TOKENS.index(IMAGE)
+        kinds[0], kinds[length] = TOKENS.index(SINK), TOKENS.index(GENERATED)
+        found, counts = kinds.unique_consecutive(return_counts=True)
+        self._kinds = [TOKENS[kind] for kind in found.tolist()]
+        self._starts: list[int] = (counts.cumsum(0) - counts).tolist()
+
+    @classmethod
+    def of(cls, new_request: Any) -> PromptTokens:
+        """Read what vLLM's scheduler says of a request that begins."""
+        seen = (f for f in new_request.mm_features if f.modality in ("image", "video"))
+        return cls(compat.prompt_length(new_request), map(PictureSpan.of, seen))
+
+    def spans(self, start: int, count: int) -> Iterator[tuple[str, int]]:
+        """Yield the kinds of ``count`` tokens from a position on, in runs."""
+        end, run = start + count, bisect_right(self._starts, start) - 1
+        while start < end:
+            last = run + 1 == len(self._starts)
+            stop = end if last else min(end, self._starts[run + 1])
+            yield self._kinds[run], stop - start
+            start, run = stop, run + 1
