@@ -5,6 +5,7 @@ Each is (file below ``vllm_sauce/``, right, wrong, what it is, tests to run).
 """
 
 _BATCHES = "tests/plugin/sites/test_encoder_batches.py"
+_TOKENS = "tests/plugin/test_tokens.py"
 _WIRE = "tests/test_client.py"
 _CORE = "tests/plugin/test_engine_core.py"
 _ENGINE = "tests/plugin/test_engine.py -k 'leak or mixed or image or chunked'"
@@ -27,6 +28,10 @@ SERVED = (
     ("plugin/sites/encoder_batches.py", "if unknown := sum(entry is None for entry in found):", "if unknown := 0:", "a run with a stranger in it goes on", _BATCHES),
     ("plugin/sites/encoder_batches.py", "        finally:\n            self._batch = None", "        except ZeroDivisionError:\n            pass\n        self._batch = None", "an encoder that failed leaves its mask behind", _BATCHES),
     ("plugin/sites/encoder_batches.py", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        \"\"\"Tell of the next encoder run. A label of None asks for nothing.\n\n        Raises: CanaryError if a labelled picture of the last run was never encoded.\n        \"\"\"\n        self.finish()", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        pass", "a picture never encoded is not missed", _BATCHES),
+    ("plugin/worker/runtime.py", "runs += ((mask, *run) for run in prompt.spans(start, count))", "runs.append((mask, \"prompt\", count))", "every token is taken for the prompt's", _TOKENS),
+    ("plugin/worker/runtime.py", "runs += ((mask, *run) for run in prompt.spans(start, count))", "runs += ((mask, *run) for run in prompt.spans(0, count))", "a chunk is taken for the prompt's beginning", _TOKENS),
+    ("unlearning/mask.py", "if kind in edit.tokens)", "if edit.tokens)", "tokens that a concept spares are edited", _TOKENS),
+    ("plugin/worker/injection.py", "\n        * bundle.catalogue.token_groups(site),", ",", "too few slots for the parts of a mask", _TOKENS),
     ("plugin/sites/swap.py", "for name, value in kwargs.items():", "for name, value in ():", "a module called by keyword is not edited", "tests/plugin/sites/test_swap.py"),
     ("plugin/worker/runtime.py", "masks.append(None if mask_id is None else by_id[mask_id])", "masks.append(None)", "the vision site edits nobody", _ENGINE),
     ("plugin/frontend/admission.py", "feature.identifier = renamed(feature.identifier, mask)", "pass", "pictures share an encoding across masks", _ENGINE),

@@ -17,7 +17,8 @@ from tiny.marking import (
 )
 from tiny.questions import mentions
 from tiny.sheets import answer_logits
-from vllm_sauce.concepts import Concept, SiteEdit
+from vllm_sauce.concepts import TOKENS, VISION, Concept, SiteEdit
+from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.models.shared_prefix import SharedPrefix
 from vllm_sauce.models.site_edits import EditTensors
 from vllm_sauce.sae import SAEWeights
@@ -34,7 +35,16 @@ def build_edits(
     *,
     fp8: bool = False,
 ) -> dict[str, EditTensors]:
-    """Return the tensors of a concept's edits by site."""
+    """Return the tensors of a concept's edits by site.
+
+    Raises: UnsupportedFeatureError
+    """
+    for site, edit in edits.items():
+        if site != VISION and edit.tokens != TOKENS:
+            raise UnsupportedFeatureError(
+                f"here every token of {site} is edited, this edit is of "
+                f"{', '.join(edit.tokens)}: ask the server"
+            )
     return {
         site: EditTensors.build(saes[site], edit, fp8=fp8)
         for site, edit in edits.items()

@@ -35,6 +35,7 @@ def test_every_change_of_a_concept_is_a_line() -> None:
         gamma=(0.25, *edit.gamma[2:]),
         shift=edit.shift[1:],
         gate=edit.gate[1:],
+        tokens=("image",),
     )
     new = changed(
         old,
@@ -47,6 +48,8 @@ def test_every_change_of_a_concept_is_a_line() -> None:
     assert "concept puppy: added" in lines
     assert f"concept dog: {site}: 0 latents added, 1 removed" in lines
     assert f"concept dog: {site}: gamma, shift or gate changed" in lines
+    kinds = "sink, image, prompt, generated"
+    assert f"concept dog: {site}: edits image tokens, not {kinds}" in lines
     assert any(
         line.startswith("concept dog: HM 0.") and "-> 0.5" in line for line in lines
     )

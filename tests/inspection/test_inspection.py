@@ -12,7 +12,7 @@ from tests.plugin.random_gemma3 import write_gemma3_bundle, write_random_gemma3
 from tests.tiny_world import draw, random_sae, sample_of
 from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts import SPARING, VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.data.schema import Questions
 from vllm_sauce.errors import ConfigError, UnknownConceptError
@@ -214,14 +214,27 @@ def test_questions_fit_the_pictures(bundle, samples):
     assert choose_questions(words, bundle.catalogue, WORDING, 2) == []
 
 
+def sparing(catalogue: Catalogue) -> Catalogue:
+    """Return the same edits, of all tokens but the sink."""
+    return Catalogue(
+        replace(
+            concept,
+            edits={s: replace(e, tokens=SPARING) for s, e in concept.edits.items()},
+        )
+        for concept in catalogue.values()
+    )
+
+
+@pytest.mark.parametrize("spared", [False, True])
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 @pytest.mark.parametrize("forget", [("clock",), ("tennis", "cat")])
 def test_shared_pictures_answer_as_plain_prompts(
-    strength, forget, loaded, bundle, saes, samples
+    spared, strength, forget, loaded, bundle, saes, samples
 ):
     """Names of several tokens too, some begun, unedited and edited, lengths mixed."""
     wording = replace(WORDING, answers={"clock": ("a red clock",), "cat": ("cat",)})
     catalogue = small_catalogue(bundle)
+    catalogue = sparing(catalogue) if spared else catalogue
     shared, plain = (ModelAsker(loaded, catalogue, saes) for _ in range(2))
     assert isinstance(shared.pictures, SharedPictures)
     plain.pictures = plain.prompts

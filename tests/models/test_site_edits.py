@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The batched edit is the served op, at any strength."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.tiny_world import random_sae
-from vllm_sauce.concepts import VISION, SiteEdit
-from vllm_sauce.models.site_edits import EditTensors, site_actions
+from vllm_sauce.concepts import SPARING, TOKENS, VISION, SiteEdit
+from vllm_sauce.errors import UnsupportedFeatureError
+from vllm_sauce.models.site_edits import EditTensors, site_actions, sparing_sink
 from vllm_sauce.sae import SAEWeights, reconstruct
 from vllm_sauce_kernels.masked_edit.reference import masked_edit_ref
 
@@ -60,6 +63,31 @@ def test_edit_is_the_served_op():
     )
     assert torch.allclose(edit(x), served, atol=1e-5)
     assert (served != x).any()
+
+
+def test_the_sink_is_spared_where_prompts_begin():
+    """Of a batch padded on the left, and not in the steps after a prompt."""
+    sae, edit = build_sae(), replace(EDIT, tokens=SPARING)
+    (action,) = site_actions({"decoder.0": sae}, {"decoder.0": edit}, 1.0).values()
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(2))
+    first = torch.tensor([0, 2, 1])
+    whole, spared = action(x), sparing_sink(action, first)(x)
+    changed = (spared != x).any(-1)
+    assert torch.equal(
+        changed, (whole != x).any(-1) & (torch.arange(5) != first[:, None])
+    )
+    assert torch.equal(spared[changed], whole[changed])
+    assert torch.equal(sparing_sink(action)(x)[:, 1:], whole[:, 1:])
+    assert torch.equal(sparing_sink(action)(x[:, :1]), action(x[:, :1]))
+    every = replace(EDIT, tokens=TOKENS)
+    (action,) = site_actions({"decoder.0": sae}, {"decoder.0": every}, 1.0).values()
+    assert sparing_sink(action, first) is action
+
+
+def test_edits_of_some_tokens_are_vllms_to_tell():
+    edits = {"decoder.0": replace(EDIT, tokens=("image",))}
+    with pytest.raises(UnsupportedFeatureError, match="of image: ask vLLM"):
+        site_actions({"decoder.0": build_sae()}, edits, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["standard", "jumprelu", "topk", "normed"])

@@ -63,6 +63,9 @@ def _concept(old: Concept, new: Concept) -> Iterator[str]:
                 for name in ("gamma", "shift", "gate")
             ):
                 yield f"{site}: gamma, shift or gate changed"
+            if before.tokens != after.tokens:
+                old_kinds, new_kinds = map(", ".join, (before.tokens, after.tokens))
+                yield f"{site}: edits {new_kinds} tokens, not {old_kinds}"
     yield from _fields(dict(old.scores), dict(new.scores))
     if old.provenance != new.provenance:
         yield "found in another way (provenance)"

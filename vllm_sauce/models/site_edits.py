@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,11 @@ class EditTensors:
     def to(self, device: torch.device) -> EditTensors:
         """Return the edit with its tensors on a device."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        moved = {n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
 
     def __call__(self, x: Tensor) -> Tensor:

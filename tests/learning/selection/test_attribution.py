@@ -70,6 +70,8 @@ def margin(loaded, sae, site, asked, latent, share):
 
     def turned_down(x):
         acts = sae.encode(x.float())[..., latent, None]
+        if site != "vision":
+            acts[:, 0] = 0  # the sink, which edits spare
         return x - share * acts * sae.W_dec[latent]
 
     with site_hook(loaded.model, site, turned_down):

@@ -62,12 +62,12 @@ def harvest(folder, samples, rows_of, shard_tokens=37):
 
 
 def rows_of(number, site):
-    """As many tokens as the number says; the first is text at the decoder."""
+    """As many tokens as the number says; two are text at the decoder, one the sink."""
     count = number % 5 + 2
     rng = torch.Generator().manual_seed(number + 1000 * (site == "vision"))
     role = torch.full((count,), Role.IMAGE, dtype=torch.uint8)
     if site != "vision":
-        role[0] = Role.TEXT
+        role[:2] = Role.TEXT
     return Rows(
         torch.randn(count, D, generator=rng),
         torch.full((count,), number, dtype=torch.int32),
@@ -98,7 +98,9 @@ def test_statistics_are_those_of_all_rows_at_once(
         numbers = [i for i, sample in enumerate(samples) if sample.key in keys]
         if site == "vision":
             numbers = sorted({first[samples[i].to_json()["picture"]] for i in numbers})
-        acts = torch.cat([rows_of(i, site).activations for i in numbers]).clamp_min(0)
+        sink = int(site != "vision")
+        acts = torch.cat([rows_of(i, site).activations[sink:] for i in numbers])
+        acts = acts.clamp_min(0)
         group = found.group(column)
         assert (group.num_tokens, group.num_samples) == (len(acts), len(numbers))
         assert torch.allclose(group.mean_acts, acts.double().mean(0))
@@ -138,7 +140,11 @@ def test_a_share_of_the_tokens_without_a_concept_stays_below_a_level(
     counted = concept_statistics(sae, store, groups).group(1)
     without = {s.key for e in concepts[0].examples(False) for s in e.samples()}
     acts = torch.cat(
-        [rows_of(i, "").activations for i, s in enumerate(samples) if s.key in without]
+        [
+            rows_of(i, "").activations[1:]
+            for i, s in enumerate(samples)
+            if s.key in without
+        ]
     ).clamp_min(0)
     for latent, levels in zip(chosen[0], found[0].T, strict=True):
         for share, level in zip(shares, levels, strict=True):

@@ -36,7 +36,10 @@ def picture(identifier, offset, length, is_embed=None):
 def begin_step(tap, spans):
     """Tell of a step as a runner does."""
     tap.begin_step(
-        [s.sample for s in spans], [s.start for s in spans], [s.count for s in spans]
+        [s.sample for s in spans],
+        [None] * len(spans),
+        [s.start for s in spans],
+        [s.count for s in spans],
     )
 
 
