@@ -38,6 +38,14 @@ def check_choice(settings: object, name: str, choices: Collection[str]) -> None:
         raise ConfigError(f"{name} is one of {', '.join(choices)}, got {value!r}")
 
 
+def check_roles(roles: Collection[str]) -> None:
+    """Refuse kinds of tokens that there are not, or none. Raises: ConfigError"""
+    if not roles or not set(roles) <= set(ROLE_NAMES):
+        raise ConfigError(
+            f"roles are some of {', '.join(ROLE_NAMES)}, got {', '.join(roles)}"
+        )
+
+
 def parse_pairs(given: Sequence[str], wanted: str) -> dict[str, str]:
     """Parse texts such as SITE=SAE, ``wanted`` says which.
 

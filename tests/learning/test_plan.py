@@ -124,7 +124,7 @@ def test_no_search_asks_more_than_planned(paper, sites):
     config = CalibrationConfig()
     sites = dict.fromkeys(paper.sites, latents)
     choices = EditChoices.of("dog", sites, config)
-    search = site_rounds(tuple(choices.grids.values()), config.passes)
+    search = site_rounds(choices.grids, config.passes)
     rising, tried = 0.0, 0
     wanted = next(search)
     with pytest.raises(StopIteration):

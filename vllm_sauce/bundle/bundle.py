@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from vllm_sauce.bundle.schema import (
     BundleFile,
     ConceptFile,
     ModelFingerprint,
+    RowFile,
     SiteFile,
 )
 from vllm_sauce.bundle.tensors import check_header, read_weights
@@ -186,6 +187,7 @@ def _site_entry(
             key: None if value is None else float(value)
             for key, value in activation.items()
         },
+        rows=[RowFile.model_construct(**asdict(row)) for row in sae.rows],
     )
 
 

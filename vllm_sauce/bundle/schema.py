@@ -59,6 +59,16 @@ class ModelFingerprint(_Strict):
         )
 
 
+class RowFile(_Strict):
+    """How one of the last latents was fitted; see ``Row``."""
+
+    concept: str
+    towards: Literal["others", "absence"]
+    shrinkage: Annotated[float, Field(ge=0, le=1)]
+    num_samples: tuple[_Index, _Index]
+    d_prime: _Number
+
+
 class SiteFile(_Strict):
     """One site's SAE file."""
 
@@ -73,6 +83,16 @@ class SiteFile(_Strict):
         "none"
     )
     activation: dict[str, _Number | None] = {}
+    rows: list[RowFile] = []
+    """Of the last latents, if they were fitted with labels; since version 2."""
+
+    @model_validator(mode="after")
+    def _rows_are_latents(self) -> Self:
+        if len(self.rows) > self.d_sae:
+            raise ValueError(f"{len(self.rows)} rows are among {self.d_sae} latents")
+        if self.rows and (self.k or self.normalize_activations != "none"):
+            raise ValueError("rows stand beside no topk SAE and no normalised input")
+        return self
 
 
 class EditFile(_Strict):
@@ -139,7 +159,9 @@ class BundleFile(_Strict):
     concepts: dict[str, ConceptFile]
 
     @model_validator(mode="after")
-    def _tokens_by_version(self) -> Self:
+    def _fields_by_version(self) -> Self:
+        if self.version < 2 and any(site.rows for site in self.sites.values()):
+            raise ValueError("version 1 knows no rows")
         for name, concept in self.concepts.items():
             for site, edit in concept.edits.items():
                 if (edit.tokens is None) == (self.version == 2):

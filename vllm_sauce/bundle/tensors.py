@@ -59,7 +59,7 @@ def read_weights(path: Path, site: SiteFile) -> SAEWeights:
 
     Raises: BundleNotFoundError, BundleCorruptError
     """
-    from vllm_sauce.sae import SAEWeights
+    from vllm_sauce.sae import Row, SAEWeights
     from vllm_sauce.sae.tensors_file import read_tensors
 
     sae = SAEWeights(
@@ -68,6 +68,7 @@ def read_weights(path: Path, site: SiteFile) -> SAEWeights:
         apply_b_dec_to_input=site.apply_b_dec_to_input,
         k=site.k,
         normalize_activations=site.normalize_activations,
+        rows=tuple(Row(**row.model_dump()) for row in site.rows),
     )
     if not sae.finite():
         raise BundleCorruptError(

@@ -11,6 +11,7 @@ from vllm_sauce.inspection.settings import InspectRequest
 from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.harvest.settings import HarvestRequest
 from vllm_sauce.learning.importing.settings import ImportRequest
+from vllm_sauce.learning.rows.settings import FitRequest
 from vllm_sauce.learning.selection.settings import SelectRequest
 from vllm_sauce.learning.training.settings import HarvestTraining
 from vllm_sauce.scale.cluster import actors_wanted
@@ -63,6 +64,21 @@ def train(request: HarvestTraining) -> None:
     console.print(figures_table(str(request.out), [figures]))
     if reason := figures.get("fidelity_missing"):
         console.print(f"loss recovered is not measured: {reason}")
+
+
+def fit(request: FitRequest) -> None:
+    """Fit a row for each concept: a read that tells it apart, and where it leads."""
+    from vllm_sauce.cli.bars import progress_bar
+    from vllm_sauce.learning.rows.fit_rows import fit_rows
+
+    with progress_bar("rows") as progress:
+        sae = fit_rows(request, progress)
+    concepts = {row.concept for row in sae.rows}
+    apart = sum(row.d_prime for row in sae.rows) / len(sae.rows)
+    sys.stdout.write(
+        f"{len(sae.rows)} rows of {len(concepts)} concepts, {apart:.1f} deviations "
+        f"apart on samples they were not fitted on: {request.out}\n"
+    )
 
 
 def select(request: SelectRequest) -> None:

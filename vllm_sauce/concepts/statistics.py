@@ -6,8 +6,9 @@ Memory is that of the counts, [num_groups, d_sae], however many tokens come.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,12 @@ class GroupStatistics:
     """Share of tokens on which the latent is active. [d_sae] float64"""
     max_acts: Tensor
     """Largest activation. [d_sae] float32"""
+
+    def first(self, count: int) -> GroupStatistics:
+        """Return what the first latents show."""
+        names = ("mean_acts", "mean_squared", "firing_rate", "max_acts")
+        kept: dict[str, Any] = {name: getattr(self, name)[:count] for name in names}
+        return replace(self, **kept)
 
     @property
     def sum_acts(self) -> Tensor:

@@ -24,6 +24,8 @@ from vllm_sauce.plugin.sites.architectures import with_vision
 
 PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
+ROWS: Final = 2
+"""Kinds of rows that a concept has at most."""
 RANKINGS: Final = 6
 """The file's order and five scores."""
 PRUNINGS: Final = 4
@@ -65,6 +67,8 @@ def plan(request: LearnRequest, counts: Counts, size: ModelSize) -> list[Line]:
         lines.append(_harvest(name, request, request.trained, more, size))
     for site in request.trained:
         lines.append(_train(request, site, size))
+    if request.edits != "latents":
+        lines += [_fit(site, rows[site], counts, size) for site in request.sites]
     for site in request.sites:
         d_model = size.width(site)
         d_sae = _latents(request, d_model)
@@ -74,6 +78,13 @@ def plan(request: LearnRequest, counts: Counts, size: ModelSize) -> list[Line]:
         lines.append(Line(f"select {site}", 0, rows[site], 0, memory, operations))
     lines.append(_calibrate(request, counts, size))
     return lines
+
+
+def _fit(site: str, rows: int, counts: Counts, size: ModelSize) -> Line:
+    d_model = size.width(site)
+    # Two halves' squares and sums of each concept, in float64; and a batch.
+    memory = 16 * d_model * (d_model + 2 * counts.concepts) + 2**27
+    return Line(f"fit {site}", 0, rows, 0, memory, 2.0 * rows * d_model**2)
 
 
 def _rows(site: str, counts: Counts, size: ModelSize) -> int:
@@ -128,6 +139,8 @@ def _stored_bytes(request: LearnRequest, size: ModelSize) -> int:
 
 def _latents(request: LearnRequest, d_model: int) -> int:
     """Return an SAE's latents, as if it were trained here."""
+    if request.edits == "rows":
+        return 1
     return request.training.d_sae or request.training.expansion * d_model
 
 
@@ -154,8 +167,12 @@ def _searched(request: LearnRequest, passes: int) -> int:
     rankings = len(config.rankings) or RANKINGS + (
         request.selection.score == ATTRIBUTION
     )
-    values = (rankings, latents, len(config.gates), len(config.actions))
-    return most_settings(values, sites, passes)
+    kinds = {
+        "latents": (rankings, latents, len(config.gates), len(config.actions)),
+        "rows": (ROWS, 1, len(config.row_gates), len(config.row_shares)),
+    }
+    grids = [v for kind, v in kinds.items() if request.edits in (kind, "both")]
+    return most_settings(grids, sites, passes)
 
 
 def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:

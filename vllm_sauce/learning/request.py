@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -14,10 +14,20 @@ from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.harvest.settings import HarvestSettings, check_sites
+from vllm_sauce.learning.rows.settings import RowSettings
 from vllm_sauce.learning.selection.settings import SelectSettings
 from vllm_sauce.learning.training.settings import SAETraining
-from vllm_sauce.options import EngineArgs, Sites, SiteSAEs, check_at_least
+from vllm_sauce.options import (
+    EngineArgs,
+    Sites,
+    SiteSAEs,
+    check_at_least,
+    check_choice,
+)
 from vllm_sauce.scale.cluster import Resources
+
+TOPK = "topk"
+EDITS = ("both", "rows", "latents")
 
 
 @Parameter(name="*")
@@ -45,6 +55,10 @@ class LearnRequest:
     """Folder of more pictures to train on, or JSON lines with the columns image and
     prompt; else those of the concepts."""
 
+    edits: Annotated[str, Parameter(choices=EDITS)] = "both"
+    """What concepts may be forgotten by: rows, fitted with labels; latents of SAEs;
+    or, for each, what calibration finds better."""
+
     latents: int = 64
     """Latents a concept that calibration may choose from, at each site."""
 
@@ -55,6 +69,7 @@ class LearnRequest:
     """For vllm.LLM, VALUE as JSON; may be given again."""
 
     harvest: HarvestSettings = field(default_factory=HarvestSettings)
+    rows: RowSettings = field(default_factory=RowSettings)
     training: SAETraining = field(default_factory=SAETraining)
     selection: SelectSettings = field(default_factory=SelectSettings)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
@@ -63,6 +78,16 @@ class LearnRequest:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "latents")
+        check_choice(self, "edits", EDITS)
+        if self.edits == "rows" and self.saes:
+            raise ConfigError(
+                "--edits rows needs no SAE; leave --sae away, or use both"
+            )
+        if self.edits == "both" and self.trained and self.training.architecture == TOPK:
+            raise ConfigError(
+                "rows cannot stand beside the latents of a topk SAE, which ranks them; "
+                "take --edits latents, --edits rows, or another architecture"
+            )
         check_sites(self.sites)
         for site in self.saes:
             check_site(site)
@@ -77,7 +102,15 @@ class LearnRequest:
     @property
     def trained(self) -> tuple[str, ...]:
         """Sites whose SAE is trained."""
+        if self.edits == "rows":
+            return ()
         return tuple(site for site in self.sites if site not in self.saes)
+
+    def edited_path(self, site: str) -> Path:
+        """Return where that is which a site's edits are chosen from."""
+        if self.edits == "latents":
+            return self.sae_path(site)
+        return self.folder / f"rows-{site}"
 
     def sae_path(self, site: str) -> Path:
         """Return where a site's SAE is once its stage is done."""
@@ -91,10 +124,11 @@ class LearnRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the result, flat; where and how fast it runs does not."""
-        own = ("sites", "concepts", "out", "saes", "train_pictures", "latents")
+        own = ("sites", "concepts", "out", "saes", "train_pictures", "edits", "latents")
         told = {name: getattr(self, name) for name in own}
         parts = {
             "harvest": self.harvest.to_json(),
+            "rows": asdict(self.rows),
             "training": self.training.to_json(),
             "selection": asdict(self.selection),
             "calibration": self.calibration.to_json(),

@@ -13,6 +13,7 @@ from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.harvest.settings import HarvestRequest, ShownSamples
 from vllm_sauce.learning.importing.settings import ImportRequest
 from vllm_sauce.learning.request import LearnRequest
+from vllm_sauce.learning.rows.settings import FitRequest
 from vllm_sauce.learning.selection.settings import CAUSAL, SelectRequest
 from vllm_sauce.learning.training.settings import FidelitySettings, HarvestTraining
 
@@ -47,12 +48,14 @@ def stages(request: LearnRequest) -> list[Stage]:
         shown = training_pictures(request.train_pictures)
         what = "training pictures"
         found.append(_harvest(request, what, request.trained, shards, shown))
-    for site in request.sites:
+    for site in () if request.edits == "rows" else request.sites:
         path = request.sae_path(site)
         if site in request.trained:
             found.append(_train(request, site, shards, path))
         elif not is_served_sae(Path(request.saes[site])):
             found.append(_import(request, site, path))
+    if request.edits != "latents":
+        found += [_fit(request, site) for site in request.sites]
     found += [_select(request, site) for site in request.sites]
     found.append(_calibrate(request))
     if request.report:
@@ -116,6 +119,20 @@ def _import(request: LearnRequest, site: str, out: Path) -> Stage:
     return Stage(f"import {site}", told, out / "bundle.json")
 
 
+def _fit(request: LearnRequest, site: str) -> Stage:
+    told = FitRequest(
+        site=site,
+        harvest=request.folder / "harvest",
+        concepts=request.concepts,
+        out=request.edited_path(site),
+        sae=None if request.edits == "rows" else request.sae_path(site),
+        fit=request.rows,
+        # What is there is of a stage that was cut off, or it would not run again.
+        overwrite=True,
+    )
+    return Stage(f"fit {site}", told, told.out / "bundle.json")
+
+
 def _selection(request: LearnRequest, site: str) -> Path:
     return request.folder / f"selection-{site}.json"
 
@@ -123,7 +140,7 @@ def _selection(request: LearnRequest, site: str) -> Path:
 def _select(request: LearnRequest, site: str) -> Stage:
     told = SelectRequest(
         **asdict(request.selection),
-        sae=request.sae_path(site),
+        sae=request.edited_path(site),
         site=site,
         harvest=request.folder / "harvest",
         concepts=request.concepts,
@@ -138,7 +155,7 @@ def _select(request: LearnRequest, site: str) -> Stage:
 def _calibrate(request: LearnRequest) -> Stage:
     told = CalibrateRequest(
         model=request.model,
-        saes={site: request.sae_path(site) for site in request.sites},
+        saes={site: request.edited_path(site) for site in request.sites},
         selections=tuple(_selection(request, site) for site in request.sites),
         concepts=request.concepts,
         out=request.out,

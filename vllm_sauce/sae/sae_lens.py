@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,9 @@ def folded_sae(
     if gate:
         # Stands in until the gate is folded.
         tensors["b_enc"] = gate[-1]
+    named: dict[str, Any] = dict(tensors)
     sae = SAEWeights(
-        **tensors,
+        **named,
         architecture="standard" if gate else architecture,
         apply_b_dec_to_input=config.apply_b_dec_to_input,
         k=config.k,

@@ -17,6 +17,27 @@ ARCHITECTURES = ("jumprelu", "standard", "topk")
 needs the whole encoder."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """How one of an SAE's last latents was fitted, with labels, for a concept."""
+
+    concept: str
+    """What it reads: 0 where the concept is not, 1 on the mean of where it is."""
+
+    towards: str
+    """Where it takes the concept when all of it is removed: "others", the mean of the
+    samples without it, or "absence", of those without any of its domain."""
+
+    shrinkage: float
+    """Share of the covariance's diagonal alone that its inverse was taken with."""
+
+    num_samples: tuple[int, int]
+    """With the concept, and those it was told from."""
+
+    d_prime: float
+    """How far apart the two are on samples it was not fitted on, in deviations."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SAEWeights:
     """A sparse autoencoder's parameters, in any float dtype."""
@@ -49,6 +70,9 @@ class SAEWeights:
     apply_b_dec_to_input: bool = True
     """Whether ``b_dec`` is subtracted from the input before encoding."""
 
+    rows: tuple[Row, ...] = ()
+    """What the last latents are, if they were fitted with labels: see ``rows``."""
+
     def __post_init__(self) -> None:
         check_architecture(self.architecture)
         check_normalization(self.normalize_activations)
@@ -64,6 +88,10 @@ class SAEWeights:
             raise UnsupportedSAEError(
                 f'a "topk" SAE needs k >= 1, no other kind has one; got k={self.k} '
                 f"for {self.architecture!r}"
+            )
+        if len(self.rows) > self.d_sae:
+            raise UnsupportedSAEError(
+                f"{len(self.rows)} rows are among {self.d_sae} latents"
             )
         shapes = {
             "W_dec": (self.d_sae, self.d_model),

@@ -175,5 +175,5 @@ def test_one_site_has_no_pairs():
 def test_a_search_that_always_finds_something_better_asks_most(sites):
     rising = iter(range(10_000))
     _, asked = search(grids_of(*sites), lambda one: float(next(rising)))
-    most = most_settings((2, 3, 1, 3), len(sites), passes=2)
+    most = most_settings([(2, 3, 1, 3)], len(sites), passes=2)
     assert 0.9 * most <= sum(map(len, asked)) <= most

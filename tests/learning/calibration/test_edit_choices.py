@@ -41,7 +41,7 @@ def wide():
 
 def settings_of(choices):
     """Yield everything that may be done."""
-    for sites in itertools.product(*map(all_of, choices.grids.values())):
+    for sites in itertools.product(*map(all_of, choices.grids)):
         yield tuple(one for one in sites if one is not None)
 
 

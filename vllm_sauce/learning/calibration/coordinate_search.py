@@ -26,41 +26,44 @@ be the better one once both act."""
 
 
 def site_rounds(grids: Sequence[SiteGrid], passes: int) -> Round:
-    """Search the grids of a concept's sites.
+    """Search the grids of a concept's sites; a site may have several.
 
-    Each site alone, ``passes`` times; pairs of good settings of two sites; from the
+    Each grid alone, ``passes`` times; pairs of good settings of two sites; from the
     best of all, every axis of every site once more.
     """
     scores: dict[Setting, float] = {}
-    alone: list[list[SiteSetting]] = []
+    alone: dict[str, dict[SiteSetting, float]] = {}
     for grid in grids:
         found = yield from coordinate_rounds((grid.start(),), _axes([grid]), passes)
-        best_first = sorted(found, key=found.__getitem__, reverse=True)
-        alone.append([mine for (mine,) in best_first])
+        here = alone.setdefault(grid.site, {})
+        here |= {mine: score for (mine,), score in found.items()}
         scores |= found
-    if len(grids) == 1:
+    if len(alone) == 1:
         return scores
+    good = [
+        sorted(h, key=h.__getitem__, reverse=True)[PARTNERS] for h in alone.values()
+    ]
     scores |= yield [
-        pair
-        for sites in combinations(alone, 2)
-        for pair in product(*(settings[PARTNERS] for settings in sites))
+        pair for sites in combinations(good, 2) for pair in product(*sites)
     ]
     best = max(scores, key=scores.__getitem__)
     scores |= yield from coordinate_rounds(best, _axes(grids, may_rest=True), 1)
     return scores
 
 
-def most_settings(values: Sequence[int], sites: int, passes: int) -> int:
+def most_settings(grids: Sequence[Sequence[int]], sites: int, passes: int) -> int:
     """Return how many settings ``site_rounds`` asks for at most.
 
-    ``values``: how many each axis of a site has.
+    ``grids``: of those of a site, how many values each axis has.
     """
     # The present value of each is known.
-    more = sum(count - 1 for count in values)
-    alone, pairs = sites * (1 + passes * more), sites * (sites - 1) // 2
+    more = [sum(count - 1 for count in values) for values in grids]
+    alone = sites * sum(1 + passes * count for count in more)
+    pairs = sites * (sites - 1) // 2
     each = len(range(PARTNERS.stop)[PARTNERS]) ** 2
     # From the best of these, all sites once more, each of which may be left alone.
-    return alone + (each * pairs + 1 + sites * (more + 1) if pairs else 0)
+    last = 1 + sites * sum(1 + count for count in more)
+    return alone + (each * pairs + last if pairs else 0)
 
 
 def coordinate_rounds(start: Setting, axes: Sequence[Axis], passes: int) -> Round:
@@ -112,20 +115,21 @@ def in_step(
 
 def _axes(grids: Sequence[SiteGrid], *, may_rest: bool = False) -> list[Axis]:
     """Return the axes of all sites, for whole settings."""
-    order = [grid.site for grid in grids]
+    order = tuple(dict.fromkeys(grid.site for grid in grids))
 
-    def at_site(site: str, axis: SiteAxis) -> Axis:
+    def at_site(grid: SiteGrid, axis: SiteAxis) -> Axis:
         def along(setting: Setting) -> list[Setting]:
             here: dict[str, SiteSetting | None] = {one.site: one for one in setting}
-            changed = (here | {site: value} for value in axis(here.get(site)))
+            present = here.get(grid.site)
+            if present is not None and present.ranking not in grid.rankings:
+                return []  # another grid's
+            changed = (here | {grid.site: value} for value in axis(present))
             return [tuple(_edited(values, order)) for values in changed]
 
         return along
 
     return [
-        at_site(grid.site, axis)
-        for grid in grids
-        for axis in grid.axes(may_rest=may_rest)
+        at_site(grid, axis) for grid in grids for axis in grid.axes(may_rest=may_rest)
     ]
 
 

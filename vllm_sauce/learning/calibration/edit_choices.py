@@ -29,9 +29,9 @@ class EditChoices:
 
     concept: str
     latents: Mapping[str, SelectedConcept]
-    """What ``sauce select`` kept, by site; at least one latent each."""
-    grids: Mapping[str, SiteGrid]
-    """What may be done there."""
+    """What ``sauce select`` kept, by site; at least one latent or row each."""
+    grids: tuple[SiteGrid, ...]
+    """What may be done: with a site's latents, and with its rows."""
 
     @classmethod
     def of(
@@ -40,21 +40,24 @@ class EditChoices:
         latents: Mapping[str, SelectedConcept],
         config: CalibrationConfig,
     ) -> EditChoices:
-        """Return what a configuration allows, where a latent was selected.
+        """Return what a configuration allows, where something was selected.
 
         Raises: ConfigError
         """
-        chosen = {site: found for site, found in latents.items() if found.latents}
-        if not chosen:
+        grids: list[SiteGrid] = []
+        for site, found in latents.items():
+            if found.latents:
+                grids.append(SiteGrid.of(site, concept, found, config))
+            if found.rows:
+                grids.append(SiteGrid.of_rows(site, found, config))
+        if not grids:
             raise ConfigError(
                 f"no latent was selected for {concept!r} at any site; give more "
                 "examples, or an SAE that explains more"
             )
-        grids = {
-            site: SiteGrid.of(site, concept, found, config)
-            for site, found in chosen.items()
-        }
-        return cls(concept, chosen, grids)
+        sites = {grid.site for grid in grids}
+        chosen = {site: found for site, found in latents.items() if site in sites}
+        return cls(concept, chosen, tuple(grids))
 
     def edits(self, setting: Setting) -> dict[str, SiteEdit]:
         """Return the edits that a setting stands for; none if it leaves all alone."""
@@ -90,11 +93,11 @@ class EditChoices:
 
     def widest(self) -> int:
         """Return how many latents an edit has at most, at a site."""
-        return max(max(grid.k) for grid in self.grids.values())
+        return max(max(grid.k) for grid in self.grids)
 
     def most_parts(self) -> int:
         """Return how many candidates a setting is made of at most."""
-        most = dict.fromkeys(self.grids, 0)
+        most = dict.fromkeys((grid.site for grid in self.grids), 0)
         for one in self._widest():
             most[one.site] = max(most[one.site], len(self._bands(one)))
         return sum(most.values())
@@ -133,7 +136,11 @@ class EditChoices:
         A band ends at every k of the grid, so all settings share them, and has few
         latents, so that a part of an edit can be pruned.
         """
-        counts = self.grids[one.site].k
+        counts = next(
+            grid.k
+            for grid in self.grids
+            if grid.site == one.site and one.ranking in grid.rankings
+        )
         stop = min(one.k, len(ranked(self.latents[one.site], one.ranking)))
         edges = {0, *counts, *range(BAND, max(counts), BAND)}
         bands = pairwise(sorted({e for e in edges if e < stop} | {stop}))
@@ -141,7 +148,7 @@ class EditChoices:
 
     def _widest(self) -> Iterator[SiteSetting]:
         """Yield each site's rankings, gates and actions with all that are chosen."""
-        for grid in self.grids.values():
+        for grid in self.grids:
             for ranking, gate, action in product(
                 grid.rankings, grid.gates, grid.actions
             ):

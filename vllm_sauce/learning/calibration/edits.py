@@ -10,6 +10,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.grid import FILE
 from vllm_sauce.learning.calibration.setting import SiteSetting
 from vllm_sauce.learning.selection.selection_file import (
+    ROW_RANKING,
     RankedLatent,
     SelectedConcept,
     level_name,
@@ -27,7 +28,7 @@ def ranked(found: SelectedConcept, ranking: str) -> list[RankedLatent]:
     """Return the latents that a ranking chooses, best first."""
     if ranking == FILE:
         return list(found.latents)
-    scored = [(one.scores.get(ranking), one) for one in found.latents]
+    scored = [(one.scores.get(ranking), one) for one in (*found.latents, *found.rows)]
     chosen = [(score, one) for score, one in scored if score is not None]
     return [one for _, one in sorted(chosen, key=lambda pair: -pair[0])]
 
@@ -38,6 +39,7 @@ def edit_of(latents: Sequence[RankedLatent], setting: SiteSetting) -> SiteEdit:
     Raises: ConfigError if the selection lacks the gate's level
     """
     action = setting.action
+    of_row = setting.ranking.startswith(ROW_RANKING)
     gamma = 0.0 if action.clamps else action.amount
     return SiteEdit(
         latents=tuple(one.latent for one in latents),
@@ -46,7 +48,10 @@ def edit_of(latents: Sequence[RankedLatent], setting: SiteSetting) -> SiteEdit:
             -action.amount * one.max_acts[0] if action.clamps else 0.0
             for one in latents
         ),
-        gate=tuple(_gate(one, setting.gate) for one in latents),
+        # What a row reads is in units of its concept: its gate needs no share.
+        gate=tuple(
+            setting.gate if of_row else _gate(one, setting.gate) for one in latents
+        ),
     )
 
 

@@ -56,6 +56,24 @@ class SiteGrid:
             actions=tuple(map(Action.parse, config.actions)),
         )
 
+    @classmethod
+    def of_rows(
+        cls, site: str, found: SelectedConcept, config: CalibrationConfig
+    ) -> SiteGrid:
+        """Return what a configuration allows where rows were fitted.
+
+        Raises: ConfigError
+        """
+        # To take away a share of what a row reads is to scale it by what is left.
+        actions = (f"scale {1 - share:g}" for share in config.row_shares)
+        return cls(
+            site=site,
+            rankings=tuple(name for row in found.rows for name in row.scores),
+            k=(1,),
+            gates=config.row_gates,
+            actions=tuple(map(Action.parse, actions)),
+        )
+
     def start(self) -> SiteSetting:
         """Return where a search begins: the first ranking, the middle of the rest."""
         return SiteSetting(

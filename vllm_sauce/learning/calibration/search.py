@@ -135,7 +135,7 @@ def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
         }
 
     searches = {
-        name: site_rounds(tuple(choices.grids.values()), examiner.config.passes)
+        name: site_rounds(choices.grids, examiner.config.passes)
         for name, choices in examiner.choices.items()
     }
     in_step(searches, ask)

@@ -44,11 +44,12 @@ class SiteSetting:
 
     site: str
     ranking: str
-    """The score that latents are ranked by."""
+    """The score that latents are ranked by, or which row it is."""
     k: int
     """So many of the best are edited."""
     gate: float
-    """Share of the tokens without the concept that is left alone."""
+    """Share of the tokens without the concept that is left alone; of a row, what it
+    must read."""
     action: Action
     without: tuple[int, ...] = ()
     """First ranks of the bands that were pruned."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.concepts import VISION
-from vllm_sauce.concepts.scores import ranked
+from vllm_sauce.concepts.scores import NEVER, ranked
 from vllm_sauce.data.concepts_yaml import ConceptFile, Example
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
@@ -51,8 +51,10 @@ def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
     chosen = {}
     for one in ranking.scored:
         name, share = one.concept.name, one.scores["share"]
-        one.scores[ATTRIBUTION] = effects[name]
-        best = ranked(effects[name], one.pos, request.k)
+        # Rows are not ranked.
+        mine = effects[name].masked_fill(share == NEVER, NEVER)
+        one.scores[ATTRIBUTION] = mine
+        best = ranked(mine, one.pos, request.k)
         # Calibration may rank by any score; these are where S(i) differs.
         first = ranked(share, one.pos, max(1, request.k // 2))
         chosen[name] = tuple(dict.fromkeys((*best, *first)))

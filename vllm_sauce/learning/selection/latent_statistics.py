@@ -94,9 +94,9 @@ def concept_statistics(
             f"{store.site} of width {store.d_model}"
         )
     found = LatentStatistics(groups.shape[1], sae.d_sae)
-    index, sample = _counted_rows(store, groups, roles)
+    index, sample = counted_rows(store, groups, roles)
     done = 0
-    for start, stop in _whole_samples(sample, max(1, BATCH_BYTES // (8 * sae.d_sae))):
+    for start, stop in whole_samples(sample, max(1, BATCH_BYTES // (8 * sae.d_sae))):
         numbers, inverse = torch.unique(sample[start:stop], return_inverse=True)
         acts = sae.encode(store.rows(index[start:stop]))
         found.add(acts, inverse, groups[numbers])
@@ -105,7 +105,7 @@ def concept_statistics(
     return found
 
 
-def _counted_rows(
+def counted_rows(
     store: ActivationStore, groups: Tensor, roles: Collection[Role]
 ) -> tuple[Tensor, Tensor]:
     """Return the rows of some roles whose sample is in a group, and their samples.
@@ -124,7 +124,7 @@ def _counted_rows(
     return index, sample[index].long()
 
 
-def _whole_samples(sample: Tensor, batch_tokens: int) -> Iterator[tuple[int, int]]:
+def whole_samples(sample: Tensor, batch_tokens: int) -> Iterator[tuple[int, int]]:
     """Yield spans of about a batch that begin and end where a sample does.
 
     Shapes: sample [num_tokens], the rows of a sample next to each other
@@ -158,7 +158,7 @@ def quiet_levels(
 
     Shapes: groups [num_samples, 2 * num_concepts] bool
     """
-    index, number = _counted_rows(store, groups, roles)
+    index, number = counted_rows(store, groups, roles)
     step = -(-len(index) // LEVEL_TOKENS)
     index, number = index[::step], number[::step]
     used = torch.tensor(sorted({one for mine in latents for one in mine}))

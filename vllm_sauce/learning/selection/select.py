@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 
+import torch
 from torch import Tensor
 
 from vllm_sauce.activations.row_choice import parse_roles
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle.served_sae import read_sae
-from vllm_sauce.concepts.scores import SCORES, Score, crisp, ranked
+from vllm_sauce.concepts.scores import NEVER, SCORES, Score, crisp, ranked
 from vllm_sauce.concepts.statistics import LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.evaluation.asking.asker import Progress
@@ -30,8 +31,10 @@ from vllm_sauce.learning.selection.selection_file import (
     SelectedConcept,
     SelectionFile,
     level_name,
+    row_ranking,
 )
 from vllm_sauce.learning.selection.settings import MODEL_SCORES, SelectRequest
+from vllm_sauce.sae import SAEWeights
 
 
 def select(
@@ -48,8 +51,8 @@ def select(
     groups = sample_groups(store.samples(), concepts, request.split, request.site)
     roles = parse_roles(request.roles)
     counted = concept_statistics(sae, store, groups, roles=roles, progress=progress)
-    scored = _scored(request, concepts, counted)
-    if request.score in MODEL_SCORES:
+    scored = _scored(request, concepts, counted, sae.d_sae - len(sae.rows))
+    if request.score in MODEL_SCORES and len(sae.rows) < sae.d_sae:
         score: ModelScore = import_module(f"{__package__}.{request.score}")
         ranking = Ranking(
             request=request,
@@ -62,10 +65,11 @@ def select(
         latents = score.rank(ranking)
         chosen = [latents[one.concept.name] for one in scored]
     else:
-        chosen = [
-            ranked(one.scores[request.score], one.pos, request.k) for one in scored
-        ]
-    levels = quiet_levels(sae, store, groups, chosen, QUIET_LEVELS, roles=roles)
+        by = "share" if request.score in MODEL_SCORES else request.score
+        chosen = [ranked(one.scores[by], one.pos, request.k) for one in scored]
+    rows = [_rows_of(sae, one.concept.name) for one in scored]
+    wanted = [(*a, *b) for a, b in zip(chosen, rows, strict=True)]
+    levels = quiet_levels(sae, store, groups, wanted, QUIET_LEVELS, roles=roles)
     return SelectionFile(
         fingerprint=store.harvest.fingerprint,
         site=request.site,
@@ -75,35 +79,60 @@ def select(
         k=request.k,
         roles=list(request.roles),
         concepts={
-            one.concept.name: _selected(one, latents, quiet)
-            for one, latents, quiet in zip(scored, chosen, levels, strict=True)
+            one.concept.name: _selected(one, latents, mine, quiet)
+            for one, latents, mine, quiet in zip(
+                scored, chosen, rows, levels, strict=True
+            )
         },
     )
+
+
+def _rows_of(sae: SAEWeights, concept: str) -> dict[int, str]:
+    """Return the rows of a concept among an SAE's latents, and how each ranks."""
+    first = sae.d_sae - len(sae.rows)
+    return {
+        first + number: row_ranking(row.towards)
+        for number, row in enumerate(sae.rows)
+        if row.concept == concept
+    }
 
 
 def _scored(
     request: SelectRequest,
     concepts: Sequence[ConceptExamples],
     counted: LatentStatistics,
+    trained: int,
 ) -> list[Scored]:
-    """Return each concept's groups with the scores that need statistics alone."""
+    """Return each concept's groups with the scores that need statistics alone.
+
+    ``trained``: so many latents are ranked; rows behind them are each for one concept.
+    """
     ways: dict[str, Score] = {**SCORES, "crisp": partial(crisp, k=request.k)}
     scored = []
     for number, concept in enumerate(concepts):
         pos, neg = counted.group(2 * number), counted.group(2 * number + 1)
-        scores = {name: score(pos, neg) for name, score in ways.items()}
+        never = torch.full((counted.d_sae - trained,), NEVER)
+        scores = {
+            name: torch.cat([score(pos.first(trained), neg.first(trained)), never])
+            for name, score in ways.items()
+            if trained
+        } or dict.fromkeys(ways, never)
         scored.append(Scored(concept, pos, neg, scores))
     return scored
 
 
-def _selected(one: Scored, chosen: Sequence[int], quiet: Tensor) -> SelectedConcept:
-    """Shapes: quiet [num_shares, num_latents]"""
+def _selected(
+    one: Scored, chosen: Sequence[int], rows: Mapping[int, str], quiet: Tensor
+) -> SelectedConcept:
+    """Shapes: quiet [num_shares, num_latents + num_rows]"""
+    levels = dict(zip((*chosen, *rows), quiet.T.tolist(), strict=True))
     return SelectedConcept(
         domain=one.concept.domain,
         num_samples=(one.pos.num_samples, one.neg.num_samples),
-        latents=[
-            _latent(one, latent, levels)
-            for latent, levels in zip(chosen, quiet.T.tolist(), strict=True)
+        latents=[_latent(one, latent, levels[latent]) for latent in chosen],
+        rows=[
+            _latent(one, row, levels[row]).model_copy(update={"scores": {ranking: 1.0}})
+            for row, ranking in rows.items()
         ],
     )
 

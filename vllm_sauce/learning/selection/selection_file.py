@@ -18,9 +18,18 @@ QUIET_LEVELS = (0.9, 0.95, 0.99, 0.999)
 """Shares of the tokens without a concept that gates are measured at."""
 
 
+ROW_RANKING = "row:"
+"""Begins the names of rankings that have a row."""
+
+
 def level_name(share: float) -> str:
     """Return how a share is written in the file."""
     return f"{share:g}"
+
+
+def row_ranking(towards: str) -> str:
+    """Return the name under which a concept's row is ranked: it alone is."""
+    return ROW_RANKING + towards
 
 
 class _Strict(BaseModel):
@@ -61,6 +70,8 @@ class SelectedConcept(_Strict):
     """Harvested samples with the concept and without."""
     latents: list[RankedLatent]
     """Best first by the file's score."""
+    rows: list[RankedLatent] = []
+    """Those fitted for it, if the SAE has rows: each is its ranking's only one."""
 
 
 class SelectionFile(_Strict):

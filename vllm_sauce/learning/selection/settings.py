@@ -11,13 +11,13 @@ from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
 from vllm_sauce.concepts.scores import SCORES
-from vllm_sauce.errors import ConfigError
 from vllm_sauce.options import (
     ROLE_NAMES,
     EngineArgs,
     Roles,
     check_at_least,
     check_choice,
+    check_roles,
 )
 
 CAUSAL, ATTRIBUTION = "causal", "attribution"
@@ -89,8 +89,4 @@ class SelectRequest(SelectSettings):
         SelectSettings.__post_init__(self)
         check_site(self.site)
         check_at_least(self, 1, "k")
-        if not self.roles or not set(self.roles) <= set(ROLE_NAMES):
-            raise ConfigError(
-                f"roles are some of {', '.join(ROLE_NAMES)}, got "
-                f"{', '.join(self.roles)}"
-            )
+        check_roles(self.roles)

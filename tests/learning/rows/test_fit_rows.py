@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sauce fit`` on sauce-tiny: real pictures, a harvest on disk, what select makes."""
+
+import pytest
+import torch
+
+from tests.activations.harvests import harvest_pictures
+from tests.cli.sauce import sauce
+from tests.places import TINY
+from vllm_sauce.activations.store import ActivationStore
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.learning.selection.latent_statistics import sample_groups
+from vllm_sauce.learning.selection.selection_file import SelectionFile
+from vllm_sauce.sae import without_rows
+
+
+@pytest.fixture(scope="module")
+def file():
+    return ConceptFile.read(TINY / "concepts.yaml")
+
+
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory, file):
+    return harvest_pictures(tmp_path_factory.mktemp("harvest"), file)
+
+
+def run(command, harvested, *more):
+    given = ("--harvest", harvested, "--concepts", TINY / "concepts.yaml")
+    return sauce(command, *given, "--site", "vision", *more)
+
+
+@pytest.fixture(scope="module")
+def fitted(harvested, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fit") / "rows"
+    done = run("fit", harvested, "--sae", TINY / "bundle", "--out", out)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_each_concept_has_rows_beside_the_latents(fitted, file):
+    sae = Bundle.load(fitted).sites["vision"].weights
+    shipped = Bundle.load(TINY / "bundle").sites["vision"].weights
+    assert sae.d_sae == 2048 + len(sae.rows)
+    for name, tensor in without_rows(sae).tensors().items():
+        torch.testing.assert_close(tensor, shipped.tensors()[name], rtol=0, atol=0)
+    towards = {}
+    for row in sae.rows:
+        towards.setdefault(row.towards, set()).add(row.concept)
+    assert towards["others"] == set(file.concepts)
+    # Every background has a colour: there is no picture without one.
+    domains = {file.concepts[name].domain for name in towards["absence"]}
+    assert domains == {"objects", "sports", "emotions"}
+
+
+def test_few_pictures_are_warned_of(harvested, tmp_path, caplog):
+    done = run("fit", harvested, "--out", tmp_path / "rows")
+    assert done.exit_code == 0
+    assert "fewer than 30 samples" in caplog.text
+    sae = Bundle.load(tmp_path / "rows").sites["vision"].weights
+    assert sae.d_sae == len(sae.rows) > 60
+
+
+def test_rows_read_their_concept_in_pictures_of_another_split(fitted, file, harvested):
+    """The largest of a picture's patches tells it, for most concepts nearly always."""
+    store = ActivationStore.open(harvested, "vision")
+    concepts = tuple(file.concepts.values())
+    groups = sample_groups(store.samples(), concepts, "scoring", "vision")
+    sae = Bundle.load(fitted).sites["vision"].weights
+    sample = store.labels()[0].long()
+    z = sae.encode(store.rows(torch.arange(len(store))))[:, 2048:]
+    # A picture's patches are stored once, under the first of its samples.
+    stored = torch.zeros(len(groups), dtype=torch.bool)
+    stored[sample] = True
+    best = torch.zeros(len(groups), z.shape[1])
+    best.scatter_reduce_(0, sample[:, None].expand_as(z), z, "amax")
+    places = {name: number for number, name in enumerate(file.concepts)}
+    areas = []
+    for number, row in enumerate(sae.rows):
+        column = 2 * places[row.concept]
+        having = best[groups[:, column] & stored, number]
+        lacking = best[groups[:, column + 1] & stored, number]
+        areas.append(float((having[:, None] > lacking).float().mean()))
+    assert sum(areas) / len(areas) > 0.9
+
+
+def known(latent):
+    return {name: score or 0.0 for name, score in latent.scores.items()}
+
+
+def test_selection_keeps_a_concepts_rows_apart(fitted, harvested, tmp_path):
+    out = tmp_path / "selection.json"
+    done = run("select", harvested, "--sae", fitted, "--k", "8", "--out", out)
+    assert done.exit_code == 0, done.output
+    plain = tmp_path / "plain.json"
+    done = run(
+        "select", harvested, "--sae", TINY / "bundle", "--k", "8", "--out", plain
+    )
+    assert done.exit_code == 0, done.output
+    found, before = SelectionFile.read(out), SelectionFile.read(plain)
+    sae = Bundle.load(fitted).sites["vision"].weights
+    for name, concept in found.concepts.items():
+        for now, then in zip(
+            concept.latents, before.concepts[name].latents, strict=True
+        ):
+            assert now.latent == then.latent
+            assert known(now) == pytest.approx(known(then), rel=1e-4)
+        rankings = [next(iter(row.scores)) for row in concept.rows]
+        assert rankings == [f"row:{r.towards}" for r in sae.rows if r.concept == name]
+        for row in concept.rows:
+            assert sae.rows[row.latent - 2048].concept == name
+            assert row.mean_acts[0] > row.mean_acts[1] >= 0
+
+
+def test_a_folder_that_is_there_is_not_replaced_unasked(fitted, harvested):
+    done = run("fit", harvested, "--out", fitted)
+    assert done.exit_code == 2
+    assert "--overwrite" in done.output

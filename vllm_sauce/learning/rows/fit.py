@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows from moments: read by linear discriminant, written along the mean.
+
+A concept's samples have the mean p, those it is told from the mean m, all rows the
+covariance C. Its row reads ``z = w (x - m)`` with ``w`` along ``C^-1 (p - m)``, scaled
+so that z is 1 at p, and writes along ``u = p - m``: taking away ``z u`` takes a sample
+that has the concept to where those without it are.
+
+Source: Fisher's linear discriminant; Belrose et al. 2023, arXiv:2306.03819 (LEACE),
+reads as here and writes along ``C w``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vllm_sauce.learning.rows.moments import HALVES, GroupMoments, Moments
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Rows of a site, and how well each tells its samples apart."""
+
+    read: Tensor
+    """[d_model, num_rows] float64"""
+    bias: Tensor
+    """[num_rows] float64"""
+    write: Tensor
+    """[num_rows, d_model] float64"""
+    shrinkage: float
+    d_prime: Tensor
+    """On samples the row was not fitted on; 0 where there are too few to say.
+    [num_rows] float64"""
+
+
+Pairs = Sequence[tuple[int, int]]
+"""Of each row: the group with its concept, and the group it is told from."""
+
+
+def fit(
+    moments: Moments,
+    pairs: Pairs,
+    shrinkages: Sequence[float],
+    *,
+    orthogonal: bool = False,
+) -> Fitted:
+    """Return a row for each pair of groups, with the shrinkage that generalises best.
+
+    A half of the samples is fitted, the other tells how far apart the read's two means
+    are, in deviations; the mean over rows and halves decides. Then all are fitted.
+    """
+    halves = [moments.half(number) for number in range(HALVES)]
+    both = torch.stack([h.samples[torch.tensor(pairs)].amin(1) for h in halves])
+    known = both.amin(0) > 0
+    tried = {}
+    # Of equals, as where no row can be tried, the most cautious.
+    for one in sorted(shrinkages, reverse=True):
+        crossed = [
+            _d_prime(halves[a], pairs, _reads(halves[1 - a], pairs, one))
+            for a in range(HALVES)
+        ]
+        tried[one] = torch.stack(crossed).mean(0).where(known, 0.0)
+    best = max(tried, key=lambda one: float(tried[one].sum()))
+    everything = moments.all()
+    apart = write = _differences(everything, pairs)
+    read = _reads(everything, pairs, best)
+    if orthogonal:
+        write, read = _orthogonal(write, read)
+    read = read / (read * apart.T).sum(0)
+    # Of an orthogonal row, too, taking away z u leaves nothing for it to read.
+    write = write / (read * write.T).sum(0)[:, None]
+    told_from = everything.means[[other for _, other in pairs]]
+    return Fitted(
+        read=read,
+        bias=-(read * told_from.T).sum(0),
+        write=write,
+        shrinkage=best,
+        d_prime=tried[best],
+    )
+
+
+def _differences(found: GroupMoments, pairs: Pairs) -> Tensor:
+    """Shapes: -> [num_rows, d_model]"""
+    return found.means[[a for a, _ in pairs]] - found.means[[b for _, b in pairs]]
+
+
+def _reads(found: GroupMoments, pairs: Pairs, shrinkage: float) -> Tensor:
+    """Return unscaled reads. Shapes: -> [d_model, num_rows]"""
+    diagonal = found.covariance.diagonal()
+    # A feature that never varies reads nothing, and must not divide by 0.
+    diagonal = diagonal.clamp_min(1e-9 * float(diagonal.mean()) + 1e-30)
+    shrunk = (1 - shrinkage) * found.covariance + shrinkage * diagonal.diag()
+    return torch.linalg.solve(shrunk, _differences(found, pairs).T)
+
+
+def _d_prime(found: GroupMoments, pairs: Pairs, read: Tensor) -> Tensor:
+    """Shapes: read [d_model, num_rows] -> [num_rows]"""
+    apart = (_differences(found, pairs) * read.T).sum(1)
+    variance = ((found.covariance @ read) * read).sum(0)
+    return apart / variance.clamp_min(1e-30).sqrt()
+
+
+def _orthogonal(write: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the closest rows that do not read what another writes.
+
+    Shapes: write [num_rows, d_model], read [d_model, num_rows]
+    Source: Löwdin 1950, symmetric orthogonalisation, in the metric of C^-1
+    """
+    gram = write @ read
+    scale = gram.diagonal().clamp_min(1e-30).sqrt()
+    values, vectors = torch.linalg.eigh(gram / scale / scale[:, None])
+    # Rows that say the same leave directions with nothing in them.
+    damped = (values.clamp_min(0) + 1e-3).rsqrt()
+    mixing = (vectors * damped) @ vectors.T
+    return mixing @ (write / scale[:, None]), (read / scale) @ mixing
