@@ -206,7 +206,8 @@ def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
     for forget in (["dog", name], ["dog"]):
         args = parse_model(*SAUCE, "--sauce-forget", *forget)
         settings._say_what_runs(args, bundle)
-    (line,) = warned
+    # The shipped bundle is of version 1, whose edits do not spare the sink.
+    (line,) = (text for text in warned if "sink" not in text)
     assert f"decoder: {name}; a question without a picture" in line
 
 
