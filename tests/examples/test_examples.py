@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each example runs as its first lines say, on the shipped model and bundle."""
+"""Each example runs as its first lines say, on the shipped model and bundle.
+
+``serve_and_ask.py`` is asked of the server of ``tests/plugin/test_api_servers.py``.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.engines import starts_engine
 from tests.places import ROOT
-from tests.plugin.test_server import free_port, serve, wait_until_healthy
 
 EXAMPLES = ROOT / "examples"
 TINY = EXAMPLES / "tiny"
@@ -66,39 +66,3 @@ def test_many_masks() -> None:
         _, forgets, answer = line.split(" | ")
         forgotten += forgets.removeprefix("forgets ") not in answer
     assert forgotten >= 12
-
-
-@pytest.fixture(scope="module")
-@starts_engine
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The README's server on the shipped bundle."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("serve") / "log"
-    process = serve(
-        *("examples/tiny/model", "--plugin", "sauce", "--dtype", "float32"),
-        *(
-            "--sauce-bundle",
-            "examples/tiny/bundle",
-            "--served-model-name",
-            "sauce-tiny",
-        ),
-        *("--port", str(port), "--host", "127.0.0.1", "--enforce-eager"),
-        *("--max-model-len", "512"),
-        cwd=ROOT,
-        log=log,
-    )
-    wait_until_healthy(process, f"http://127.0.0.1:{port}", log)
-    yield f"http://127.0.0.1:{port}/v1"
-    process.terminate()
-    process.wait(timeout=60)
-
-
-def test_serve_and_ask(server: str) -> None:
-    """Over HTTP too, the dog is named and then forgotten."""
-    lines = [
-        line
-        for line in run("examples/serve_and_ask.py", server).splitlines()
-        if " -> " in line
-    ]
-    assert "dog" in lines[0].split(" -> ")[1]
-    assert "dog" not in lines[1].split(" -> ")[1]

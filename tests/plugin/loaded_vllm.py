@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm`` commands that end before an engine starts, each in a copy of one process.
+"""``vllm`` commands that end by themselves, each in a copy of one process.
 
 Loading vLLM is nearly all they do. A copy of a process that has loaded it runs the
 console script's own function, with its own arguments, output and exit status.

@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 import vllm_sauce
+from tests.examples.test_examples import run as run_example
 from tests.places import ROOT
 from tests.plugin.conftest import RUNNER
-from tests.plugin.test_server import free_port, serve, wait_until_healthy
+from tests.plugin.test_server import ONE_PROCESS, free_port, serve, wait_until_healthy
 
 pytestmark = [
     pytest.mark.engine,
@@ -40,7 +41,7 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two API processes before one engine, "dog" forgotten in every request.
+    """Two API processes before one engine, "plane" forgotten in every request.
 
     As an operator writes it who knows vLLM's YAML.
     """
@@ -48,10 +49,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config, log = folder / "serve.yaml", folder / "log"
     options = {
         "model": str(TINY / "model"),
-        "served-model-name": "tiny",
+        "served-model-name": ["tiny", "sauce-tiny"],
         "plugin": "sauce",
         "sauce-bundle": str(TINY / "bundle"),
-        "sauce-forget": ["dog", "plane"],
+        "sauce-forget": ["plane", "pizza"],
         "api-server-count": COUNT,
         "dtype": "float32",
         "max-model-len": 256,
@@ -61,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "port": port,
     }
     config.write_text(json.dumps(options))  # JSON is YAML
-    process = serve("--config", str(config), log=log)
+    process = serve("--config", str(config), log=log, environ=ONE_PROCESS)
     address = f"http://127.0.0.1:{port}"
     wait_until_healthy(process, address, log)
     yield Server(address, process, log)
@@ -124,13 +125,13 @@ def test_each_process_edits_ordinary_requests(server: Server) -> None:
     """What is mandatory is forgotten, what is not is known; the engine lives on."""
 
     def ask() -> int:
-        reply, pid = post(server, "dog", {})
-        assert said(reply) != "dog"
+        reply, pid = post(server, "plane", {})
+        assert said(reply) != "plane"
         assert said(post(server, "cat", {})[0]) == "cat"
         return pid
 
     by_every_process(ask)
-    assert "mandatory: dog, plane" in server.log.read_text()
+    assert "mandatory: pizza, plane" in server.log.read_text()
 
 
 def test_each_process_edits_what_a_request_asks_for(server: Server) -> None:
@@ -158,3 +159,11 @@ def test_each_process_refuses(server: Server, body: dict[str, Any], says: str) -
         return pid
 
     by_every_process(ask)
+
+
+def test_the_example_asks_it(server: Server) -> None:
+    """With the ordinary client the dog is named, and then forgotten."""
+    said = run_example("examples/serve_and_ask.py", f"{server.address}/v1")
+    lines = [line for line in said.splitlines() if " -> " in line]
+    assert "dog" in lines[0].split(" -> ")[1]
+    assert "dog" not in lines[1].split(" -> ")[1]

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import vllm_sauce
 from tests.plugin.conftest import RUNNER
 from tests.plugin.misplaced import BODIES, contents
 from tests.plugin.support import Ask, ReferenceModel
-from tests.plugin.test_server import VLLM, free_port, serve, wait_until_healthy
+from tests.plugin.test_server import ONE_PROCESS, free_port, serve, wait_until_healthy
 from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
 
 pytestmark = [
@@ -51,6 +48,7 @@ def server(
         *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
         log=log,
         environ={
+            **ONE_PROCESS,
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_LOGGING_LEVEL": "INFO",
@@ -212,48 +210,3 @@ def test_streams_are_handed_on_piece_by_piece(client: httpx.Client) -> None:
     with client.stream("POST", "/v1/chat/completions", json=body) as reply:
         events = [line for line in reply.iter_lines() if line]
     assert len(events) > 3 and events[-1] == "data: [DONE]"
-
-
-def test_run_batch_forgets_and_refuses(
-    model_dir: Path, bundle_dir: Path, tmp_path: Path
-) -> None:
-    """``vllm run-batch``: a wish is heard, and a line that would not be fails alone."""
-    bodies: list[dict[str, Any]] = [
-        {},
-        WISH,
-        {"sauce_forget": ["seen"]},
-        {"vllm_xargs": {"sauce_forget": []}},
-        vllm_sauce.forget_body("nobody"),
-    ]
-    ask = GREEDY | {"messages": TALK, "max_tokens": 12, "ignore_eos": True}
-    request = {"method": "POST", "url": "/v1/chat/completions"}
-    lines = [
-        json.dumps({"custom_id": str(index), **request, "body": ask | body})
-        for index, body in enumerate(bodies)
-    ]
-    (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    command = [str(VLLM), "run-batch", "-i", "in.jsonl", "-o", "out.jsonl"]
-    command += ["--model", str(model_dir), "--served-model-name", "tiny"]
-    command += ["--plugin", "sauce", "--sauce-bundle", str(bundle_dir)]
-    command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    output = (tmp_path / "out.jsonl").read_text().splitlines()
-    plain, masked, *refused = map(json.loads, output)
-    for reply in (plain, masked):
-        assert reply["error"] is None, reply
-    texts = [
-        reply["response"]["body"]["choices"][0]["message"]["content"]
-        for reply in (plain, masked)
-    ]
-    assert texts[0] != texts[1]
-    for reply, says in zip(refused, ("vllm_xargs", "empty", "unknown"), strict=True):
-        assert reply["response"]["status_code"] == 400
-        assert says in reply["error"]

@@ -21,7 +21,6 @@ import pytest
 
 import vllm_sauce
 from tests.plugin.conftest import RUNNER
-from tests.plugin.loaded_vllm import LoadedVLLM, loaded_vllm
 from tests.plugin.support import picture
 
 pytestmark = [
@@ -32,6 +31,9 @@ pytestmark = [
 ]
 
 VLLM = Path(sys.executable).with_name("vllm")
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""An engine with its worker in it: a process less that loads vLLM. The server of this
+file has them apart, as users' have."""
 
 
 def inherited() -> dict[str, str]:
@@ -102,13 +104,6 @@ def server(
     yield address
     process.terminate()
     process.wait(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedVLLM]:
-    """What runs commands that end at once."""
-    with loaded_vllm(tmp_path_factory.mktemp("commands"), inherited()) as loaded:
-        yield loaded
 
 
 @pytest.fixture(scope="module")
@@ -281,48 +276,3 @@ def test_batch_route_passes_admission(client: openai.OpenAI) -> None:
     assert len(masked) == 2 and all(m != p for m, p in zip(masked, plain, strict=True))
     with pytest.raises(openai.BadRequestError, match="did you mean"):
         answers(**vllm_sauce.forget_body("reed"))
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["--plugin", "sauce", "--sauce-bundle", "no/such/place"], "no/such/place"),
-        (["--plugin", "soss"], "unknown plugin 'soss'"),
-        (["--sauce-forget", "seen"], "--plugin sauce"),
-    ],
-)
-def test_server_does_not_start(
-    commands: LoadedVLLM, model_dir: Path, args: list[str], says: str
-) -> None:
-    """A wrong command line ends the start with its reason."""
-    status, said = commands.run("serve", str(model_dir), "--dtype", "float32", *args)
-    assert status != 0
-    assert says in said
-
-
-def test_bench_throughput_runs(model_dir: Path, bundle_dir: Path) -> None:
-    """``vllm bench throughput`` takes the same flags and edits every request."""
-    command = [str(VLLM), "bench", "throughput", "--model", str(model_dir)]
-    command += ["--plugin", "sauce", "--sauce-bundle", str(bundle_dir)]
-    command += ["--sauce-forget", "read", "--dtype", "float32", "--enforce-eager"]
-    command += ["--dataset-name", "random", "--random-input-len", "24"]
-    command += ["--random-output-len", "4", "--num-prompts", "6"]
-    command += ["--max-model-len", "256"]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert "mandatory: read" in done.stdout + done.stderr
-    assert "Throughput:" in done.stdout
-
-
-@pytest.mark.parametrize("bench", ["latency", "serve"])
-def test_bench_commands_know_the_flags(commands: LoadedVLLM, bench: str) -> None:
-    """They have them too."""
-    status, said = commands.run("bench", bench, "--help=sauce")
-    assert status == 0
-    assert "--sauce-forget" in said

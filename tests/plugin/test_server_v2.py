@@ -19,7 +19,7 @@ import pytest
 import vllm_sauce
 from tests.places import ROOT
 from tests.plugin.conftest import RUNNER
-from tests.plugin.test_server import free_port, serve, wait_until_healthy
+from tests.plugin.test_server import ONE_PROCESS, free_port, serve, wait_until_healthy
 
 pytestmark = [
     pytest.mark.engine,
@@ -62,6 +62,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
         *("--port", str(port), "--host", "127.0.0.1"),
         log=log,
         environ={
+            **ONE_PROCESS,
             "PYTHONPATH": str(folder),
             "TRITON_INTERPRET": "1",
             "VLLM_USE_V2_MODEL_RUNNER": "1",
