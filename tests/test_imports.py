@@ -24,7 +24,13 @@ LAYERS = [
     {"server", "evaluation", "batch"},
     {"evaluation/asking"},
     {"learning/selection", "learning/harvest", "learning/training", "playground"},
-    {"learning/calibration", "learning/importing", "learning/rows", "inspection"},
+    {
+        "learning/calibration",
+        "learning/importing",
+        "learning/rows",
+        "inspection",
+        "measuring",
+    },
     {"learning"},
     {"cli"},
 ]

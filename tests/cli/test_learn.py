@@ -78,5 +78,5 @@ def test_from_pictures_to_a_bundle(tmp_path):
     before = sorted((p, p.stat().st_mtime_ns) for p in out.iterdir())
     again = run()
     assert again.returncode == 0
-    assert again.stderr.count("done before") == 5
+    assert again.stderr.count("done before") == 7
     assert before == sorted((p, p.stat().st_mtime_ns) for p in out.iterdir())

@@ -52,3 +52,22 @@ def test_scores_by_hand():
     assert found.to_json()["HM"] == round(4 / (1 / 0.625 * 2 + 1 + 1 / 0.875), 4)
     with pytest.raises(ConfigError, match="without a single question"):
         outcome(questions[:2], [1.0, 1.0])
+
+
+def test_a_malformed_answer_is_wrong_whatever_was_asked():
+    def asked(part, kind):
+        return Question(prompt="?", part=part, kind=kind, words=("x",))
+
+    questions = [
+        asked(Part.UAG, Kind.NAME),
+        asked(Part.UAD, Kind.NO),
+        asked(Part.IRA, Kind.NAME),
+        asked(Part.CRA_OTHER, Kind.YES),
+    ]
+    # Forgotten, denied, kept, kept: all as it should be.
+    right = [0.0, 1.0, 1.0, 1.0]
+    good = outcome(questions, right)
+    assert (good.HM, good.malformed) == (1.0, 0.0)
+    spoilt = outcome(questions, right, [True] * 4)
+    assert spoilt.values() == (0.0, 0.0, 0.0, 0.0)
+    assert spoilt.malformed == 1.0

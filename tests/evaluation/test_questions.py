@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which answers are right, read by hand."""
 
-from vllm_sauce.evaluation.questions import Kind, Question, first_word, mentions
+import pytest
+
+from vllm_sauce.evaluation.questions import (
+    Kind,
+    Question,
+    first_word,
+    malformed,
+    mentions,
+)
 
 
 def test_words_in_answers():
@@ -20,3 +28,32 @@ def test_each_kind_has_its_own_right_answer():
     assert denied.right(" No, none.", "yes") and not denied.right("a nose", "no")
     kept = Question(prompt="?")
     assert kept.right(" A tree. ", "a tree.") and not kept.right("a house", "a tree.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no no no no",  # what decoder edits made of "no"
+        "",
+        " . ",
+        "a dog a dog a dog",
+        "The the cat",
+        "it is red and it is red and it is red and so on",
+    ],
+)
+def test_a_spoilt_answer_is_known(text):
+    assert malformed(text, "no")
+    # What the model says anyway is nothing that an edit did.
+    assert not malformed(text, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "a dog and a cat and a pig", "No, none.", "1 2 3"]
+)
+def test_a_whole_answer_is_not_spoilt(text):
+    assert not malformed(text, "yes")
+
+
+def test_an_answer_that_does_not_end_is_spoilt():
+    assert malformed("a dog in the", "a dog", goes_on=True)
+    assert not malformed("a dog in the", "", goes_on=True)

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import vllm_sauce
+from tests.cli.sauce import sauce
 from tests.examples.test_examples import run as run_example
 from tests.places import ROOT
 from tests.plugin.conftest import RUNNER
@@ -167,3 +168,28 @@ def test_the_example_asks_it(server: Server) -> None:
     lines = [line for line in said.splitlines() if " -> " in line]
     assert "dog" in lines[0].split(" -> ")[1]
     assert "dog" not in lines[1].split(" -> ")[1]
+
+
+def test_a_bundle_is_measured_through_it(server: Server, tmp_path: Path) -> None:
+    """``sauce eval --url``: whole answers of the server; a second run asks nothing."""
+    command = [
+        *("eval", TINY / "bundle", "--model", "tiny", "--url", f"{server.address}/v1"),
+        *("--concepts", TINY / "concepts.yaml", "--out", tmp_path / "eval"),
+        *("--concept", "dog", "--concept", "soccer", "--concept", "wood"),
+        *("--positives", "3", "--negatives", "3", "--together", "2"),
+        *("--sets", "1", "--set-examples", "5"),
+    ]
+    done = sauce(*command)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "eval/results.json").read_text())["means"]
+    means = {m: {n: f["value"] for n, f in s.items()} for m, s in found.items()}
+    assert means["plain"]["UAg"] < 0.3 and means["plain"]["CRA"] > 0.8
+    assert means["ours"]["UAg"] > 0.7 and means["ours"]["CRA"] > 0.7
+    # Asking does little; a ban keeps the word from what is written, not from "yes".
+    assert means["prompt"]["UAg"] < 0.7
+    assert means["ban"]["UAg"] > 0.9 and means["ban"]["UAd"] < 0.3
+    answers = (tmp_path / "eval/answers.jsonl").stat().st_mtime_ns
+    assert sauce(*command).exit_code == 0
+    assert (tmp_path / "eval/answers.jsonl").stat().st_mtime_ns == answers
+    other = sauce(*command[:-1], "5", "--asked-tokens", "4")
+    assert other.exit_code == 2 and "differs in answer_tokens" in other.output

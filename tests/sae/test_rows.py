@@ -34,6 +34,11 @@ def fitted(seed=1):
     return read, bias, torch.randn(NUM_ROWS, D_MODEL, generator=rng)
 
 
+def merge(sae):
+    read, bias, write = fitted()
+    return with_rows(sae, read, bias, write, rows())
+
+
 def sae_of(kind, b_dec_subtracted=True):
     rng = torch.Generator().manual_seed(0)
     return SAEWeights(
@@ -70,7 +75,7 @@ def test_a_row_reads_and_writes_as_its_formula_says(kind, b_dec_subtracted):
 def test_what_was_trained_comes_back():
     for kind in ("standard", "jumprelu"):
         sae = sae_of(kind)
-        back = without_rows(with_rows(sae, *fitted(), rows()))
+        back = without_rows(merge(sae))
         assert back.rows == ()
         for name, tensor in sae.tensors().items():
             torch.testing.assert_close(back.tensors()[name], tensor, rtol=0, atol=0)
@@ -78,10 +83,10 @@ def test_what_was_trained_comes_back():
 
 def test_latents_that_depend_on_each_other_are_left_alone():
     with pytest.raises(UnsupportedSAEError, match="fit rows without an SAE"):
-        with_rows(sae_of("topk"), *fitted(), rows())
-    merged = with_rows(sae_of("standard"), *fitted(), rows())
+        merge(sae_of("topk"))
+    merged = merge(sae_of("standard"))
     with pytest.raises(UnsupportedSAEError, match="3 rows already"):
-        with_rows(merged, *fitted(), rows())
+        merge(merged)
 
 
 def bundle(merged):
@@ -93,7 +98,7 @@ def bundle(merged):
 
 
 def test_a_bundle_keeps_how_rows_were_fitted(tmp_path):
-    merged = with_rows(sae_of("jumprelu"), *fitted(), rows())
+    merged = merge(sae_of("jumprelu"))
     bundle(merged).save(tmp_path / "b")
     loaded = Bundle.load(tmp_path / "b").sites["vision"].weights
     assert loaded.rows == tuple(rows())
@@ -110,7 +115,7 @@ def test_a_bundle_keeps_how_rows_were_fitted(tmp_path):
     ],
 )
 def test_a_bundle_with_wrong_rows_is_refused(tmp_path, change, said):
-    bundle(with_rows(sae_of("standard"), *fitted(), rows())).save(tmp_path / "b")
+    bundle(merge(sae_of("standard"))).save(tmp_path / "b")
     file = tmp_path / "b" / "bundle.json"
     text = file.read_text()
     assert change[0] in text

@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[Callable[..., int | None], tuple[str, ...]]]] = 
     "calibrate": (stages.calibrate, ("vllm",)),
     "demo": (demo.demo, ("vllm",)),
     "diff": (bundles.diff, ()),
+    "eval": (stages.evaluate, ("vllm",)),
     "fit": (stages.fit, ("torch",)),
     "harvest": (stages.harvest, ("vllm",)),
     "import": (stages.import_sae, ("torch", "transformers")),

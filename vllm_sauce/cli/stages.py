@@ -14,6 +14,7 @@ from vllm_sauce.learning.importing.settings import ImportRequest
 from vllm_sauce.learning.rows.settings import FitRequest
 from vllm_sauce.learning.selection.settings import SelectRequest
 from vllm_sauce.learning.training.settings import HarvestTraining
+from vllm_sauce.measuring.settings import EvalRequest
 from vllm_sauce.scale.cluster import actors_wanted
 
 
@@ -113,6 +114,34 @@ def calibrate(request: CalibrateRequest) -> None:
     )
     with only_shown("the frontier of each concept"):
         write_frontiers(request.folder)
+
+
+def evaluate(request: EvalRequest) -> None:
+    """Ask a served bundle whole questions, beside a prompt and a banned word."""
+    from rich.console import Console
+
+    from vllm_sauce.cli.bars import progress_bar
+    from vllm_sauce.measuring import report
+    from vllm_sauce.measuring.measure import measure
+
+    with progress_bar("answers") as progress:
+        found = measure(request, progress)
+    about = [
+        ("bundle", str(request.bundle)),
+        ("model", request.model),
+        ("questions", f"{request.concepts}, split {request.split}"),
+        (
+            "asked",
+            request.url or "an engine started for it, eager unless told otherwise",
+        ),
+    ]
+    report.write(request.out, found, about)
+    console = Console()
+    for grid in list(report.grids(found))[:3]:
+        console.print(grid.as_table())
+    sys.stdout.write(
+        f"{request.out}: results.html, results.md, results.json, answers.jsonl\n"
+    )
 
 
 def inspect(request: InspectRequest) -> None:

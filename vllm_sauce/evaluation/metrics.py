@@ -12,6 +12,10 @@ For a target concept c, on pictures used for nothing else:
 - **CRA**: accuracy on the other domains: naming and balanced yes/no, half on pictures
   with c and half on pictures without it.
 - **HM**: harmonic mean of the four.
+
+What is scored is the whole answer as it was generated. A **malformed** one (see
+``questions.malformed``) counts as wrong, whatever was asked: for UAg, as if the concept
+had been named.
 """
 
 from __future__ import annotations
@@ -48,6 +52,8 @@ class Outcome:
     CRA: float
     watched: Mapping[str, float] = field(default_factory=dict)
     """How often each other concept is named right where it is."""
+    malformed: float = 0.0
+    """Share of all answers that are spoilt."""
 
     @property
     def HM(self) -> float:
@@ -84,17 +90,28 @@ class Outcome:
     def to_json(self) -> dict[str, float | None]:
         """Return the scores rounded to four digits."""
         scores = dict(zip((*NAMES, "HM"), (*self.values(), self.HM), strict=True))
+        scores["malformed"] = self.malformed
         return {n: None if s is None else round(s, 4) for n, s in scores.items()}
 
 
-def outcome(questions: Sequence[Question], right: Sequence[float]) -> Outcome:
+def outcome(
+    questions: Sequence[Question],
+    right: Sequence[float],
+    spoilt: Sequence[bool] | None = None,
+) -> Outcome:
     """Return the scores of one edit from how right each answer was, 0..1.
+
+    ``spoilt``: which answers are malformed; none of them if it is left out.
 
     Raises: ConfigError if what must be asked was not
     """
     marks: dict[Part | None, dict[Kind, list[float]]] = {}
     watched: dict[str, list[float]] = {}
-    for question, value in zip(questions, right, strict=True):
+    bad = list(spoilt or [False] * len(questions))
+    for question, known, broken in zip(questions, right, bad, strict=True):
+        value = known
+        if broken:
+            value = float(question.part is Part.UAG)
         marks.setdefault(question.part, {}).setdefault(question.kind, []).append(value)
         if question.part is Part.WATCHED:
             watched.setdefault(question.about, []).append(value)
@@ -115,6 +132,7 @@ def outcome(questions: Sequence[Question], right: Sequence[float]) -> Outcome:
         IRA=_accuracy(marks[Part.IRA]) if Part.IRA in marks else None,
         CRA=mean(halves),
         watched={name: mean(values) for name, values in watched.items()},
+        malformed=mean(list(map(float, bad))),
     )
 
 

@@ -69,6 +69,33 @@ class Questionnaire:
             found += [one for e in absent for one in _kept(e)]
         return found + self._watch(rng, concept, watched)
 
+    def about_all(self, rng: random.Random, count: int) -> list[Question]:
+        """Return questions about every concept of some examples with a picture.
+
+        For each: its name, whether it is there, and whether another is that is not.
+        """
+        concepts = self.file.concepts
+        examples = [
+            example
+            for example in self.file.examples
+            if example.split == self.split and example.picture and example.concepts
+        ]
+        found = []
+        for example in self._draw(rng, examples, count):
+            for name in example.concepts:
+                here = concepts[name]
+                found.append(_naming(rng, Part.WATCHED, here, example))
+                found.append(_exists(rng, Part.WATCHED, Kind.YES, here, example))
+                lacking = [
+                    other
+                    for other in self.domains[here.domain]
+                    if other not in example.concepts
+                ]
+                if lacking:
+                    absent = concepts[rng.choice(lacking)]
+                    found.append(_exists(rng, Part.WATCHED, Kind.NO, absent, example))
+        return found
+
     def _watch(
         self, rng: random.Random, target: ConceptExamples, count: int
     ) -> list[Question]:

@@ -76,6 +76,26 @@ class Question:
         return first_word(text) == first_word(self.words[0])
 
 
+def malformed(text: str, unedited: str, *, goes_on: bool = False) -> bool:
+    """Say whether an answer is spoilt, whatever it says.
+
+    It is if it says nothing, repeats itself where the unedited one does not (a word
+    twice on end, or up to four words thrice), or ``goes_on`` where that one ended.
+    """
+    if goes_on or not re.search(r"\w", text):
+        return bool(re.search(r"\w", unedited))
+    return _repeats(text) and not _repeats(unedited)
+
+
+def _repeats(text: str) -> bool:
+    words = re.findall(r"\w+", text.casefold())
+    return any(
+        words[at : at + size] * (times - 1) == words[at + size : at + size * times]
+        for size, times in ((1, 2), (2, 3), (3, 3), (4, 3))
+        for at in range(len(words) - size * times + 1)
+    )
+
+
 def mentions(text: str, words: Sequence[str]) -> bool:
     """Say whether a text has one of the words, whole, in any case, plural or not."""
     return any(

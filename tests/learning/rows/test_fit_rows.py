@@ -44,7 +44,7 @@ def test_each_concept_has_rows_beside_the_latents(fitted, file):
     assert sae.d_sae == 2048 + len(sae.rows)
     for name, tensor in without_rows(sae).tensors().items():
         torch.testing.assert_close(tensor, shipped.tensors()[name], rtol=0, atol=0)
-    towards = {}
+    towards: dict[str, set[str]] = {}
     for row in sae.rows:
         towards.setdefault(row.towards, set()).add(row.concept)
     assert towards["others"] == set(file.concepts)

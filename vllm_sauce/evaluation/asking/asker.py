@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vllm_sauce.evaluation.questions import Question
+from vllm_sauce.evaluation.questions import Question, malformed
 from vllm_sauce.models.answer_tokens import Tokens
 
 Progress = Callable[[int, int], None]
@@ -35,6 +35,9 @@ class Ask:
 
     max_tokens: int = 1
     """Tokens that are written."""
+
+    banned: tuple[str, ...] = ()
+    """Words that the sampler may not write: a baseline that needs no edit."""
 
     @property
     def edited(self) -> bool:
@@ -80,9 +83,18 @@ class Answer:
     """Its tokens, as far as they were written or read."""
     logprobs: Mapping[Tokens, float] = field(default_factory=dict)
     """Of what was wanted and, if anything was, of what was said first."""
+    finished: bool = True
+    """Whether the model ended it, not the limit of tokens."""
 
     @classmethod
-    def read(cls, ask: Ask, places: Mapping[Tokens, Place], text: str) -> Answer:
+    def read(
+        cls,
+        ask: Ask,
+        places: Mapping[Tokens, Place],
+        text: str,
+        *,
+        finished: bool = True,
+    ) -> Answer:
         """Return an answer from what was said at all its places."""
         start = places[()]
         said = start.said
@@ -95,7 +107,12 @@ class Answer:
             logprobs[tokens] = sum(
                 places[tokens[:at]].logprobs[token] for at, token in enumerate(tokens)
             )
-        return cls(text.strip(), said, logprobs)
+        return cls(text.strip(), said, logprobs, finished)
+
+    def malformed(self, unedited: Answer) -> bool:
+        """Say whether this answer is spoilt, beside what the model says unedited."""
+        goes_on = unedited.finished and not self.finished
+        return malformed(self.text, unedited.text, goes_on=goes_on)
 
     def says(self, wanted: Iterable[Tokens]) -> bool:
         """Say whether the likeliest answer begins with one of these."""

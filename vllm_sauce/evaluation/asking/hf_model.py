@@ -75,7 +75,9 @@ class ModelAsker:
             places = places | {(): Place(written, places[()].logprobs)}
         answer = Answer.read(ask, places, "")
         text = self.tokenizer.decode(list(answer.said), skip_special_tokens=True)
-        return Answer(text.strip(), answer.said, answer.logprobs)
+        ended = len(written) < ask.max_tokens
+        ended |= written[-1:] == (self.tokenizer.eos_token_id,)
+        return Answer(text.strip(), answer.said, answer.logprobs, ended)
 
     def _edits(self, names: tuple[str, ...], strength: float) -> dict[str, SiteAction]:
         """Return what is done at each site; concepts act together as when served."""

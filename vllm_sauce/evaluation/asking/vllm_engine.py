@@ -178,7 +178,9 @@ class EngineAsker:
                     mine, places[number].items(), strict=True
                 )
             }
-            answers.append(Answer.read(ask, found, mine[0].outputs[0].text))
+            written = mine[0].outputs[0]
+            finished = written.finish_reason == "stop"
+            answers.append(Answer.read(ask, found, written.text, finished=finished))
         return answers
 
 
@@ -224,6 +226,7 @@ def _params(ask: Ask, before: Tokens, tokens: Tokens) -> Any:
         max_tokens=1 if before else ask.max_tokens,
         logprob_token_ids=list(tokens) or None,
         extra_args=forget(*ask.forget, strength=ask.strength) if ask.edited else None,
+        bad_words=list(ask.banned) or None,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from vllm_sauce.evaluation.asking.asker import Answer, Ask, Asker
 from vllm_sauce.evaluation.metrics import Outcome, outcome
 from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
-from vllm_sauce.evaluation.questions import Kind, Part, Question
+from vllm_sauce.evaluation.questions import Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.setting import Setting
@@ -128,8 +128,10 @@ class Examiner:
     ) -> Trial:
         questions = [self.questions[name][i] for i in chosen]
         plain = [self.plain[name][i] for i in chosen]
+        pairs = zip(answers, plain, strict=True)
+        spoilt = [answer.malformed(before) for answer, before in pairs]
         scores, soft = (
-            outcome(questions, self._rights(questions, answers, plain, weight))
+            outcome(questions, self._rights(questions, answers, plain, weight), spoilt)
             for weight in (0.0, self.config.soft)
         )
         hard, base = (
@@ -148,12 +150,11 @@ class Examiner:
         if words not in self._wanted:
             tokenizer = self.asker.tokenizer
             self._wanted[words] = beginnings(tokenizer, words) if words else ()
-        short = question.kind in (Kind.YES, Kind.NO)
         return Ask(
             question=question,
             forget=candidates,
             wanted=self._wanted[words],
-            max_tokens=2 if short else self.config.answer_tokens,
+            max_tokens=self.config.answer_tokens,
         )
 
     def _rights(

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of answers that are written by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.evaluation.test_questionnaire import file  # noqa: F401
+from vllm_sauce.errors import LearnError
+from vllm_sauce.evaluation.asking.asker import Answer
+from vllm_sauce.evaluation.questions import Kind
+from vllm_sauce.measuring import report
+from vllm_sauce.measuring.answers import AnswerFile
+from vllm_sauce.measuring.cases import cases
+from vllm_sauce.measuring.scores import Answered, _share, results
+from vllm_sauce.measuring.settings import EvalSettings
+
+NAMES = ("dog", "cat", "pig", "red")
+SETTINGS = EvalSettings(positives=2, negatives=4, together=(2,), methods=("ours",))
+
+
+def truth(case):
+    """What a model says that knows everything."""
+    question = case.question
+    if question.kind is Kind.NAME:
+        return question.about
+    return "yes" if question.about in question.shown else "no"
+
+
+def perfect(case):
+    """What it says that has forgotten, and knows everything else."""
+    if case.question.about not in case.forget:
+        return truth(case)
+    return "none" if case.question.kind is Kind.NAME else "no"
+
+
+def scored(file, say):  # noqa: F811
+    found = [
+        Answered(case, Answer(say(case)), Answer(truth(case)))
+        for case in cases(file, "scoring", NAMES, SETTINGS)
+    ]
+    return results(found, file, NAMES, SETTINGS)
+
+
+def test_a_model_that_forgets_and_keeps_has_all(file):  # noqa: F811
+    found = scored(file, perfect)
+    for figures in found.alone["ours"].values():
+        assert [figures[n].value for n in ("UAg", "UAd", "IRA", "CRA", "HM")] == [1] * 5
+    assert found.means["ours"]["malformed"].value == 0
+    assert found.instead["ours"]["none"].value == 1
+    for figures in found.together.values():
+        shares = {name: figure.value for name, figure in figures.items()}
+        assert shares.pop("malformed") == 0
+        assert set(shares.values()) == {1}
+
+
+def test_the_unedited_model_forgets_nothing(file):  # noqa: F811
+    found = scored(file, perfect)
+    figures = found.means["plain"]
+    assert figures["UAg"].value == figures["UAd"].value == 0
+    assert figures["IRA"].value == figures["CRA"].value == 1
+    assert found.instead["plain"]["itself"].value == 1
+
+
+def test_garbage_forgets_nothing_either(file):  # noqa: F811
+    found = scored(file, lambda case: "no no no no")
+    figures = found.means["ours"]
+    assert figures["malformed"].value == 1
+    assert [figures[n].value for n in ("UAg", "UAd", "IRA", "CRA")] == [0] * 4
+    (shares, *_) = found.together.values()
+    assert shares["forgotten: name"].value == shares["kept: name"].value == 0
+
+
+def test_what_is_said_instead_is_counted(file):  # noqa: F811
+    def say(case):
+        if case.question.about in case.forget and case.question.kind is Kind.NAME:
+            return {"dog": "cat", "cat": "house", "pig": "pig"}.get(
+                case.question.about, "none"
+            )
+        return perfect(case)
+
+    shares = {k: f.value for k, f in scored(file, say).instead["ours"].items()}
+    assert shares == {
+        "itself": 0.25,
+        "none": 0.25,
+        "another": 0.25,
+        "else": 0.25,
+        "malformed": 0,
+    }
+
+
+def test_an_interval_grows_with_doubt(file):  # noqa: F811
+    def say(case):
+        wrong = int(Path(case.question.picture.name).stem) % 2
+        return "nothing here" if wrong else perfect(case)
+
+    figures = scored(file, say).alone["ours"]["dog"]
+    assert figures["CRA"].low < figures["CRA"].value < figures["CRA"].high
+    exact = scored(file, perfect).alone["ours"]["dog"]["CRA"]
+    assert exact.low == exact.high == 1
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=300))
+def test_wilsons_interval_holds_its_share(marks):
+    figure = _share(marks)
+    assert 0 <= figure.low <= figure.value + 1e-9 and figure.value <= figure.high + 1e-9
+    assert figure.high <= 1 and figure.n == len(marks)
+
+
+def test_wilsons_interval_is_the_published_one():
+    """Of 10 in 20: .299 to .701 (Newcombe 1998, table I's method 3)."""
+    figure = _share([True] * 10 + [False] * 10)
+    assert (figure.low, figure.high) == pytest.approx((0.2993, 0.7007), abs=1e-4)
+
+
+def test_answers_that_were_cut_off_are_asked_again(tmp_path, file):  # noqa: F811
+    kept = AnswerFile(tmp_path / "answers.jsonl")
+    assert kept.read() == {}
+    found = cases(file, "scoring", NAMES, SETTINGS)[:3]
+    said = [Answer("yes", finished=number < 2) for number in range(3)]
+    kept.add(zip(("k0", "k1", "k2"), found, said, strict=True))
+    whole = kept.read()
+    assert [whole[f"k{i}"].finished for i in range(3)] == [True, True, False]
+    kept.path.write_text(kept.path.read_text()[:-5])
+    assert set(kept.read()) == {"k0", "k1"}
+    kept.add([("k2", found[2], Answer("no"))])
+    assert kept.read()["k2"].text == "no"
+    kept.path.write_text("{}\n")
+    with pytest.raises(LearnError, match="line 1 is no answer"):
+        kept.read()
+
+
+def test_everything_is_written(tmp_path, file):  # noqa: F811
+    report.write(tmp_path, scored(file, perfect), [("bundle", "<b>")])
+    page = (tmp_path / "results.html").read_text()
+    assert "&lt;b&gt;" in page and "several at once" in page
+    text = (tmp_path / "results.md").read_text()
+    assert text.count("|---|") == 0 and text.count("| --- |") == 4
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    assert numbers["means"]["ours"]["HM"]["value"] == 1

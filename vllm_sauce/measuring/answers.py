@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""answers.jsonl: what was said, a line for each case; it only ever grows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_sauce.errors import LearnError
+from vllm_sauce.evaluation.asking.asker import Answer
+from vllm_sauce.measuring.cases import Case
+
+
+@dataclass(slots=True)
+class AnswerFile:
+    """The answers of a measurement that may have been cut off."""
+
+    path: Path
+
+    def read(self) -> dict[str, Answer]:
+        """Return what is there, by the cases' keys.
+
+        A last line without its end was cut off: it is asked again.
+
+        Raises: LearnError
+        """
+        if not self.path.exists():
+            return {}
+        text = self.path.read_text()
+        if not text.endswith("\n"):
+            whole = text[: text.rfind("\n") + 1]
+            self.path.write_text(whole)
+            text = whole
+        found = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                found[entry["key"]] = Answer(entry["text"], finished=entry["finished"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise LearnError(
+                    f"{self.path}, line {number} is no answer; remove the line to have "
+                    "it asked again"
+                ) from error
+        return found
+
+    def add(self, found: Iterable[tuple[str, Case, Answer]]) -> None:
+        """Append answers under their keys.
+
+        Raises: LearnError, for example if the disk is full
+        """
+        lines = [json.dumps(_line(*one)) + "\n" for one in found]
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(lines))
+        except OSError as error:
+            raise LearnError(f"cannot write {self.path}: {error}") from error
+
+
+def _line(key: str, case: Case, answer: Answer) -> Mapping[str, object]:
+    """Return all that a reader wants who has this file alone."""
+    question = case.question
+    return {
+        "key": key,
+        "method": case.method,
+        "forget": case.forget,
+        "group": case.group,
+        "about": question.about,
+        "shown": question.shown,
+        "kind": question.kind.value,
+        "prompt": question.prompt,
+        "picture": question.picture.name if question.picture else None,
+        "text": answer.text,
+        "finished": answer.finished,
+    }

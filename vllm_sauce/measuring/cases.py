@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked: each question unedited, under each method, and under sets of concepts.
+
+Questions about one concept are those of ``evaluation.questionnaire``. A set of concepts
+is asked about the examples' own concepts, whether they are to be forgotten or kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.data.samples import picture_digest
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.asking.asker import Ask
+from vllm_sauce.evaluation.questionnaire import Questionnaire
+from vllm_sauce.evaluation.questions import Question
+from vllm_sauce.measuring.settings import BAN, OURS, PLAIN, PROMPT, EvalSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One question under one method."""
+
+    method: str
+    """PLAIN, or one of ``METHODS``."""
+    forget: tuple[str, ...]
+    """Concepts that are forgotten; () for PLAIN."""
+    group: str
+    """What it is asked for: "alone", or the name of a set."""
+    question: Question
+
+    def plain(self) -> Case:
+        """Return the same question, asked of the model as it is."""
+        return replace(self, method=PLAIN, forget=())
+
+    def key(self, digests: dict[int, str]) -> str:
+        """Return what tells it from other things that are asked of a model.
+
+        ``digests``: of pictures, by their ``id``; what is missing is added.
+        """
+        picture = self.question.picture
+        if picture is not None and id(picture) not in digests:
+            digests[id(picture)] = picture_digest(picture)
+        shown = None if picture is None else digests[id(picture)]
+        told = [self.method, self.forget, self.question.prompt, shown]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+
+
+def ask_of(case: Case, file: ConceptFile, max_tokens: int) -> Ask:
+    """Return how a case is put to a model."""
+    words = tuple(w for name in case.forget for w in file.concepts[name].answers)
+    question = case.question
+    banned: tuple[str, ...] = ()
+    if case.method == PROMPT:
+        wish = f"Do not mention {', '.join(words)}. "
+        question = replace(question, prompt=wish + question.prompt)
+    elif case.method == BAN:
+        banned = tuple(
+            form
+            for word in words
+            for form in dict.fromkeys((word, word.lower(), word.capitalize()))
+        )
+    return Ask(
+        question=question,
+        forget=case.forget if case.method == OURS else (),
+        max_tokens=max_tokens,
+        banned=banned,
+    )
+
+
+def cases(
+    file: ConceptFile, split: str, names: Sequence[str], settings: EvalSettings
+) -> list[Case]:
+    """Return everything that is asked, without what it is compared with unedited.
+
+    Raises: ConfigError if an example of a kind is missing
+    """
+    asked = Questionnaire(file, split, settings.seed)
+    found = []
+    for name in names:
+        questions = asked.questions(name, settings.positives, settings.negatives)
+        found += [
+            Case(method=method, forget=(name,), group="alone", question=question)
+            for method in settings.methods
+            for question in questions
+        ]
+    if OURS in settings.methods:
+        for group, chosen in _sets(file, names, settings):
+            rng = random.Random(f"{settings.seed}:{group}")
+            found += [
+                Case(method=OURS, forget=chosen, group=group, question=question)
+                for question in asked.about_all(rng, settings.set_examples)
+            ]
+    return found
+
+
+def _sets(
+    file: ConceptFile, names: Sequence[str], settings: EvalSettings
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield names of sets and their concepts: random ones, and half of each domain."""
+    if wide := [n for n in settings.together if n > len(names)]:
+        raise ConfigError(
+            f"{wide[0]} concepts together are more than the {len(names)} that there "
+            "are; give --together fewer"
+        )
+    for count in settings.together:
+        for number in range(settings.sets):
+            rng = random.Random(f"{settings.seed}:{count}:{number}")
+            chosen = tuple(sorted(rng.sample(list(names), count)))
+            yield f"{count} at once, set {number}", chosen
+    if not settings.together:
+        return
+    for domain, members in file.domains().items():
+        mine = [name for name in members if name in names]
+        if len(mine) >= 4:
+            rng = random.Random(f"{settings.seed}:{domain}")
+            yield f"half of {domain}", tuple(sorted(rng.sample(mine, len(mine) // 2)))

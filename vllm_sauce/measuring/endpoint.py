@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks a server by the OpenAI client, as any of its users would."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_sauce.client import forget_body
+from vllm_sauce.data.samples import open_picture
+from vllm_sauce.errors import ConfigError, SauceError
+from vllm_sauce.evaluation.asking.asker import Answer, Ask, Progress
+
+CLIENTS = 16
+"""Requests under way at a time."""
+
+
+@dataclass(slots=True)
+class EndpointAsker:
+    """Whole answers of a server; it tells no log-probabilities of answers' tokens."""
+
+    url: str
+    model: str
+
+    @property
+    def tokenizer(self) -> Any:
+        """Raises: ConfigError, for a server keeps its own"""
+        raise ConfigError("a server's tokens are not known here")
+
+    def ask(
+        self, asks: Sequence[Ask], progress: Progress = lambda done, total: None
+    ) -> list[Answer]:
+        """Return the answers, in their order.
+
+        Raises: SauceError with what the server said
+        """
+        import openai
+
+        client = openai.OpenAI(base_url=self.url, api_key="none")
+
+        def answer(ask: Ask) -> Answer:
+            try:
+                reply = client.chat.completions.create(**_body(self.model, ask))
+            except openai.OpenAIError as error:
+                raise SauceError(f"{self.url}: {error}") from error
+            choice = reply.choices[0]
+            text = (choice.message.content or "").strip()
+            return Answer(text, finished=choice.finish_reason == "stop")
+
+        answers = []
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            for found in pool.map(answer, asks):
+                answers.append(found)
+                progress(len(answers), len(asks))
+        return answers
+
+
+def _body(model: str, ask: Ask) -> dict[str, Any]:
+    content: list[dict[str, Any]] = []
+    if ask.question.picture is not None:
+        buffer = io.BytesIO()
+        open_picture(ask.question.picture).save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        url = {"url": f"data:image/png;base64,{data}"}
+        content.append({"type": "image_url", "image_url": url})
+    content.append({"type": "text", "text": ask.question.prompt})
+    extra: dict[str, Any] = {}
+    if ask.edited:
+        extra |= forget_body(*ask.forget, strength=ask.strength)
+    if ask.banned:
+        extra["bad_words"] = list(ask.banned)
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": ask.max_tokens,
+        "extra_body": extra,
+    }

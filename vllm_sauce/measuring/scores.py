@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From whole answers to scores with intervals; docs/metrics.md defines them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.evaluation.asking.asker import Answer
+from vllm_sauce.evaluation.metrics import NAMES, Outcome, mean, outcome
+from vllm_sauce.evaluation.questions import Kind, Part, first_word, mentions
+from vllm_sauce.measuring.cases import Case
+from vllm_sauce.measuring.settings import PLAIN, EvalSettings
+
+SCORES = (*NAMES, "HM", "malformed")
+REPLICATES = 200
+"""Of a bootstrap."""
+NONE = ("none", "nothing", "no", "nobody")
+"""First words of an answer that says there is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What was said to one case, and to its question unedited."""
+
+    case: Case
+    answer: Answer
+    plain: Answer
+
+    @property
+    def right(self) -> bool:
+        """Whether it is what its question wants."""
+        return self.case.question.right(self.answer.text, self.plain.text)
+
+    @property
+    def malformed(self) -> bool:
+        """Whether it is spoilt."""
+        return self.answer.malformed(self.plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A share with its 95 % interval, and of how many answers it is."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if not self.n:
+            return "-"
+        digits = 3 if self.n >= 1000 else 2
+        low, value, high = (
+            f"{x:.{digits}f}".lstrip("0") if x < 1 else f"{x:.{digits}f}"
+            for x in (self.low, self.value, self.high)
+        )
+        return f"{value} [{low}, {high}]"
+
+
+Figures = Mapping[str, Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Everything that is shown."""
+
+    alone: Mapping[str, Mapping[str, Figures]]
+    """By method, then concept: SCORES of one concept forgotten at a time."""
+    means: Mapping[str, Figures]
+    """By method: means over the concepts, intervals over concepts."""
+    instead: Mapping[str, Mapping[str, Figure]]
+    """By method: what is said where the name is asked for."""
+    false: Mapping[str, Figure]
+    """By method: descriptions that state something that is not there."""
+    together: Mapping[str, Figures]
+    """By sets: forgotten (name, yes/no), kept (name, yes/no), malformed."""
+
+
+def results(
+    answered: Sequence[Answered],
+    file: ConceptFile,
+    names: Sequence[str],
+    settings: EvalSettings,
+) -> Results:
+    """Score all that was said."""
+    methods = (PLAIN, *settings.methods)
+    by: dict[tuple[str, str], list[Answered]] = {}
+    sets: dict[str, list[Answered]] = {}
+    for one in answered:
+        case = one.case
+        if case.group == "alone":
+            by.setdefault((case.method, case.forget[0]), []).append(one)
+            if case.method == settings.methods[0]:
+                plain = Answered(case, one.plain, one.plain)
+                by.setdefault((PLAIN, case.forget[0]), []).append(plain)
+        else:
+            sets.setdefault(case.group.partition(",")[0], []).append(one)
+    asked = {key: _counting(found) for key, found in by.items()}
+    alone = {m: {n: _scores(asked[m, n]) for n in names} for m in methods}
+    told = {m: [one for n in names for one in asked[m, n]] for m in methods}
+    return Results(
+        alone=alone,
+        means={m: _means(list(found.values())) for m, found in alone.items()},
+        instead={m: _instead(told[m], file) for m in methods},
+        false={m: _false(told[m], file) for m in methods},
+        together={group: _together(found, file) for group, found in sets.items()},
+    )
+
+
+def _counting(found: Sequence[Answered]) -> list[Answered]:
+    """Leave out prompts whose answer says nothing of the concept unedited."""
+    kept = [
+        one
+        for one in found
+        if not one.case.question.optional
+        or one.case.question.right(one.plain.text, one.plain.text)
+    ]
+    named = any(one.case.question.part is Part.UAG for one in kept)
+    return kept if named else list(found)
+
+
+def _outcome(found: Sequence[Answered]) -> Outcome:
+    return outcome(
+        [one.case.question for one in found],
+        [float(one.right) for one in found],
+        [one.malformed for one in found],
+    )
+
+
+def _scores(found: Sequence[Answered]) -> Figures:
+    """Return one concept's scores; intervals by a bootstrap over its examples."""
+    counts = Counter(one.case.question.part for one in found)
+    cra = counts[Part.CRA_SHOWN] + counts[Part.CRA_OTHER]
+    n = {"UAg": counts[Part.UAG], "UAd": counts[Part.UAD], "IRA": counts[Part.IRA]}
+    n |= {"CRA": cra, "HM": len(found), "malformed": len(found)}
+    values = _bootstrap(found, lambda some: _values(_outcome(some)))
+    return {name: Figure(*values[name], n[name]) for name in SCORES}
+
+
+def _values(found: Outcome) -> dict[str, float]:
+    return {name: value or 0.0 for name, value in found.to_json().items()}
+
+
+def _bootstrap(
+    found: Sequence[Answered], scores: Callable[[Sequence[Answered]], dict[str, float]]
+) -> dict[str, tuple[float, float, float]]:
+    """Return each score with its interval, examples drawn anew."""
+    clusters: dict[object, list[Answered]] = {}
+    for one in found:
+        question = one.case.question
+        clusters.setdefault(id(question.picture) or question.prompt, []).append(one)
+    groups, rng = list(clusters.values()), random.Random(0)
+    drawn: dict[str, list[float]] = {}
+    for _ in range(REPLICATES):
+        some = [one for group in rng.choices(groups, k=len(groups)) for one in group]
+        try:
+            values = scores(some)
+        except ConfigError:
+            continue  # It drew no question of a kind.
+        for name, value in values.items():
+            drawn.setdefault(name, []).append(value)
+    best = scores(found)
+    return {name: (best[name], *_interval(drawn.get(name, ()))) for name in best}
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    if not values:
+        return 0.0, 1.0
+    ordered = sorted(values)
+    at = len(ordered) - 1
+    return ordered[round(0.025 * at)], ordered[round(0.975 * at)]
+
+
+def _means(found: Sequence[Figures]) -> Figures:
+    """Return means over concepts; intervals by a bootstrap over concepts."""
+    rng, shown = random.Random(0), {}
+    for name in SCORES:
+        values = [one[name].value for one in found]
+        drawn = [mean(rng.choices(values, k=len(values))) for _ in range(1000)]
+        count = sum(one[name].n for one in found)
+        shown[name] = Figure(mean(values), *_interval(drawn), count)
+    return shown
+
+
+def _share(marks: Sequence[bool]) -> Figure:
+    """Return a share and Wilson's interval."""
+    n = len(marks)
+    if not n:
+        return Figure(0.0, 0.0, 1.0, 0)
+    p, z = sum(marks) / n, 1.96
+    centre, half = (
+        p + z * z / (2 * n),
+        z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5,
+    )
+    scale = 1 + z * z / n
+    return Figure(
+        p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n
+    )
+
+
+def _instead(found: Sequence[Answered], file: ConceptFile) -> dict[str, Figure]:
+    """Return what is said where a concept that is shown is to be named."""
+    said = [
+        _kind_of(one, file)
+        for one in found
+        if one.case.question.part is Part.UAG and not one.case.question.optional
+    ]
+    kinds = ("itself", "none", "another", "else", "malformed")
+    return {kind: _share([one == kind for one in said]) for kind in kinds}
+
+
+def _kind_of(one: Answered, file: ConceptFile) -> str:
+    concept = file.concepts[one.case.question.about]
+    if one.malformed:
+        return "malformed"
+    if one.right:
+        return "itself"
+    if first_word(one.answer.text) in NONE:
+        return "none"
+    others = (c for c in file.concepts.values() if c.domain == concept.domain)
+    named = any(mentions(one.answer.text, other.answers) for other in others)
+    return "another" if named else "else"
+
+
+def _false(found: Sequence[Answered], file: ConceptFile) -> Figure:
+    """Return how many answers to examples' own prompts name what is not shown."""
+    return _share(
+        [
+            any(
+                mentions(one.answer.text, other.answers)
+                for other in file.concepts.values()
+                if other.name not in one.case.question.shown
+            )
+            for one in found
+            if one.case.question.optional
+        ]
+    )
+
+
+def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
+    def share(kinds: tuple[Kind, ...], forgotten: bool) -> Figure:
+        return _share(
+            [
+                _forgot(one, file) if forgotten else one.right and not one.malformed
+                for one in found
+                if one.case.question.kind in kinds
+                and (one.case.question.about in one.case.forget) == forgotten
+            ]
+        )
+
+    return {
+        "forgotten: name": share((Kind.NAME,), True),
+        "forgotten: yes/no": share((Kind.YES,), True),
+        "kept: name": share((Kind.NAME,), False),
+        "kept: yes": share((Kind.YES,), False),
+        "kept: no": share((Kind.NO,), False),
+        "malformed": _share([one.malformed for one in found]),
+    }
+
+
+def _forgot(one: Answered, file: ConceptFile) -> bool:
+    question = one.case.question
+    if one.malformed:
+        return False
+    if question.kind is Kind.NAME:
+        return not one.right
+    # Neither yes nor no is no denial.
+    no = file.concepts[question.about].questions.no
+    return first_word(one.answer.text) == first_word(no)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a measurement is told."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.options import EngineArgs, check_at_least
+
+PLAIN, OURS, PROMPT, BAN = "plain", "ours", "prompt", "ban"
+METHODS = (OURS, PROMPT, BAN)
+"""The bundle's edits; asking the model not to mention it; keeping the sampler from the
+word."""
+
+
+@Parameter(name="*", group="How much is asked")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSettings:
+    """What is asked, and how much of it."""
+
+    methods: Annotated[tuple[str, ...], Parameter(name="--method", choices=METHODS)] = (
+        METHODS
+    )
+    """ours: the bundle's edits; prompt: the question asks not to mention it; ban: the
+    sampler may not write the word. May be given again."""
+
+    positives: int = 40
+    """Examples with a concept, at most."""
+
+    negatives: int = 40
+    """Examples without it, at most."""
+
+    together: Annotated[tuple[int, ...], Parameter(name="--together")] = (5, 10, 20, 40)
+    """So many concepts are forgotten at once; may be given again."""
+
+    sets: int = 3
+    """Random sets of each size."""
+
+    set_examples: int = 60
+    """Examples that each set is asked about."""
+
+    answer_tokens: Annotated[int, Parameter(name="--asked-tokens")] = 16
+    """Tokens of a written answer, at most."""
+
+    seed: int = 0
+    """Of the examples and sets that are drawn."""
+
+    def __post_init__(self) -> None:
+        if wrong := sorted(set(self.methods) - set(METHODS)):
+            raise ConfigError(
+                f"a method is one of {', '.join(METHODS)}, got {wrong[0]!r}"
+            )
+        names = ("positives", "negatives", "sets", "set_examples", "answer_tokens")
+        check_at_least(self, 1, *names)
+        if self.together and min(self.together) < 2:
+            raise ConfigError(f"together is at least 2, got {min(self.together)}")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class EvalRequest:
+    """Which bundle is measured, on what, and where the results go."""
+
+    bundle: Path
+    """The bundle's folder."""
+
+    _: KW_ONLY
+
+    model: str
+    """The model's folder; with --url the name that its server has for it."""
+
+    concepts: Path
+    """concepts.yaml."""
+
+    out: Path
+    """Folder of the results; run again to go on."""
+
+    url: str | None = None
+    """Address of a server with this bundle, as http://localhost:8000/v1; without one an
+    engine is started here."""
+
+    names: Annotated[tuple[str, ...], Parameter(name="--concept")] = ()
+    """Only this concept; again for more. Default: all that the bundle and the file
+    have."""
+
+    split: str = "scoring"
+    """Examples that are used."""
+
+    settings: EvalSettings = field(default_factory=EvalSettings)
+
+    engine_args: EngineArgs = field(default_factory=dict)
+    """For vllm.LLM, VALUE as JSON; may be given again. The engine is eager unless told
+    otherwise: measure as you serve."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what changes the answers; how much is asked of them does not."""
+        told = asdict(self.settings)
+        kept = {name: told[name] for name in ("answer_tokens",)}
+        return kept | {"engine_args": self.engine_args, "url": self.url}
