@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, fields
 
 from vllm_sauce.errors import ConfigError
 
+_NAMES = ("forget", "allow_weak")
+"""Settings that are names of concepts: lists where they travel as JSON."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SauceConfig:
@@ -34,12 +37,17 @@ class SauceConfig:
     require_decoder: bool = False
     """Refuse concepts that no decoder site edits: text alone goes around the others."""
 
+    allow_weak: tuple[str, ...] = ()
+    """Concepts that are served though the bundle says they are not forgotten."""
+
     def __post_init__(self) -> None:
         _check_str("bundle", self.bundle)
-        if not isinstance(self.forget, tuple):
-            raise ConfigError(f"forget must be a tuple of names, got {self.forget!r}")
-        for name in self.forget:
-            _check_str("forget", name)
+        for field in _NAMES:
+            names = getattr(self, field)
+            if not isinstance(names, tuple):
+                raise ConfigError(f"{field} must be a tuple of names, got {names!r}")
+            for name in names:
+                _check_str(field, name)
         _check_positive("max_latents", self.max_latents)
         _check_positive("max_concepts", self.max_concepts)
         _check_choice("pool_dtype", self.pool_dtype, ("auto", "fp8"))
@@ -66,13 +74,14 @@ class SauceConfig:
         if "bundle" not in data:
             raise ConfigError("sauce config needs 'bundle', the path of a bundle")
         values = dict(data)
-        if isinstance(values.get("forget"), list):
-            values["forget"] = tuple(values["forget"])  # type: ignore[arg-type]
+        for name in _NAMES:
+            if isinstance(given := values.get(name), list):
+                values[name] = tuple(given)
         return cls(**values)  # type: ignore[arg-type]
 
     def to_mapping(self) -> dict[str, object]:
         """Return the JSON-able form that ``from_mapping`` reads."""
-        return {**asdict(self), "forget": list(self.forget)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _NAMES}
 
 
 def _check_str(field: str, value: object) -> None:

@@ -120,7 +120,13 @@ def test_no_search_asks_more_than_planned(paper, sites):
         )
         for i in range(64)
     ]
-    latents = SelectedConcept(domain="animals", num_samples=(9, 9), latents=ranked)
+    rows = [
+        ranked[0].model_copy(update={"latent": 99 + at, "scores": {name: 1.0}})
+        for at, name in enumerate(("row:others", "row:absence"))
+    ]
+    latents = SelectedConcept(
+        domain="animals", num_samples=(9, 9), latents=ranked, rows=rows
+    )
     config = CalibrationConfig()
     sites = dict.fromkeys(paper.sites, latents)
     choices = EditChoices.of("dog", sites, config)
@@ -146,7 +152,8 @@ def test_no_search_asks_more_than_planned(paper, sites):
     # Twice as many are asked half of them first.
     asked = tried * ASKED.screening
     asked += (1 + whole + config.finalists) * ASKED.questions
-    assert asked <= line.passes <= 1.1 * asked
+    # At most, a site is left alone at last and then edited by its rows: not here.
+    assert asked <= line.passes <= (1.1 if len(sites) == 1 else 1.2) * asked
 
 
 def test_one_masks_questions_share_their_picture(paper):
@@ -198,7 +205,9 @@ def test_the_plan_counts_what_the_file_leads_to(paper):
         concepts=TINY / "concepts.yaml",
         training=SAETraining(),
     )
-    assert planned(tiny).row_count == 5
+    assert planned(tiny).row_count == 6
+    assert planned(replace(tiny, edits="latents")).row_count == 5
+    assert planned(replace(tiny, edits="rows")).row_count == 5
 
 
 def test_what_must_be_known_is_said(paper):
@@ -233,7 +242,7 @@ def test_the_documented_plans_are_printed(monkeypatch, tmp_path):
         done = sauce(*command)
         assert done.exit_code == 0, done.output
         rows = [line for line in done.output.splitlines() if line.startswith("│")]
-        assert len(rows) == 6
+        assert len(rows) == 7
         for row in rows:
             # All but the time, which is of the machine.
             for cell in row.strip("│").split("│")[:-1]:

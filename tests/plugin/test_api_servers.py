@@ -132,7 +132,7 @@ def test_each_process_edits_ordinary_requests(server: Server) -> None:
         return pid
 
     by_every_process(ask)
-    assert "mandatory: pizza, plane" in server.log.read_text()
+    assert "mandatory: plane, pizza" in server.log.read_text()
 
 
 def test_each_process_edits_what_a_request_asks_for(server: Server) -> None:

@@ -66,6 +66,8 @@ def _concept(old: Concept, new: Concept) -> Iterator[str]:
             if before.tokens != after.tokens:
                 old_kinds, new_kinds = map(", ".join, (before.tokens, after.tokens))
                 yield f"{site}: edits {new_kinds} tokens, not {old_kinds}"
+    if old.forgotten != new.forgotten:
+        yield "is forgotten now" if new.forgotten else "is not forgotten any more"
     yield from _fields(dict(old.scores), dict(new.scores))
     if old.provenance != new.provenance:
         yield "found in another way (provenance)"

@@ -123,6 +123,8 @@ class ConceptFile(_Strict):
     edits: dict[str, EditFile]
     provenance: dict[str, JsonValue] = {}
     scores: dict[str, _Number | None] = {}
+    forgotten: bool = True
+    """Since version 2; before it nobody had asked."""
 
     @classmethod
     def of(cls, concept: Concept) -> ConceptFile:
@@ -132,6 +134,7 @@ class ConceptFile(_Strict):
             edits={site: EditFile.of(edit) for site, edit in concept.edits.items()},
             provenance=dict(concept.provenance),
             scores=dict(concept.scores),
+            forgotten=concept.forgotten,
         )
 
     def concept(self, name: str) -> Concept:
@@ -146,6 +149,7 @@ class ConceptFile(_Strict):
             edits=edits,
             provenance=self.provenance,
             scores=self.scores,
+            forgotten=self.forgotten,
         )
 
 

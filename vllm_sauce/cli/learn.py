@@ -21,7 +21,7 @@ def learn(
     config: Path | None = None,
     plan: Annotated[bool, Parameter(negative="")] = False,
     plan_pictures: int | None = None,
-) -> None:
+) -> int:
     """Harvest, train or import, select, calibrate; run it again to go on.
 
     Parameters
@@ -35,8 +35,11 @@ def learn(
     """
     from rich.console import Console
 
+    from vllm_sauce.bundle import Bundle
+    from vllm_sauce.cli.stages import told_weak
     from vllm_sauce.errors import ConfigError
     from vllm_sauce.learning import learn as logic
+    from vllm_sauce.learning.calibration.report import table
     from vllm_sauce.learning.plan import planned
 
     console = Console(stderr=True)
@@ -51,11 +54,14 @@ def learn(
         raise ConfigError(f"--plan-pictures must be at least 1, got {plan_pictures}")
     Console().print(planned(request, plan_pictures))
     if plan:
-        return
+        return 0
     seconds = logic.learn(request, run_apart, announce)
     lines = [f"{name}: {spent:.0f} s" for name, spent in seconds.items()]
     lines += [f"bundle: {request.out}; what was measured on the way: {request.folder}"]
     sys.stdout.write("\n".join(lines) + "\n")
+    catalogue = Bundle.load(request.out, weights=False).catalogue
+    Console().print(table(catalogue))
+    return told_weak(catalogue)
 
 
 def run_apart(name: str, request: Any) -> int:

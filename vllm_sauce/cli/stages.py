@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, replace
 
 from vllm_sauce.cli.failures import check_place, only_shown
+from vllm_sauce.concepts import Catalogue
 from vllm_sauce.inspection.settings import InspectRequest
 from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.harvest.settings import HarvestRequest
@@ -16,6 +17,9 @@ from vllm_sauce.learning.selection.settings import SelectRequest
 from vllm_sauce.learning.training.settings import HarvestTraining
 from vllm_sauce.measuring.settings import EvalRequest
 from vllm_sauce.scale.cluster import actors_wanted
+
+NOT_FORGOTTEN = 3
+"""Exit status of a calibration that found no edit that forgets some concept."""
 
 
 def harvest(request: HarvestRequest) -> int:
@@ -97,7 +101,7 @@ def select(request: SelectRequest) -> None:
     )
 
 
-def calibrate(request: CalibrateRequest) -> None:
+def calibrate(request: CalibrateRequest) -> int:
     """Search latents, edit, gate and site of each concept; run again to go on."""
     from rich.console import Console
 
@@ -114,6 +118,18 @@ def calibrate(request: CalibrateRequest) -> None:
     )
     with only_shown("the frontier of each concept"):
         write_frontiers(request.folder)
+    return told_weak(bundle.catalogue)
+
+
+def told_weak(catalogue: Catalogue) -> int:
+    """Say which concepts are not forgotten; return the exit status."""
+    weak = catalogue.weak()
+    if weak:
+        sys.stderr.write(
+            f"not forgotten: {', '.join(weak)}; a server refuses them unless it is "
+            "told otherwise (--sauce-allow-weak)\n"
+        )
+    return NOT_FORGOTTEN if weak else 0
 
 
 def evaluate(request: EvalRequest) -> None:

@@ -96,6 +96,9 @@ class Concept:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     """How well it works: UAg, UAd, IRA, CRA, ..., shares in 0..1."""
 
+    forgotten: bool = True
+    """Whether its edit was found to forget it; a server offers no other unasked."""
+
     def __post_init__(self) -> None:
         check_concept_text("name", self.name)
         check_concept_text("domain", self.domain)
@@ -153,6 +156,10 @@ class Catalogue(Mapping[str, Concept]):
         for concept in self._concepts.values():
             grouped.setdefault(concept.domain, []).append(concept.name)
         return {domain: tuple(grouped[domain]) for domain in sorted(grouped)}
+
+    def weak(self) -> tuple[str, ...]:
+        """Return the concepts whose edit was found not to forget them, sorted."""
+        return tuple(name for name, one in self._concepts.items() if not one.forgotten)
 
     def sites(self) -> tuple[str, ...]:
         """Return the sites that some concept edits, sorted."""

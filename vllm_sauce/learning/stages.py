@@ -29,6 +29,8 @@ class Stage:
     result: Path
     failures: Path | None = None
     """Named here, single samples may fail (status 1) and the rest goes on."""
+    weak: int | None = None
+    """The status that says that all is there, and some of it does too little."""
     only_shows: bool = False
     """Whether it shows what is there: if it fails, the run is whole all the same."""
 
@@ -163,7 +165,8 @@ def _calibrate(request: LearnRequest) -> Stage:
         engine_args=request.engine_args,
         resources=request.resources,
     )
-    return Stage("calibrate", told, request.out / "bundle.json")
+    # 3: some concept is not forgotten.
+    return Stage("calibrate", told, request.out / "bundle.json", weak=3)
 
 
 def _inspect(request: LearnRequest) -> Stage:

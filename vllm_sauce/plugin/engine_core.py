@@ -106,6 +106,7 @@ def check(admission: Admission, request: Any) -> Mask | None:
     sites: tuple[str, ...] = ()
     if mask is not None:
         check_size(mask.names(), catalogue, config.max_latents, config.max_concepts)
+        admission.refuse_weak(mask)
         sites = mask.sites(catalogue)
     in_tower = VISION in sites
     in_decoder = any(site != VISION for site in sites)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_sauce.client import KEY, MAX_STRENGTH, ForgetRequest, means_us
-from vllm_sauce.concepts import Catalogue
+from vllm_sauce.concepts import Catalogue, Concept
 from vllm_sauce.errors import (
     ConfigError,
     InvalidRequestError,
@@ -184,6 +184,36 @@ def without_decoder(names: Iterable[str], catalogue: Catalogue) -> tuple[str, ..
         for name in sorted(set(names))
         if set(catalogue.concept(name).edits) == {"vision"}
     )
+
+
+def refused_as_weak(
+    names: Iterable[str], catalogue: Catalogue, allowed: Iterable[str]
+) -> str | None:
+    """Say of which concepts the bundle has an edit that does not forget them.
+
+    None if there are none among the names, or all of them are allowed.
+
+    Raises: UnknownConceptError
+    """
+    weak = [
+        catalogue.concept(name)
+        for name in sorted(set(names) - set(allowed))
+        if not catalogue.concept(name).forgotten
+    ]
+    if not weak:
+        return None
+    told = "; ".join(f"{one.name!r} ({_figures(one)})" for one in weak)
+    return (
+        f"this bundle was found not to forget {told}, and to serve it would be to "
+        "answer as if it did; calibrate again, or let the operator allow it: "
+        f"--sauce-allow-weak {weak[0].name}"
+    )
+
+
+def _figures(concept: Concept) -> str:
+    found = {name: concept.scores.get(name) for name in ("UAg", "UAd")}
+    told = [f"{n} {value:.2f}" for n, value in found.items() if value is not None]
+    return ", ".join(told) or "no figures"
 
 
 def check_size(

@@ -13,12 +13,14 @@ import pytest
 from vllm import PoolingParams, SamplingParams
 
 import vllm_sauce
+from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import (
     BundleMismatchError,
     InvalidRequestError,
     TooManyConceptsError,
     UnknownConceptError,
 )
+from vllm_sauce.plugin import engine_core
 from vllm_sauce.plugin.frontend import admission as module
 from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.unlearning.mask import mask_id_of
@@ -172,3 +174,36 @@ def test_a_session_keeps_its_mask(admission: Admission) -> None:
         assert asyncio.run(passed(one, one, None, one)) == 3
         with pytest.raises(InvalidRequestError, match="same concepts"):
             asyncio.run(passed(one, one, other))
+
+
+def with_weak(admission: Admission, **settings: Any) -> Admission:
+    """Return an admission whose bundle says that "read" is not forgotten."""
+    bundle = admission.bundle
+    concepts = [
+        replace(concept, forgotten=False, scores={"UAg": 0.31, "UAd": None})
+        if concept.name == "read"
+        else concept
+        for concept in bundle.catalogue.values()
+    ]
+    weaker = replace(bundle, catalogue=Catalogue(concepts))
+    return replace(
+        admission, bundle=weaker, config=replace(admission.config, **settings)
+    )
+
+
+def test_what_is_not_forgotten_is_not_served_as_if_it_were(
+    admission: Admission,
+) -> None:
+    """Unless the operator allows it; nobody who admits a request can go around it."""
+    weak = with_weak(admission)
+    with pytest.raises(InvalidRequestError, match=r"not to forget 'read' \(UAg 0.31\)"):
+        weak.resolve(vllm_sauce.forget("read", "seen"))
+    assert weak.resolve(vllm_sauce.forget("seen")) is not None
+    allowed = with_weak(admission, allow_weak=("read",))
+    assert allowed.resolve(vllm_sauce.forget("read")) is not None
+    # As from a front end of another policy: the engine core refuses it, too.
+    passed, made = admit(allowed, masked("read"), picture())
+    made.sampling_params = passed
+    assert engine_core.check(allowed, made) is not None
+    with pytest.raises(InvalidRequestError, match="allow-weak read"):
+        engine_core.check(weak, made)

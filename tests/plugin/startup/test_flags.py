@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import vllm_sauce
 from tests.places import TINY
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import (
     BundleMismatchError,
 )
@@ -62,7 +64,7 @@ def test_flags_become_additional_config(monkeypatch: pytest.MonkeyPatch) -> None
         *("--plugin", "sauce", "--sauce-bundle", "bundle", "--sauce-forget", "dog"),
         *("--sauce-forget", "blue", "--sauce-max-latents", "777"),
         *("--sauce-pool-dtype", "fp8", "--sauce-approximate", "relu"),
-        "--sauce-require-decoder",
+        *("--sauce-require-decoder", "--sauce-allow-weak", "dog", "cat"),
     )
     bundle = Bundle.load(SHIPPED, weights=False)
     assert args.additional_config == {
@@ -75,6 +77,7 @@ def test_flags_become_additional_config(monkeypatch: pytest.MonkeyPatch) -> None
             "pool_dtype": "fp8",
             "approximate": "relu",
             "require_decoder": True,
+            "allow_weak": ["dog", "cat"],
             "digest": bundle.digest,
             "sites": ["decoder.1", "vision"],
             "version": vllm_sauce.__version__,
@@ -188,6 +191,27 @@ def test_concepts_forgotten_in_pictures_only_can_be_refused(
     assert "dog" in forgotten(
         parse_model(*SAUCE, "--sauce-forget", "dog", "--sauce-require-decoder")
     )
+
+
+def test_a_mandatory_concept_that_is_not_forgotten_stops_the_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By the bundle's own figures, unless the operator allows it by name."""
+    shipped = Bundle.load(SHIPPED)
+    concepts = [
+        replace(one, forgotten=one.name not in ("dog", "wood"))
+        for one in shipped.catalogue.values()
+    ]
+    saes = {site: sae.weights for site, sae in shipped.sites.items()}
+    Bundle.build(shipped.fingerprint, saes, Catalogue(concepts)).save(tmp_path / "b")
+    flags = ("--plugin", "sauce", "--sauce-bundle", str(tmp_path / "b"))
+    model = str(TINY / "model")
+    told = refusal(capsys, model, *flags, "--sauce-forget", "cat", "dog")
+    assert "mandatory concepts: this bundle was found not to forget 'dog'" in told
+    told = refusal(capsys, model, *flags, "--sauce-allow-weak", "dgo")
+    assert "--sauce-allow-weak: unknown concept 'dgo': did you mean 'dog'" in told
+    allowed = ("--sauce-forget", "cat", "dog", "--sauce-allow-weak", "dog")
+    assert "dog" in forgotten(parse_model(*flags, *allowed))
 
 
 def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(

@@ -57,6 +57,10 @@ class CalibrationConfig:
     worst_floor: float = 0.35
     """Share of being named right that any single other concept may lose."""
 
+    forget_floor: float = 0.8
+    """UAg and UAd, on the scoring split, below which a concept is written as not
+    forgotten; a server refuses it unless it is told otherwise."""
+
     prefer: Annotated[str, Parameter(choices=PREFERENCES)] = "forgetting"
     """What is best among settings that keep to both floors: forgetting (UAg and UAd) or
     balance (the harmonic mean of all four)."""
@@ -95,7 +99,7 @@ class CalibrationConfig:
     """Of the examples that are drawn."""
 
     def __post_init__(self) -> None:
-        for name in ("retain_floor", "worst_floor"):
+        for name in ("retain_floor", "worst_floor", "forget_floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share, got {getattr(self, name)}")
         if self.prefer not in PREFERENCES:

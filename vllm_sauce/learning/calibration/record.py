@@ -68,8 +68,13 @@ def concept_of(
             "calibration": entry["calibration"]["edited"],
             "worst_other": entry["worst_other"]["scoring"],
             "worst_floor": config.worst_floor,
+            "forget_floor": config.forget_floor,
         },
         scores={**scoring["edited"], **base},
+        forgotten=all(
+            value is None or value >= config.forget_floor
+            for value in map(scoring["edited"].get, ("UAg", "UAd"))
+        ),
     )
 
 

@@ -21,21 +21,22 @@ def table(catalogue: Catalogue) -> Table:
     """Return the scores of each concept for a terminal."""
     from rich.table import Table
 
-    shown = Table(*("concept", *(f"{n} %" for n in (*NAMES, "HM")), "edit", "floor"))
+    figures = tuple(f"{name} %" for name in (*NAMES, "HM"))
+    shown = Table("concept", *figures, "edit", "floor", "forgotten")
     for name, concept in catalogue.items():
         scores = [concept.scores.get(score) for score in (*NAMES, "HM")]
         sites = " + ".join(f"{s} ({len(e.latents)})" for s, e in concept.edits.items())
         kept = "kept" if concept.provenance.get("within_floor") else "not kept"
-        figures = ["-" if s is None else f"{100 * s:.1f}" for s in scores]
-        shown.add_row(name, *figures, sites, kept)
+        shares = ["-" if s is None else f"{100 * s:.1f}" for s in scores]
+        forgotten = "yes" if concept.forgotten else "[bold]NOT[/bold]"
+        shown.add_row(name, *shares, sites, kept, forgotten)
     means = [float(c.scores["HM"] or 0.0) for c in catalogue.values()]
     if means:
         shown.add_row(
             f"mean HM of {len(means)}",
             *[""] * 4,
             f"{100 * sum(means) / len(means):.1f}",
-            "",
-            "",
+            *[""] * 3,
         )
     return shown
 

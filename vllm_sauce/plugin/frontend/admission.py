@@ -21,7 +21,13 @@ from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
 from vllm_sauce.plugin.startup import settings
 from vllm_sauce.unlearning import Mask, resolve_mask, without_decoder
-from vllm_sauce.unlearning.mask import marked, refuse_forged_keys, renamed, salted
+from vllm_sauce.unlearning.mask import (
+    marked,
+    refuse_forged_keys,
+    refused_as_weak,
+    renamed,
+    salted,
+)
 
 POOLING = (
     "sauce edits generation only; pooling requests are refused because they would be "
@@ -73,6 +79,8 @@ class Admission:
             self.config.max_latents,
             self.config.max_concepts,
         )
+        if mask is not None:
+            self.refuse_weak(mask)
         if mask is not None and self.config.require_decoder:
             unread = without_decoder(mask.names(), self.bundle.catalogue)
             if unread:
@@ -82,6 +90,12 @@ class Admission:
                     "(--sauce-require-decoder); name other concepts"
                 )
         return mask
+
+    def refuse_weak(self, mask: Mask) -> None:
+        """Refuse what the bundle does not forget. Raises: InvalidRequestError"""
+        catalogue, allowed = self.bundle.catalogue, self.config.allow_weak
+        if told := refused_as_weak(mask.names(), catalogue, allowed):
+            raise InvalidRequestError(told)
 
     def identify(self, request: Any, mask: Mask | None) -> None:
         """Give the request's KV blocks and images an identity of their mask.

@@ -89,6 +89,13 @@ def _add_flags(group: Any) -> None:
         help="Refuse concepts that no decoder site edits: they are forgotten in "
         "pictures only, a question without one is answered as if nothing were.",
     )
+    add_list(
+        group,
+        "--sauce-allow-weak",
+        metavar="NAME",
+        help="Concepts that are served though the bundle's own figures say that they "
+        "are not forgotten; others of that kind are refused.",
+    )
     group.add_argument(
         "--sauce-max-latents",
         type=int,

@@ -16,10 +16,12 @@ from vllm_sauce.errors import (
     BundleMismatchError,
     BundleNotFoundError,
     ConfigError,
+    UnknownConceptError,
 )
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import features
 from vllm_sauce.unlearning import check_mandatory, without_decoder
+from vllm_sauce.unlearning.mask import refused_as_weak
 
 ENVIRONMENT = {
     "VLLM_SAUCE_BUNDLE": "bundle",
@@ -184,6 +186,7 @@ def resolve(args: Any) -> Bundle | None:
     check_mandatory(
         config.forget, bundle.catalogue, config.max_latents, config.max_concepts
     )
+    _check_weak(config, bundle)
     if config.require_decoder:
         _refuse_without_decoder(config, bundle)
     args.additional_config = {
@@ -202,6 +205,17 @@ def _model_dir(args: Any) -> Path | None:
     # ``vllm serve MODEL`` parses the model into an attribute of its own.
     model = getattr(args, "model_tag", None) or args.model
     return compat.local_model_dir(model, getattr(args, "revision", None))
+
+
+def _check_weak(config: SauceConfig, bundle: Bundle) -> None:
+    try:
+        for name in config.allow_weak:
+            bundle.catalogue.concept(name)
+    except UnknownConceptError as error:
+        raise ConfigError(f"--sauce-allow-weak: {error}") from error
+    told = refused_as_weak(config.forget, bundle.catalogue, config.allow_weak)
+    if told:
+        raise ConfigError(f"mandatory concepts: {told}")
 
 
 def _refuse_without_decoder(config: SauceConfig, bundle: Bundle) -> None:
@@ -249,6 +263,13 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
         len(bundle.catalogue),
         ", ".join(config.forget) or "none",
     )
+    if weak := bundle.catalogue.weak():
+        refused = set(weak) - set(config.allow_weak)
+        logger.warning(
+            "sauce: not forgotten, by the bundle's own figures: %s; refused: %s",
+            ", ".join(weak),
+            ", ".join(sorted(refused)) or "none, all are allowed",
+        )
     if sites := bundle.catalogue.editing_sink():
         logger.warning(
             "sauce: at %s this bundle edits position 0, too, where language models put "
