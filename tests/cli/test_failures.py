@@ -30,6 +30,11 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     ),
     "demo": ("--json", "none/demo.json"),
     "diff": (BUNDLE, "OTHER"),
+    "eval": (BUNDLE, "--model", MODEL, "--concepts", "CONCEPTS.yaml", "--out", "out"),
+    "fit": (
+        *("--site", "vision", "--harvest", "HARVEST", "--concepts", CONCEPTS),
+        *("--out", "out"),
+    ),
     "harvest": (
         *("--model", MODEL, "--out", "out", "--site", "vision"),
         *("--concepts", "CONCEPTS.yaml"),
