@@ -48,8 +48,6 @@ class KillsOneActor(threading.Thread):
     def __init__(self, when: Callable[[], object]) -> None:
         super().__init__(daemon=True)
         self.when = when
-        self.children: list[psutil.Process] = []
-        """What the actor had started."""
         self.killed: int | None = None
         self.start()
 
@@ -57,6 +55,5 @@ class KillsOneActor(threading.Thread):
         """Wait, then kill."""
         wait_until(self.when)
         victim = actors()[0]
-        self.children = victim.children(recursive=True)
         victim.kill()
         self.killed = victim.pid

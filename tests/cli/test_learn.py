@@ -65,8 +65,12 @@ def test_from_pictures_to_a_bundle(tmp_path):
         )
 
     done = run()
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode in (0, 3), done.stderr[-3000:]
     bundle = Bundle.load(out)
+    # So few pictures may be too few for a concept; then it is said.
+    weak = bundle.catalogue.weak()
+    assert done.returncode == (3 if weak else 0)
+    assert all(name in done.stderr.split("not forgotten:")[-1] for name in weak)
     bundle.check_model(TINY / "model")
     assert bundle.catalogue.names() == tuple(sorted(DOMAINS))
     for concept in bundle.catalogue.values():
@@ -77,6 +81,6 @@ def test_from_pictures_to_a_bundle(tmp_path):
     assert best > 0.6
     before = sorted((p, p.stat().st_mtime_ns) for p in out.iterdir())
     again = run()
-    assert again.returncode == 0
+    assert again.returncode == done.returncode
     assert again.stderr.count("done before") == 7
     assert before == sorted((p, p.stat().st_mtime_ns) for p in out.iterdir())

@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx
 import openai
 import pytest
 
 import vllm_sauce
+from tests.batch.processes import descendants, gone, wait_until
 from tests.plugin.conftest import RUNNER
 from tests.plugin.support import picture
 
@@ -84,12 +85,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Server(NamedTuple):
+    """A running server, and who it works for."""
+
+    address: str
+    log: Path
+    process: subprocess.Popen[bytes]
+    owner: subprocess.Popen[bytes]
+
+
 @pytest.fixture(scope="module")
 def server(
     model_dir: Path, bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """A compiled server with one mandatory concept; yields its address."""
+) -> Iterator[Server]:
+    """A compiled server; yields its address. It works for a process that sleeps."""
     port = free_port()
+    owner = subprocess.Popen(["sleep", "3600"])
     log = tmp_path_factory.mktemp("serve") / "log"
     process = serve(
         str(model_dir),
@@ -97,19 +108,21 @@ def server(
         *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"),
         *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
         log=log,
+        environ={"SAUCE_PARENT": str(owner.pid)},
     )
     address = f"http://127.0.0.1:{port}"
     wait_until_healthy(process, address, log)
-    os.environ["SAUCE_TEST_SERVER_LOG"] = str(log)
-    yield address
+    yield Server(address, log, process, owner)
+    owner.kill()
     process.terminate()
     process.wait(timeout=60)
+    owner.wait()
 
 
 @pytest.fixture(scope="module")
-def client(server: str) -> openai.OpenAI:
+def client(server: Server) -> openai.OpenAI:
     """The ordinary client."""
-    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
 
 
 def data_url(seed: int) -> str:
@@ -155,9 +168,9 @@ def numbers(choice: Any) -> list[float]:
     return [round(token.logprob, 3) for token in choice.logprobs.content]
 
 
-def test_start_names_what_runs(server: str) -> None:
+def test_start_names_what_runs(server: Server) -> None:
     """One line tells bundle, sites, concepts and what is mandatory; then the canary."""
-    log = Path(os.environ["SAUCE_TEST_SERVER_LOG"]).read_text()
+    log = server.log.read_text()
     (line,) = [text for text in log.splitlines() if "sauce: bundle" in text]
     assert "decoder.1, vision" in line
     assert "3 concepts" in line
@@ -276,3 +289,13 @@ def test_batch_route_passes_admission(client: openai.OpenAI) -> None:
     assert len(masked) == 2 and all(m != p for m, p in zip(masked, plain, strict=True))
     with pytest.raises(openai.BadRequestError, match="did you mean"):
         answers(**vllm_sauce.forget_body("reed"))
+
+
+def test_its_processes_end_with_the_one_they_work_for(server: Server) -> None:
+    """As an engine of a killed actor: nobody else would end it. The last test here."""
+    processes = descendants(server.process.pid)
+    assert len([p for p in processes if "VLLM" in " ".join(p.cmdline())]) == 2
+    server.owner.kill()
+    server.owner.wait()
+    wait_until(lambda: gone(processes))
+    assert server.process.wait(timeout=60) != 0
