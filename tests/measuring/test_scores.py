@@ -71,7 +71,7 @@ def test_garbage_forgets_nothing_either(file):  # noqa: F811
     assert figures["malformed"].value == 1
     assert [figures[n].value for n in ("UAg", "UAd", "IRA", "CRA")] == [0] * 4
     (shares, *_) = found.together.values()
-    assert shares["forgotten: name"].value == shares["kept: name"].value == 0
+    assert shares["forgotten name"].value == shares["kept name"].value == 0
 
 
 def test_what_is_said_instead_is_counted(file):  # noqa: F811

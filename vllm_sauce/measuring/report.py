@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TEMPLATE = Path(__file__).parent / "pages/eval.html.j2"
-TITLES = {
-    PLAIN: "unedited",
-    OURS: "this bundle",
-    PROMPT: "asked not to mention it",
-    BAN: "the word banned",
-}
+TITLES = {PLAIN: "unedited", OURS: "bundle", PROMPT: "prompt", BAN: "ban"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +36,8 @@ class Grid:
 
         shown = Table(*self.head, title=self.title)
         for row in self.rows:
-            shown.add_row(*row)
+            # Intervals stand below: a terminal has 80 columns.
+            shown.add_row(*(cell.replace(" [", "\n[") for cell in row))
         return shown
 
     def markdown(self) -> str:
@@ -56,7 +52,7 @@ def grids(found: Results) -> Iterator[Grid]:
     count = len(found.alone[PLAIN])
     yield Grid(
         f"one concept forgotten at a time, mean of {count} [95 % over concepts]",
-        ("", *SCORES, "false descriptions"),
+        ("", *SCORES, "false"),
         tuple(
             (
                 TITLES[method],

@@ -56,7 +56,7 @@ class Figure:
             return "-"
         digits = 3 if self.n >= 1000 else 2
         low, value, high = (
-            f"{x:.{digits}f}".lstrip("0") if x < 1 else f"{x:.{digits}f}"
+            f"{x:.{digits}f}".lstrip("0") if round(x, digits) < 1 else "1"
             for x in (self.low, self.value, self.high)
         )
         return f"{value} [{low}, {high}]"
@@ -254,11 +254,11 @@ def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
         )
 
     return {
-        "forgotten: name": share((Kind.NAME,), True),
-        "forgotten: yes/no": share((Kind.YES,), True),
-        "kept: name": share((Kind.NAME,), False),
-        "kept: yes": share((Kind.YES,), False),
-        "kept: no": share((Kind.NO,), False),
+        "forgotten name": share((Kind.NAME,), True),
+        "forgotten yes/no": share((Kind.YES,), True),
+        "kept name": share((Kind.NAME,), False),
+        "kept yes": share((Kind.YES,), False),
+        "kept no": share((Kind.NO,), False),
         "malformed": _share([one.malformed for one in found]),
     }
 
