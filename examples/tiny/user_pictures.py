@@ -2,7 +2,7 @@
 """Write what a user of ``sauce learn`` would have: pictures, labels, concepts.yaml.
 
 ``PYTHONPATH=examples python -m tiny.user_pictures FOLDER`` draws 150 pictures of each
-of the 40 foreground concepts for ``concepts.yaml`` and 8,000 without labels, each with
+of the 40 foreground concepts, and 300 without any, for ``concepts.yaml`` and 8,000 without labels, each with
 a question, for training SAEs (``training.jsonl``). None of them is among the pictures
 that ``tiny.scores`` measures on.
 """
@@ -17,15 +17,15 @@ import yaml
 from PIL import Image
 
 from tiny.concepts import CONCEPTS, DOMAIN_OF, DOMAINS
-from tiny.dataset import training_pictures
-from tiny.exam import STYLES, balanced_pictures
+from tiny.dataset import HELD_OUT_SEED, training_pictures
+from tiny.exam import SEEDS, STYLES, balanced_pictures
 from tiny.questions import (
     TRAIN,
     describe_questions,
     naming_questions,
     yes_no_questions,
 )
-from tiny.world import Picture
+from tiny.world import NOTHING, Picture, Renderer
 
 SPLITS = {"selection": 0.2, "calibration": 0.6, "scoring": 0.2}
 DESCRIBE = "Describe the picture."
@@ -56,6 +56,13 @@ def concepts_yaml() -> dict[str, object]:
         "questions": questions,
         "concepts": concepts,
     }
+
+
+def empty_pictures(count: int) -> list[Picture]:
+    """Draw pictures of a background alone: what it looks like when nothing is there."""
+    rng = np.random.default_rng([HELD_OUT_SEED, SEEDS["user"]])
+    renderer = Renderer(STYLES["train"])
+    return [renderer.picture(rng, NOTHING) for _ in range(count)]
 
 
 def write_labelled(folder: Path, pictures: Sequence[Picture], minimum: int = 8) -> None:
@@ -101,11 +108,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="A new folder.")
     parser.add_argument("--per-foreground", type=int, default=150)
+    parser.add_argument("--empty", type=int, default=300)
     parser.add_argument("--training", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=False)
     pictures = balanced_pictures("user", arguments.per_foreground)
+    pictures += empty_pictures(arguments.empty)
     write_labelled(arguments.folder, pictures)
     write_training(arguments.folder, arguments.training, arguments.seed)
 

@@ -42,10 +42,9 @@ class CalibrationConfig:
     """Share of what a row reads that is taken away; may be given again."""
 
     row_gates: Annotated[tuple[float, ...], Parameter(name="--row-gate")] = (
-        *(0.0, 0.35, 0.5, 0.65),
+        *(0.0, 0.95, 0.99, 0.999),
     )
-    """What a row must read, 1 being the mean with the concept, to take it away; may be
-    given again."""
+    """As --gate, for rows."""
 
     rankings: Annotated[tuple[str, ...], Parameter(name="--ranking")] = ()
     """Score that latents may be ranked by, "file" for the selection's own; may be given
@@ -112,8 +111,6 @@ class CalibrationConfig:
             raise ConfigError("screen lies in (0, 1], soft in [0, 1]")
         if not all(0 < one <= 100 for one in self.row_shares):
             raise ConfigError(f"row_shares lie in (0, 100], got {self.row_shares}")
-        if not all(0 <= one < float("inf") for one in self.row_gates):
-            raise ConfigError(f"row_gates must be at least 0, got {self.row_gates}")
         if min(self.positives, self.negatives, self.finalists, self.passes) < 1:
             raise ConfigError("positives, negatives, finalists, passes: at least 1")
         if self.concepts_per_engine < 1:

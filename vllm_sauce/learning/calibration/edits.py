@@ -10,7 +10,6 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.grid import FILE
 from vllm_sauce.learning.calibration.setting import SiteSetting
 from vllm_sauce.learning.selection.selection_file import (
-    ROW_RANKING,
     RankedLatent,
     SelectedConcept,
     level_name,
@@ -39,7 +38,6 @@ def edit_of(latents: Sequence[RankedLatent], setting: SiteSetting) -> SiteEdit:
     Raises: ConfigError if the selection lacks the gate's level
     """
     action = setting.action
-    of_row = setting.ranking.startswith(ROW_RANKING)
     gamma = 0.0 if action.clamps else action.amount
     return SiteEdit(
         latents=tuple(one.latent for one in latents),
@@ -48,10 +46,7 @@ def edit_of(latents: Sequence[RankedLatent], setting: SiteSetting) -> SiteEdit:
             -action.amount * one.max_acts[0] if action.clamps else 0.0
             for one in latents
         ),
-        # What a row reads is in units of its concept: its gate needs no share.
-        gate=tuple(
-            setting.gate if of_row else _gate(one, setting.gate) for one in latents
-        ),
+        gate=tuple(_gate(one, setting.gate) for one in latents),
     )
 
 

@@ -43,7 +43,7 @@ class SiteGrid:
 
         Raises: ConfigError
         """
-        if wrong := sorted(set(config.gates) - set(GATES)):
+        if wrong := sorted({*config.gates, *config.row_gates} - set(GATES)):
             raise ConfigError(
                 f"a gate is one of {', '.join(map(str, GATES))}, got {wrong[0]}"
             )

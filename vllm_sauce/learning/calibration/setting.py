@@ -48,8 +48,7 @@ class SiteSetting:
     k: int
     """So many of the best are edited."""
     gate: float
-    """Share of the tokens without the concept that is left alone; of a row, what it
-    must read."""
+    """Share of the tokens without the concept that is left alone."""
     action: Action
     without: tuple[int, ...] = ()
     """First ranks of the bands that were pruned."""

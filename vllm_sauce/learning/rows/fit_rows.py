@@ -98,8 +98,9 @@ def _groups(
 ) -> tuple[Tensor, list[Group]]:
     """Return which sample is in which group, and the groups that rows tell apart.
 
-    Behind the columns of ``sample_groups`` is one for each domain: those of its
-    samples that lack every concept of it.
+    Behind the columns of ``sample_groups`` is one for each domain: samples that lack
+    every concept of it and show as little else as enough of them do, so that nothing
+    stands in its place.
 
     Shapes: -> [num_samples, 2 * num_concepts + num_domains] bool
     """
@@ -110,12 +111,13 @@ def _groups(
         domains.setdefault(one.domain, []).append(number)
     columns = [groups]
     absent: dict[str, int] = {}
+    shown = groups[:, 0::2].sum(1)
     for domain, members in domains.items():
         lacking = groups[:, [2 * one + 1 for one in members]].all(1)
         # With one concept, to lack it and to lack all of them is the same.
         if len(members) > 1 and bool(lacking.any()):
             absent[domain] = 2 * len(concepts) + len(absent)
-            columns.append(lacking[:, None])
+            columns.append(_emptiest(lacking, shown, request.fit.few)[:, None])
     others = tuple((2 * one, 2 * one + 1) for one in range(len(concepts)))
     kinds = [Group(OTHERS, names, others)]
     if absent:
@@ -123,6 +125,15 @@ def _groups(
         pairs = tuple((2 * one, absent[concepts[one].domain]) for one in mine)
         kinds.append(Group(ABSENCE, tuple(names[one] for one in mine), pairs))
     return torch.cat(columns, 1), kinds
+
+
+def _emptiest(lacking: Tensor, shown: Tensor, enough: int) -> Tensor:
+    """Return those of some samples that show the fewest concepts, enough of them.
+
+    Shapes: lacking [num_samples] bool, shown [num_samples] -> [num_samples] bool
+    """
+    counts = shown[lacking].sort().values
+    return lacking & (shown <= counts[min(enough, len(counts)) - 1])
 
 
 def _moments(

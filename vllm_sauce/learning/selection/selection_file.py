@@ -18,10 +18,6 @@ QUIET_LEVELS = (0.9, 0.95, 0.99, 0.999)
 """Shares of the tokens without a concept that gates are measured at."""
 
 
-ROW_RANKING = "row:"
-"""Begins the names of rankings that have a row."""
-
-
 def level_name(share: float) -> str:
     """Return how a share is written in the file."""
     return f"{share:g}"
@@ -29,7 +25,7 @@ def level_name(share: float) -> str:
 
 def row_ranking(towards: str) -> str:
     """Return the name under which a concept's row is ranked: it alone is."""
-    return ROW_RANKING + towards
+    return f"row:{towards}"
 
 
 class _Strict(BaseModel):
