@@ -2,9 +2,9 @@
 """Write what a user of ``sauce learn`` would have: pictures, labels, concepts.yaml.
 
 ``PYTHONPATH=examples python -m tiny.user_pictures FOLDER`` draws 150 pictures of each
-of the 40 foreground concepts, and 300 without any, for ``concepts.yaml`` and 8,000 without labels, each with
-a question, for training SAEs (``training.jsonl``). None of them is among the pictures
-that ``tiny.scores`` measures on.
+of the 40 foreground concepts, and 300 without any, for ``concepts.yaml``, and 8,000
+without labels, each with a question, for training SAEs (``training.jsonl``). None of
+them is among the pictures that ``tiny.scores`` measures on.
 """
 
 import argparse
