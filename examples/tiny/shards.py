@@ -134,6 +134,8 @@ def _rows(
             sample=torch.full((len(x),), number, dtype=torch.int32),
             position=torch.arange(len(x), dtype=torch.int32),
             role=role,
+            # Nothing here asks what a token is.
+            token=torch.full((len(x),), -1, dtype=torch.int32),
         )
     return rows
 

@@ -81,6 +81,7 @@ def write_harvest(
             sample=torch.full((len(rows),), number, dtype=torch.int32),
             position=position,
             role=(position % len(Role)).to(torch.uint8),
+            token=position + 1000 * number,
         )
         writer.add(number, {SITE: part})
         if number % shard_samples == shard_samples - 1:
@@ -109,6 +110,7 @@ def harvest_pictures(folder: Path, file: ConceptFile) -> Path:
             torch.full((patches,), number, dtype=torch.int32),
             torch.arange(patches, dtype=torch.int32),
             torch.full((patches,), Role.IMAGE, dtype=torch.uint8),
+            torch.full((patches,), -1, dtype=torch.int32),
         )
         writer.add(number, {"vision": rows})
     writer.flush()

@@ -19,6 +19,7 @@ def add(writer, sample, picture=None):
         torch.full((3,), sample, dtype=torch.int32),
         torch.arange(3, dtype=torch.int32),
         torch.full((3,), Role.TEXT, dtype=torch.uint8),
+        torch.arange(3, dtype=torch.int32),
     )
     writer.add(sample, {"decoder.1": rows}, (picture,) if picture else ())
 

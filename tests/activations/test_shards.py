@@ -41,6 +41,7 @@ def rows_of(sample, num_tokens, site):
         torch.full((num_tokens,), sample, dtype=torch.int32),
         token,
         torch.full((num_tokens,), Role.TEXT, dtype=torch.uint8),
+        1000 * sample + token,
     )
 
 

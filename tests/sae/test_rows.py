@@ -18,7 +18,7 @@ def rows():
     return [
         Row(
             concept=f"c{number}",
-            towards="others",
+            kind="others",
             shrinkage=0.1,
             num_samples=(40, 60),
             d_prime=2.5,
@@ -110,7 +110,7 @@ def test_a_bundle_keeps_how_rows_were_fitted(tmp_path):
     ("change", "said"),
     [
         (('"version": 2', '"version": 1'), "version 1"),
-        (('"towards": "others"', '"towards": "elsewhere"'), "towards"),
+        (('"kind": "others"', '"kind": "elsewhere"'), "kind"),
         (('"k": null', '"k": 4'), "rows stand beside no topk SAE"),
     ],
 )

@@ -4,8 +4,8 @@
     harvest.json            what was harvested: model, sites, settings (HarvestFile)
     samples.jsonl           one line a sample, in the order of their numbers
     shards.<writer>.jsonl   one line a finished shard (ShardEntry)
-    <writer>-000000.safetensors   per site S: "S:activations" [n, d_model], "S:sample"
-                            and "S:position" [n] int32, "S:role" [n] uint8
+    <writer>-000000.safetensors   per site S: "S:activations" [n, d_model], "S:sample",
+                            "S:position" and "S:token" [n] int32, "S:role" [n] uint8
 
 A shard counts once its line is in an index, which is written after its bytes are on the
 disk. So a killed harvest leaves whole samples, each in one shard, and at worst a file
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 HARVEST_FILE = "harvest.json"
 SAMPLES_FILE = "samples.jsonl"
 FORMAT = "vllm-sauce-activations"
-VERSION = 1
-ROW_TENSORS = ("activations", "sample", "position", "role")
+VERSION = 2
+ROW_TENSORS = ("activations", "sample", "position", "role", "token")
 """What a shard holds of each site: the fields of ``Rows``."""
 
 
@@ -103,6 +103,8 @@ class Rows:
     """[n] int32, place in the sample's tokens, or the patch's number"""
     role: Tensor
     """[n] uint8"""
+    token: Tensor
+    """[n] int32, the token's id; -1 for a patch at the vision site"""
 
 
 def read_harvest(folder: Path) -> HarvestFile:
@@ -117,7 +119,7 @@ def read_harvest(folder: Path) -> HarvestFile:
     if (parsed.format, parsed.version) != (FORMAT, VERSION):
         raise ActivationsError(
             f"{path} must be {FORMAT} version {VERSION}, got "
-            f"{parsed.format!r} version {parsed.version}"
+            f"{parsed.format!r} version {parsed.version}; harvest again"
         )
     return parsed
 

@@ -76,6 +76,11 @@ class ActivationStore:
         sample, position, role = map(torch.cat, zip(*columns, strict=True))
         return sample, position, role
 
+    def tokens(self) -> Tensor:
+        """Return the token's id of every row. Shapes: -> [num_tokens] int32"""
+        parts = [shard.token for shard in self.shards]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int32)
+
     def rows(self, index: Tensor) -> Tensor:
         """Return activations by row number, in float32.
 
@@ -103,7 +108,7 @@ def _open_shard(folder: Path, entry: ShardEntry, site: str, d_model: int) -> Row
     except (OSError, SafetensorError) as error:
         raise ActivationsError(f"{path} is missing or damaged: {error!r}") from error
     count = entry.tokens[site]
-    lengths = {len(rows.sample), len(rows.position), len(rows.role)}
+    lengths = {len(getattr(rows, name)) for name in ROW_TENSORS[1:]}
     if rows.activations.shape != (count, d_model) or lengths != {count}:
         raise ActivationsError(
             f"{path} must hold {count} rows of width {d_model} for {site}, got "

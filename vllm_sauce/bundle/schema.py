@@ -63,7 +63,7 @@ class RowFile(_Strict):
     """How one of the last latents was fitted; see ``Row``."""
 
     concept: str
-    towards: Literal["others", "absence"]
+    kind: Literal["others", "absence", "words", "before"]
     shrinkage: Annotated[float, Field(ge=0, le=1)]
     num_samples: tuple[_Index, _Index]
     d_prime: _Number

@@ -23,7 +23,7 @@ COMMANDS: Final[dict[str, tuple[Callable[..., int | None], tuple[str, ...]]]] = 
     "demo": (demo.demo, ("vllm",)),
     "diff": (bundles.diff, ()),
     "eval": (stages.evaluate, ("vllm",)),
-    "fit": (stages.fit, ("torch",)),
+    "fit": (stages.fit, ("torch", "transformers")),
     "harvest": (stages.harvest, ("vllm",)),
     "import": (stages.import_sae, ("torch", "transformers")),
     "inspect": (stages.inspect, ("torch", "transformers")),

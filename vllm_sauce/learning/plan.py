@@ -25,7 +25,7 @@ from vllm_sauce.plugin.sites.architectures import with_vision
 PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of one prompt."""
 ROWS: Final = 2
-"""Kinds of rows that a concept has at most."""
+"""Kinds of rows that a concept has at most; twice as many in texts."""
 RANKINGS: Final = 6
 """The file's order and five scores."""
 PRUNINGS: Final = 4
@@ -160,7 +160,7 @@ def _train(request: LearnRequest, site: str, size: ModelSize) -> Line:
     return Line(f"train {site}", 0, tokens, weights, memory, operations)
 
 
-def _searched(request: LearnRequest, passes: int) -> int:
+def _searched(request: LearnRequest, counts: Counts, passes: int) -> int:
     """Return the settings that a search tries which goes through its grid so often."""
     config, sites = request.calibration, len(request.sites)
     latents = sum(k <= request.latents for k in config.k) or 1
@@ -169,7 +169,12 @@ def _searched(request: LearnRequest, passes: int) -> int:
     )
     kinds = {
         "latents": (rankings, latents, len(config.gates), len(config.actions)),
-        "rows": (ROWS, 1, len(config.row_gates), len(config.row_shares)),
+        "rows": (
+            ROWS if counts.pictures else 2 * ROWS,
+            1,
+            len(config.row_gates),
+            len(config.row_shares),
+        ),
     }
     grids = [v for kind, v in kinds.items() if request.edits in (kind, "both")]
     return most_settings(grids, sites, passes)
@@ -183,13 +188,13 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     config, sites = request.calibration, len(request.sites)
     searched, scored = counts.searched, counts.scored
     finals = config.finalists + (PRUNINGS * sites if config.prune else 0)
-    passes = _searched(request, config.passes) * searched.screening
+    passes = _searched(request, counts, config.passes) * searched.screening
     # The unedited model is asked everything too, on both splits.
     passes += (1 + finals) * searched.questions + 2 * scored.questions
     half = min(1.0, 2 * config.screen)
     semifinals = 2 * config.finalists * half
     passes += round(semifinals * searched.questions)
-    least, whole = _searched(request, 1), finals + semifinals
+    least, whole = _searched(request, counts, 1), finals + semifinals
     questions = round(least * searched.screening + whole * searched.questions)
     pictures = round(least * searched.screening_pictures + whole * searched.pictures)
     tokens = (questions + scored.questions) * PROMPT_TOKENS

@@ -24,15 +24,17 @@ class Row:
     concept: str
     """What it reads: 0 where the concept is not, 1 on the mean of where it is."""
 
-    towards: str
-    """Where it takes the concept when all of it is removed: "others", the mean of the
-    samples without it, or "absence", of those without any of its domain."""
+    kind: str
+    """What it was told from, and leads to when all of it is taken away. "others":
+    samples with the concept from those without it; "absence": from those without any of
+    its domain. "words": the tokens of its words from tokens of samples without it;
+    "before": these and each one's token before, which is about to say it."""
 
     shrinkage: float
     """Share of the covariance's diagonal alone that its inverse was taken with."""
 
     num_samples: tuple[int, int]
-    """With the concept, and those it was told from."""
+    """With the concept, and those it was told from; of words, tokens."""
 
     d_prime: float
     """How far apart the two are on samples it was not fitted on, in deviations."""

@@ -44,12 +44,12 @@ def test_each_concept_has_rows_beside_the_latents(fitted, file):
     assert sae.d_sae == 2048 + len(sae.rows)
     for name, tensor in without_rows(sae).tensors().items():
         torch.testing.assert_close(tensor, shipped.tensors()[name], rtol=0, atol=0)
-    towards: dict[str, set[str]] = {}
+    kinds: dict[str, set[str]] = {}
     for row in sae.rows:
-        towards.setdefault(row.towards, set()).add(row.concept)
-    assert towards["others"] == set(file.concepts)
+        kinds.setdefault(row.kind, set()).add(row.concept)
+    assert kinds["others"] == set(file.concepts)
     # Every background has a colour: there is no picture without one.
-    domains = {file.concepts[name].domain for name in towards["absence"]}
+    domains = {file.concepts[name].domain for name in kinds["absence"]}
     assert domains == {"objects", "sports", "emotions"}
 
 
@@ -106,7 +106,7 @@ def test_selection_keeps_a_concepts_rows_apart(fitted, harvested, tmp_path):
             assert now.latent == then.latent
             assert known(now) == pytest.approx(known(then), rel=1e-4)
         rankings = [next(iter(row.scores)) for row in concept.rows]
-        assert rankings == [f"row:{r.towards}" for r in sae.rows if r.concept == name]
+        assert rankings == [f"row:{r.kind}" for r in sae.rows if r.concept == name]
         for row in concept.rows:
             assert sae.rows[row.latent - 2048].concept == name
             assert row.mean_acts[0] > row.mean_acts[1] >= 0

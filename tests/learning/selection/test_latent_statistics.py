@@ -73,6 +73,7 @@ def rows_of(number, site):
         torch.full((count,), number, dtype=torch.int32),
         torch.arange(count, dtype=torch.int32),
         role,
+        torch.arange(count, dtype=torch.int32),
     )
 
 

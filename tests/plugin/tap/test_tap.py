@@ -27,6 +27,11 @@ class Span:
     count: int
 
 
+def finished(sample, prompt, count):
+    """A sample whose tokens have ids of their own."""
+    return Finished(sample, prompt, [1000 * sample + at for at in range(count)])
+
+
 def picture(identifier, offset, length, is_embed=None):
     """Return what vLLM says of a picture and where its tokens lie."""
     at = SimpleNamespace(offset=offset, length=length, is_embed=is_embed)
@@ -98,13 +103,14 @@ def test_any_chunking_and_preemption_gives_each_token_once(data):
         if spans:
             rng.shuffle(spans)
             step(tap, spans, padding=rng.randint(0, 3))
-    tap.finish([Finished(s, n, n) for s, n in enumerate(lengths)])
+    tap.finish([finished(s, n, n) for s, n in enumerate(lengths)])
     for sample, length in enumerate(lengths):
         rows = kept.samples[sample][SITE]
         want = torch.stack([row(sample, i) for i in range(length)])
         assert torch.equal(rows.activations, want)
         assert rows.position.tolist() == list(range(length))
         assert set(rows.sample.tolist()) == {sample}
+        assert rows.token.tolist() == [1000 * sample + i for i in range(length)]
 
 
 def test_roles_are_the_places_of_tokens():
@@ -113,7 +119,7 @@ def test_roles_are_the_places_of_tokens():
     pictures = [picture("a", 1, 2), picture("b", 4, 3, odd)]
     tap.begin_request(7, pictures)
     step(tap, [Span(7, 0, 10)])
-    tap.finish([Finished(7, 8, 10)])
+    tap.finish([finished(7, 8, 10)])
     image, text, generated = Role.IMAGE, Role.TEXT, Role.GENERATED
     assert kept.samples[7][SITE].role.tolist() == [
         text, image, image, text, image, text, image, text, generated, generated
@@ -126,7 +132,7 @@ def test_a_token_that_never_passed_is_an_error():
     step(tap, [Span(0, 0, 3)])
     step(tap, [Span(0, 4, 2)])
     with pytest.raises(ActivationsError, match=r"1 of 6 tokens .* never passed"):
-        tap.finish([Finished(0, 6, 6)])
+        tap.finish([finished(0, 6, 6)])
 
 
 def test_dummy_passes_and_strangers_leave_nothing():
@@ -136,7 +142,7 @@ def test_dummy_passes_and_strangers_leave_nothing():
     begin_step(tap, [Span(1, 0, 2)])
     tap.clear_step()
     tap.take(SITE, torch.full((2, 2), torch.nan), None)
-    tap.finish([Finished(1, 2, 2)])
+    tap.finish([finished(1, 2, 2)])
     assert kept.samples[1][SITE].activations.tolist() == [[100.0, 0.5], [101.0, 0.5]]
 
 
@@ -147,7 +153,7 @@ def test_what_is_kept_is_a_copy():
     x = torch.ones(2, 2)
     tap.take(SITE, x, None)
     x.zero_()
-    tap.finish([Finished(0, 2, 2)])
+    tap.finish([finished(0, 2, 2)])
     assert kept.samples[0][SITE].activations.sum() == 4
 
 
@@ -158,7 +164,7 @@ def test_a_picture_is_written_once():
         tap.begin_request(sample, spans)
     with tap.announced.encoding(["a", "old", "b"]):
         tap.take_pictures(torch.stack([torch.full((2, 3), i) for i in (1.0, 2.0, 3.0)]))
-    tap.finish([Finished(s, 2, 2) for s in range(3)])
+    tap.finish([finished(s, 2, 2) for s in range(3)])
     assert kept.pictures == ["a", "b"]
     assert set(kept.samples[0]) == {"vision"}
     assert kept.samples[0]["vision"].activations.tolist() == [[1.0] * 3] * 2
@@ -175,7 +181,7 @@ def test_pictures_that_cannot_be_told_apart_are_errors():
                 tap.take_pictures(features)
     tap.begin_request(0, [picture("a", 0, 1)])
     with pytest.raises(ActivationsError, match="without passing the vision site"):
-        tap.finish([Finished(0, 1, 1)])
+        tap.finish([finished(0, 1, 1)])
 
 
 def test_all_rows_of_a_batch_of_one_picture_are_its_own():
@@ -186,7 +192,7 @@ def test_all_rows_of_a_batch_of_one_picture_are_its_own():
         x = torch.arange(18.0).reshape(shape)
         with tap.announced.encoding(["a"]):
             assert tap.take_pictures(x) is x
-        tap.finish([Finished(0, 1, 1)])
+        tap.finish([finished(0, 1, 1)])
         rows = kept.samples[0]["vision"].activations
         assert torch.equal(rows, x.reshape(6, 3))
 
@@ -200,5 +206,5 @@ def test_a_new_run_forgets_the_last():
     step(tap, [Span(0, 2, 1)])  # its request is still in the engine
     tap.begin_request(0, [])
     step(tap, [Span(0, 0, 1)])
-    tap.finish([Finished(0, 1, 1)])
+    tap.finish([finished(0, 1, 1)])
     assert len(kept.samples[0][SITE].activations) == 1

@@ -173,9 +173,10 @@ class _Run:
                 self.llm.collective_rpc("sauce_harvest_drop", args=(given.number,))
                 self._fail(given, f"the engine ended it: {answer.finish_reason}")
                 continue
-            prompt = len(output.prompt_token_ids)
-            written = max(len(answer.token_ids) - 1, 0)
-            finished.append((given.number, prompt, prompt + written))
+            prompt = list(output.prompt_token_ids)
+            # The last one is never fed back.
+            tokens = [*prompt, *answer.token_ids[:-1]]
+            finished.append((given.number, len(prompt), tokens))
         if finished:
             self.llm.collective_rpc("sauce_harvest_finish", args=(finished,))
             self.advance(len(finished))

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,35 +19,22 @@ from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.errors import ConfigError, warn
 from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.learning.rows.fit import Fitted, fit
+from vllm_sauce.learning.rows.groups import Group, WordGroups, groups_of_samples
 from vllm_sauce.learning.rows.moments import HALVES, Moments
 from vllm_sauce.learning.rows.settings import FitRequest
 from vllm_sauce.learning.selection.latent_statistics import (
     counted_rows,
-    sample_groups,
     whole_samples,
 )
 from vllm_sauce.sae import Row, SAEWeights, with_rows, without_rows
 
-ABSENCE, OTHERS = "absence", "others"
 ROWS_AT_ONCE = 16_384
-
-
-class Group(NamedTuple):
-    """Rows of concepts that are told from the same kind of samples."""
-
-    towards: str
-    concepts: tuple[str, ...]
-    pairs: tuple[tuple[int, int], ...]
-    """Columns of the groups: with the concept, and without."""
 
 
 def fit_rows(
     request: FitRequest, progress: Progress = lambda done, total: None
 ) -> SAEWeights:
-    """Write a folder with the SAE, if one is given, and a row or two a concept.
-
-    Each has one towards the mean of the samples without it, and one towards absence
-    if some samples have none of its domain and it is not the only one there.
+    """Write a folder with the SAE, if one is given, and a few rows a concept.
 
     Raises: ConfigError, ActivationsError, BundleError, UnsupportedSAEError
     """
@@ -58,107 +45,115 @@ def fit_rows(
     fingerprint = store.harvest.fingerprint
     sae = read_sae(request.sae, request.site, fingerprint) if request.sae else None
     concepts = tuple(ConceptFile.read(request.concepts).concepts.values())
-    samples = store.samples()
-    groups, kinds = _groups(samples, concepts, request)
-    moments = _moments(store, groups, samples, request, progress)
-    found = moments.all().samples
-    fitted = [
-        fit(
-            moments,
-            kind.pairs,
-            request.fit.shrinkages,
-            orthogonal=request.fit.orthogonal,
+    fitted, rows = [], []
+    for moments, kind in _told_apart(request, store, concepts, progress):
+        settings = request.fit
+        one = fit(
+            moments, kind.pairs, settings.shrinkages, orthogonal=settings.orthogonal
         )
-        for kind in kinds
-    ]
-    rows = [
-        Row(
-            concept=name,
-            towards=kind.towards,
-            shrinkage=one.shrinkage,
-            num_samples=(int(found[a]), int(found[b])),
-            d_prime=round(float(d_prime), 3),
-        )
-        for kind, one in zip(kinds, fitted, strict=True)
-        for name, (a, b), d_prime in zip(
-            kind.concepts, kind.pairs, one.d_prime, strict=True
-        )
-    ]
+        fitted.append(one)
+        rows += _described(kind, one, moments.all().samples)
     _warn_of_few(rows, request)
-    merged = _merged(None if sae is None else without_rows(sae), fitted, rows)
+    merged = with_rows(
+        None if sae is None else without_rows(sae),
+        torch.cat([one.read for one in fitted], 1).float(),
+        torch.cat([one.bias for one in fitted]).float(),
+        torch.cat([one.write for one in fitted]).float(),
+        rows,
+    )
     bundle = Bundle.build(fingerprint, {request.site: merged}, Catalogue())
     bundle.save(request.out)
     return merged
 
 
-def _groups(
-    samples: Sequence[Mapping[str, Any]],
-    concepts: Sequence[ConceptExamples],
+def _told_apart(
     request: FitRequest,
-) -> tuple[Tensor, list[Group]]:
-    """Return which sample is in which group, and the groups that rows tell apart.
-
-    Behind the columns of ``sample_groups`` is one for each domain: samples that lack
-    every concept of it and show as little else as enough of them do, so that nothing
-    stands in its place.
-
-    Shapes: -> [num_samples, 2 * num_concepts + num_domains] bool
-    """
-    groups = sample_groups(samples, concepts, request.split, request.site)
-    names = tuple(one.name for one in concepts)
-    domains: dict[str, list[int]] = {}
-    for number, one in enumerate(concepts):
-        domains.setdefault(one.domain, []).append(number)
-    columns = [groups]
-    absent: dict[str, int] = {}
-    shown = groups[:, 0::2].sum(1)
-    for domain, members in domains.items():
-        lacking = groups[:, [2 * one + 1 for one in members]].all(1)
-        # With one concept, to lack it and to lack all of them is the same.
-        if len(members) > 1 and bool(lacking.any()):
-            absent[domain] = 2 * len(concepts) + len(absent)
-            columns.append(_emptiest(lacking, shown, request.fit.few)[:, None])
-    others = tuple((2 * one, 2 * one + 1) for one in range(len(concepts)))
-    kinds = [Group(OTHERS, names, others)]
-    if absent:
-        mine = [one for one, c in enumerate(concepts) if c.domain in absent]
-        pairs = tuple((2 * one, absent[concepts[one].domain]) for one in mine)
-        kinds.append(Group(ABSENCE, tuple(names[one] for one in mine), pairs))
-    return torch.cat(columns, 1), kinds
-
-
-def _emptiest(lacking: Tensor, shown: Tensor, enough: int) -> Tensor:
-    """Return those of some samples that show the fewest concepts, enough of them.
-
-    Shapes: lacking [num_samples] bool, shown [num_samples] -> [num_samples] bool
-    """
-    counts = shown[lacking].sort().values
-    return lacking & (shown <= counts[min(enough, len(counts)) - 1])
-
-
-def _moments(
     store: ActivationStore,
-    groups: Tensor,
-    samples: Sequence[Mapping[str, Any]],
-    request: FitRequest,
+    concepts: Sequence[ConceptExamples],
     progress: Progress,
-) -> Moments:
-    """Count every row once; the halves hold whole samples, as if by chance."""
-    name = "picture" if request.site == VISION else "key"
-    half = torch.tensor(
-        [
-            hashlib.sha256(str(one[name]).encode()).digest()[0] % HALVES
-            for one in samples
-        ]
+) -> Iterator[tuple[Moments, Group]]:
+    """Read the harvest once; yield what rows tell apart, with what is known of it."""
+    samples = store.samples()
+    site, settings = request.site, request.fit
+    groups, kinds = groups_of_samples(
+        samples, concepts, request.split, site, settings.few
     )
+    words = None
+    if site != VISION and settings.words:
+        words = _word_groups(store, samples, concepts, groups)
     found = Moments(groups.shape[1], store.d_model)
+    told = Moments(words.num_groups, store.d_model) if words else None
+    half = _halves(samples, site)
+    position = store.labels()[1]
     index, sample = counted_rows(store, groups, parse_roles(request.roles))
     for start, stop in whole_samples(sample, ROWS_AT_ONCE):
-        numbers, inverse = torch.unique(sample[start:stop], return_inverse=True)
+        mine = sample[start:stop]
+        numbers, inverse = torch.unique(mine, return_inverse=True)
         x = store.rows(index[start:stop])
         found.add(x, inverse, groups[numbers], half[numbers])
+        if words and told:
+            every = torch.arange(len(x))
+            at = position[index[start:stop]]
+            told.add(x, every, words.of(mine, at), half[mine])
         progress(stop, len(index))
-    return found
+    yield from ((found, kind) for kind in kinds)
+    if words and told:
+        yield from ((told, kind) for kind in words.kinds(told.all().samples))
+
+
+def _word_groups(
+    store: ActivationStore,
+    samples: Sequence[Mapping[str, Any]],
+    concepts: Sequence[ConceptExamples],
+    groups: Tensor,
+) -> WordGroups | None:
+    """Return the groups of tokens, None where every sample has a picture."""
+    wanted = groups.any(1)
+    text = {
+        number
+        for number, sample in enumerate(samples)
+        if sample["picture"] is None and wanted[number]
+    }
+    if not text:
+        return None
+    from transformers import AutoTokenizer
+
+    sample, position, _ = store.labels()
+    texts: dict[int, dict[int, int]] = {number: {} for number in text}
+    for number, at, token in zip(
+        sample.tolist(), position.tolist(), store.tokens().tolist(), strict=True
+    ):
+        if number in texts:
+            texts[number][at] = token
+    tokens = {
+        number: [found[at] for at in range(len(found))]
+        for number, found in texts.items()
+        if found
+    }
+    tokenizer = AutoTokenizer.from_pretrained(store.harvest.model)
+    return WordGroups(tokenizer, tokens, concepts, groups)
+
+
+def _halves(samples: Sequence[Mapping[str, Any]], site: str) -> Tensor:
+    """Return the half that each sample is in, as if by chance. Shapes: [num_samples]"""
+    name = "picture" if site == VISION else "key"
+    digests = (hashlib.sha256(str(one[name]).encode()).digest() for one in samples)
+    return torch.tensor([digest[0] % HALVES for digest in digests])
+
+
+def _described(kind: Group, fitted: Fitted, count: Tensor) -> list[Row]:
+    return [
+        Row(
+            concept=name,
+            kind=kind.kind,
+            shrinkage=fitted.shrinkage,
+            num_samples=(int(count[a]), int(count[b])),
+            d_prime=round(float(d_prime), 3),
+        )
+        for name, (a, b), d_prime in zip(
+            kind.concepts, kind.pairs, fitted.d_prime, strict=True
+        )
+    ]
 
 
 def _warn_of_few(rows: Sequence[Row], request: FitRequest) -> None:
@@ -171,15 +166,3 @@ def _warn_of_few(rows: Sequence[Row], request: FitRequest) -> None:
             f"{least.num_samples[0]}: their rows also read what these samples happen "
             "to share; give more examples"
         )
-
-
-def _merged(
-    sae: SAEWeights | None, fitted: Sequence[Fitted], rows: Sequence[Row]
-) -> SAEWeights:
-    return with_rows(
-        sae,
-        torch.cat([one.read for one in fitted], 1).float(),
-        torch.cat([one.bias for one in fitted]).float(),
-        torch.cat([one.write for one in fitted]).float(),
-        rows,
-    )

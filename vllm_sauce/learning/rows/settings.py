@@ -29,6 +29,10 @@ class RowSettings:
     """Make the rows of all concepts orthogonal to each other (Löwdin): what many at
     once do then adds up with the least said twice."""
 
+    words: bool = True
+    """At decoder sites, of samples without a picture: also rows of the tokens of a
+    concept's words, and of these and the token before, which is about to say them."""
+
     few: int = 30
     """Samples with a concept below which it is warned that its row is a guess."""
 

@@ -91,7 +91,7 @@ def _rows_of(sae: SAEWeights, concept: str) -> dict[int, str]:
     """Return the rows of a concept among an SAE's latents, and how each ranks."""
     first = sae.d_sae - len(sae.rows)
     return {
-        first + number: row_ranking(row.towards)
+        first + number: row_ranking(row.kind)
         for number, row in enumerate(sae.rows)
         if row.concept == concept
     }

@@ -23,9 +23,9 @@ def level_name(share: float) -> str:
     return f"{share:g}"
 
 
-def row_ranking(towards: str) -> str:
+def row_ranking(kind: str) -> str:
     """Return the name under which a concept's row is ranked: it alone is."""
-    return f"row:{towards}"
+    return f"row:{kind}"
 
 
 class _Strict(BaseModel):

@@ -63,8 +63,8 @@ class HarvestWorker:
             ShardWriter.open(Path(folder), writer, shard_tokens), done
         )
 
-    def sauce_harvest_finish(self, finished: list[tuple[int, int, int]]) -> int:
-        """Write finished samples (number, prompt tokens, tokens)."""
+    def sauce_harvest_finish(self, finished: list[tuple[int, int, list[int]]]) -> int:
+        """Write finished samples (number, prompt tokens, all tokens' ids)."""
         return self._sauce_tap().finish([Finished(*one) for one in finished])
 
     def sauce_harvest_drop(self, sample: int) -> None:

@@ -39,8 +39,13 @@ class Finished:
 
     sample: int
     num_prompt_tokens: int
-    num_tokens: int
-    """With the generated ones that were fed back."""
+    tokens: Sequence[int]
+    """Ids, with the generated ones that were fed back."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many there are."""
+        return len(self.tokens)
 
 
 @dataclass(slots=True)
@@ -210,7 +215,8 @@ class ActivationTap(SiteAction):
             mine = role[picture.offset : picture.offset + picture.length]
             patches = picture.is_embed
             mine[slice(None) if patches is None else patches] = Role.IMAGE
-        return Rows(x, *_labels(one.sample, one.num_tokens), role)
+        token = torch.tensor(one.tokens, dtype=torch.int32)
+        return Rows(x, *_labels(one.sample, one.num_tokens), role, token)
 
     def _fresh_pictures(self, held: _Held) -> tuple[str, ...]:
         names = dict.fromkeys(picture.identifier for picture in held.pictures)
@@ -227,7 +233,8 @@ class ActivationTap(SiteAction):
         position = [torch.arange(len(self._pictures[name])) for name in names]
         role = torch.full((len(x),), Role.IMAGE, dtype=torch.uint8)
         number, _ = _labels(sample, len(x))
-        return Rows(x, number, torch.cat(position).int(), role)
+        token = torch.full((len(x),), -1, dtype=torch.int32)
+        return Rows(x, number, torch.cat(position).int(), role, token)
 
 
 def _labels(sample: int, count: int) -> tuple[Tensor, Tensor]:
