@@ -167,14 +167,10 @@ def _searched(request: LearnRequest, counts: Counts, passes: int) -> int:
     rankings = len(config.rankings) or RANKINGS + (
         request.selection.score == ATTRIBUTION
     )
+    rows = ROWS if counts.pictures else 2 * ROWS
     kinds = {
         "latents": (rankings, latents, len(config.gates), len(config.actions)),
-        "rows": (
-            ROWS if counts.pictures else 2 * ROWS,
-            1,
-            len(config.row_gates),
-            len(config.row_shares),
-        ),
+        "rows": (rows, 1, len(config.row_gates), len(config.row_shares)),
     }
     grids = [v for kind, v in kinds.items() if request.edits in (kind, "both")]
     return most_settings(grids, sites, passes)
