@@ -155,6 +155,18 @@ def test_ranks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         check_op(table(**KINDS["topk"]), masks(), SIZES, torch.float32)
 
 
+@pytest.mark.parametrize("first", range(0, 96, 2))
+def test_masks_of_a_single_row_pass(first: int) -> None:
+    """Half of the tokens fire, few bear the mask: whichever are drawn, it starts."""
+    edits = {n: SiteEdit.uniform([first + i], gamma=0.0) for i, n in enumerate("ab")}
+    found = Catalogue(
+        [Concept(name=n, domain="d", edits={SITE: e}) for n, e in edits.items()]
+    )
+    one = SiteTable(random_sae(5, D_MODEL), found, SITE, 4, 1)
+    pair = [Mask.of([(name, 1.0)], "d") for name in "ab"]
+    check_op(one, pair, (*SIZES, 4, 5, 9, 17, 33), torch.float32)
+
+
 def test_rows_that_are_lost_are_found() -> None:
     """Memory that came back empty edits nothing, which the check says."""
     one = table()
