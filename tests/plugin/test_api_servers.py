@@ -183,12 +183,12 @@ def test_a_bundle_is_measured_through_it(server: Server, tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "eval/results.json").read_text())["means"]
     means = {m: {n: f["value"] for n, f in s.items()} for m, s in found.items()}
-    # Two others are forgotten in every request here, which has its cost.
-    assert means["plain"]["UAg"] < 0.5 and means["plain"]["CRA"] > 0.7
-    assert means["ours"]["UAg"] > 0.7 and means["ours"]["CRA"] > 0.7
-    # Asking does little; a ban keeps the word from what is written, not from "yes".
-    assert means["prompt"]["UAg"] < 0.7
-    assert means["ban"]["UAg"] > 0.9 and means["ban"]["UAd"] < 0.3
+    # Two others are forgotten in every request here, which has its cost: compared.
+    assert means["ours"]["UAg"] > max(means["plain"]["UAg"], means["prompt"]["UAg"])
+    # A ban keeps the word from what is written, not from what is known.
+    assert means["ban"]["UAg"] == 1
+    assert means["ours"]["UAd"] > means["ban"]["UAd"]
+    assert found["plain"]["UAg"]["n"] == found["ours"]["UAg"]["n"] > 0
     answers = (tmp_path / "eval/answers.jsonl").stat().st_mtime_ns
     assert sauce(*command).exit_code == 0
     assert (tmp_path / "eval/answers.jsonl").stat().st_mtime_ns == answers
