@@ -111,6 +111,7 @@ def request_(world, tmp_path_factory):
             watched=1,
             screen=0.3,
             finalists=3,
+            passes=1,
             retain_floor=0.1,
         ),
         engine_args=ENGINE,
