@@ -38,6 +38,7 @@ class LatentReader:
                 W_dec=self.sae.W_dec[self.rows],
                 b_enc=self.sae.b_enc[self.rows],
                 threshold=None if threshold is None else threshold[self.rows],
+                rows=(),  # Here each is a latent as any.
             )
 
     def __call__(self, x: Tensor) -> Tensor:
