@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.evaluation.test_questionnaire import file  # noqa: F401
 from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.asking.asker import Answer
-from vllm_sauce.evaluation.questions import Kind
+from vllm_sauce.evaluation.questions import Kind, Part
 from vllm_sauce.measuring import report
 from vllm_sauce.measuring.answers import AnswerFile
 from vllm_sauce.measuring.cases import cases
@@ -141,3 +141,17 @@ def test_everything_is_written(tmp_path, file):  # noqa: F811
     assert text.count("|---|") == 0 and text.count("| --- |") == 4
     numbers = json.loads((tmp_path / "results.json").read_text())
     assert numbers["means"]["ours"]["HM"]["value"] == 1
+
+
+def test_what_was_not_asked_has_no_score(file):  # noqa: F811
+    """As of a text, which is asked nothing with yes or no."""
+    found = [
+        Answered(case, Answer(perfect(case)), Answer(truth(case)))
+        for case in cases(file, "scoring", NAMES, SETTINGS)
+        if case.question.part is not Part.UAD or "dog" not in case.forget
+    ]
+    scores = results(found, file, NAMES, SETTINGS)
+    assert str(scores.alone["ours"]["dog"]["UAd"]) == "-"
+    assert scores.alone["ours"]["dog"]["HM"].value == 1
+    # A mean is of those that were asked.
+    assert scores.means["ours"]["UAd"].value == 1

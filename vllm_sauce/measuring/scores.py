@@ -63,6 +63,7 @@ class Figure:
 
 
 Figures = Mapping[str, Figure]
+NOTHING_ASKED = Figure(0.0, 0.0, 1.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +140,14 @@ def _scores(found: Sequence[Answered]) -> Figures:
     n = {"UAg": counts[Part.UAG], "UAd": counts[Part.UAD], "IRA": counts[Part.IRA]}
     n |= {"CRA": cra, "HM": len(found), "malformed": len(found)}
     values = _bootstrap(found, lambda some: _values(_outcome(some)))
-    return {name: Figure(*values[name], n[name]) for name in SCORES}
+    return {
+        name: Figure(*values[name], n[name]) if name in values else NOTHING_ASKED
+        for name in SCORES
+    }
 
 
 def _values(found: Outcome) -> dict[str, float]:
-    return {name: value or 0.0 for name, value in found.to_json().items()}
+    return {name: value for name, value in found.to_json().items() if value is not None}
 
 
 def _bootstrap(
@@ -180,7 +184,10 @@ def _means(found: Sequence[Figures]) -> Figures:
     """Return means over concepts; intervals by a bootstrap over concepts."""
     rng, shown = random.Random(0), {}
     for name in SCORES:
-        values = [one[name].value for one in found]
+        values = [one[name].value for one in found if one[name].n]
+        if not values:
+            shown[name] = NOTHING_ASKED
+            continue
         drawn = [mean(rng.choices(values, k=len(values))) for _ in range(1000)]
         count = sum(one[name].n for one in found)
         shown[name] = Figure(mean(values), *_interval(drawn), count)
@@ -191,7 +198,7 @@ def _share(marks: Sequence[bool]) -> Figure:
     """Return a share and Wilson's interval."""
     n = len(marks)
     if not n:
-        return Figure(0.0, 0.0, 1.0, 0)
+        return NOTHING_ASKED
     p, z = sum(marks) / n, 1.96
     centre, half = (
         p + z * z / (2 * n),
