@@ -2,8 +2,8 @@
 """Write a bundle in which every concept has one row with one setting: no calibration.
 
 ``PYTHONPATH=examples python -m tiny.one_setting ROWS SELECTION OUT``, of what ``sauce
-fit`` and ``sauce select`` wrote for the vision site. Towards absence where there is such
-a row, above .99 of the tokens without the concept; else towards others, above .95.
+fit`` and ``sauce select`` wrote for the vision site. Towards absence where there is
+such a row, above .99 of the tokens without the concept; else towards others, above .95.
 """
 
 import argparse
