@@ -13,7 +13,7 @@ import pytest
 from tests.engines import starts_engine
 from tests.plugin.conftest import engine
 from tests.plugin.random_bundle import random_sae
-from tests.plugin.support import LAYER, LONG, Ask, ReferenceModel, cold, run
+from tests.plugin.support import LAYER, LONG, Ask, ReferenceModel, cold, reply_of, run
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.concepts import SPARING, TOKENS, Catalogue, Concept, SiteEdit
 
@@ -77,7 +77,9 @@ def test_each_of_a_batch_has_its_own_tokens_and_again_from_the_cache(
     asks = [Ask(3, LONG, names) for names in (*((n,) for n in EDITS), *mixed)]
     cold(llm)
     first, again = run(llm, asks), run(llm, asks)
-    assert all(reply.cached for reply in again)
+    # What edits prompts and answers otherwise reads no cache: see the next turn, below.
+    alike = [bool({"prompts", "answers"} & {*ask.forget}) for ask in asks]
+    assert [bool(reply.cached) for reply in again] == [not one for one in alike]
     for ask, mine, later in zip(asks, first, again, strict=True):
         want = oracle.reply(ask)
         assert mine.close(want, 1e-3) and later.close(want, 1e-3), ask
@@ -102,3 +104,23 @@ def test_the_sink_alone_changes_what_all_say(llm: Any) -> None:
     cold(llm)
     plain, sink = run(llm, [Ask(None, WHAT), Ask(None, WHAT, ("the sink",))])
     assert not sink.close(plain, 1e-2)
+
+
+@pytest.mark.parametrize("name", ["prompts", "answers", "sparing"])
+def test_an_answer_is_a_prompt_in_the_next_turn(llm: Any, name: str) -> None:
+    """What was cached while it was written is not what a prompt is edited to."""
+    ask = Ask(None, LONG, (name,), max_tokens=70)
+    cold(llm)
+    (first,) = llm.generate([ask.prompt()], [ask.params()], use_tqdm=False)
+    ids = [*first.prompt_token_ids, *first.outputs[0].token_ids]
+    replies = []
+    for _ in range(2):
+        outputs = llm.generate(
+            [{"prompt_token_ids": ids}], [ask.params()], use_tqdm=False
+        )
+        replies.append(reply_of(outputs[0]))
+        cold(llm)
+    warm, alone = replies
+    assert warm.close(alone, 1e-3)
+    # Where both are edited alike the cache is of use.
+    assert bool(warm.cached) == (name == "sparing")

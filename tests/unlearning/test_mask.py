@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.unlearning.catalogues import DIGEST, build_catalogue
 from vllm_sauce.client import ForgetRequest
-from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts import SPARING, Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import (
     ConfigError,
     InvalidRequestError,
@@ -148,5 +149,25 @@ def test_concepts_that_no_decoder_site_edits():
         edits={"vision": SiteEdit.uniform([1]), "decoder.1": SiteEdit.uniform([1])},
     )
     assert without_decoder(("both",), Catalogue([both])) == ()
+    for kinds, text in ((("image",), False), (("sink",), False), (("prompt",), True)):
+        edit = replace(SiteEdit.uniform([1]), tokens=kinds)
+        one = Concept(name="both", domain="objects", edits={"decoder.1": edit})
+        assert (without_decoder(("both",), Catalogue([one])) == ()) == text
     with pytest.raises(UnknownConceptError):
         without_decoder(("dgo",), CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("site", "kinds", "apart"),
+    [
+        ("decoder.1", SPARING, False),
+        ("decoder.1", ("image",), False),
+        ("decoder.1", ("prompt",), True),
+        ("decoder.1", ("image", "generated"), True),
+        ("vision", ("image", "prompt"), False),
+    ],
+)
+def test_masks_that_edit_answers_and_prompts_otherwise(site, kinds, apart):
+    edit = replace(SiteEdit.uniform([1]), tokens=kinds)
+    one = Catalogue([Concept(name="c", domain="d", edits={site: edit})])
+    assert Mask.of([("c", 1.0)], DIGEST).tells_turns_apart(one) is apart

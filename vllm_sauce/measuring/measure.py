@@ -45,7 +45,7 @@ def measure(
     done = len(keyed) - len(left)
     progress(done, len(keyed))
     if left:
-        with _asker(request) as asker:
+        with _asker(request, bundle) as asker:
             for part in _parts(list(left)):
                 asks = [
                     ask_of(left[key], file, request.settings.answer_tokens)
@@ -110,11 +110,13 @@ def _parts(keys: list[str]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _asker(request: EvalRequest) -> Iterator[Asker]:
+def _asker(request: EvalRequest, bundle: Bundle) -> Iterator[Asker]:
     if request.url is not None:
         yield EndpointAsker(request.url, request.model)
         return
+    # What is not forgotten is measured, too.
+    sauce = {"allow_weak": list(bundle.catalogue.weak())}
     with EngineAsker.open(
-        request.model, request.bundle, engine_args=request.engine_args
+        request.model, request.bundle, engine_args=request.engine_args, sauce=sauce
     ) as asker:
         yield asker

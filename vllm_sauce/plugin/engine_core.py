@@ -89,6 +89,15 @@ def _check(core: Any, request: Any) -> None:
             "whole, and the edit is not proven again; wake it, and reload its weights "
             "if they were discarded"
         )
+    if mask is not None and mask.tells_turns_apart(
+        core._sauce_admission.bundle.catalogue
+    ):
+        if getattr(request, "resumable", False):
+            raise InvalidRequestError(
+                "these concepts edit prompts and answers otherwise, and in a session "
+                "one becomes the other; send each turn as a request of its own"
+            )
+        compat.read_no_prefix(request)
     request.sampling_params = compat.with_extra_args(
         params, marked(params.extra_args, Checked(mask))
     )

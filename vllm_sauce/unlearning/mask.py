@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_sauce.client import KEY, MAX_STRENGTH, ForgetRequest, means_us
-from vllm_sauce.concepts import Catalogue, Concept
+from vllm_sauce.concepts import VISION, Catalogue, Concept
+from vllm_sauce.concepts.site import GENERATED, PROMPT
 from vllm_sauce.errors import (
     ConfigError,
     InvalidRequestError,
@@ -56,6 +57,21 @@ class Mask:
         """
         edited = {s for name in self.names() for s in catalogue.concept(name).edits}
         return tuple(sorted(edited))
+
+    def tells_turns_apart(self, catalogue: Catalogue) -> bool:
+        """Say whether a decoder site edits prompts and answers otherwise.
+
+        What is cached of an answer is then not what it must be as the next prompt.
+
+        Raises: UnknownConceptError
+        """
+        edits = [
+            edit
+            for name in self.names()
+            for site, edit in catalogue.concept(name).edits.items()
+            if site != VISION
+        ]
+        return any((PROMPT in e.tokens) != (GENERATED in e.tokens) for e in edits)
 
     def at_tokens(self, catalogue: Catalogue, site: str, kind: str) -> Mask | None:
         """Return the part of this mask that acts on tokens of a kind, None for none.
@@ -173,7 +189,7 @@ def check_mandatory(
 
 
 def without_decoder(names: Iterable[str], catalogue: Catalogue) -> tuple[str, ...]:
-    """Return the concepts that no decoder site edits, sorted.
+    """Return the concepts that no decoder site edits in texts, sorted.
 
     A mask of these changes pictures only: a question without one is answered plain.
 
@@ -182,7 +198,11 @@ def without_decoder(names: Iterable[str], catalogue: Catalogue) -> tuple[str, ..
     return tuple(
         name
         for name in sorted(set(names))
-        if set(catalogue.concept(name).edits) == {"vision"}
+        if not any(
+            {PROMPT, GENERATED} & set(edit.tokens)
+            for site, edit in catalogue.concept(name).edits.items()
+            if site != VISION
+        )
     )
 
 

@@ -15,6 +15,7 @@ from vllm_sauce.plugin.compat.frontend import (
     client_errors,
     is_sampling_params,
     messages_carry,
+    read_no_prefix,
     resend_images,
     route_path,
     rust_frontend,

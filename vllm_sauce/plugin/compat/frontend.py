@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vllm_sauce.errors import UnsupportedVLLMError
 from vllm_sauce.plugin.compat.version import seam_owner
 
 
@@ -40,6 +41,19 @@ def with_extra_args(params: Any, extra_args: Mapping[str, Any] | None) -> Any:
     changed = copy.copy(params)
     changed.extra_args = None if extra_args is None else dict(extra_args)
     return changed
+
+
+def read_no_prefix(request: Any) -> None:
+    """Have a request's prompt computed, whatever of it is cached.
+
+    Raises: UnsupportedVLLMError if this vLLM cannot
+    """
+    if not hasattr(request, "skip_reading_prefix_cache"):
+        raise UnsupportedVLLMError(
+            "vLLM's requests have no skip_reading_prefix_cache; refusing to read for a "
+            "prompt what was computed as an answer"
+        )
+    request.skip_reading_prefix_cache = True
 
 
 def client_errors() -> tuple[type[Exception], ...]:
