@@ -63,6 +63,8 @@ class Checkout:
             (self.root / name).mkdir(parents=True)
         self.code = self.root / "vllm_sauce" / "code.py"
         self.code.write_text("first")
+        self.pyproject = self.root / "pyproject.toml"
+        self.pyproject.write_text("first")
         self.page.write_text(PAGE)
         self.bin.mkdir()
         self.python()
@@ -210,6 +212,18 @@ def test_an_environment_that_was_not_finished_is_made_anew(checkout: Checkout) -
     assert checkout.run("0.31.0").returncode == 0
     assert len(checkout.installed()) == 1
     assert len(checkout.ran()) == 2
+
+
+def test_other_dependencies_are_installed_into_what_is_there(
+    checkout: Checkout,
+) -> None:
+    assert checkout.run("0.31.0").returncode == 0
+    checkout.pyproject.write_text("second")
+    assert checkout.run("--again", "0.31.0").returncode == 0
+    assert len(checkout.installed()) == 1
+    assert "--clear" not in checkout.notes.read_text(), "4 GiB are kept"
+    assert checkout.run("--again", "0.31.0").returncode == 0
+    assert checkout.installed() == []
 
 
 def test_a_full_disk_is_named_before_anything_is_installed(checkout: Checkout) -> None:
