@@ -89,6 +89,11 @@ def _site_paths(_type: object, tokens: Sequence[Token]) -> dict[str, Path]:
     return {site: Path(path) for site, path in pairs.items()}
 
 
+def _named_paths(_type: object, tokens: Sequence[Token]) -> dict[str, Path]:
+    pairs = parse_pairs([token.value for token in tokens], "NAME=BUNDLE")
+    return {name: Path(path) for name, path in pairs.items()}
+
+
 def _site_saes(_type: object, tokens: Sequence[Token]) -> dict[str, str]:
     return parse_pairs([token.value for token in tokens], "SITE=SAE")
 
@@ -103,6 +108,9 @@ SitePaths = Annotated[
     Mapping[str, Path],
     _PAIRS,
     Parameter(name="--sae", converter=_site_paths, metavar="SITE=FOLDER"),
+]
+NamedBundles = Annotated[
+    Mapping[str, Path], _PAIRS, Parameter(converter=_named_paths, metavar="NAME=BUNDLE")
 ]
 SiteSAEs = Annotated[
     Mapping[str, str],

@@ -20,11 +20,12 @@ class Says:
     """Stands where the engine does; answers "none" and keeps what it was asked."""
 
     def __init__(self):
-        self.asked, self.started = [], []
+        self.asked, self.started, self.folders = [], [], []
 
     @contextmanager
     def open(self, model, bundle, *, engine_args, sauce):
         self.started.append(sauce)
+        self.folders.append(bundle)
         yield self
 
     def ask(self, asks, progress):
@@ -55,3 +56,51 @@ def test_what_is_not_forgotten_is_measured_and_nothing_twice(tmp_path, monkeypat
     assert measure(request) == first and len(says.asked) == count
     with pytest.raises(ConfigError, match="differs in model"):
         measure(replace(request, model="other"))
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """A request to measure the shipped bundle beside another, and what is asked."""
+    shipped = Bundle.load(TINY / "bundle")
+    saes = {site: sae.weights for site, sae in shipped.sites.items()}
+    dog = [shipped.catalogue.concept("dog")]
+    Bundle.build(shipped.fingerprint, saes, Catalogue(dog)).save(tmp_path / "other")
+    says = Says()
+    monkeypatch.setattr(EngineAsker, "open", says.open)
+    request = EvalRequest(
+        TINY / "bundle",
+        model="m",
+        concepts=TINY / "concepts.yaml",
+        out=tmp_path / "out",
+        names=("dog",),
+        beside={"simple": tmp_path / "other"},
+        settings=EvalSettings(positives=2, negatives=2, together=()),
+    )
+    return request, says
+
+
+def test_each_bundle_has_an_engine_and_is_asked_the_same(two):
+    request, says = two
+    found = measure(request)
+    assert list(found.means) == ["plain", "ours", "prompt", "ban", "simple"]
+    assert says.folders == [request.bundle, request.beside["simple"]]
+    edited = [ask for ask in says.asked if ask.forget]
+    half = len(edited) // 2
+    assert edited[:half] == edited[half:] and half > 4
+    assert found.alone["ours"] == found.alone["simple"]
+    # Done, it starts none.
+    assert measure(request) == found and len(says.folders) == 2
+
+
+def test_a_bundle_beside_must_know_the_concepts(two):
+    request, _ = two
+    with pytest.raises(ConfigError, match="other has no concept 'red'; choose those"):
+        measure(replace(request, names=("dog", "red")))
+
+
+def test_what_is_beside_is_not_called_as_a_method_is(two):
+    request, _ = two
+    with pytest.raises(ConfigError, match="'ban' is a method"):
+        replace(request, beside={"ban": request.bundle})
+    with pytest.raises(ConfigError, match="a server has one bundle"):
+        replace(request, url="http://localhost:1/v1")

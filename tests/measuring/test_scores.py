@@ -42,7 +42,7 @@ def scored(file, say):  # noqa: F811
         Answered(case, Answer(say(case)), Answer(truth(case)))
         for case in cases(file, "scoring", NAMES, SETTINGS)
     ]
-    return results(found, file, NAMES, SETTINGS)
+    return results(found, file, NAMES, SETTINGS.methods)
 
 
 def test_a_model_that_forgets_and_keeps_has_all(file):  # noqa: F811
@@ -150,7 +150,7 @@ def test_what_was_not_asked_has_no_score(file):  # noqa: F811
         for case in cases(file, "scoring", NAMES, SETTINGS)
         if case.question.part is not Part.UAD or "dog" not in case.forget
     ]
-    scores = results(found, file, NAMES, SETTINGS)
+    scores = results(found, file, NAMES, SETTINGS.methods)
     assert str(scores.alone["ours"]["dog"]["UAd"]) == "-"
     assert scores.alone["ours"]["dog"]["HM"].value == 1
     # A mean is of those that were asked.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.engines import starts_engine
-from tests.plugin import test_engine, test_sae_kinds
+from tests.plugin import test_engine
 from tests.plugin.conftest import RUNNER, engine, tight_engine
 from tests.plugin.support import Ask, run, runner_of
 from vllm_sauce.plugin.worker.runtime import runtime_of
@@ -66,8 +66,3 @@ def test_the_kernels_are_tritons(sauced: Any, launches: list[int]) -> None:
 
 test_mixed_batch = test_engine.test_mixed_batch
 test_chunked_prefill = test_engine.test_chunked_prefill
-
-bundle_folder, llm = test_sae_kinds.bundle_folder, test_sae_kinds.llm
-test_each_kind_edits_as_its_own_maths_does = (
-    test_sae_kinds.test_each_kind_edits_as_its_own_maths_does
-)

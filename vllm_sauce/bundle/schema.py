@@ -63,7 +63,9 @@ class RowFile(_Strict):
     """How one of the last latents was fitted; see ``Row``."""
 
     concept: str
-    kind: Literal["others", "absence", "words", "before"]
+    kind: Literal[
+        "others", "absence", "words", "before", "difference", "leace", "random"
+    ]
     shrinkage: Annotated[float, Field(ge=0, le=1)]
     num_samples: tuple[_Index, _Index]
     d_prime: _Number

@@ -19,7 +19,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.evaluation.questions import Question
-from vllm_sauce.measuring.settings import BAN, OURS, PLAIN, PROMPT, EvalSettings
+from vllm_sauce.measuring.settings import BAN, PLAIN, PROMPT, EvalSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Case:
     """One question under one method."""
 
     method: str
-    """PLAIN, or one of ``METHODS``."""
+    """PLAIN, one of ``METHODS``, or the name of a bundle beside ours."""
     forget: tuple[str, ...]
     """Concepts that are forgotten; () for PLAIN."""
     group: str
@@ -67,16 +67,22 @@ def ask_of(case: Case, file: ConceptFile, max_tokens: int) -> Ask:
         )
     return Ask(
         question=question,
-        forget=case.forget if case.method == OURS else (),
+        forget=() if case.method in (PLAIN, PROMPT, BAN) else case.forget,
         max_tokens=max_tokens,
         banned=banned,
     )
 
 
 def cases(
-    file: ConceptFile, split: str, names: Sequence[str], settings: EvalSettings
+    file: ConceptFile,
+    split: str,
+    names: Sequence[str],
+    settings: EvalSettings,
+    beside: Sequence[str] = (),
 ) -> list[Case]:
     """Return everything that is asked, without what it is compared with unedited.
+
+    ``beside``: names of bundles that are asked as ours is.
 
     Raises: ConfigError if an example of a kind is missing
     """
@@ -86,15 +92,18 @@ def cases(
         questions = asked.questions(name, settings.positives, settings.negatives)
         found += [
             Case(method=method, forget=(name,), group="alone", question=question)
-            for method in settings.methods
+            for method in (*settings.methods, *beside)
             for question in questions
         ]
-    if OURS in settings.methods:
+    edits = [m for m in (*settings.methods, *beside) if m not in (PROMPT, BAN)]
+    if edits:
         for group, chosen in _sets(file, names, settings):
             rng = random.Random(f"{settings.seed}:{group}")
+            questions = asked.about_all(rng, settings.set_examples)
             found += [
-                Case(method=OURS, forget=chosen, group=group, question=question)
-                for question in asked.about_all(rng, settings.set_examples)
+                Case(method=method, forget=chosen, group=group, question=question)
+                for method in edits
+                for question in questions
             ]
     return found
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.concepts_yaml import ConceptFile
@@ -17,7 +18,7 @@ from vllm_sauce.measuring.answers import AnswerFile
 from vllm_sauce.measuring.cases import Case, ask_of, cases
 from vllm_sauce.measuring.endpoint import EndpointAsker
 from vllm_sauce.measuring.scores import Answered, Results, results
-from vllm_sauce.measuring.settings import EvalRequest
+from vllm_sauce.measuring.settings import OURS, EvalRequest
 
 AT_ONCE = 4096
 """Cases that are asked before their answers are kept."""
@@ -31,36 +32,41 @@ def measure(
 
     Raises: SauceError of the kind that says what is wrong
     """
-    bundle = Bundle.load(request.bundle, weights=False)
+    ours = Bundle.load(request.bundle, weights=False)
+    beside = {n: Bundle.load(b, weights=False) for n, b in request.beside.items()}
     file = ConceptFile.read(request.concepts)
-    names = _names(request, bundle, file)
-    _begin(request, bundle)
-    asked = cases(file, request.split, names, request.settings)
+    names = _names(request, ours, beside, file)
+    _begin(request, ours, beside)
+    asked = cases(file, request.split, names, request.settings, tuple(beside))
     digests: dict[int, str] = {}
     keyed = {case.key(digests): case for case in (c.plain() for c in asked)}
     keyed |= {case.key(digests): case for case in asked}
     kept = AnswerFile(request.out / ANSWERS_FILE)
     known = kept.read()
     left = {key: case for key, case in keyed.items() if key not in known}
-    done = len(keyed) - len(left)
-    progress(done, len(keyed))
-    if left:
-        with _asker(request, bundle) as asker:
-            for part in _parts(list(left)):
-                asks = [
-                    ask_of(left[key], file, request.settings.answer_tokens)
-                    for key in part
-                ]
-                before = done
 
-                def told(number: int, total: int, before: int = before) -> None:
-                    progress(before + number, len(keyed))
+    def told(more: int) -> None:
+        progress(len(keyed) - len(left) + more, len(keyed))
 
-                found = dict(zip(part, asker.ask(asks, told), strict=True))
-                kept.add((key, left[key], answer) for key, answer in found.items())
-                known |= found
-                done += len(part)
-    return results(_answered(asked, digests, known), file, names, request.settings)
+    told(0)
+    for name, bundle in {OURS: ours, **beside}.items():
+        # Ours answers what asks for no edit, too.
+        mine = [
+            (key, case)
+            for key, case in left.items()
+            if name == (case.method if case.method in beside else OURS)
+        ]
+        if not mine:
+            continue
+        folder = request.beside.get(name, request.bundle)
+        with _asker(request, bundle, folder) as asker:
+            for start in range(0, len(mine), AT_ONCE):
+                part = mine[start : start + AT_ONCE]
+                answers = _ask(asker, part, request, file, told)
+                kept.add((*one, answers[one[0]]) for one in part)
+                known |= answers
+                left = {key: case for key, case in left.items() if key not in known}
+    return results(_answered(asked, digests, known), file, names, request.methods)
 
 
 def _answered(
@@ -72,23 +78,49 @@ def _answered(
     ]
 
 
-def _names(request: EvalRequest, bundle: Bundle, file: ConceptFile) -> tuple[str, ...]:
+def _ask(
+    asker: Asker,
+    part: Sequence[tuple[str, Case]],
+    request: EvalRequest,
+    file: ConceptFile,
+    told: Callable[[int], None],
+) -> dict[str, Answer]:
+    most = request.settings.answer_tokens
+    answers = asker.ask(
+        [ask_of(case, file, most) for _, case in part], lambda done, _: told(done)
+    )
+    return dict(zip((key for key, _ in part), answers, strict=True))
+
+
+def _names(
+    request: EvalRequest,
+    ours: Bundle,
+    beside: Mapping[str, Bundle],
+    file: ConceptFile,
+) -> tuple[str, ...]:
     for name in request.names:
-        if name not in bundle.catalogue:
-            raise UnknownConceptError(name, known=bundle.catalogue.names())
+        if name not in ours.catalogue:
+            raise UnknownConceptError(name, known=ours.catalogue.names())
         if name not in file.concepts:
             raise ConfigError(f"{request.concepts} has no concept {name!r}")
-    names = request.names or tuple(n for n in file.concepts if n in bundle.catalogue)
+    names = request.names or tuple(n for n in file.concepts if n in ours.catalogue)
     if not names:
         raise ConfigError(f"{request.concepts} has none of the bundle's concepts")
+    for method, other in beside.items():
+        if lacking := [name for name in names if name not in other.catalogue]:
+            raise ConfigError(
+                f"{request.beside[method]} has no concept {lacking[0]!r}; choose those "
+                "that all bundles have with --concept"
+            )
     return names
 
 
-def _begin(request: EvalRequest, bundle: Bundle) -> None:
+def _begin(request: EvalRequest, bundle: Bundle, beside: Mapping[str, Bundle]) -> None:
     """Make the folder, or check that its answers are of the same run."""
     told = request.to_json() | {
         "model": request.model,
         "bundle": bundle.digest,
+        "beside": {name: other.digest for name, other in beside.items()},
         "concepts_sha256": file_sha256(request.concepts),
     }
     path = request.out / RUN_FILE
@@ -104,19 +136,14 @@ def _begin(request: EvalRequest, bundle: Bundle) -> None:
     write_whole(path, (json.dumps(told, indent=1) + "\n").encode(), LearnError)
 
 
-def _parts(keys: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(keys), AT_ONCE):
-        yield keys[start : start + AT_ONCE]
-
-
 @contextmanager
-def _asker(request: EvalRequest, bundle: Bundle) -> Iterator[Asker]:
+def _asker(request: EvalRequest, bundle: Bundle, folder: Path) -> Iterator[Asker]:
     if request.url is not None:
         yield EndpointAsker(request.url, request.model)
         return
     # What is not forgotten is measured, too.
     sauce = {"allow_weak": list(bundle.catalogue.weak())}
     with EngineAsker.open(
-        request.model, request.bundle, engine_args=request.engine_args, sauce=sauce
+        request.model, folder, engine_args=request.engine_args, sauce=sauce
     ) as asker:
         yield asker

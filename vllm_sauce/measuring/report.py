@@ -55,7 +55,7 @@ def grids(found: Results) -> Iterator[Grid]:
         ("", *SCORES, "false"),
         tuple(
             (
-                TITLES[method],
+                TITLES.get(method, method),
                 *(str(figures[name]) for name in SCORES),
                 str(found.false[method]),
             )
@@ -68,7 +68,7 @@ def grids(found: Results) -> Iterator[Grid]:
         f"what is said where it is to be named, of {n} answers",
         ("", *kinds),
         tuple(
-            (TITLES[method], *(str(figure) for figure in shares.values()))
+            (TITLES.get(method, method), *(str(figure) for figure in shares.values()))
             for method, shares in found.instead.items()
         ),
     )
@@ -77,7 +77,7 @@ def grids(found: Results) -> Iterator[Grid]:
     for method, concepts in found.alone.items():
         if method != PLAIN:
             yield Grid(
-                f"each concept: {TITLES[method]}",
+                f"each concept: {TITLES.get(method, method)}",
                 ("concept", *SCORES),
                 tuple(
                     (name, *(str(figures[score]) for score in SCORES))

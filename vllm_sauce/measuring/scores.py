@@ -14,7 +14,7 @@ from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.metrics import NAMES, Outcome, mean, outcome
 from vllm_sauce.evaluation.questions import Kind, Part, first_word, mentions
 from vllm_sauce.measuring.cases import Case
-from vllm_sauce.measuring.settings import PLAIN, EvalSettings
+from vllm_sauce.measuring.settings import OURS, PLAIN
 
 SCORES = (*NAMES, "HM", "malformed")
 REPLICATES = 200
@@ -86,21 +86,23 @@ def results(
     answered: Sequence[Answered],
     file: ConceptFile,
     names: Sequence[str],
-    settings: EvalSettings,
+    asked_of: Sequence[str],
 ) -> Results:
-    """Score all that was said."""
-    methods = (PLAIN, *settings.methods)
+    """Score all that was said to the methods ``asked_of``."""
+    methods = (PLAIN, *asked_of)
     by: dict[tuple[str, str], list[Answered]] = {}
     sets: dict[str, list[Answered]] = {}
     for one in answered:
         case = one.case
         if case.group == "alone":
             by.setdefault((case.method, case.forget[0]), []).append(one)
-            if case.method == settings.methods[0]:
+            if case.method == asked_of[0]:
                 plain = Answered(case, one.plain, one.plain)
                 by.setdefault((PLAIN, case.forget[0]), []).append(plain)
         else:
-            sets.setdefault(case.group.partition(",")[0], []).append(one)
+            group = case.group.partition(",")[0]
+            name = group if case.method == OURS else f"{group}, {case.method}"
+            sets.setdefault(name, []).append(one)
     asked = {key: _counting(found) for key, found in by.items()}
     alone = {m: {n: _scores(asked[m, n]) for n in names} for m in methods}
     told = {m: [one for n in names for one in asked[m, n]] for m in methods}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.options import EngineArgs, check_at_least
+from vllm_sauce.options import EngineArgs, NamedBundles, check_at_least
 
 PLAIN, OURS, PROMPT, BAN = "plain", "ours", "prompt", "ban"
 METHODS = (OURS, PROMPT, BAN)
@@ -80,6 +80,10 @@ class EvalRequest:
     out: Path
     """Folder of the results; run again to go on."""
 
+    beside: NamedBundles = field(default_factory=dict)
+    """Other bundles of the same concepts, as the simple edits of ``sauce fit
+    --baseline``, asked the same and shown by this name; may be given again."""
+
     url: str | None = None
     """Address of a server with this bundle, as http://localhost:8000/v1; without one an
     engine is started here."""
@@ -96,6 +100,19 @@ class EvalRequest:
     engine_args: EngineArgs = field(default_factory=dict)
     """For vllm.LLM, VALUE as JSON; may be given again. The engine is eager unless told
     otherwise: measure as you serve."""
+
+    def __post_init__(self) -> None:
+        if wrong := sorted({*self.beside} & {PLAIN, *METHODS}):
+            raise ConfigError(
+                f"{wrong[0]!r} is a method; give that bundle another name"
+            )
+        if self.beside and self.url is not None:
+            raise ConfigError("a server has one bundle: give --url or --beside")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What is asked beside the unedited model, in the order it is shown."""
+        return (*self.settings.methods, *self.beside)
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the answers; how much is asked of them does not."""

@@ -196,13 +196,13 @@ def dies_once():
     return DiesOnce
 
 
-def test_two_actors_one_killed_find_the_same(found, request_, tmp_path):
+def test_an_actor_that_is_killed_finds_the_same(found, request_, tmp_path):
     """The search is the same wherever it runs; what a dead actor had is done anew."""
     spread = replace(
         request_,
         out=tmp_path / "bundle",
         config=replace(request_.config, concepts_per_engine=1),
-        resources=Resources(actors=2),
+        resources=Resources(actors=1),
     )
     told = []
     bundle = calibrate_bundle(

@@ -10,6 +10,7 @@ from tests.places import TINY
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.concepts_yaml import ConceptFile
+from vllm_sauce.learning.rows.baselines import BASELINES
 from vllm_sauce.learning.selection.latent_statistics import sample_groups
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.sae import without_rows
@@ -110,6 +111,28 @@ def test_selection_keeps_a_concepts_rows_apart(fitted, harvested, tmp_path):
         for row in concept.rows:
             assert sae.rows[row.latent - 2048].concept == name
             assert row.mean_acts[0] > row.mean_acts[1] >= 0
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_simple_edit_is_a_bundle_that_no_server_offers_unasked(
+    harvested, file, tmp_path, kind
+):
+    out = tmp_path / kind
+    done = run("fit", harvested, "--baseline", kind, "--out", out)
+    assert done.exit_code == 0, done.output
+    bundle = Bundle.load(out)
+    assert bundle.catalogue.weak() == bundle.catalogue.names()
+    assert set(bundle.catalogue.names()) == set(file.concepts)
+    sae = bundle.sites["vision"].weights
+    for concept in bundle.catalogue.values():
+        rows = [sae.rows[latent] for latent in concept.edits["vision"].latents]
+        assert [(row.kind, row.concept) for row in rows] == [(kind, concept.name)] * 2
+
+
+def test_a_baseline_stands_alone(harvested, tmp_path):
+    more = ("--baseline", "leace", "--orthogonal", "--out", tmp_path / "out")
+    done = run("fit", harvested, *more)
+    assert done.exit_code == 2 and "a baseline stands alone" in done.output
 
 
 def test_a_folder_that_is_there_is_not_replaced_unasked(fitted, harvested):

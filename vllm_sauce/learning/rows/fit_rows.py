@@ -18,8 +18,14 @@ from vllm_sauce.concepts import VISION, Catalogue
 from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.errors import ConfigError, warn
 from vllm_sauce.evaluation.asking.asker import Progress
+from vllm_sauce.learning.rows.baselines import baseline, two_sided
 from vllm_sauce.learning.rows.fit import Fitted, fit
-from vllm_sauce.learning.rows.groups import Group, WordGroups, groups_of_samples
+from vllm_sauce.learning.rows.groups import (
+    OTHERS,
+    Group,
+    WordGroups,
+    groups_of_samples,
+)
 from vllm_sauce.learning.rows.moments import HALVES, Moments
 from vllm_sauce.learning.rows.settings import FitRequest
 from vllm_sauce.learning.selection.latent_statistics import (
@@ -45,12 +51,18 @@ def fit_rows(
     fingerprint = store.harvest.fingerprint
     sae = read_sae(request.sae, request.site, fingerprint) if request.sae else None
     concepts = tuple(ConceptFile.read(request.concepts).concepts.values())
-    fitted, rows = [], []
+    fitted, rows, catalogue = [], [], Catalogue()
     for moments, kind in _told_apart(request, store, concepts, progress):
+        if request.baseline and kind.kind != OTHERS:
+            continue
         settings = request.fit
         one = fit(
             moments, kind.pairs, settings.shrinkages, orthogonal=settings.orthogonal
         )
+        if request.baseline:
+            one = baseline(request.baseline, one, moments.all(), kind)
+            catalogue = two_sided(request.site, concepts)
+            kind = Group(request.baseline, kind.concepts * 2, kind.pairs * 2)
         fitted.append(one)
         rows += _described(kind, one, moments.all().samples)
     _warn_of_few(rows, request)
@@ -61,7 +73,7 @@ def fit_rows(
         torch.cat([one.write for one in fitted]).float(),
         rows,
     )
-    bundle = Bundle.build(fingerprint, {request.site: merged}, Catalogue())
+    bundle = Bundle.build(fingerprint, {request.site: merged}, catalogue)
     bundle.save(request.out)
     return merged
 

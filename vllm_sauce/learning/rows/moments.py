@@ -26,6 +26,8 @@ class GroupMoments:
     """Samples of each group. [num_groups] int64"""
     covariance: Tensor
     """Of all rows, whatever their group. [d_model, d_model] float64"""
+    mean: Tensor
+    """Of all rows. [d_model] float64"""
 
 
 class Moments:
@@ -77,4 +79,5 @@ class Moments:
             means=self._sums[halves].sum(0) / tokens.clamp_min(1)[:, None],
             samples=self._samples[halves].sum(0),
             covariance=squares - mean.outer(mean),
+            mean=mean,
         )

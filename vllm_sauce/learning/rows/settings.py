@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.learning.rows.baselines import BASELINES
 from vllm_sauce.options import ROLE_NAMES, Roles, check_roles
 
 
@@ -64,6 +65,11 @@ class FitRequest:
     """A bundle's folder, or one that SAELens saved, whose latents the rows stand
     beside; without one there are rows alone."""
 
+    baseline: Annotated[str | None, Parameter(choices=BASELINES)] = None
+    """Write a simple edit of each concept instead, to be served or measured beside
+    others as it is: difference takes away the difference of means, leace what any
+    linear read tells the concept by, random a direction that is drawn."""
+
     split: str = "selection"
     """Examples that are used."""
 
@@ -78,3 +84,5 @@ class FitRequest:
     def __post_init__(self) -> None:
         check_site(self.site)
         check_roles(self.roles)
+        if self.baseline is not None and (self.sae or self.fit.orthogonal):
+            raise ConfigError("a baseline stands alone: leave out sae and orthogonal")
