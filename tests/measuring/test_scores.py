@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.evaluation.test_questionnaire import file  # noqa: F401
+from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.questions import Kind, Part
@@ -52,7 +53,8 @@ def test_a_model_that_forgets_and_keeps_has_all(file):  # noqa: F811
     assert found.means["ours"]["malformed"].value == 0
     assert found.instead["ours"]["none"].value == 1
     for figures in found.together.values():
-        shares = {name: figure.value for name, figure in figures.items()}
+        assert not figures["kept texts"].n, "every example has a picture"
+        shares = {name: figure.value for name, figure in figures.items() if figure.n}
         assert shares.pop("malformed") == 0
         assert set(shares.values()) == {1}
 
@@ -155,3 +157,60 @@ def test_what_was_not_asked_has_no_score(file):  # noqa: F811
     assert scores.alone["ours"]["dog"]["HM"].value == 1
     # A mean is of those that were asked.
     assert scores.means["ours"]["UAd"].value == 1
+
+
+def test_texts_in_sets_are_kept_to_the_letter_or_lose_a_word(tmp_path):
+    """Of six texts each about a dog, a cat or nothing; two concepts are forgotten."""
+    for name in ("dog", "cat", "nothing"):
+        lines = [f"Tell me of a {name}, {number}." for number in range(18)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    entry = "  {}: {{positive: {{text: {}.txt}}, negative: [{{text: {}.txt}}, {}]}}\n"
+    nothing = "{text: nothing.txt}"
+    (tmp_path / "concepts.yaml").write_text(
+        "version: 1\nminimum: 1\nconcepts:\n"
+        + entry.format("dog", "dog", "cat", nothing)
+        + entry.format("cat", "cat", "dog", nothing)
+    )
+    texts = ConceptFile.read(tmp_path / "concepts.yaml")
+    settings = EvalSettings(together=(2,), sets=1, set_examples=18, methods=("ours",))
+
+    def said(case, edited):
+        prompt = case.question.prompt
+        if "nothing" in prompt:
+            # One of them is answered otherwise.
+            return "well" if edited and prompt == lost else f"yes: {prompt}"
+        # Half of the dogs are not mentioned anyway.
+        word = "dog" if "dog" in prompt and int(prompt[-3:-1]) % 2 else "cat"
+        known = "It barks." if "dog" in prompt and word == "cat" else f"A {word}."
+        return "It is." if edited else known
+
+    found = [
+        c
+        for c in cases(texts, "scoring", ("dog", "cat"), settings)
+        if c.group != "alone"
+    ]
+    lost = next(c.question.prompt for c in found if "nothing" in c.question.prompt)
+    answered = [
+        Answered(c, Answer(said(c, True)), Answer(said(c, False))) for c in found
+    ]
+    alone = [
+        Answered(c, Answer("It is."), Answer("A dog or cat."))
+        for c in cases(texts, "scoring", ("dog", "cat"), settings)
+        if c.group == "alone"
+    ]
+    (shares,) = results(
+        [*alone, *answered], texts, ("dog", "cat"), ("ours",)
+    ).together.values()
+    about = [c.question for c in found if c.question.kind is Kind.NAME]
+    mentioned = [q for q in about if q.about == "cat" or int(q.prompt[-3:-1]) % 2]
+    assert 0 < len(mentioned) < len(about)
+    forgotten = shares["forgotten name"]
+    assert (forgotten.n, forgotten.value) == (len(mentioned), 1)
+    kept = [
+        c.question
+        for c in found
+        if c.question.kind is Kind.KEEP and not c.question.shown
+    ]
+    assert shares["kept texts"].n == len(kept) > 1
+    assert shares["kept texts"].value == pytest.approx(1 - 1 / len(kept))
+    assert not shares["kept name"].n and not shares["kept yes"].n

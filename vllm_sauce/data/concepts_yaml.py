@@ -148,6 +148,8 @@ class _Reader:
         self.lines: Lines
         self.found: dict[str, _Found] = {}
         self.failed: dict[str, str] = {}
+        self._grouped: list[tuple[str, str]] = []
+        """Contents, and the groups that rows with them name."""
         self._decoded: set[str] = set()
         """Digests of pictures that can be shown."""
 
@@ -220,6 +222,8 @@ class _Reader:
                     self.failed[raw.key] = str(error)
                     continue
                 words = hashlib.sha256((raw.words or "").encode()).hexdigest()
+                if raw.group is not None:
+                    self._grouped.append((shown or words, raw.group))
                 yield raw, shown or words, f"{shown}:{words}"
         except (ConfigError, ActivationsError) as error:
             raise self._error(place, str(error), type(error)) from error
@@ -257,8 +261,9 @@ class _Reader:
     def _examples(self) -> dict[str, Example]:
         """Return what was found by digest, with splits and prompts."""
         labels: dict[str, set[str]] = {}
+        units = self._units()
         for found in self.found.values():
-            mine = labels.setdefault(found.content, set())
+            mine = labels.setdefault(units[found.content], set())
             mine |= found.present | {f"not {name}" for name in found.absent}
         splits = assign_splits(labels, self.file.splits.model_dump())
         order = list(self.file.concepts)
@@ -269,10 +274,27 @@ class _Reader:
                 picture=found.raw.picture,
                 prompts=self._prompts(found),
                 concepts=tuple(name for name in order if name in found.present),
-                split=splits[found.content],
+                split=splits[units[found.content]],
             )
             for digest, found in self._keyed()
         }
+
+    def _units(self) -> dict[str, str]:
+        """Return what keeps each content in one split with others: its group, if any.
+
+        Contents that are in several groups join these.
+        """
+        joined: dict[str, str] = {}
+
+        def first(one: str) -> str:
+            while (other := joined.get(one, one)) != one:
+                one = other
+            return one
+
+        for content, group in self._grouped:
+            ends = sorted({first(content), first(f"group {group}")})
+            joined |= dict.fromkeys(ends, ends[0])
+        return {found.content: first(found.content) for found in self.found.values()}
 
     def _keyed(self) -> Iterator[tuple[str, _Found]]:
         """Yield what was found under keys that are used once.

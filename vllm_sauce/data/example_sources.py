@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read examples from folders, JSON lines, parquet files and datasets on disk."""
+"""Read examples from folders, text files, JSON lines, parquet and datasets on disk."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class RawExample:
     """A prompt of its own."""
     concepts: tuple[str, ...] = ()
     """Names in the column of concepts, if one was asked for."""
+    group: str | None = None
+    """Rows with the same word here are in one split."""
     problem: str = ""
     """Why it cannot be shown, if its text cannot; the rest of the source can."""
 
@@ -80,6 +82,8 @@ def read_source(source: Source, base: Path) -> Iterator[RawExample]:
     """
     if source.folder is not None:
         yield from _folder(base / source.folder, base)
+    elif source.text is not None:
+        yield from _prompts(source, base / source.text)
     elif source.jsonl is not None:
         yield from _jsonl(source, base / source.jsonl)
     elif source.parquet is not None:
@@ -104,14 +108,22 @@ def _folder(folder: Path, base: Path) -> Iterator[RawExample]:
         yield RawExample(_short(path, base), PictureFile(path), None)
 
 
-def _jsonl(source: Source, path: Path) -> Iterator[RawExample]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that hold something, numbered from 0."""
     try:
         lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
+    return ((n, line) for n, line in enumerate(lines) if line.strip())
+
+
+def _prompts(source: Source, path: Path) -> Iterator[RawExample]:
+    for number, line in _lines(path):
+        yield RawExample(f"{writable(source.path)}#{number}", None, line.strip())
+
+
+def _jsonl(source: Source, path: Path) -> Iterator[RawExample]:
+    for number, line in _lines(path):
         where = f"{path}, line {number + 1}"
         try:
             row = json.loads(line)
@@ -165,7 +177,7 @@ def _from_dataset(source: Source, path: Path) -> Iterator[RawExample]:
 
 
 def _word_columns(source: Source) -> list[str]:
-    return [c for c in (source.prompt, source.concepts) if c is not None]
+    return [column for column in source.columns if column != source.image]
 
 
 def _example(
@@ -201,7 +213,8 @@ def _example(
         picture = PictureFile(file)
     words = None if source.prompt is None else _text(cells, source.prompt, where)
     names = () if source.concepts is None else _names(cells, source.concepts, where)
-    return RawExample(key, picture, words, names)
+    group = None if source.group is None else _text(cells, source.group, where)
+    return RawExample(key, picture, words, names, group)
 
 
 def _row_of(table: Any, row: int) -> dict[str, Any]:

@@ -37,13 +37,15 @@ def _listed(value: object) -> object:
 _Texts = Annotated[list[_Text], Field(min_length=1), BeforeValidator(_listed)]
 
 
-_KINDS = ("folder", "jsonl", "parquet", "dataset")
+_KINDS = ("folder", "text", "jsonl", "parquet", "dataset")
 
 
 class Source(_Strict):
-    """Where examples are: a folder of pictures with its subfolders, or a table."""
+    """Where examples are: a folder of pictures, a file of prompts, or a table."""
 
     folder: _Text | None = None
+    text: _Text | None = None
+    """A file with a prompt a line."""
     jsonl: _Text | None = None
     """A file with a JSON object a line."""
     parquet: _Text | None = None
@@ -58,6 +60,8 @@ class Source(_Strict):
     """Column of the words that go with it, or that stand alone."""
     concepts: _Text | None = None
     """Column with the names of the concepts that the row has: a list, or one name."""
+    group: _Text | None = None
+    """Column whose equal words keep rows, of any table, in one split."""
 
     @model_validator(mode="before")
     @classmethod
@@ -67,16 +71,17 @@ class Source(_Strict):
         there = [kind for kind in _KINDS if isinstance(value, dict) and kind in value]
         if not isinstance(value, dict) or len(there) != 1 or value[there[0]] is None:
             raise ValueError(
-                "a source is a folder's path or a mapping with exactly one of jsonl, "
-                "parquet, dataset (and the columns image and prompt)"
+                "a source is a folder's path or a mapping with exactly one of text, "
+                "jsonl, parquet, dataset (and the columns image and prompt)"
             )
         return value
 
     @model_validator(mode="after")
     def _has_columns(self) -> Source:
-        if self.folder is not None:
+        if self.folder is not None or self.text is not None:
             if self.columns:
-                raise ValueError("a folder of pictures has no columns; name a table")
+                what = "folder of pictures" if self.folder else "file of prompts"
+                raise ValueError(f"a {what} has no columns; name a table")
         elif self.image is None and self.prompt is None:
             raise ValueError("name a column: image, prompt or both")
         if self.split is not None and self.dataset is None:
@@ -85,7 +90,7 @@ class Source(_Strict):
 
     @property
     def kind(self) -> str:
-        """One of folder, jsonl, parquet and dataset."""
+        """One of folder, text, jsonl, parquet and dataset."""
         return next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
     @property
@@ -96,7 +101,7 @@ class Source(_Strict):
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        named = (self.image, self.prompt, self.concepts)
+        named = (self.image, self.prompt, self.concepts, self.group)
         return [column for column in named if column is not None]
 
 

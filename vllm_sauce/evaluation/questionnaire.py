@@ -66,13 +66,15 @@ class Questionnaire:
         for example in absent:
             found += self._retain(rng, concept, example, Part.CRA_OTHER)
         if not any(one.part is Part.CRA_OTHER for one in found):
-            found += [one for e in absent for one in _kept(e)]
+            found += [one for e in absent for one in _kept(e, Part.CRA_OTHER)]
         return found + self._watch(rng, concept, watched)
 
     def about_all(self, rng: random.Random, count: int) -> list[Question]:
-        """Return questions about every concept of some examples with a picture.
+        """Return questions about every concept of some examples.
 
-        For each: its name, whether it is there, and whether another is that is not.
+        For each in a picture: its name, whether it is there, and whether another is
+        that is not. Texts are asked as they are: for each of their concepts, whether
+        it is mentioned, and whether the answer is kept.
         """
         concepts = self.file.concepts
         examples = [
@@ -94,6 +96,18 @@ class Questionnaire:
                 if lacking:
                     absent = concepts[rng.choice(lacking)]
                     found.append(_exists(rng, Part.WATCHED, Kind.NO, absent, example))
+        texts = [
+            example
+            for example in self.file.examples
+            if example.split == self.split and example.picture is None
+        ]
+        for example in self._draw(rng, texts, count):
+            found += [
+                one
+                for name in example.concepts
+                for one in _own(example.prompts, Part.WATCHED, concepts[name], example)
+            ]
+            found += _kept(example, Part.WATCHED)
         return found
 
     def _watch(
@@ -143,15 +157,11 @@ class Questionnaire:
         self, rng: random.Random, concept: ConceptExamples, example: Example
     ) -> list[Question]:
         """Ask about the concept where it is."""
-        name, words = concept.name, concept.answers
         prompts = [p for p in example.prompts if p not in concept.questions.name]
         asked = []
         if prompts:
             # One of them: naming it counts as much, and so do other examples.
-            own = _question(
-                Part.UAG, Kind.NAME, rng.choice(prompts), example, words, name
-            )
-            asked.append(replace(own, optional=True))
+            asked += _own([rng.choice(prompts)], Part.UAG, concept, example)
         if example.picture is not None:
             asked.append(_naming(rng, Part.UAG, concept, example))
             # Neither yes nor no is no denial: what counts is the word "no".
@@ -186,10 +196,18 @@ class Questionnaire:
         return asked
 
 
-def _kept(example: Example) -> list[Question]:
+def _own(
+    prompts: Sequence[str], part: Part, concept: ConceptExamples, example: Example
+) -> list[Question]:
+    """Ask an example's own prompts, which may be about something else in it."""
+    words, name = concept.answers, concept.name
+    asked = [_question(part, Kind.NAME, p, example, words, name) for p in prompts]
+    return [replace(one, optional=True) for one in asked]
+
+
+def _kept(example: Example, part: Part) -> list[Question]:
     return [
-        _question(Part.CRA_OTHER, Kind.KEEP, prompt, example, ())
-        for prompt in example.prompts
+        _question(part, Kind.KEEP, prompt, example, ()) for prompt in example.prompts
     ]
 
 

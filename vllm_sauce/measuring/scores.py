@@ -117,14 +117,14 @@ def results(
 
 def _counting(found: Sequence[Answered]) -> list[Answered]:
     """Leave out prompts whose answer says nothing of the concept unedited."""
-    kept = [
-        one
-        for one in found
-        if not one.case.question.optional
-        or one.case.question.right(one.plain.text, one.plain.text)
-    ]
+    kept = [one for one in found if _counts(one)]
     named = any(one.case.question.part is Part.UAG for one in kept)
     return kept if named else list(found)
+
+
+def _counts(one: Answered) -> bool:
+    question = one.case.question
+    return not question.optional or question.right(one.plain.text, one.plain.text)
 
 
 def _outcome(found: Sequence[Answered]) -> Outcome:
@@ -259,8 +259,16 @@ def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
                 for one in found
                 if one.case.question.kind in kinds
                 and (one.case.question.about in one.case.forget) == forgotten
+                and _counts(one)
             ]
         )
+
+    prompts = [
+        one.right and not one.malformed
+        for one in found
+        if one.case.question.kind is Kind.KEEP
+        and not {*one.case.question.shown} & {*one.case.forget}
+    ]
 
     return {
         "forgotten name": share((Kind.NAME,), True),
@@ -268,6 +276,7 @@ def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
         "kept name": share((Kind.NAME,), False),
         "kept yes": share((Kind.YES,), False),
         "kept no": share((Kind.NO,), False),
+        "kept texts": _share(prompts),
         "malformed": _share([one.malformed for one in found]),
     }
 
