@@ -26,10 +26,11 @@ class Row:
 
     kind: str
     """What it was told from, and leads to when all of it is taken away. "others":
-    samples with the concept from those without it; "absence": from those without any of
-    its domain. "words": the tokens of its words from tokens of samples without it;
-    "before": these and each one's token before, which is about to say it. "difference",
-    "leace", "random": one side of a simple edit that others are compared with."""
+    samples with the concept from those without it; "absence": the same, and leads to
+    those without any of its domain. "words": the tokens of its words from tokens of
+    samples without it; "before": these and each one's token before, which is about to
+    say it. "difference", "leace", "random": one side of a simple edit that others are
+    compared with."""
 
     shrinkage: float
     """Share of the covariance's diagonal alone that its inverse was taken with."""

@@ -3,7 +3,7 @@
 
 import torch
 
-from vllm_sauce.learning.rows.fit import fit
+from vllm_sauce.learning.rows.fit import fit, leading
 from vllm_sauce.learning.rows.moments import Moments
 
 D_MODEL, ROWS_OF_SAMPLE = 16, 4
@@ -108,6 +108,22 @@ def test_orthogonal_rows_do_not_read_each_other():
     for number, (a, b) in enumerate(PAIRS):
         z = means[[a, b]] @ apart.read[:, number] + apart.bias[number]
         torch.testing.assert_close(z, torch.tensor([1.0, 0.0], dtype=torch.double))
+
+
+def test_towards_absence_is_read_as_towards_others():
+    """The first two concepts are a domain; without both there is none of it."""
+    x, groups = drawn()
+    none = groups[:, [1, 3]].all(1)
+    moments = counted(x, torch.cat([groups, none[:, None]], 1))
+    found = fit(moments, PAIRS, (0.01,), orthogonal=True)
+    led = leading(found, [0, 1], moments.all(), ((0, 6), (2, 6)))
+    torch.testing.assert_close(led.read, found.read[:, :2])
+    torch.testing.assert_close(led.bias, found.bias[:2])
+    for number in range(2):
+        has, absent = groups[:, 2 * number], x[none].double().mean((0, 1))
+        mean = x[has].double().mean((0, 1))
+        z = mean @ led.read[:, number] + led.bias[number]
+        torch.testing.assert_close(mean - z * led.write[number], absent)
 
 
 def test_a_feature_that_never_varies_is_no_reason_to_fail():

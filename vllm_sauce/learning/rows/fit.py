@@ -13,7 +13,7 @@ reads as here and writes along ``C w``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,6 +80,23 @@ def fit(
         write=write,
         shrinkage=best,
         d_prime=tried[best],
+    )
+
+
+def leading(
+    fitted: Fitted, rows: Sequence[int], found: GroupMoments, pairs: Pairs
+) -> Fitted:
+    """Return rows that read as these do, and lead to the second of each pair.
+
+    What tells a dog from every other picture says when there is one; what tells it from
+    pictures of nothing would fire at a cat.
+    """
+    return replace(
+        fitted,
+        read=fitted.read[:, rows],
+        bias=fitted.bias[rows],
+        write=_differences(found, pairs),
+        d_prime=fitted.d_prime[rows],
     )
 
 

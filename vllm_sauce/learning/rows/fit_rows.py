@@ -19,8 +19,9 @@ from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.errors import ConfigError, warn
 from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.learning.rows.baselines import baseline, two_sided
-from vllm_sauce.learning.rows.fit import Fitted, fit
+from vllm_sauce.learning.rows.fit import Fitted, fit, leading
 from vllm_sauce.learning.rows.groups import (
+    ABSENCE,
     OTHERS,
     Group,
     WordGroups,
@@ -51,14 +52,18 @@ def fit_rows(
     fingerprint = store.harvest.fingerprint
     sae = read_sae(request.sae, request.site, fingerprint) if request.sae else None
     concepts = tuple(ConceptFile.read(request.concepts).concepts.values())
-    fitted, rows, catalogue = [], [], Catalogue()
+    fitted: list[Fitted] = []
+    rows, catalogue, settings = [], Catalogue(), request.fit
     for moments, kind in _told_apart(request, store, concepts, progress):
         if request.baseline and kind.kind != OTHERS:
             continue
-        settings = request.fit
-        one = fit(
-            moments, kind.pairs, settings.shrinkages, orthogonal=settings.orthogonal
-        )
+        if kind.kind == ABSENCE:
+            mine = [n for n, c in enumerate(concepts) if c.name in kind.concepts]
+            one = leading(fitted[0], mine, moments.all(), kind.pairs)
+        else:
+            one = fit(
+                moments, kind.pairs, settings.shrinkages, orthogonal=settings.orthogonal
+            )
         if request.baseline:
             one = baseline(request.baseline, one, moments.all(), kind)
             catalogue = two_sided(request.site, concepts)
