@@ -7,16 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from tests.cli.sauce import sauce
 from tests.places import ROOT
+from tests.smollm2 import smollm2
 from vllm_sauce.concepts.scores import SCORES
+from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.coordinate_search import site_rounds
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.counts import Asked, Counts, count
+from vllm_sauce.learning.harvest.settings import HarvestSettings
 from vllm_sauce.learning.plan import (
     as_table,
     matrix_rate,
@@ -268,3 +272,43 @@ def test_a_plan_of_nothing_is_refused(paper, options, words):
     assert done.exit_code == 2
     assert words in done.output
     assert not paper.out.exists()
+
+
+def test_a_layer_that_is_not_there_is_refused_before_anything_runs(paper):
+    has = "no site 'decoder.32': it has decoder.0 to decoder.31, and vision"
+    with pytest.raises(ConfigError, match=has):
+        plan(replace(paper, sites=("decoder.32",)), FEW, ModelSize.read(paper.model))
+    model = ModelSize.read(smollm2())
+    with pytest.raises(ConfigError, match="decoder.29, and no vision tower"):
+        plan(replace(paper, sites=("vision",)), FEW, model)
+
+
+def test_prompts_of_text_are_counted_as_the_model_reads_them(tmp_path):
+    """Most of "dog 17" is SmolLM2's template."""
+    for name in ("dog", "other"):
+        lines = [f"{name} {number}" for number in range(10, 50)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    (tmp_path / "concepts.yaml").write_text(
+        "version: 1\nconcepts: {dog: {positive: {text: dog.txt}, "
+        "negative: {text: other.txt}}}\n"
+    )
+    request = LearnRequest(
+        model=str(smollm2()),
+        sites=("decoder.12",),
+        concepts=tmp_path / "concepts.yaml",
+        out=tmp_path / "bundle",
+        edits="rows",
+        harvest=HarvestSettings(max_tokens=5),
+    )
+    counts = count(request)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2())
+    shown = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": sample.prompt}], add_generation_prompt=True
+        )["input_ids"]
+        for sample in ConceptFile.read(request.concepts).samples("selection")
+    ]
+    assert counts.words == sum(map(len, shown)) > 30 * counts.samples
+    assert counts.written == 5 * counts.samples
+    lines = by_stage(request, counts)
+    assert lines["harvest concepts"].tokens == counts.words + counts.written

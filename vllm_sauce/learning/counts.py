@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.sample_sources import find_samples
+from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
 from vllm_sauce.evaluation.questions import Question
 from vllm_sauce.learning.calibration.run import SCORE_SPLIT, SEARCH_SPLIT
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.stages import training_pictures
+from vllm_sauce.models.chat_prompts import chat_texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,10 @@ class Counts:
     pictures: int
     """Distinct pictures among them."""
     concepts: int
+    words: int = 0
+    """Tokens of all prompts' words with their templates; 0 if not known."""
+    written: int = 0
+    """Tokens that the model may write for them."""
     train_pictures: int = 0
     searched: Asked = Asked()
     """What the search of each concept asks."""
@@ -64,10 +70,25 @@ def count(request: LearnRequest) -> Counts:
         shown=len(shown),
         pictures=len(set(shown)),
         concepts=len(file.concepts),
+        written=len(samples) * request.harvest.max_tokens,
+        words=_words(request.model, [s.prompt for s in samples]) if not shown else 0,
         train_pictures=more,
         searched=_asked(request, file, SEARCH_SPLIT),
         scored=_asked(request, file, SCORE_SPLIT),
     )
+
+
+def _words(model: str, prompts: Sequence[str]) -> int:
+    """Count the tokens of prompts as a chat brings them; 0 if the model cannot say."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        texts = chat_texts(tokenizer, prompts)
+    # Without a tokenizer's files it fails in ways that differ by release.
+    except (OSError, ValueError, ConfigError):
+        return 0
+    return sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
 
 def _asked(request: LearnRequest, file: ConceptFile, split: str) -> Asked:

@@ -7,6 +7,7 @@ that this machine was just measured at: what no run can beat, not a promise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -23,7 +24,7 @@ from vllm_sauce.models.model_size import ModelSize
 from vllm_sauce.plugin.sites.architectures import with_vision
 
 PROMPT_TOKENS: Final = 24
-"""Taken for the words and the template of one prompt."""
+"""Taken for the words and the template of a prompt that the model cannot count."""
 ROWS: Final = 2
 """Kinds of rows that a concept has at most; twice as many in texts."""
 RANKINGS: Final = 6
@@ -100,7 +101,13 @@ def _pictures_alone(number: int) -> Counts:
 
 
 def _prompt_rows(counts: Counts, size: ModelSize) -> int:
-    return counts.samples * PROMPT_TOKENS + counts.shown * size.picture.prompt_tokens
+    words = counts.words or counts.samples * PROMPT_TOKENS
+    return words + counts.written + counts.shown * size.picture.prompt_tokens
+
+
+def _prompt_tokens(counts: Counts) -> float:
+    """Return the tokens of the words of one prompt."""
+    return counts.words / counts.samples if counts.words else PROMPT_TOKENS
 
 
 def _harvest(
@@ -114,7 +121,8 @@ def _harvest(
     told = request.harvest
     number = _stored_bytes(request, size)
     for site in sites:
-        rows, per_sample = _rows(site, counts, size), PROMPT_TOKENS
+        rows = _rows(site, counts, size)
+        per_sample = math.ceil(_prompt_tokens(counts)) + told.max_tokens
         per_sample += size.picture.prompt_tokens
         if site == VISION:
             per_sample = size.picture.patches
@@ -193,7 +201,7 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     least, whole = _searched(request, counts, 1), finals + semifinals
     questions = round(least * searched.screening + whole * searched.questions)
     pictures = round(least * searched.screening_pictures + whole * searched.pictures)
-    tokens = (questions + scored.questions) * PROMPT_TOKENS
+    tokens = (questions + scored.questions) * _prompt_tokens(counts)
     tokens += (pictures + scored.pictures) * size.picture.prompt_tokens
     # Only at the vision site does each mask encode its pictures anew.
     encoded = searched.distinct + scored.distinct

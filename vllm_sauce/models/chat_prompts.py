@@ -20,7 +20,7 @@ def chat_inputs(
     Source: vLLM 0.32, entrypoints/common/offline.py (``_preprocess_chat``)
     Raises: ConfigError if the model has no chat template
     """
-    texts = [_chat(processor, prompt, picture=bool(pictures)) for prompt in prompts]
+    texts = chat_texts(processor, prompts, picture=bool(pictures))
     # One list a prompt: what Gemma 3 wants, and LLaVA takes.
     shown = {"images": [[picture] for picture in pictures]} if pictures else {}
     return processor(
@@ -31,6 +31,13 @@ def chat_inputs(
         padding=len(texts) > 1,
         add_special_tokens=False,
     )
+
+
+def chat_texts(
+    processor: Any, prompts: Sequence[str], *, picture: bool = False
+) -> list[str]:
+    """Return prompts in the model's chat template. Raises: ConfigError"""
+    return [_chat(processor, prompt, picture=picture) for prompt in prompts]
 
 
 def _chat(processor: Any, prompt: str, *, picture: bool) -> str:

@@ -25,6 +25,8 @@ class ModelSize:
 
     architecture: str
     d_text: int
+    layers: int
+    """Of the language model."""
     text_parameters: int
     """Of the language model's layers' matrices, embeddings left out."""
     embedding_parameters: int
@@ -53,6 +55,7 @@ class ModelSize:
             return cls(
                 architecture=next(iter(config.architectures or ()), config.model_type),
                 d_text=text.hidden_size,
+                layers=text.num_hidden_layers,
                 text_parameters=layer_parameters(text, text.num_hidden_layers, gated=3),
                 embedding_parameters=text.vocab_size
                 * text.hidden_size
@@ -87,8 +90,17 @@ class ModelSize:
         return 2.0 * (tower + picture.patches * self.projector_parameters)
 
     def width(self, site: str) -> int:
-        """Return d_model of a site."""
-        return self.d_vision if site == VISION else self.d_text
+        """Return d_model of a site. Raises: ConfigError if there is no such site"""
+        if site == VISION and self.d_vision:
+            return self.d_vision
+        number = int(site.removeprefix("decoder.")) if site != VISION else self.layers
+        if number < self.layers:
+            return self.d_text
+        tower = ", and vision" if self.d_vision else ", and no vision tower"
+        raise ConfigError(
+            f"{self.architecture} has no site {site!r}: it has decoder.0 to "
+            f"decoder.{self.layers - 1}{tower}"
+        )
 
 
 def _config(path: Path) -> Any:
