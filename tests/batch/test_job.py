@@ -14,7 +14,13 @@ from tests.places import TINY
 from vllm_sauce.batch.job import Job, identity, make_job
 from vllm_sauce.batch.run import chunks_at_once
 from vllm_sauce.batch.settings import BatchRequest, Defaults
-from vllm_sauce.errors import BundleMismatchError, ConfigError
+from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import Catalogue
+from vllm_sauce.errors import (
+    BundleMismatchError,
+    ConfigError,
+    InvalidRequestError,
+)
 from vllm_sauce.scale.cluster import Resources
 
 
@@ -83,6 +89,21 @@ def test_a_bundle_beside_the_weights_is_taken(tmp_path: Path) -> None:
     found = job(model, bundle=None)
     assert found.sauce is not None
     assert found.sauce.bundle == str((model / "sauce").resolve())
+
+
+def test_what_is_not_forgotten_is_refused_unless_allowed(tmp_path: Path) -> None:
+    shipped = Bundle.load(TINY / "bundle")
+    concepts = [
+        replace(c, forgotten=c.name != "dog") for c in shipped.catalogue.values()
+    ]
+    saes = {site: sae.weights for site, sae in shipped.sites.items()}
+    weak = tmp_path / "weak"
+    Bundle.build(shipped.fingerprint, saes, Catalogue(concepts)).save(weak)
+    with pytest.raises(InvalidRequestError, match="found not to forget 'dog'"):
+        job(bundle=str(weak))
+    allowed = Defaults(forget=("dog",), allow_weak=("dog",))
+    found = job(bundle=str(weak), defaults=allowed)
+    assert found.sauce is not None and found.sauce.allow_weak == ("dog",)
 
 
 def test_an_actor_holds_enough_chunks_to_never_wait() -> None:

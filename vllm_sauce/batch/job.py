@@ -112,6 +112,8 @@ def _sauce(
     given = settings.from_environment(os.environ)
     if bundle is not None:
         given["bundle"] = bundle
+    if defaults.allow_weak:
+        given["allow_weak"] = list(defaults.allow_weak)
     beside = model_dir is not None and (model_dir / "sauce").is_dir()
     if not given and not beside:
         if defaults.forget:

@@ -24,6 +24,10 @@ class Defaults:
     forget: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """Concept that every row forgets; repeatable."""
 
+    allow_weak: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    """Concept that may be asked for although the bundle says it is not forgotten;
+    repeatable."""
+
     strength: float = 1.0
     """Factor on the catalogue's edits, where a row gives none; 1 is the calibrated
     edit."""

@@ -20,6 +20,7 @@ def entry(UAg, UAd):
         # What is measured counts, not what the search saw.
         "scoring": {"edited": scores, "base": scores},
         "worst_other": {"scoring": {}},
+        "measured_as": {"dtype": "float32", "eager": True},
     }
 
 
@@ -36,5 +37,6 @@ def entry(UAg, UAd):
 def test_a_concept_below_the_floor_is_not_forgotten(UAg, UAd, forgotten):
     found = concept_of(entry(UAg, UAd), "objects", CalibrationConfig())
     assert found.forgotten is forgotten
+    assert found.provenance["measured_as"] == {"dtype": "float32", "eager": True}
     lower = CalibrationConfig(forget_floor=0.0)
     assert concept_of(entry(UAg, UAd), "objects", lower).forgotten

@@ -139,6 +139,8 @@ def test_what_is_chosen_forgets_and_keeps(found, request_):
         assert base["UAg"] <= 0.2 and base["IRA"] >= 0.8
         assert edited["HM"] >= 0.6
         concept = loaded.catalogue.concept(name)
+        mode = concept.provenance["measured_as"]
+        assert mode == {"dtype": "float32", "eager": True}
         scoring = {k: v for k, v in concept.scores.items() if "base" not in k}
         assert scoring == entry["scoring"]["edited"]
         assert (scoring["HM"] or 0.0) > 0.4

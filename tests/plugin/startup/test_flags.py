@@ -214,10 +214,9 @@ def test_a_mandatory_concept_that_is_not_forgotten_stops_the_start(
     assert "dog" in forgotten(parse_model(*flags, *allowed))
 
 
-def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    name = vision_only()
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a start warns of."""
     warned: list[str] = []
     monkeypatch.setattr(
         compat,
@@ -226,13 +225,47 @@ def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
             info=lambda *_: None, warning=lambda text, *a: warned.append(text % a)
         ),
     )
+    return warned
+
+
+def engine_config(*flags: str, dtype: str = "float32") -> Any:
+    """A configuration with what is read of it at the end of a start."""
+    args = parse_model(*SAUCE, *flags)
+    args.model_config = SimpleNamespace(dtype=f"torch.{dtype}", enforce_eager=True)
+    return args
+
+
+def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
+    warned: list[str],
+) -> None:
+    name = vision_only()
     bundle = Bundle.load(SHIPPED, weights=False)
     for forget in (["dog", name], ["dog"]):
-        args = parse_model(*SAUCE, "--sauce-forget", *forget)
-        settings._say_what_runs(args, bundle)
+        settings._say_what_runs(engine_config("--sauce-forget", *forget), bundle)
     # The shipped bundle is of version 1, whose edits do not spare the sink.
     (line,) = (text for text in warned if "sink" not in text)
     assert f"decoder: {name}; a question without a picture" in line
+
+
+def test_a_bundle_that_was_measured_otherwise_is_named_at_the_start(
+    warned: list[str], tmp_path: Path
+) -> None:
+    """Rounding and compiled code may move what an edit does."""
+    shipped = Bundle.load(SHIPPED)
+    mode = {"dtype": "float32", "eager": True}
+    concepts = [
+        replace(one, provenance={"measured_as": mode})
+        for one in shipped.catalogue.values()
+    ]
+    saes = {site: sae.weights for site, sae in shipped.sites.items()}
+    built = Bundle.build(shipped.fingerprint, saes, Catalogue(concepts))
+    built.save(tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle", weights=False)
+    settings._say_what_runs(engine_config(), bundle)
+    assert not any("measured in" in text for text in warned)
+    settings._say_what_runs(engine_config(dtype="bfloat16"), bundle)
+    (line,) = (text for text in warned if "measured in" in text)
+    assert "measured in float32, eager, and are served in bfloat16, eager" in line
 
 
 @pytest.mark.parametrize("value", ["soss", "sauce,soss", ",", ""])

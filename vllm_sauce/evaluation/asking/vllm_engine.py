@@ -17,6 +17,7 @@ from typing import Any, Self
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.client import check_strength, forget
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts.engine_mode import engine_mode
 from vllm_sauce.data.samples import picture_digest
 from vllm_sauce.errors import ConfigError, UnknownConceptError, UnsupportedVLLMError
 from vllm_sauce.evaluation.asking.asker import Answer, Ask, Place, Progress
@@ -115,6 +116,10 @@ class EngineAsker:
                 model, bundle, engine_args=engine_args, sauce=sauce, window=window
             ) as asker:
                 yield asker
+
+    def mode(self) -> dict[str, object]:
+        """Return what answers may depend on beside the model and the bundle."""
+        return engine_mode(self.llm.llm_engine.vllm_config)
 
     def ask(
         self, asks: Sequence[Ask], progress: Progress = lambda done, total: None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sauce.concepts import Concept, SiteEdit
+from vllm_sauce.concepts.engine_mode import MEASURED_AS
 from vllm_sauce.evaluation.metrics import Outcome
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.examiner import Trial
@@ -25,9 +26,15 @@ def record_path(folder: Path, name: str) -> Path:
     return folder / f"concept-{digest}.json"
 
 
-def record(one: Calibrated, scores: Outcome, base: Outcome) -> str:
-    """Return a concept's record; ``scores`` and ``base`` are of the scoring split."""
+def record(
+    one: Calibrated, scores: Outcome, base: Outcome, mode: Mapping[str, object]
+) -> str:
+    """Return a concept's record; ``scores`` and ``base`` are of the scoring split.
+
+    ``mode``: of the engine that was asked.
+    """
     entry = {
+        MEASURED_AS: dict(mode),
         "concept": one.name,
         "edits": {site: asdict(edit) for site, edit in one.edits.items()},
         "setting": _setting(one.setting),
@@ -69,6 +76,8 @@ def concept_of(
             "worst_other": entry["worst_other"]["scoring"],
             "worst_floor": config.worst_floor,
             "forget_floor": config.forget_floor,
+            # A run that was begun before it was kept has none.
+            **{key: entry[key] for key in (MEASURED_AS,) if key in entry},
         },
         scores={**scoring["edited"], **base},
         forgotten=all(

@@ -250,6 +250,7 @@ def _calibrate_group(inputs: _Inputs, names: list[str], note: Note) -> list[str]
                 found[name],
                 scored[name][found[name].setting].scores,
                 judge.base(name),
+                asker.mode(),
             )
             for name in names
         ]

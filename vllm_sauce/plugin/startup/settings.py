@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm_sauce import __version__
 from vllm_sauce.bundle import Bundle, hub
+from vllm_sauce.concepts.engine_mode import engine_mode, measured_otherwise, shown
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import (
     BundleMismatchError,
@@ -269,6 +270,14 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
             "sauce: not forgotten, by the bundle's own figures: %s; refused: %s",
             ", ".join(weak),
             ", ".join(sorted(refused)) or "none, all are allowed",
+        )
+    served = engine_mode(vllm_config)
+    if others := measured_otherwise(bundle.catalogue, served):
+        logger.warning(
+            "sauce: this bundle's concepts were measured in %s, and are served in %s: "
+            "measure them as they are served, with sauce eval",
+            "; ".join(others),
+            shown(served),
         )
     if sites := bundle.catalogue.editing_sink():
         logger.warning(

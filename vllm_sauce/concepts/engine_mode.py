@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an engine runs where a concept was measured, and where it is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_sauce.concepts.catalogue import Catalogue
+
+MEASURED_AS = "measured_as"
+"""Key of a concept's provenance."""
+
+
+def engine_mode(vllm_config: Any) -> dict[str, object]:
+    """Return what rounding depends on: the model's type, and whether it is compiled."""
+    model = vllm_config.model_config
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "eager": bool(model.enforce_eager),
+    }
+
+
+def measured_otherwise(catalogue: Catalogue, served: dict[str, object]) -> list[str]:
+    """Say how concepts were measured that are served in another way, each way once."""
+    found = {
+        (str(mode.get("dtype")), bool(mode.get("eager")))
+        for concept in catalogue.values()
+        if isinstance(mode := concept.provenance.get(MEASURED_AS), dict)
+        and mode != served
+    }
+    return [f"{dtype}, {_compiled(eager)}" for dtype, eager in sorted(found)]
+
+
+def shown(mode: dict[str, object]) -> str:
+    """Return a mode in words."""
+    return f"{mode['dtype']}, {_compiled(bool(mode['eager']))}"
+
+
+def _compiled(eager: bool) -> str:
+    return "eager" if eager else "compiled"
