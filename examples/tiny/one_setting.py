@@ -2,8 +2,9 @@
 """Write a bundle in which every concept has one row with one setting: no calibration.
 
 ``PYTHONPATH=examples python -m tiny.one_setting ROWS SELECTION OUT``, of what ``sauce
-fit`` and ``sauce select`` wrote for the vision site. Towards absence where there is
-such a row, above .99 of the tokens without the concept; else towards others, above .95.
+fit --orthogonal`` and ``sauce select`` wrote for the vision site. Towards absence where
+there is such a row, else towards others; where a token reads at least half of what the
+concept's mean does.
 """
 
 import argparse
@@ -11,21 +12,18 @@ from pathlib import Path
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
-from vllm_sauce.learning.calibration.edits import GATE_MARGIN
 from vllm_sauce.learning.selection.selection_file import SelectedConcept, SelectionFile
 
-SHARE = 1.25
+SHARES = {"row:absence": 1.0, "row:others": 1.5}
 """Of what a row reads, taken away."""
-GATES = {"row:absence": "0.99", "row:others": "0.95"}
+GATE = 0.5
 
 
 def edit_of(concept: SelectedConcept) -> SiteEdit:
     """Return the edit of a concept's row."""
     rows = {next(iter(row.scores)): row for row in concept.rows}
-    kind = next(kind for kind in GATES if kind in rows)
-    row = rows[kind]
-    gate = (1 + GATE_MARGIN) * row.quiet[GATES[kind]]
-    return SiteEdit.uniform([row.latent], gamma=1 - SHARE, gate=gate)
+    kind = next(kind for kind in SHARES if kind in rows)
+    return SiteEdit.uniform([rows[kind].latent], gamma=1 - SHARES[kind], gate=GATE)
 
 
 def main() -> None:
