@@ -157,7 +157,7 @@ def write(folder: Path) -> None:
         if name in INDIRECT:
             _table(folder / f"indirect-{name}.jsonl", [(q, q) for q in INDIRECT[name]])
     splits = {"selection": 0.5, "calibration": 0.2, "scoring": 0.3}
-    last = {"selection": 0, "calibration": 0, "scoring": 1}
+    last = {"selection": 0.0, "calibration": 0.0, "scoring": 1.0}
     _yaml(folder / "concepts.yaml", "", ANSWERS, splits)
     _yaml(folder / "related.yaml", "", RELATED, splits)
     _yaml(folder / "indirect.yaml", "indirect-", ANSWERS, last)

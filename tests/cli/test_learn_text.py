@@ -57,7 +57,7 @@ def test_two_concepts_of_a_language_model_are_forgotten(concepts, tmp_path):
         (row,) = (sae.rows[latent] for latent in edit.latents)
         assert row.concept == concept.name
         # Position 0 is every prompt's sink.
-        assert not edit.tokens.sink
-        scores = concept.scores
+        assert "sink" not in edit.tokens
+        scores = {name: score or 0.0 for name, score in concept.scores.items()}
         assert scores["base_UAg"] <= 0.5 and scores["base_CRA"] == 1
         assert scores["UAg"] > 0.6 and scores["CRA"] > 0.8
