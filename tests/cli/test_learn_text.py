@@ -20,7 +20,7 @@ def concepts(tmp_path, monkeypatch):
     """Ten topics of each in three wordings."""
     chosen = {name: prompts.TOPICS[name][:10] for name in ("France", "dog")}
     monkeypatch.setattr(prompts, "TOPICS", chosen)
-    monkeypatch.setattr(prompts, "OTHERS", prompts.OTHERS[:16])
+    monkeypatch.setattr(prompts, "OTHERS", prompts.OTHERS[:12])
     monkeypatch.setattr(prompts, "FRAMES", prompts.FRAMES[:3])
     prompts.write(tmp_path)
     text = (tmp_path / "concepts.yaml").read_text()
@@ -36,9 +36,9 @@ def test_two_concepts_of_a_language_model_are_forgotten(concepts, tmp_path):
         *(SAUCE, "learn", "--model", smollm2(), "--concepts", concepts, "--out", out),
         *("--site", "decoder.12", "--edits", "rows", "--no-report"),
         *("--max-tokens", "16", "--asked-tokens", "12", "--no-prune"),
-        *("--row-share", "2", "--row-gate", "0.95", "--row-gate", "0.99"),
-        *("--positives", "9", "--negatives", "9", "--watched", "0"),
-        *("--passes", "1", "--finalists", "2"),
+        *("--row-share", "2", "--row-gate", "0.99"),
+        *("--positives", "6", "--negatives", "6", "--watched", "0"),
+        *("--passes", "1", "--finalists", "1"),
         *("--engine-arg", "dtype=float32", "--engine-arg", "max-model-len=256"),
     ]
     done = subprocess.run(
