@@ -39,6 +39,8 @@ def test_sets_are_of_their_size_and_the_same_tomorrow(file):  # noqa: F811
 def test_more_than_there_are_is_refused(file):  # noqa: F811
     with pytest.raises(ConfigError, match="5 concepts together are more than the 4"):
         asked(file, EvalSettings(together=(5,)))
+    # Unless nobody asked for so many.
+    assert {c.group for c in asked(file, EvalSettings(sets=1))} == {"alone"}
 
 
 def test_a_method_changes_how_it_is_asked_and_nothing_else(file):  # noqa: F811

@@ -19,7 +19,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.evaluation.questions import Question
-from vllm_sauce.measuring.settings import BAN, PLAIN, PROMPT, EvalSettings
+from vllm_sauce.measuring.settings import BAN, PLAIN, PROMPT, TOGETHER, EvalSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,17 +112,20 @@ def _sets(
     file: ConceptFile, names: Sequence[str], settings: EvalSettings
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield names of sets and their concepts: random ones, and half of each domain."""
-    if wide := [n for n in settings.together if n > len(names)]:
+    together = settings.together
+    if together is None:
+        together = tuple(n for n in TOGETHER if n <= len(names))
+    if wide := [n for n in together if n > len(names)]:
         raise ConfigError(
             f"{wide[0]} concepts together are more than the {len(names)} that there "
             "are; give --together fewer"
         )
-    for count in settings.together:
+    for count in together:
         for number in range(settings.sets):
             rng = random.Random(f"{settings.seed}:{count}:{number}")
             chosen = tuple(sorted(rng.sample(list(names), count)))
             yield f"{count} at once, set {number}", chosen
-    if not settings.together:
+    if not together:
         return
     for domain, members in file.domains().items():
         mine = [name for name in members if name in names]

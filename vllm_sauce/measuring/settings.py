@@ -13,6 +13,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.options import EngineArgs, NamedBundles, check_at_least
 
 PLAIN, OURS, PROMPT, BAN = "plain", "ours", "prompt", "ban"
+TOGETHER = (5, 10, 20, 40)
 METHODS = (OURS, PROMPT, BAN)
 """The bundle's edits; asking the model not to mention it; keeping the sampler from the
 word."""
@@ -35,8 +36,11 @@ class EvalSettings:
     negatives: int = 40
     """Examples without it, at most."""
 
-    together: Annotated[tuple[int, ...], Parameter(name="--together")] = (5, 10, 20, 40)
-    """So many concepts are forgotten at once; may be given again."""
+    together: Annotated[
+        tuple[int, ...] | None, Parameter(name="--together", show_default=False)
+    ] = None
+    """So many concepts are forgotten at once; may be given again. Default: 5, 10, 20,
+    40, as far as there are so many."""
 
     sets: int = 3
     """Random sets of each size."""
