@@ -6,16 +6,20 @@ from pathlib import Path
 
 from smollm2.convert import convert, download
 from tests.places import ROOT
+from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import locked
 
 FOLDER = ROOT / ".cache" / "smollm2"
 
 
 def smollm2() -> Path:
     """Return its folder; the first call downloads and converts it."""
-    if not FOLDER.is_dir():
-        FOLDER.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=FOLDER.parent) as folder:
-            made = Path(folder) / "model"
-            convert(download(Path(folder)), made)
-            made.rename(FOLDER)
+    FOLDER.parent.mkdir(exist_ok=True)
+    # Two files of tests may want it at the same time.
+    with locked(FOLDER.parent, ConfigError):
+        if not FOLDER.is_dir():
+            with tempfile.TemporaryDirectory(dir=FOLDER.parent) as folder:
+                made = Path(folder) / "model"
+                convert(download(Path(folder)), made)
+                made.rename(FOLDER)
     return FOLDER
