@@ -56,7 +56,7 @@ def test_from_pictures_to_a_bundle(tmp_path):
         *("--tokens", "60000", "--lr", "0.002", "--latents", "16"),
         *("--positives", "4", "--negatives", "4", "--watched", "1"),
         *("--passes", "1", "--finalists", "3", "--edit-k", "8", "--no-prune"),
-        *("--action", "scale -1", "--action", "scale -4", "--row-gate", "0.99"),
+        *("--action", "scale -1", "--action", "scale -4", "--row-gate", "0.5"),
         *("--engine-arg", "dtype=float32", "--engine-arg", "max-model-len=256"),
     ]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -159,7 +159,9 @@ def _bootstrap(
     clusters: dict[object, list[Answered]] = {}
     for one in found:
         question = one.case.question
-        clusters.setdefault(id(question.picture) or question.prompt, []).append(one)
+        shown = question.picture
+        key = question.prompt if shown is None else id(shown)
+        clusters.setdefault(key, []).append(one)
     groups, rng = list(clusters.values()), random.Random(0)
     drawn: dict[str, list[float]] = {}
     for _ in range(REPLICATES):

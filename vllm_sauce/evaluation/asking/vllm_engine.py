@@ -167,7 +167,8 @@ class EngineAsker:
                             *prompt["prompt_token_ids"],
                             *given,
                         ]
-                    params = _params(ask, before, tokens)
+                    banned = whole_tokens(self.tokenizer, ask.banned)
+                    params = _params(ask, before, tokens, banned)
                     added.append(engine.add_request(f"{number}.{at}", prompt, params))
             while engine.has_unfinished_requests():
                 outputs |= {one.request_id: one for one in engine.step()}
@@ -222,7 +223,17 @@ def _write_bundle(
     Bundle.build(fingerprint_model(model), sites, Catalogue(concepts)).save(folder)
 
 
-def _params(ask: Ask, before: Tokens, tokens: Tokens) -> Any:
+def whole_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    """Return tokens that are a whole word, at the start of a text or within one.
+
+    Of a word that has more tokens at the start, vLLM's ``bad_words`` bans these alone.
+    """
+    forms = [form for word in words for form in (word, f" {word}")]
+    tokens = [tokenizer.encode(form, add_special_tokens=False) for form in forms]
+    return sorted({found[0] for found in tokens if len(found) == 1})
+
+
+def _params(ask: Ask, before: Tokens, tokens: Tokens, banned: Sequence[int]) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -232,6 +243,7 @@ def _params(ask: Ask, before: Tokens, tokens: Tokens) -> Any:
         logprob_token_ids=list(tokens) or None,
         extra_args=forget(*ask.forget, strength=ask.strength) if ask.edited else None,
         bad_words=list(ask.banned) or None,
+        logit_bias=dict.fromkeys(banned, LOWEST) or None,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

@@ -15,6 +15,8 @@ from vllm_sauce.options import EngineArgs, SitePaths
 from vllm_sauce.scale.cluster import Resources
 
 PREFERENCES = ("forgetting", "balance")
+ROW_KINDS = ("others", "absence", "words", "before")
+"""See ``sae.weights.Row``."""
 
 
 @Parameter(name="*", group="Search")
@@ -42,9 +44,15 @@ class CalibrationConfig:
     """Share of what a row reads that is taken away; may be given again."""
 
     row_gates: Annotated[tuple[float, ...], Parameter(name="--row-gate")] = (
-        *(0.0, 0.95, 0.99, 0.999),
+        *(0.35, 0.5, 0.75),
     )
-    """As --gate, for rows."""
+    """What a row must read to be taken away: 0 is the mean without the concept, 1 the
+    mean with it. May be given again."""
+
+    row_kinds: Annotated[
+        tuple[str, ...], Parameter(name="--row-kind", choices=ROW_KINDS)
+    ] = ()
+    """Kind of rows that is tried; may be given again. Default: all."""
 
     rankings: Annotated[tuple[str, ...], Parameter(name="--ranking")] = ()
     """Score that latents may be ranked by, "file" for the selection's own; may be given
@@ -111,6 +119,8 @@ class CalibrationConfig:
             raise ConfigError("screen lies in (0, 1], soft in [0, 1]")
         if not all(0 < one <= 100 for one in self.row_shares):
             raise ConfigError(f"row_shares lie in (0, 100], got {self.row_shares}")
+        if not all(0 <= one <= 100 for one in self.row_gates):
+            raise ConfigError(f"row_gates lie in [0, 100], got {self.row_gates}")
         if min(self.positives, self.negatives, self.finalists, self.passes) < 1:
             raise ConfigError("positives, negatives, finalists, passes: at least 1")
         if self.concepts_per_engine < 1:

@@ -13,6 +13,7 @@ from vllm_sauce.learning.selection.selection_file import (
     RankedLatent,
     SelectedConcept,
     level_name,
+    ranks_row,
 )
 
 GATE_MARGIN = 0.01
@@ -37,7 +38,7 @@ def edit_of(latents: Sequence[RankedLatent], setting: SiteSetting) -> SiteEdit:
 
     Raises: ConfigError if the selection lacks the gate's level
     """
-    action = setting.action
+    action, is_row = setting.action, ranks_row(setting.ranking)
     gamma = 0.0 if action.clamps else action.amount
     return SiteEdit(
         latents=tuple(one.latent for one in latents),
@@ -46,7 +47,11 @@ def edit_of(latents: Sequence[RankedLatent], setting: SiteSetting) -> SiteEdit:
             -action.amount * one.max_acts[0] if action.clamps else 0.0
             for one in latents
         ),
-        gate=tuple(_gate(one, setting.gate) for one in latents),
+        gate=tuple(
+            # A row's scale is its own: 0 without the concept, 1 with it.
+            setting.gate if is_row else _gate(one, setting.gate)
+            for one in latents
+        ),
     )
 
 

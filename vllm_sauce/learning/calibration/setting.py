@@ -48,7 +48,8 @@ class SiteSetting:
     k: int
     """So many of the best are edited."""
     gate: float
-    """Share of the tokens without the concept that is left alone."""
+    """Share of the tokens without the concept that is left alone; of a row, what it
+    must read."""
     action: Action
     without: tuple[int, ...] = ()
     """First ranks of the bands that were pruned."""

@@ -23,9 +23,17 @@ def level_name(share: float) -> str:
     return f"{share:g}"
 
 
+_ROW = "row:"
+
+
 def row_ranking(kind: str) -> str:
     """Return the name under which a concept's row is ranked: it alone is."""
-    return f"row:{kind}"
+    return f"{_ROW}{kind}"
+
+
+def ranks_row(ranking: str) -> bool:
+    """Say whether a ranking chooses a row."""
+    return ranking.startswith(_ROW)
 
 
 class _Strict(BaseModel):
