@@ -63,6 +63,7 @@ SERVED = (
     ("plugin/frontend/raw_body.py", "        if count > 1:", "        if False:", "the last of two equal keys", _RAW),
     ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),
     ("plugin/frontend/agreement.py", "        if section != mine:", "        if False:", "processes that disagree serve", "tests/plugin/frontend/test_agreement.py"),
+    ("plugin/engine_core.py", "        compat.read_no_prefix(request)", "        pass", "a mask reads what it wrote as an answer", "tests/plugin/test_tokens.py -k next_turn"),
     ("plugin/startup/flags.py", "nargs=\"+\", action=\"extend\"", "action=\"append\"", "a list of the YAML loses its second concept", _FLAGS),
     ("plugin/startup/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", "tests/plugin/startup/test_settings.py -k service"),
     ("plugin/startup/features.py", "    if compat.rust_frontend():", "    if False:", "the Rust front end", "tests/plugin/startup/test_features.py"),
