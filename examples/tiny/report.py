@@ -78,7 +78,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     return made
 
 
-def markdown(rows: Sequence[Row], means_only: bool = False) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table."""
     names = " | ".join(f"{name} %" for name in COLUMNS)
     lines = [
@@ -86,8 +86,6 @@ def markdown(rows: Sequence[Row], means_only: bool = False) -> str:
         f"|---|---|{'---:|' * len(COLUMNS)}---|",
     ]
     for row in rows:
-        if means_only and row.name != "mean":
-            continue
         cells = " | ".join(f"{100 * value:.1f}" for value in row.values)
         lines.append(f"| {row.domain} | {row.name} | {cells} | {row.note} |")
     return "\n".join(lines) + "\n"

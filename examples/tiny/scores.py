@@ -65,7 +65,7 @@ def write_bundle(bundle: Bundle, catalogue: Catalogue, out: Path) -> Bundle:
 
 
 def update_pages(bundle: Bundle, rows: Sequence[Row]) -> None:
-    """Write the figures into README.md and docs/study.md."""
+    """Write the figures into docs/study.md."""
     good = good_concepts(rows)
     summary = (
         f"Mean HM over {rows[-1].note}: **{rows[-1].values[-1]:.3f}**. "
@@ -80,11 +80,9 @@ def update_pages(bundle: Bundle, rows: Sequence[Row]) -> None:
             f"| {site}, ReLU + L1 | {sae.entry.d_sae} | {figures['l0']:.1f} "
             f"| {figures['explained_variance']:.1%} | {figures['dead_share']:.1%} |\n"
         )
-    for page, text in (
-        (ROOT / "README.md", summary + markdown(rows, means_only=True)),
-        (ROOT / "docs" / "study.md", summary + names + saes + "\n" + markdown(rows)),
-    ):
-        page.write_text(with_results(page.read_text(), text))
+    page = ROOT / "docs" / "study.md"
+    text = summary + names + saes + "\n" + markdown(rows)
+    page.write_text(with_results(page.read_text(), text))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError
@@ -23,20 +24,23 @@ NONE = ("none", "nothing", "no", "nobody")
 """First words of an answer that says there is nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answered:
-    """What was said to one case, and to its question unedited."""
+    """What was said to one case, and to its question unedited.
+
+    Judged once: intervals look at every answer some hundred times.
+    """
 
     case: Case
     answer: Answer
     plain: Answer
 
-    @property
+    @cached_property
     def right(self) -> bool:
         """Whether it is what its question wants."""
         return self.case.question.right(self.answer.text, self.plain.text)
 
-    @property
+    @cached_property
     def malformed(self) -> bool:
         """Whether it is spoilt."""
         return self.answer.malformed(self.plain)

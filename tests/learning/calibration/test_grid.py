@@ -2,6 +2,7 @@
 """What a search may choose from at a site, and what it may not."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,7 @@ def with_rows(*kinds):
 
 def test_rows_have_a_grid_of_their_own():
     found = with_rows("others", "words", "before")
-    wanted = {"row_shares": (1.0, 2.0), "row_gates": (0.5,)}
+    wanted: dict[str, Any] = {"row_shares": (1.0, 2.0), "row_gates": (0.5,)}
     grid = SiteGrid.of_rows("decoder.1", "dog", found, CalibrationConfig(**wanted))
     assert grid.rankings == ("row:others", "row:words", "row:before")
     assert (grid.k, grid.gates) == ((1,), (0.5,))
