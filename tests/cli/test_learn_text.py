@@ -36,7 +36,7 @@ def test_two_concepts_of_a_language_model_are_forgotten(concepts, tmp_path):
         *(SAUCE, "learn", "--model", smollm2(), "--concepts", concepts, "--out", out),
         *("--site", "decoder.12", "--edits", "rows", "--no-report"),
         *("--max-tokens", "16", "--asked-tokens", "12", "--no-prune"),
-        *("--row-share", "2", "--row-gate", "0.5"),
+        *("--row-share", "2", "--row-gate", "0.5", "--row-kind", "words"),
         *("--positives", "6", "--negatives", "6", "--watched", "0"),
         *("--passes", "1", "--finalists", "1"),
         *("--engine-arg", "dtype=float32", "--engine-arg", "max-model-len=256"),

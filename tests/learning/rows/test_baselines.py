@@ -4,10 +4,11 @@
 import pytest
 import torch
 
-from vllm_sauce.learning.rows.baselines import BASELINES, baseline
+from vllm_sauce.learning.rows.baselines import baseline
 from vllm_sauce.learning.rows.fit import fit
 from vllm_sauce.learning.rows.groups import OTHERS, Group
 from vllm_sauce.learning.rows.moments import Moments
+from vllm_sauce.learning.rows.settings import BASELINES
 from vllm_sauce.sae import with_rows
 
 D_MODEL, COUNT = 6, 4000

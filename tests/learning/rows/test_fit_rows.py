@@ -10,7 +10,7 @@ from tests.places import TINY
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.learning.rows.baselines import BASELINES
+from vllm_sauce.learning.rows.settings import BASELINES
 from vllm_sauce.learning.selection.latent_statistics import sample_groups
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.sae import without_rows

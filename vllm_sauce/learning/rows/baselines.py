@@ -27,8 +27,7 @@ from vllm_sauce.data.concepts_yaml import ConceptExamples
 from vllm_sauce.learning.rows.fit import Fitted
 from vllm_sauce.learning.rows.groups import Group
 from vllm_sauce.learning.rows.moments import GroupMoments
-
-DIFFERENCE, LEACE, RANDOM = BASELINES = ("difference", "leace", "random")
+from vllm_sauce.learning.rows.settings import DIFFERENCE, LEACE, RANDOM
 
 
 def baseline(kind: str, fitted: Fitted, found: GroupMoments, told: Group) -> Fitted:

@@ -11,8 +11,10 @@ from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.learning.rows.baselines import BASELINES
 from vllm_sauce.options import ROLE_NAMES, Roles, check_roles
+
+DIFFERENCE, LEACE, RANDOM = BASELINES = ("difference", "leace", "random")
+"""Simple edits to compare with; ``baselines`` says what they are."""
 
 
 @Parameter(name="*", group="Rows")
