@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from smollm2 import prompts
 from tests.cli.sauce import sauce
 from tests.places import ROOT
 from tests.smollm2 import smollm2
@@ -312,3 +313,16 @@ def test_prompts_of_text_are_counted_as_the_model_reads_them(tmp_path):
     assert counts.written == 5 * counts.samples
     lines = by_stage(request, counts)
     assert lines["harvest concepts"].tokens == counts.words + counts.written
+
+
+def test_the_language_models_configuration_is_the_guides(tmp_path, monkeypatch):
+    """docs/learn-text.md runs it: rows of words at two layers, and nothing trained."""
+    monkeypatch.setenv("COLUMNS", "120")
+    prompts.write(tmp_path)
+    config = ROOT / "examples/smollm2/learn.yaml"
+    given = ("--model", smollm2(), "--concepts", tmp_path / "concepts.yaml")
+    out = ("--out", tmp_path / "bundle", "--plan")
+    done = sauce("learn", "--config", config, *given, *out)
+    assert done.exit_code == 0, done.output
+    assert "fit decoder.12" in done.output and "fit decoder.24" in done.output
+    assert "train" not in done.output

@@ -160,6 +160,7 @@ class EngineAsker:
         places = [ask.places() for ask in asks]
         try:
             for number, ask in enumerate(asks):
+                banned = whole_tokens(self.tokenizer, ask.banned)
                 for at, (before, tokens) in enumerate(places[number].items()):
                     prompt = self._prompts.of(self.llm, ask.question, digests)
                     if given := (*ask.begun, *before):
@@ -167,7 +168,6 @@ class EngineAsker:
                             *prompt["prompt_token_ids"],
                             *given,
                         ]
-                    banned = whole_tokens(self.tokenizer, ask.banned)
                     params = _params(ask, before, tokens, banned)
                     added.append(engine.add_request(f"{number}.{at}", prompt, params))
             while engine.has_unfinished_requests():
