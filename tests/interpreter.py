@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ def hasten(patch: pytest.MonkeyPatch) -> None:
     """Let it remember what it looks up at each call: a quarter of its time.
 
     To replace the builtins it lists and sorts all members of five modules and classes
-    for every kernel, and again for every function that a kernel calls.
+    for every kernel, and again for every function that a kernel calls. Each sum and
+    product of integers it does twice, to see whether it overflows: that takes sizes
+    that no interpreter gets to.
     """
     interpreter: Any = importlib.import_module("triton.runtime.interpreter")
     tl = interpreter.tl
@@ -45,3 +48,5 @@ def hasten(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(interpreter, "_patch_builtin", patch_builtin)
     patch.setattr(interpreter, "_get_np_dtype", np_dtype)
+    options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+    patch.setattr(interpreter.interpreter_builder, "options", options)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,74 +18,51 @@ from typing import Any
 import pytest
 import torch
 
+from tests.kernels import native_child
 from tests.places import ROOT
 from vllm_sauce_kernels.masked_edit import native
 
-# Runs the op and a compiled graph of it, before and after prepare() from two threads.
-CHILD = """
-import json, os, sys, threading
-import torch
-from tests.kernels.inputs import expected, make_args, small_integers
-from vllm_sauce_kernels.masked_edit import dispatch, masked_edit, native
-
-calls, python_form = [], dispatch.masked_edit_eager
-def counted(*args):
-    calls.append(1)
-    python_form(*args)
-dispatch.masked_edit_eager = counted
-graph = torch.compile(masked_edit, fullgraph=True, backend=sys.argv[1])
-
-def run():
-    calls.clear()
-    for op in (masked_edit, graph):
-        args = make_args((5, 32, 8, 4, 2), small_integers(1))
-        want = expected(args)
-        op(**args)
-        assert torch.equal(args["hidden_states"], want["hidden_states"])
-        assert torch.equal(args["edited_tokens"], want["edited_tokens"])
-    return len(calls)
-
-def broken():
-    args = make_args((5, 32, 8, 4, 2), small_integers(1))
-    args["mask_gate"] = args["mask_gate"].double()
-    try:
-        masked_edit(**args)
-    except ValueError as error:
-        return str(error)
-
-before = run(), os.path.exists(os.environ["VLLM_SAUCE_CACHE"]), broken()
-threads = [threading.Thread(target=native.prepare) for _ in range(2)]
-[thread.start() for thread in threads], [thread.join() for thread in threads]
-print(json.dumps({
-    "prepared": native.prepare(), "how": native.how(), "reason": native.reason(),
-    "python_calls_before": before[0], "cache_before": before[1],
-    "python_calls": run(), "same_error": before[2] == broken() != None,
-}))
-"""
+# Each child is a copy of one process that has loaded these: four seconds less a child.
+COPIES = multiprocessing.get_context("forkserver")
+COPIES.set_forkserver_preload(["torch._dynamo", "vllm_sauce_kernels.masked_edit"])
 
 
-def start(
-    cache: Path, backend: str = "eager", **env: str | Path
-) -> subprocess.Popen[str]:
-    """Start a process that prepares the kernel in a cache folder."""
+class Child:
+    """A process that prepares the kernel in a cache folder."""
+
+    def __init__(self, cache: Path, **env: str | Path) -> None:
+        strings = {name: str(value) for name, value in env.items()}
+        strings["VLLM_SAUCE_CACHE"] = str(cache)
+        self.folder = tempfile.TemporaryDirectory()
+        self.found = Path(self.folder.name) / "found.json"
+        arguments = self.found, strings
+        self.process = COPIES.Process(target=native_child.in_a_copy, args=arguments)
+        self.process.start()
+
+    def finish(self) -> dict[str, Any]:
+        """Return what it found."""
+        self.process.join()
+        assert self.process.exitcode == 0
+        return checked(self.found.read_text())
+
+
+def in_a_process(cache: Path) -> dict[str, Any]:
+    """Return what a process found that nobody had loaded anything into."""
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
-    strings = {name: str(value) for name, value in env.items()}
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, backend],
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.native_child", "inductor"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path, "VLLM_SAUCE_CACHE": str(cache)} | strings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path, "VLLM_SAUCE_CACHE": str(cache)},
+        capture_output=True,
         text=True,
-        start_new_session=True,
     )
+    assert done.returncode == 0, done.stderr
+    return checked(done.stdout.splitlines()[-1])
 
 
-def finish(child: subprocess.Popen[str]) -> dict[str, Any]:
-    """Return what a process found."""
-    out, err = child.communicate()
-    assert child.returncode == 0, err
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+def checked(told: str) -> dict[str, Any]:
+    """Return what a process told, if the kernel took the Python form's place."""
+    found: dict[str, Any] = json.loads(told)
     assert found["same_error"]
     assert found["python_calls_before"] == 2
     assert found["python_calls"] == (0 if found["prepared"] else 2)
@@ -128,22 +107,22 @@ def test_an_empty_cache_is_filled_by_the_real_compiler(
 ) -> None:
     """Nothing is built before prepare(); graphs made before it run the new kernel."""
     cache = tmp_path / "some" / "cache"
-    first = finish(start(cache, backend="inductor"))
+    first = in_a_process(cache)
     assert first["prepared"] and first["how"].startswith("built in ")
     assert not first["cache_before"]
     assert [file.name for file in cache.iterdir()] == [library.name]
     assert next(cache.iterdir()).stat().st_mode & 0o777 == 0o755
-    second = finish(start(cache))
+    second = Child(cache).finish()
     assert second["how"] == "from the cache"
 
 
 def test_a_damaged_library_is_built_again(tmp_path: Path, library: Path) -> None:
     """Loading half a library ends a process; the second build serves as if new."""
     compiler, cache = Compiler(tmp_path, library), tmp_path / "cache"
-    finish(start(cache, CXX=compiler.command))
+    Child(cache, CXX=compiler.command).finish()
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:20000])
-    found = finish(start(cache, CXX=compiler.command))
+    found = Child(cache, CXX=compiler.command).finish()
     assert found["prepared"] and found["how"].startswith("built in ")
     assert compiler.runs() == 2
     assert native.whole(file)
@@ -190,7 +169,7 @@ def test_a_compiler_that_makes_no_library_is_asked_once(tmp_path: Path) -> None:
     """A file that no loader takes, though whole: the Python form stays."""
     (tmp_path / "text").write_text("not a library")
     compiler = Compiler(tmp_path, tmp_path / "text")
-    found = finish(start(tmp_path / "cache", CXX=compiler.command))
+    found = Child(tmp_path / "cache", CXX=compiler.command).finish()
     assert not found["prepared"] and compiler.runs() == 1
     assert "\n" not in found["reason"] and "masked_edit-" in found["reason"]
 
@@ -199,8 +178,8 @@ def test_processes_build_at_the_same_time(tmp_path: Path, library: Path) -> None
     """Each builds to a file of its own; the cache ends up with one library."""
     compiler = Compiler(tmp_path, library, before="sleep 6")
     cache = tmp_path / "cache"
-    children = [start(cache, CXX=compiler.command) for _ in range(2)]
-    assert all(finish(child)["prepared"] for child in children)
+    children = [Child(cache, CXX=compiler.command) for _ in range(2)]
+    assert all(child.finish()["prepared"] for child in children)
     assert compiler.runs() == 2
     assert len(list(cache.iterdir())) == 1
 
@@ -209,20 +188,21 @@ def test_a_killed_build_harms_no_later_one(tmp_path: Path, library: Path) -> Non
     """No lock is left behind, and half a library is not taken for one."""
     cut = f'head -c 9000 {shlex.quote(str(library))} > "$2"; sleep 600'
     compiler = Compiler(tmp_path, library, before=cut)
-    child = start(tmp_path / "cache", CXX=compiler.command)
+    child = Child(tmp_path / "cache", CXX=compiler.command)
     while not compiler.runs():
-        assert child.poll() is None
+        assert child.process.is_alive()
         time.sleep(0.1)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+    assert child.process.pid is not None
+    os.killpg(child.process.pid, signal.SIGKILL)
+    child.process.join()
     Compiler(tmp_path, library)
-    found = finish(start(tmp_path / "cache", CXX=compiler.command))
+    found = Child(tmp_path / "cache", CXX=compiler.command).finish()
     assert found["prepared"] and found["how"].startswith("built in ")
 
 
 def test_without_a_compiler_the_op_works(tmp_path: Path) -> None:
     """The Python form runs, in compiled graphs, too."""
-    found = finish(start(tmp_path, CXX="", PATH="/nowhere"))
+    found = Child(tmp_path, CXX="", PATH="/nowhere").finish()
     assert not found["prepared"]
     assert found["reason"] == (
         "no C++ compiler: g++, clang++ not found; install one or set CXX"
