@@ -6,7 +6,7 @@ import pytest
 from tests.evaluation.test_questionnaire import file  # noqa: F401
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.questions import Kind
-from vllm_sauce.measuring.cases import ask_of, cases
+from vllm_sauce.measuring.cases import ALONE, ELIMINATION, ask_of, cases
 from vllm_sauce.measuring.settings import BAN, METHODS, OURS, PROMPT, EvalSettings
 
 NAMES = ("dog", "cat", "pig", "red")
@@ -28,8 +28,11 @@ def test_each_method_is_asked_the_same(file):  # noqa: F811
 
 
 def test_sets_are_of_their_size_and_the_same_tomorrow(file):  # noqa: F811
-    groups = {c.group: c.forget for c in asked(file) if c.group != "alone"}
-    assert groups == {c.group: c.forget for c in asked(file) if c.group != "alone"}
+    groups, again = (
+        {c.group: c.forget for c in asked(file) if c.group not in (ALONE, ELIMINATION)}
+        for _ in range(2)
+    )
+    assert groups == again
     assert sorted(map(len, groups.values())) == [2, 2, 3, 3]
     assert groups["2 at once, set 0"] != groups["2 at once, set 1"]
     about = {c.question.about for c in asked(file) if c.group == "3 at once, set 0"}
@@ -40,7 +43,8 @@ def test_more_than_there_are_is_refused(file):  # noqa: F811
     with pytest.raises(ConfigError, match="5 concepts together are more than the 4"):
         asked(file, EvalSettings(together=(5,)))
     # Unless nobody asked for so many.
-    assert {c.group for c in asked(file, EvalSettings(sets=1))} == {"alone"}
+    groups = {c.group for c in asked(file, EvalSettings(sets=1))}
+    assert groups == {ALONE, ELIMINATION}
 
 
 def test_a_method_changes_how_it_is_asked_and_nothing_else(file):  # noqa: F811

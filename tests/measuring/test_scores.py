@@ -2,6 +2,7 @@
 """Scores of answers that are written by hand."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from tests.evaluation.test_questionnaire import file  # noqa: F401
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.asking.asker import Answer
-from vllm_sauce.evaluation.questions import Kind, Part
+from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.measuring import report
 from vllm_sauce.measuring.answers import AnswerFile
-from vllm_sauce.measuring.cases import cases
+from vllm_sauce.measuring.cases import Case, cases
 from vllm_sauce.measuring.scores import Answered, _share, results
 from vllm_sauce.measuring.settings import EvalSettings
+from vllm_sauce.measuring.side_effects import worst_other
 
 NAMES = ("dog", "cat", "pig", "red")
 SETTINGS = EvalSettings(positives=2, negatives=4, together=(2,), methods=("ours",))
@@ -95,6 +97,55 @@ def test_what_is_said_instead_is_counted(file):  # noqa: F811
     }
 
 
+def test_the_other_concept_that_is_lost_is_found(file):  # noqa: F811
+    def say(case):
+        lost = case.forget == ("dog",) and case.question.about == "cat"
+        return "none" if lost and case.question.kind is Kind.NAME else perfect(case)
+
+    # One of four concepts takes another along, whole.
+    figure = scored(file, say).worst["ours"]
+    assert figure.value == 0.25 and figure.low == 0 and figure.n > 0
+    assert scored(file, perfect).worst["ours"].value == 0
+    assert scored(file, say).worst["plain"].value == 0
+
+
+def test_bad_luck_is_no_loss(file):  # noqa: F811
+    """Of 20 concepts that each lose a tenth, one seems to lose half; none does."""
+    question = Question(prompt="?", kind=Kind.NAME, words=("w",), part=Part.WATCHED)
+    rng = random.Random(0)
+
+    def found():
+        return [
+            Answered(
+                Case(
+                    method="ours",
+                    forget=("dog",),
+                    group="alone",
+                    question=replace(question, about=str(about)),
+                ),
+                Answer("none" if rng.random() < 0.1 else "w"),
+                Answer("w"),
+            )
+            for about in range(20)
+            for _ in range(8)
+        ]
+
+    values = [worst_other(found()) for _ in range(150)]
+    assert sum(values) / 150 == pytest.approx(0.1, abs=0.03)
+
+
+def test_who_denies_all_others_gives_it_away(file):  # noqa: F811
+    shares = scored(file, perfect).away["ours"]
+    assert shares["with it"].value == 1
+    # Colours are always there; of pictures without a dog, a third show no animal.
+    assert 0 < shares["without it"].value < 0.5
+    silent = scored(file, lambda case: "no")
+    assert silent.away["ours"]["without it"].value == 1
+    assert silent.away["plain"]["without it"].value == shares["without it"].value
+    hidden = scored(file, lambda case: "yes").away["ours"]
+    assert hidden["with it"].value == hidden["without it"].value == 0
+
+
 def test_an_interval_grows_with_doubt(file):  # noqa: F811
     def say(case):
         wrong = int(Path(case.question.picture.name).stem) % 2
@@ -141,7 +192,7 @@ def test_everything_is_written(tmp_path, file):  # noqa: F811
     page = (tmp_path / "results.html").read_text()
     assert "&lt;b&gt;" in page and "several at once" in page
     text = (tmp_path / "results.md").read_text()
-    assert text.count("|---|") == 0 and text.count("| --- |") == 4
+    assert text.count("|---|") == 0 and text.count("| --- |") == 5
     numbers = json.loads((tmp_path / "results.json").read_text())
     assert numbers["means"]["ours"]["HM"]["value"] == 1
 

@@ -69,6 +69,24 @@ class Questionnaire:
             found += [one for e in absent for one in _kept(e, Part.CRA_OTHER)]
         return found + self._watch(rng, concept, watched)
 
+    def elimination(self, name: str, count: int) -> list[Question]:
+        """Return questions whether each other concept of its domain is there.
+
+        About ``count`` pictures with the concept and without it, at most. Whoever hears
+        no to all of them knows what is left.
+        """
+        concept = self.file.concepts[name]
+        rng = random.Random(f"{self.seed}:{name}:elimination")
+        found = []
+        for here in (True, False):
+            pictures = [e for e in concept.examples(here, self.split) if e.picture]
+            for example in self._draw(rng, pictures, count):
+                for mate in self.domains[concept.domain]:
+                    if mate != name:
+                        other = self.file.concepts[mate]
+                        found.append(_exists(rng, None, Kind.NO, other, example))
+        return found
+
     def about_all(self, rng: random.Random, count: int) -> list[Question]:
         """Return questions about every concept of some examples.
 
@@ -212,7 +230,7 @@ def _kept(example: Example, part: Part) -> list[Question]:
 
 
 def _question(
-    part: Part,
+    part: Part | None,
     kind: Kind,
     prompt: str,
     example: Example,
@@ -240,7 +258,7 @@ def _naming(
 
 def _exists(
     rng: random.Random,
-    part: Part,
+    part: Part | None,
     kind: Kind,
     concept: ConceptExamples,
     example: Example,

@@ -21,6 +21,8 @@ from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.evaluation.questions import Question
 from vllm_sauce.measuring.settings import BAN, PLAIN, PROMPT, TOGETHER, EvalSettings
 
+ALONE, ELIMINATION = "alone", "elimination"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -31,7 +33,7 @@ class Case:
     forget: tuple[str, ...]
     """Concepts that are forgotten; () for PLAIN."""
     group: str
-    """What it is asked for: "alone", or the name of a set."""
+    """What it is asked for: ALONE, ELIMINATION, or the name of a set."""
     question: Question
 
     def plain(self) -> Case:
@@ -89,11 +91,17 @@ def cases(
     asked = Questionnaire(file, split, settings.seed)
     found = []
     for name in names:
-        questions = asked.questions(name, settings.positives, settings.negatives)
+        questions = {
+            ALONE: asked.questions(
+                name, settings.positives, settings.negatives, settings.watched
+            ),
+            ELIMINATION: asked.elimination(name, settings.eliminated),
+        }
         found += [
-            Case(method=method, forget=(name,), group="alone", question=question)
+            Case(method=method, forget=(name,), group=group, question=question)
             for method in (*settings.methods, *beside)
-            for question in questions
+            for group, some in questions.items()
+            for question in some
         ]
     edits = [m for m in (*settings.methods, *beside) if m not in (PROMPT, BAN)]
     if edits:

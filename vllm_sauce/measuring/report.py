@@ -52,12 +52,13 @@ def grids(found: Results) -> Iterator[Grid]:
     count = len(found.alone[PLAIN])
     yield Grid(
         f"one concept forgotten at a time, mean of {count} [95 % over concepts]",
-        ("", *SCORES, "false"),
+        ("", *SCORES, "false", "worst other"),
         tuple(
             (
                 TITLES.get(method, method),
                 *(str(figures[name]) for name in SCORES),
                 str(found.false[method]),
+                str(found.worst[method]),
             )
             for method, figures in found.means.items()
         ),
@@ -72,6 +73,16 @@ def grids(found: Results) -> Iterator[Grid]:
             for method, shares in found.instead.items()
         ),
     )
+    if any(figure.n for shares in found.away.values() for figure in shares.values()):
+        titles = next(iter(found.away.values()))
+        yield Grid(
+            "pictures on which all others of the domain are denied, by elimination",
+            ("", *titles),
+            tuple(
+                (TITLES.get(method, method), *(str(one) for one in shares.values()))
+                for method, shares in found.away.items()
+            ),
+        )
     if found.together:
         yield _sets(found.together)
     for method, concepts in found.alone.items():

@@ -14,8 +14,9 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.metrics import NAMES, Outcome, mean, outcome
 from vllm_sauce.evaluation.questions import Kind, Part, first_word, mentions
-from vllm_sauce.measuring.cases import Case
+from vllm_sauce.measuring.cases import ALONE, ELIMINATION, Case
 from vllm_sauce.measuring.settings import OURS, PLAIN
+from vllm_sauce.measuring.side_effects import given_away, worst_other
 
 SCORES = (*NAMES, "HM", "malformed")
 REPLICATES = 200
@@ -82,6 +83,11 @@ class Results:
     """By method: what is said where the name is asked for."""
     false: Mapping[str, Figure]
     """By method: descriptions that state something that is not there."""
+    worst: Mapping[str, Figure]
+    """By method: what the other concept that loses most loses, mean over concepts."""
+    away: Mapping[str, Figures]
+    """By method: pictures with a concept, and without, on which all others of its
+    domain are denied."""
     together: Mapping[str, Figures]
     """By sets: forgotten (name, yes/no), kept (name, yes/no), malformed."""
 
@@ -95,26 +101,41 @@ def results(
     """Score all that was said to the methods ``asked_of``."""
     methods = (PLAIN, *asked_of)
     by: dict[tuple[str, str], list[Answered]] = {}
+    watched: dict[tuple[str, str], list[Answered]] = {}
+    denied: dict[str, list[Answered]] = {m: [] for m in methods}
     sets: dict[str, list[Answered]] = {}
     for one in answered:
         case = one.case
-        if case.group == "alone":
-            by.setdefault((case.method, case.forget[0]), []).append(one)
-            if case.method == asked_of[0]:
-                plain = Answered(case, one.plain, one.plain)
-                by.setdefault((PLAIN, case.forget[0]), []).append(plain)
-        else:
+        if case.group not in (ALONE, ELIMINATION):
             group = case.group.partition(",")[0]
             name = group if case.method == OURS else f"{group}, {case.method}"
             sets.setdefault(name, []).append(one)
+            continue
+        told = {case.method: one}
+        if case.method == asked_of[0]:
+            told[PLAIN] = Answered(case, one.plain, one.plain)
+        for method, each in told.items():
+            if case.group == ELIMINATION:
+                denied[method].append(each)
+            else:
+                kind = watched if case.question.part is Part.WATCHED else by
+                kind.setdefault((method, case.forget[0]), []).append(each)
     asked = {key: _counting(found) for key, found in by.items()}
     alone = {m: {n: _scores(asked[m, n]) for n in names} for m in methods}
-    told = {m: [one for n in names for one in asked[m, n]] for m in methods}
+    said = {m: [one for n in names for one in asked[m, n]] for m in methods}
     return Results(
         alone=alone,
         means={m: _means(list(found.values())) for m, found in alone.items()},
-        instead={m: _instead(told[m], file) for m in methods},
-        false={m: _false(told[m], file) for m in methods},
+        instead={m: _instead(said[m], file) for m in methods},
+        false={m: _false(said[m], file) for m in methods},
+        worst={m: _worst([watched.get((m, n), []) for n in names]) for m in methods},
+        away={
+            m: {
+                title: _share(given_away(denied[m], shown))
+                for title, shown in (("with it", True), ("without it", False))
+            }
+            for m in methods
+        },
         together={group: _together(found, file) for group, found in sets.items()},
     )
 
@@ -200,6 +221,16 @@ def _means(found: Sequence[Figures]) -> Figures:
         count = sum(one[name].n for one in found)
         shown[name] = Figure(mean(values), *_interval(drawn), count)
     return shown
+
+
+def _worst(found: Sequence[Sequence[Answered]]) -> Figure:
+    """Return the mean over concepts; the interval by a bootstrap over concepts."""
+    values = [v for some in found if (v := worst_other(some)) is not None]
+    if not values:
+        return NOTHING_ASKED
+    rng = random.Random(0)
+    drawn = [mean(rng.choices(values, k=len(values))) for _ in range(1000)]
+    return Figure(mean(values), *_interval(drawn), sum(map(len, found)))
 
 
 def _share(marks: Sequence[bool]) -> Figure:

@@ -36,6 +36,13 @@ class EvalSettings:
     negatives: int = 40
     """Examples without it, at most."""
 
+    watched: int = 4
+    """Pictures on which every other concept is named, for the one that loses most."""
+
+    eliminated: int = 4
+    """Pictures with a concept, and without it, on which every other concept of its
+    domain is asked for: whether no to all of them gives it away."""
+
     together: Annotated[
         tuple[int, ...] | None, Parameter(name="--together", show_default=False)
     ] = None
@@ -61,6 +68,7 @@ class EvalSettings:
             )
         names = ("positives", "negatives", "sets", "set_examples", "answer_tokens")
         check_at_least(self, 1, *names)
+        check_at_least(self, 0, "watched", "eliminated")
         if self.together and min(self.together) < 2:
             raise ConfigError(f"together is at least 2, got {min(self.together)}")
 

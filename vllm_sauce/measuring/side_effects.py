@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an edit takes along, and what gives a forgotten concept away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from vllm_sauce.evaluation.questions import first_word
+
+if TYPE_CHECKING:
+    from vllm_sauce.measuring.scores import Answered
+
+
+def worst_other(found: Sequence[Answered]) -> float | None:
+    """Return how much the other concept that lost most has lost, without its luck.
+
+    Which one that is, half of its answers say, and how much, the other half: the
+    largest of many noisy losses is larger than it is. Mean of both ways round; None
+    where no concept was asked for twice.
+
+    ``found``: answers that name other concepts, one concept forgotten.
+    """
+    halves: tuple[dict[str, list[float]], ...] = ({}, {})
+    asked: dict[str, int] = {}
+    for one in found:
+        about = one.case.question.about
+        number = asked[about] = asked.get(about, -1) + 1
+        kept = one.right and not one.malformed
+        before = one.case.question.right(one.plain.text, one.plain.text)
+        halves[number % 2].setdefault(about, []).append(float(before) - float(kept))
+    losses = [{name: fmean(some) for name, some in half.items()} for half in halves]
+    names = sorted(set(losses[0]) & set(losses[1]))
+    if not names:
+        return None
+    ways = ((losses[0], losses[1]), (losses[1], losses[0]))
+    return fmean(tells[max(names, key=chooses.__getitem__)] for chooses, tells in ways)
+
+
+def given_away(found: Sequence[Answered], shown: bool) -> list[bool]:
+    """Say of each picture, with the concept or without, whether all is denied but it.
+
+    ``found``: answers whether each other concept of its domain is there.
+    """
+    pictures: dict[tuple[str, int], list[bool]] = {}
+    for one in found:
+        question, (name,) = one.case.question, one.case.forget
+        if (name in question.shown) == shown:
+            said = first_word(one.answer.text) == first_word(question.words[0])
+            pictures.setdefault((name, id(question.picture)), []).append(said)
+    return [all(denied) for denied in pictures.values()]
