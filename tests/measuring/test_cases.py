@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is asked: each method the same questions; sets drawn once and for all."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.evaluation.test_questionnaire import file  # noqa: F401
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.questions import Kind
+from vllm_sauce.evaluation.questions import Kind, Part
 from vllm_sauce.measuring.cases import ALONE, ELIMINATION, ask_of, cases
 from vllm_sauce.measuring.settings import BAN, METHODS, OURS, PROMPT, EvalSettings
 
@@ -56,6 +58,28 @@ def test_a_method_changes_how_it_is_asked_and_nothing_else(file):  # noqa: F811
     assert prompt.question.prompt == f"Do not mention dog. {words}"
     assert (ban.forget, ban.banned) == ((), ("dog", "Dog"))
     assert ban.question == by[BAN].question
+
+
+def test_the_word_is_read_where_it_would_be_the_answer(file):  # noqa: F811
+    """Of the forgotten concept, where its domain is to be named; edited alone."""
+    tokenizer = SimpleNamespace(
+        encode=lambda text, add_special_tokens: list(text.encode()),
+        decode=lambda ids: bytes(ids).decode(),
+    )
+    kinds = set()
+    for case in asked(file):
+        mine = case.question.about in ("dog", "cat", "pig")
+        read = ask_of(case, file, 16, tokenizer).wanted
+        if case.forget == ("dog",) and case.group == ALONE:
+            named = case.question.kind is Kind.NAME and mine
+            named &= case.question.part is not Part.WATCHED
+            named &= not case.question.optional
+            assert read == (((ord("d"),), (ord("D"),)) if named else ())
+            kinds.add((named, "dog" in case.question.shown))
+            assert not ask_of(case.plain(), file, 16, tokenizer).wanted
+        elif len(case.forget) > 1 or case.group == ELIMINATION:
+            assert not read
+    assert kinds == {(True, True), (True, False), (False, True), (False, False)}
 
 
 def test_keys_tell_everything_that_changes_an_answer(file):  # noqa: F811

@@ -19,6 +19,8 @@ from vllm_sauce.measuring.settings import EvalRequest, EvalSettings
 class Says:
     """Stands where the engine does; answers "none" and keeps what it was asked."""
 
+    tokenizer = None
+
     def __init__(self):
         self.asked, self.started, self.folders = [], [], []
 

@@ -2,6 +2,7 @@
 """Scores of answers that are written by hand."""
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.measuring import report
-from vllm_sauce.measuring.answers import AnswerFile
+from vllm_sauce.measuring.answers import AnswerFile, Kept
 from vllm_sauce.measuring.cases import Case, cases
 from vllm_sauce.measuring.scores import Answered, _share, results
 from vllm_sauce.measuring.settings import EvalSettings
@@ -130,20 +131,42 @@ def test_bad_luck_is_no_loss(file):  # noqa: F811
             for _ in range(8)
         ]
 
-    values = [worst_other(found()) for _ in range(150)]
+    values = [worst_other(found()) or 0.0 for _ in range(150)]
     assert sum(values) / 150 == pytest.approx(0.1, abs=0.03)
 
 
 def test_who_denies_all_others_gives_it_away(file):  # noqa: F811
     shares = scored(file, perfect).away["ours"]
-    assert shares["with it"].value == 1
+    assert shares["eliminated"].value == 1
     # Colours are always there; of pictures without a dog, a third show no animal.
-    assert 0 < shares["without it"].value < 0.5
+    assert 0 < shares["eliminated, without"].value < 0.5
     silent = scored(file, lambda case: "no")
-    assert silent.away["ours"]["without it"].value == 1
-    assert silent.away["plain"]["without it"].value == shares["without it"].value
+    assert silent.away["ours"]["eliminated, without"].value == 1
+    assert (
+        silent.away["plain"]["eliminated, without"].value
+        == shares["eliminated, without"].value
+    )
     hidden = scored(file, lambda case: "yes").away["ours"]
-    assert hidden["with it"].value == hidden["without it"].value == 0
+    assert hidden["eliminated"].value == hidden["eliminated, without"].value == 0
+
+
+def test_what_is_not_said_may_be_likely(file):  # noqa: F811
+    """A dog's word has .2 where there is one, .1 elsewhere; others tell nothing."""
+
+    def leak(case):
+        if case.question.kind is not Kind.NAME or case.group != "alone":
+            return None
+        shown = case.forget == ("dog",) and "dog" in case.question.shown
+        return math.log(0.2 if shown else 0.1)
+
+    found = [
+        Answered(case, Answer(perfect(case)), Answer(truth(case)), leak(case))
+        for case in cases(file, "scoring", NAMES, SETTINGS)
+    ]
+    away = results(found, file, NAMES, SETTINGS.methods).away
+    assert away["ours"]["p(word)"].value == pytest.approx((0.2 + 3 * 0.1) / 4)
+    assert away["ours"]["told apart"].value == pytest.approx((1 + 3 * 0.5) / 4)
+    assert away["ours"]["told apart"].n > 0 == away["plain"]["told apart"].n
 
 
 def test_an_interval_grows_with_doubt(file):  # noqa: F811
@@ -174,14 +197,18 @@ def test_answers_that_were_cut_off_are_asked_again(tmp_path, file):  # noqa: F81
     kept = AnswerFile(tmp_path / "answers.jsonl")
     assert kept.read() == {}
     found = cases(file, "scoring", NAMES, SETTINGS)[:3]
-    said = [Answer("yes", finished=number < 2) for number in range(3)]
+    leaks = (None, -0.25, None)
+    said = [
+        Kept(Answer("yes", finished=number < 2), leaks[number]) for number in range(3)
+    ]
     kept.add(zip(("k0", "k1", "k2"), found, said, strict=True))
     whole = kept.read()
-    assert [whole[f"k{i}"].finished for i in range(3)] == [True, True, False]
+    assert [whole[f"k{i}"].answer.finished for i in range(3)] == [True, True, False]
+    assert [whole[f"k{i}"].leak for i in range(3)] == [None, -0.25, None]
     kept.path.write_text(kept.path.read_text()[:-5])
     assert set(kept.read()) == {"k0", "k1"}
-    kept.add([("k2", found[2], Answer("no"))])
-    assert kept.read()["k2"].text == "no"
+    kept.add([("k2", found[2], Kept(Answer("no")))])
+    assert kept.read()["k2"].answer.text == "no"
     kept.path.write_text("{}\n")
     with pytest.raises(LearnError, match="line 1 is no answer"):
         kept.read()

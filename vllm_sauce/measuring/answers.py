@@ -7,10 +7,19 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.measuring.cases import Case
+
+
+class Kept(NamedTuple):
+    """What is kept of an answer."""
+
+    answer: Answer
+    leak: float | None = None
+    """Log-probability that the forgotten concept is named, where that was read."""
 
 
 @dataclass(slots=True)
@@ -19,7 +28,7 @@ class AnswerFile:
 
     path: Path
 
-    def read(self) -> dict[str, Answer]:
+    def read(self) -> dict[str, Kept]:
         """Return what is there, by the cases' keys.
 
         A last line without its end was cut off: it is asked again.
@@ -37,7 +46,8 @@ class AnswerFile:
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 entry = json.loads(line)
-                found[entry["key"]] = Answer(entry["text"], finished=entry["finished"])
+                answer = Answer(entry["text"], finished=entry["finished"])
+                found[entry["key"]] = Kept(answer, entry.get("leak"))
             except (ValueError, KeyError, TypeError) as error:
                 raise LearnError(
                     f"{self.path}, line {number} is no answer; remove the line to have "
@@ -45,7 +55,7 @@ class AnswerFile:
                 ) from error
         return found
 
-    def add(self, found: Iterable[tuple[str, Case, Answer]]) -> None:
+    def add(self, found: Iterable[tuple[str, Case, Kept]]) -> None:
         """Append answers under their keys.
 
         Raises: LearnError, for example if the disk is full
@@ -58,9 +68,10 @@ class AnswerFile:
             raise LearnError(f"cannot write {self.path}: {error}") from error
 
 
-def _line(key: str, case: Case, answer: Answer) -> Mapping[str, object]:
+def _line(key: str, case: Case, kept: Kept) -> Mapping[str, object]:
     """Return all that a reader wants who has this file alone."""
-    question = case.question
+    question, answer = case.question, kept.answer
+    told = {} if kept.leak is None else {"leak": round(kept.leak, 3)}
     return {
         "key": key,
         "method": case.method,
@@ -73,4 +84,5 @@ def _line(key: str, case: Case, answer: Answer) -> Mapping[str, object]:
         "picture": question.picture.name if question.picture else None,
         "text": answer.text,
         "finished": answer.finished,
+        **told,
     }

@@ -12,14 +12,16 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.samples import picture_digest
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.questionnaire import Questionnaire
-from vllm_sauce.evaluation.questions import Question
+from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.measuring.settings import BAN, PLAIN, PROMPT, TOGETHER, EvalSettings
+from vllm_sauce.models.answer_tokens import beginnings
 
 ALONE, ELIMINATION = "alone", "elimination"
 
@@ -53,11 +55,17 @@ class Case:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
 
-def ask_of(case: Case, file: ConceptFile, max_tokens: int) -> Ask:
-    """Return how a case is put to a model."""
+def ask_of(
+    case: Case, file: ConceptFile, max_tokens: int, tokenizer: Any = None
+) -> Ask:
+    """Return how a case is put to a model.
+
+    ``tokenizer``: of a model that tells how likely a forgotten word is.
+    """
     words = tuple(w for name in case.forget for w in file.concepts[name].answers)
     question = case.question
     banned: tuple[str, ...] = ()
+    read = tokenizer is not None and _may_name(case, file)
     if case.method == PROMPT:
         wish = f"Do not mention {', '.join(words)}. "
         question = replace(question, prompt=wish + question.prompt)
@@ -72,7 +80,23 @@ def ask_of(case: Case, file: ConceptFile, max_tokens: int) -> Ask:
         forget=() if case.method in (PLAIN, PROMPT, BAN) else case.forget,
         max_tokens=max_tokens,
         banned=banned,
+        wanted=beginnings(tokenizer, words) if read else (),
     )
+
+
+def _may_name(case: Case, file: ConceptFile) -> bool:
+    """Say whether the one forgotten concept would answer, were it shown."""
+    question = case.question
+    if (
+        case.method == PLAIN
+        or case.group != ALONE
+        or question.kind is not Kind.NAME
+        or question.part not in (Part.UAG, Part.IRA)
+        or question.optional
+    ):
+        return False
+    domains = {file.concepts[name].domain for name in (*case.forget, question.about)}
+    return len(domains) == 1
 
 
 def cases(
@@ -91,7 +115,7 @@ def cases(
     asked = Questionnaire(file, split, settings.seed)
     found = []
     for name in names:
-        questions = {
+        groups = {
             ALONE: asked.questions(
                 name, settings.positives, settings.negatives, settings.watched
             ),
@@ -100,7 +124,7 @@ def cases(
         found += [
             Case(method=method, forget=(name,), group=group, question=question)
             for method in (*settings.methods, *beside)
-            for group, some in questions.items()
+            for group, some in groups.items()
             for question in some
         ]
     edits = [m for m in (*settings.methods, *beside) if m not in (PROMPT, BAN)]

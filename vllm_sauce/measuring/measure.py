@@ -11,10 +11,10 @@ from pathlib import Path
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError, LearnError, UnknownConceptError
-from vllm_sauce.evaluation.asking.asker import Answer, Asker, Progress
+from vllm_sauce.evaluation.asking.asker import Asker, Progress
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.files import file_sha256, write_whole
-from vllm_sauce.measuring.answers import AnswerFile
+from vllm_sauce.measuring.answers import AnswerFile, Kept
 from vllm_sauce.measuring.cases import Case, ask_of, cases
 from vllm_sauce.measuring.endpoint import EndpointAsker
 from vllm_sauce.measuring.scores import Answered, Results, results
@@ -70,12 +70,14 @@ def measure(
 
 
 def _answered(
-    asked: Sequence[Case], digests: dict[int, str], known: dict[str, Answer]
+    asked: Sequence[Case], digests: dict[int, str], known: Mapping[str, Kept]
 ) -> list[Answered]:
-    return [
-        Answered(case, known[case.key(digests)], known[case.plain().key(digests)])
-        for case in asked
-    ]
+    found = []
+    for case in asked:
+        answer, leak = known[case.key(digests)]
+        plain = known[case.plain().key(digests)].answer
+        found.append(Answered(case, answer, plain, leak))
+    return found
 
 
 def _ask(
@@ -84,12 +86,16 @@ def _ask(
     request: EvalRequest,
     file: ConceptFile,
     told: Callable[[int], None],
-) -> dict[str, Answer]:
+) -> dict[str, Kept]:
     most = request.settings.answer_tokens
-    answers = asker.ask(
-        [ask_of(case, file, most) for _, case in part], lambda done, _: told(done)
-    )
-    return dict(zip((key for key, _ in part), answers, strict=True))
+    # A server tells what it says, not how likely anything else was.
+    tokenizer = None if request.url is not None else asker.tokenizer
+    asks = [ask_of(case, file, most, tokenizer) for _, case in part]
+    answers = asker.ask(asks, lambda done, _: told(done))
+    return {
+        key: Kept(one, one.log_probability(ask.wanted) if ask.wanted else None)
+        for (key, _), ask, one in zip(part, asks, answers, strict=True)
+    }
 
 
 def _names(

@@ -76,7 +76,7 @@ def grids(found: Results) -> Iterator[Grid]:
     if any(figure.n for shares in found.away.values() for figure in shares.values()):
         titles = next(iter(found.away.values()))
         yield Grid(
-            "pictures on which all others of the domain are denied, by elimination",
+            "what gives a concept away that is not said",
             ("", *titles),
             tuple(
                 (TITLES.get(method, method), *(str(one) for one in shares.values()))

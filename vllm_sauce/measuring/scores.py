@@ -16,7 +16,7 @@ from vllm_sauce.evaluation.metrics import NAMES, Outcome, mean, outcome
 from vllm_sauce.evaluation.questions import Kind, Part, first_word, mentions
 from vllm_sauce.measuring.cases import ALONE, ELIMINATION, Case
 from vllm_sauce.measuring.settings import OURS, PLAIN
-from vllm_sauce.measuring.side_effects import given_away, worst_other
+from vllm_sauce.measuring.side_effects import given_away, leaked, worst_other
 
 SCORES = (*NAMES, "HM", "malformed")
 REPLICATES = 200
@@ -35,6 +35,8 @@ class Answered:
     case: Case
     answer: Answer
     plain: Answer
+    leak: float | None = None
+    """Log-probability that the forgotten concept is named, where that was read."""
 
     @cached_property
     def right(self) -> bool:
@@ -86,8 +88,7 @@ class Results:
     worst: Mapping[str, Figure]
     """By method: what the other concept that loses most loses, mean over concepts."""
     away: Mapping[str, Figures]
-    """By method: pictures with a concept, and without, on which all others of its
-    domain are denied."""
+    """By method: what tells that a concept is there which is not said."""
     together: Mapping[str, Figures]
     """By sets: forgotten (name, yes/no), kept (name, yes/no), malformed."""
 
@@ -129,13 +130,7 @@ def results(
         instead={m: _instead(said[m], file) for m in methods},
         false={m: _false(said[m], file) for m in methods},
         worst={m: _worst([watched.get((m, n), []) for n in names]) for m in methods},
-        away={
-            m: {
-                title: _share(given_away(denied[m], shown))
-                for title, shown in (("with it", True), ("without it", False))
-            }
-            for m in methods
-        },
+        away={m: _away([asked[m, n] for n in names], denied[m]) for m in methods},
         together={group: _together(found, file) for group, found in sets.items()},
     )
 
@@ -211,26 +206,40 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _means(found: Sequence[Figures]) -> Figures:
     """Return means over concepts; intervals by a bootstrap over concepts."""
-    rng, shown = random.Random(0), {}
+    shown = {}
     for name in SCORES:
-        values = [one[name].value for one in found if one[name].n]
-        if not values:
-            shown[name] = NOTHING_ASKED
-            continue
-        drawn = [mean(rng.choices(values, k=len(values))) for _ in range(1000)]
-        count = sum(one[name].n for one in found)
-        shown[name] = Figure(mean(values), *_interval(drawn), count)
+        some = [one[name] for one in found if one[name].n]
+        n = sum(figure.n for figure in some)
+        shown[name] = _over_concepts([figure.value for figure in some], n)
     return shown
 
 
-def _worst(found: Sequence[Sequence[Answered]]) -> Figure:
-    """Return the mean over concepts; the interval by a bootstrap over concepts."""
-    values = [v for some in found if (v := worst_other(some)) is not None]
+def _over_concepts(values: Sequence[float], n: int) -> Figure:
+    """Return a mean; the interval by a bootstrap over concepts."""
     if not values:
         return NOTHING_ASKED
     rng = random.Random(0)
     drawn = [mean(rng.choices(values, k=len(values))) for _ in range(1000)]
-    return Figure(mean(values), *_interval(drawn), sum(map(len, found)))
+    return Figure(mean(values), *_interval(drawn), n)
+
+
+def _worst(found: Sequence[Sequence[Answered]]) -> Figure:
+    values = [v for some in found if (v := worst_other(some)) is not None]
+    return _over_concepts(values, sum(map(len, found)))
+
+
+def _away(
+    found: Sequence[Sequence[Answered]], denied: Sequence[Answered]
+) -> dict[str, Figure]:
+    """Return what tells of a concept: its word's probability, and elimination."""
+    leaks = [leak for some in found if (leak := leaked(some)) is not None]
+    n = sum(one.leak is not None for some in found for one in some)
+    return {
+        "p(word)": _over_concepts([leak.probability for leak in leaks], n),
+        "told apart": _over_concepts([leak.auc for leak in leaks], n),
+        "eliminated": _share(given_away(denied, True)),
+        "eliminated, without": _share(given_away(denied, False)),
+    }
 
 
 def _share(marks: Sequence[bool]) -> Figure:

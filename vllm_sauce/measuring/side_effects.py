@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_sauce.evaluation.questions import first_word
 
@@ -36,6 +37,35 @@ def worst_other(found: Sequence[Answered]) -> float | None:
         return None
     ways = ((losses[0], losses[1]), (losses[1], losses[0]))
     return fmean(tells[max(names, key=chooses.__getitem__)] for chooses, tells in ways)
+
+
+class Leak(NamedTuple):
+    """What the first token's probabilities tell of one forgotten concept."""
+
+    probability: float
+    """That it is named where it is; mean over pictures with it."""
+    auc: float
+    """That it is likelier on a picture with it than on one without."""
+
+
+def leaked(found: Sequence[Answered]) -> Leak | None:
+    """Return what a concept's word gives away; None where it was not read.
+
+    ``found``: answers where a concept of its domain is to be named.
+    """
+    shown, absent = (
+        [
+            one.leak
+            for one in found
+            if one.leak is not None
+            and (one.case.forget[0] in one.case.question.shown) == here
+        ]
+        for here in (True, False)
+    )
+    if not shown or not absent:
+        return None
+    above = [(s > a) + 0.5 * (s == a) for s in shown for a in absent]
+    return Leak(fmean(map(math.exp, shown)), fmean(above))
 
 
 def given_away(found: Sequence[Answered], shown: bool) -> list[bool]:
