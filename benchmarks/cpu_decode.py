@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the edit adds to a decode step on a CPU: sauce-tiny, 16 requests, 16 masks.
+"""What the edit adds to a decode step on a CPU: 16 requests, 16 masks.
 
-``python benchmarks/cpu_decode.py [--rounds 5] [--eager] [--json FILE]``
+``python benchmarks/cpu_decode.py [--model DIR --bundle DIR] [--rounds 5] [--eager]
+[--all-tokens] [--json FILE]``
+
+Without a model it is sauce-tiny with its bundle. Where a bundle has fewer concepts with
+a decoder site, masks differ in strength. ``--all-tokens`` edits position 0, too, which
+the bundle may spare.
 
 Rounds alternate between three batches of the same requests: no mask, all the same
 mask, each its own mask. A step is timed whole, and so is what our own parts take: the
@@ -18,8 +23,10 @@ import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,25 +115,53 @@ def timers(eager: bool) -> tuple[Timer, Timer, Probe]:
     return op, slots, probe
 
 
-def concepts_of(bundle: Any, count: int) -> list[str]:
-    """Return concepts whose edit has a decoder site, so that every step is edited."""
+Wish = tuple[str, float]
+"""A concept and a strength."""
+
+
+def wishes_of(bundle: Any) -> list[Wish]:
+    """Return wishes of concepts with a decoder site, so that every step is edited."""
     names = [
         name
         for name, concept in bundle.catalogue.items()
         if any(site != "vision" for site in concept.edits)
     ]
-    return names[:count]
+    if not names:
+        sys.exit("no concept of this bundle has a decoder site: decoding is not edited")
+    return [(names[i % len(names)], 1 - i // len(names) / 64) for i in range(BATCH)]
 
 
-def masks_of(kind: str, concepts: list[str]) -> list[str | None]:
+def masks_of(kind: str, wishes: list[Wish]) -> list[Wish | None]:
     """Return what each request of a batch forgets."""
     if kind == KINDS[0]:
         return [None] * BATCH
-    return list(concepts[:1] * BATCH if kind == KINDS[1] else concepts)
+    return list(wishes[:1] * BATCH if kind == KINDS[1] else wishes)
+
+
+def editing_all(bundle: Path, folder: Path) -> Path:
+    """Write the bundle into a folder, its edits of every kind of token."""
+    from vllm_sauce.bundle import Bundle
+    from vllm_sauce.concepts import Catalogue
+    from vllm_sauce.concepts.site import TOKENS
+
+    given = Bundle.load(bundle)
+    concepts = [
+        replace(
+            concept,
+            edits={
+                site: edit if site == "vision" else replace(edit, tokens=TOKENS)
+                for site, edit in concept.edits.items()
+            },
+        )
+        for concept in given.catalogue.values()
+    ]
+    saes = {site: sae.weights for site, sae in given.sites.items()}
+    Bundle.build(given.fingerprint, saes, Catalogue(concepts)).save(folder / "all")
+    return folder / "all"
 
 
 def run_round(
-    llm: Any, masks: list[str | None], op: Timer, slots: Timer, probe: Probe | None
+    llm: Any, masks: list[Wish | None], op: Timer, slots: Timer, probe: Probe | None
 ) -> list[tuple[float, float, float]]:
     """Decode a batch; returns seconds of (step, op, slots) for each timed step.
 
@@ -138,7 +173,9 @@ def run_round(
 
     engine = llm.llm_engine
     for i, mask in enumerate(masks):
-        extra = dict(vllm_sauce.forget(mask)) if mask else None
+        extra = None
+        if mask is not None:
+            extra = dict(vllm_sauce.forget(mask[0], strength=mask[1]))
         params = SamplingParams(
             temperature=0,
             max_tokens=DECODE_STEPS + 8,
@@ -167,7 +204,7 @@ def run_round(
     return rows
 
 
-def measure(rounds: int, eager: bool) -> dict[str, Any]:
+def measure(model: Path, bundle: Path, rounds: int, eager: bool) -> dict[str, Any]:
     """Run the rounds; returns medians in microseconds by kind of batch."""
     import torch
     import vllm
@@ -179,21 +216,21 @@ def measure(rounds: int, eager: bool) -> dict[str, Any]:
     op, slots, every = timers(eager)
     probe = None if eager else every
     llm = LLM(
-        model=str(TINY / "model"),
+        model=str(model),
         dtype="float32",
         max_model_len=256,
         max_num_seqs=BATCH,
         enforce_eager=eager,
         disable_log_stats=True,
-        additional_config={"sauce": {"bundle": str(TINY / "bundle")}},
+        additional_config={"sauce": {"bundle": str(bundle)}},
     )
-    concepts = concepts_of(Bundle.load(TINY / "bundle"), BATCH)
+    wishes = wishes_of(Bundle.load(bundle, weights=False))
     found: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
     for kind in KINDS:  # warm-up
-        run_round(llm, masks_of(kind, concepts), op, slots, probe)
+        run_round(llm, masks_of(kind, wishes), op, slots, probe)
     for _ in range(rounds):
         for kind in KINDS:
-            found[kind] += run_round(llm, masks_of(kind, concepts), op, slots, probe)
+            found[kind] += run_round(llm, masks_of(kind, wishes), op, slots, probe)
     medians = {
         kind: [1e6 * statistics.median(column) for column in zip(*rows, strict=True)]
         for kind, rows in found.items()
@@ -218,14 +255,21 @@ def measure(rounds: int, eager: bool) -> dict[str, Any]:
 def main() -> None:
     """Print the table; the last line is the same as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=TINY / "model")
+    parser.add_argument("--bundle", type=Path, default=TINY / "bundle")
+    parser.add_argument("--all-tokens", action="store_true", help="the sink, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
-    result = measure(arguments.rounds, arguments.eager)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = arguments.bundle
+        if arguments.all_tokens:
+            bundle = editing_all(bundle, Path(folder))
+        result = measure(arguments.model, bundle, arguments.rounds, arguments.eager)
     print(
-        f"decode step of sauce-tiny, batch {BATCH}, float32, {result['model']}, "
-        f"{result['threads']} threads, torch {result['torch']}, vLLM {result['vllm']}; "
+        f"decode step of {arguments.model}, batch {BATCH}, float32, "
+        f"{result['model']}, {result['threads']} threads, torch {result['torch']}, vLLM {result['vllm']}; "
         f"C++ loop {result['native']}"
     )
     print(f"{'batch':<16} {'step us':>9} {'op us':>7} {'slots us':>9} {'ours %':>7}")

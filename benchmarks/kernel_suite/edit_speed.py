@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Question a: an edit's time, and what it moves against a plain copy."""
+"""Questions a and e: an edit's time, and what it moves against a plain copy."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ GPU_GRID = (
 )
 CPU_GRID = ((1, 16, 256, 2048), (32, 128, 512), (1024, 4096), (1, 16, 256))
 QUICK_GRID = ((1, 16, 256), (32, 128), (1024,), (1, 16))
+# Supervised rows: one a concept, 64 for so many concepts at once.
+ROWS_GRID = ((1, 16, 256), (1, 2, 4, 8, 16, 32, 64), (1024, 4096), (1, 16))
+QUICK_ROWS_GRID = ((1, 16), (1, 8), (1024,), (1, 16))
+Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 NOTE = paragraph(
     "Bytes are what any edit must move: each encoder row of the masks in use once,",
@@ -54,28 +58,38 @@ NOTE = paragraph(
 
 
 def run(machine: Machine) -> list[Table]:
-    """Return the question's table."""
+    """Return the table of question a."""
+    sizes = QUICK_GRID if machine.quick else GPU_GRID if machine.on_gpu else CPU_GRID
+    return [_table(machine, "(a) Time of an edit", sizes)]
+
+
+def run_rows(machine: Machine) -> list[Table]:
+    """Return the table of question e."""
+    sizes = QUICK_ROWS_GRID if machine.quick else ROWS_GRID
+    return [_table(machine, "(e) Time of an edit of few rows", sizes)]
+
+
+def _table(machine: Machine, title: str, sizes: Sizes) -> Table:
     check(machine)
-    table = Table("(a) Time of an edit", _note(machine), _columns(machine))
-    cases = list(grid(machine))
+    table = Table(title, _note(machine), _columns(machine))
+    cases = list(grid(sizes))
     rows: Rows | None = None
     for number, case in enumerate(cases, 1):
         if time.monotonic() > machine.deadline:
             table.note += f" Left out, no time: {len(cases) - number + 1} cells."
             break
-        machine.progress(f"(a) {number}/{len(cases)} {case}")
+        machine.progress(f"{title[:3]} {number}/{len(cases)} {case}")
         if rows is None or rows.W_dec.shape != (case.pool, case.d_model):
             rows = random_rows(case.pool, case.d_model, machine.device, machine.dtype)
         if not machine.fits(needed_bytes(machine, case)):
             table.note += f" Left out, too little memory: {case}."
             continue
         table.add(*measure_case(machine, case, rows))
-    return [table]
+    return table
 
 
-def grid(machine: Machine) -> Iterator[Case]:
+def grid(sizes: Sizes) -> Iterator[Case]:
     """Yield the cells, those of one pool after another."""
-    sizes = QUICK_GRID if machine.quick else GPU_GRID if machine.on_gpu else CPU_GRID
     tokens, latents, d_models, masks = sizes
     for d_model, count, num_tokens, num_masks in product(
         d_models, latents, tokens, masks

@@ -28,6 +28,7 @@ QUESTIONS: dict[str, Callable[[Machine], list[Table]]] = {
     "b": paper.run,
     "c": topk.run,
     "d": per_token_speed.run,
+    "e": edit_speed.run_rows,
 }
 
 

@@ -91,7 +91,7 @@ def test_the_command_answers_every_question(tmp_path: Path) -> None:
         name: [Table(**table) for table in every]
         for name, every in found["questions"].items()
     }
-    assert sorted(tables) == ["a", "b", "c", "d"]
+    assert sorted(tables) == ["a", "b", "c", "d", "e"]
     assert tables["d"][0].note.startswith("Needs a GPU")
     assert not tables["d"][0].rows
     for name, ratio in (("b", "paper / ours"), ("c", "torch.topk / ours")):
@@ -99,7 +99,9 @@ def test_the_command_answers_every_question(tmp_path: Path) -> None:
         assert ratios
         assert min(numbers(ratios)) > 0
     for name in ("time us", "GB/s", "% of copy", "MB"):
-        assert min(numbers(tables["a"][0].column(name))) > 0
+        for question in ("a", "e"):
+            assert min(numbers(tables[question][0].column(name))) > 0
+    assert set(tables["e"][0].column("latents")) == {1, 8}
     assert found["copy_GB_per_s"] > 0
     assert str(tmp_path) not in done.stdout
     for table in (tables["a"][0], tables["b"][0]):
