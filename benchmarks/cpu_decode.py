@@ -269,8 +269,8 @@ def main() -> None:
         result = measure(arguments.model, bundle, arguments.rounds, arguments.eager)
     print(
         f"decode step of {arguments.model}, batch {BATCH}, float32, "
-        f"{result['model']}, {result['threads']} threads, torch {result['torch']}, vLLM {result['vllm']}; "
-        f"C++ loop {result['native']}"
+        f"{result['model']}, {result['threads']} threads, "
+        f"torch {result['torch']}, vLLM {result['vllm']}; C++ loop {result['native']}"
     )
     print(f"{'batch':<16} {'step us':>9} {'op us':>7} {'slots us':>9} {'ours %':>7}")
     for kind, us in result["median_us"].items():
