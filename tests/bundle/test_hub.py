@@ -6,24 +6,22 @@ Each step is a process of its own: the client reads its address at import.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.bundle.stand_in_hub import Hub, serving
+from tests.cli.sauce import Done
+from tests.copies import sauce_in_a_copy
 from tests.places import ROOT
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.bundle.hub import HubName, is_hub_name, pull
 from vllm_sauce.errors import ConfigError
 
 BUNDLE, MODEL = ROOT / "examples/tiny/bundle", ROOT / "examples/tiny/model"
-SAUCE = Path(sys.executable).with_name("sauce")
-Sauce = Callable[..., subprocess.CompletedProcess[str]]
+Sauce = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def hub() -> Iterator[Hub]:
 def sauce(hub: Hub, tmp_path: Path) -> Sauce:
     """Run ``sauce`` against the stand-in, with a cache of the test's own."""
 
-    def run(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*args: str | Path, **env: str) -> Done:
         settings = {
             "HF_ENDPOINT": hub.address,
             "HF_HOME": str(tmp_path / "hf"),
@@ -52,13 +50,7 @@ def sauce(hub: Hub, tmp_path: Path) -> Sauce:
             "VLLM_SAUCE_CACHE": str(tmp_path / "cache"),
             "COLUMNS": "200",
         }
-        return subprocess.run(
-            [str(SAUCE), *map(str, args)],
-            env={**os.environ, **settings, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return sauce_in_a_copy(*args, env=settings | env)
 
     return run
 
@@ -67,13 +59,13 @@ def test_pull_fetches_the_bundle_alone_and_checks_its_model(
     sauce: Sauce, tmp_path: Path
 ) -> None:
     done = sauce("pull", "org/shipped", "--out", tmp_path / "got", "--model", MODEL)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert sorted(f.name for f in (tmp_path / "got").iterdir()) == sorted(
         f.name for f in BUNDLE.iterdir() if f.name != "README.md"
     )
     assert Bundle.load(tmp_path / "got").digest == Bundle.load(BUNDLE).digest
     again = sauce("pull", "org/shipped", "--out", tmp_path / "got")
-    assert again.returncode == 2 and "exists" in again.stderr
+    assert again.exit_code == 2 and "exists" in again.stderr
 
 
 def test_a_commit_is_fetched_once_and_then_needs_no_network(
@@ -81,18 +73,18 @@ def test_a_commit_is_fetched_once_and_then_needs_no_network(
 ) -> None:
     commit = list(hub.repos["org/shipped"])[-1]
     first = sauce("pull", f"org/shipped@{commit}")
-    assert first.returncode == 0, first.stderr
+    assert first.exit_code == 0, first.stderr
     folder = Path(first.stdout.strip())
     assert folder.name == commit and Bundle.load(folder, weights=False)
     offline = sauce("pull", f"org/shipped@{commit}", HF_ENDPOINT="http://127.0.0.1:9")
-    assert offline.returncode == 0 and offline.stdout == first.stdout
+    assert offline.exit_code == 0 and offline.stdout == first.stdout
     branch = sauce("pull", "org/shipped", HF_ENDPOINT="http://127.0.0.1:9")
-    assert branch.returncode == 2 and "no bundle org/shipped" in branch.stderr
+    assert branch.exit_code == 2 and "no bundle org/shipped" in branch.stderr
 
 
 def test_a_damaged_bundle_is_refused_and_not_kept(sauce: Sauce, tmp_path: Path) -> None:
     done = sauce("pull", "org/broken")
-    assert done.returncode == 2 and "SHA-256" in done.stderr
+    assert done.exit_code == 2 and "SHA-256" in done.stderr
     kept = tmp_path / "cache" / "bundles" / "org--broken"
     assert not list(kept.iterdir())
 
@@ -103,18 +95,18 @@ def test_a_bundle_of_another_model_is_refused(sauce: Sauce, tmp_path: Path) -> N
     config = other / "config.json"
     config.write_text(config.read_text().replace("Llava", "Lava"))
     done = sauce("pull", "org/shipped", "--model", other)
-    assert done.returncode == 2 and "belongs to another model" in done.stderr
+    assert done.exit_code == 2 and "belongs to another model" in done.stderr
 
 
 def test_what_is_pushed_comes_back(sauce: Sauce, hub: Hub, tmp_path: Path) -> None:
     done = sauce("push", BUNDLE, "team/new", "--private")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     commit = list(hub.repos["team/new"])[-1]
     assert commit in done.stdout
     back = sauce("pull", f"team/new@{commit}", "--out", tmp_path / "back")
-    assert back.returncode == 0, back.stderr
+    assert back.exit_code == 0, back.stderr
     same = sauce("diff", BUNDLE, tmp_path / "back")
-    assert same.returncode == 0 and "no difference" in same.stdout
+    assert same.exit_code == 0 and "no difference" in same.stdout
 
 
 def test_a_damaged_folder_is_not_pushed(sauce: Sauce, hub: Hub, tmp_path: Path) -> None:
@@ -122,12 +114,12 @@ def test_a_damaged_folder_is_not_pushed(sauce: Sauce, hub: Hub, tmp_path: Path) 
     shutil.copytree(BUNDLE, folder)
     (folder / "bundle.json").write_text("{}")
     done = sauce("push", folder, "team/damaged")
-    assert done.returncode == 2 and "team/damaged" not in hub.repos
+    assert done.exit_code == 2 and "team/damaged" not in hub.repos
 
 
 def test_an_unknown_repository_is_named(sauce: Sauce) -> None:
     done = sauce("pull", "org/nobody@v1")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "no bundle org/nobody at v1" in done.stderr
 
 

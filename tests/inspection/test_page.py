@@ -167,6 +167,17 @@ def test_one_concept_has_a_page_too(inspection):
     assert "Concept “" in text
 
 
+def test_the_tokens_of_an_edit_are_named(inspection):
+    """At decoder sites; the vision tower has image tokens alone."""
+    text, told = render(inspection), 0
+    for view in inspection.concepts:
+        for site, edit in view.concept.edits.items():
+            named = f"{len(edit.latents)} at {site}, of tokens: "
+            assert (named + ", ".join(edit.tokens) in text) == (site != "vision")
+            told += site != "vision"
+    assert told
+
+
 def test_a_page_is_written_whole_or_not_at_all(inspection, tmp_path):
     target = tmp_path / "folder"
     target.mkdir()

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,32 +16,24 @@ from typing import Any
 import pytest
 import torch
 
+from tests.copies import Copy
 from tests.kernels import native_child
 from tests.places import ROOT
 from vllm_sauce_kernels.masked_edit import native
-
-# Each child is a copy of one process that has loaded these: four seconds less a child.
-COPIES = multiprocessing.get_context("forkserver")
-COPIES.set_forkserver_preload(["torch._dynamo", "vllm_sauce_kernels.masked_edit"])
 
 
 class Child:
     """A process that prepares the kernel in a cache folder."""
 
     def __init__(self, cache: Path, **env: str | Path) -> None:
-        strings = {name: str(value) for name, value in env.items()}
-        strings["VLLM_SAUCE_CACHE"] = str(cache)
-        self.folder = tempfile.TemporaryDirectory()
-        self.found = Path(self.folder.name) / "found.json"
-        arguments = self.found, strings
-        self.process = COPIES.Process(target=native_child.in_a_copy, args=arguments)
-        self.process.start()
+        mine = {"VLLM_SAUCE_CACHE": cache, **env}
+        self.copy = Copy(native_child.tell, "eager", env=mine)
 
     def finish(self) -> dict[str, Any]:
         """Return what it found."""
-        self.process.join()
-        assert self.process.exitcode == 0
-        return checked(self.found.read_text())
+        done = self.copy.wait()
+        assert done.exit_code == 0, done.stderr
+        return checked(done.stdout.splitlines()[-1])
 
 
 def in_a_process(cache: Path) -> dict[str, Any]:
@@ -190,11 +180,10 @@ def test_a_killed_build_harms_no_later_one(tmp_path: Path, library: Path) -> Non
     compiler = Compiler(tmp_path, library, before=cut)
     child = Child(tmp_path / "cache", CXX=compiler.command)
     while not compiler.runs():
-        assert child.process.is_alive()
+        assert child.copy.process.is_alive()
         time.sleep(0.1)
-    assert child.process.pid is not None
-    os.killpg(child.process.pid, signal.SIGKILL)
-    child.process.join()
+    os.killpg(child.copy.pid, signal.SIGKILL)
+    child.copy.process.join()
     Compiler(tmp_path, library)
     found = Child(tmp_path / "cache", CXX=compiler.command).finish()
     assert found["prepared"] and found["how"].startswith("built in ")
