@@ -17,9 +17,9 @@ from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.measuring import report
-from vllm_sauce.measuring.answers import AnswerFile, Kept
+from vllm_sauce.measuring.answers import Answered, AnswerFile, Kept
 from vllm_sauce.measuring.cases import Case, cases
-from vllm_sauce.measuring.scores import Answered, _share, results
+from vllm_sauce.measuring.scores import _share, results
 from vllm_sauce.measuring.settings import EvalSettings
 from vllm_sauce.measuring.side_effects import worst_other
 

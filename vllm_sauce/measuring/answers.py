@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""answers.jsonl: what was said, a line for each case; it only ever grows."""
+"""What was said to each case; answers.jsonl keeps a line for each and only grows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,30 @@ class Kept(NamedTuple):
     answer: Answer
     leak: float | None = None
     """Log-probability that the forgotten concept is named, where that was read."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What was said to one case, and to its question unedited.
+
+    Judged once: intervals look at every answer some hundred times.
+    """
+
+    case: Case
+    answer: Answer
+    plain: Answer
+    leak: float | None = None
+    """Log-probability that the forgotten concept is named, where that was read."""
+
+    @cached_property
+    def right(self) -> bool:
+        """Whether it is what its question wants."""
+        return self.case.question.right(self.answer.text, self.plain.text)
+
+    @cached_property
+    def malformed(self) -> bool:
+        """Whether it is spoilt."""
+        return self.answer.malformed(self.plain)
 
 
 @dataclass(slots=True)

@@ -14,10 +14,10 @@ from vllm_sauce.errors import ConfigError, LearnError, UnknownConceptError
 from vllm_sauce.evaluation.asking.asker import Asker, Progress
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.files import file_sha256, write_whole
-from vllm_sauce.measuring.answers import AnswerFile, Kept
+from vllm_sauce.measuring.answers import Answered, AnswerFile, Kept
 from vllm_sauce.measuring.cases import Case, ask_of, cases
 from vllm_sauce.measuring.endpoint import EndpointAsker
-from vllm_sauce.measuring.scores import Answered, Results, results
+from vllm_sauce.measuring.scores import Results, results
 from vllm_sauce.measuring.settings import OURS, EvalRequest
 
 AT_ONCE = 4096

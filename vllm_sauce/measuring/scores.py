@@ -7,14 +7,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.metrics import NAMES, Outcome, mean, outcome
 from vllm_sauce.evaluation.questions import Kind, Part, first_word, mentions
-from vllm_sauce.measuring.cases import ALONE, ELIMINATION, Case
+from vllm_sauce.measuring.answers import Answered
+from vllm_sauce.measuring.cases import ALONE, ELIMINATION
 from vllm_sauce.measuring.settings import OURS, PLAIN
 from vllm_sauce.measuring.side_effects import given_away, leaked, worst_other
 
@@ -23,30 +22,6 @@ REPLICATES = 200
 """Of a bootstrap."""
 NONE = ("none", "nothing", "no", "nobody")
 """First words of an answer that says there is nothing."""
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What was said to one case, and to its question unedited.
-
-    Judged once: intervals look at every answer some hundred times.
-    """
-
-    case: Case
-    answer: Answer
-    plain: Answer
-    leak: float | None = None
-    """Log-probability that the forgotten concept is named, where that was read."""
-
-    @cached_property
-    def right(self) -> bool:
-        """Whether it is what its question wants."""
-        return self.case.question.right(self.answer.text, self.plain.text)
-
-    @cached_property
-    def malformed(self) -> bool:
-        """Whether it is spoilt."""
-        return self.answer.malformed(self.plain)
 
 
 @dataclass(frozen=True, slots=True)

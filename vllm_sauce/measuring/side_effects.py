@@ -6,12 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vllm_sauce.evaluation.questions import first_word
-
-if TYPE_CHECKING:
-    from vllm_sauce.measuring.scores import Answered
+from vllm_sauce.measuring.answers import Answered
 
 
 def worst_other(found: Sequence[Answered]) -> float | None:

@@ -203,7 +203,14 @@ def test_an_actor_that_is_killed_finds_the_same(found, request_, tmp_path):
     spread = replace(
         request_,
         out=tmp_path / "bundle",
-        config=replace(request_.config, concepts_per_engine=1),
+        # A shorter search: that engines of two actors search is what is asked here.
+        config=replace(
+            request_.config,
+            concepts_per_engine=1,
+            k=(16,),
+            actions=("scale -4",),
+            finalists=1,
+        ),
         resources=Resources(actors=1),
     )
     told = []
