@@ -99,5 +99,5 @@ def test_answers_about_the_shipped_pictures(tiny_model: TinyModel) -> None:
 
 
 def test_answers_to_unseen_phrasings_about_new_pictures(tiny_model: TinyModel) -> None:
-    pictures = evaluation_pictures(TRAIN_STYLES, per_concept=2)
+    pictures = evaluation_pictures(TRAIN_STYLES, per_concept=3)
     check_figures(accuracy(tiny_model, ask(pictures, HELD_OUT)))
