@@ -28,8 +28,13 @@ from benchmarks.kernel_suite.report import Table, Value, paragraph
 from benchmarks.kernel_suite.timing import Seconds, rotating
 from vllm_sauce_kernels.masked_edit import masked_edit_eager, masked_edit_triton, native
 
-NATIVE_ELEMENTS, NATIVE_TOKENS_PER_MASK = 1 << 21, 16
-"""native.cpp's kMaxElements and kTokensPerMask: what the C++ loop takes."""
+NATIVE_ELEMENTS, NATIVE_ELEMENTS_TIMES_CORES, NATIVE_TOKENS_PER_MASK = (
+    1 << 21,
+    1 << 25,
+    16,
+)
+"""native.cpp's kMaxElements, kMaxElementsTimesCores and kTokensPerMask: what the C++
+loop takes."""
 
 # Tokens, latents, d_model, masks.
 GPU_GRID = (
@@ -189,7 +194,8 @@ def cpu_times(
     calls = {"op": rotating(op, positional)}
     elements = case.tokens * case.latents * case.d_model
     few = case.tokens < NATIVE_TOKENS_PER_MASK * min(case.masks, case.tokens)
-    in_cpp = (few or elements <= NATIVE_ELEMENTS) and native.reason() is None
+    most = max(NATIVE_ELEMENTS, NATIVE_ELEMENTS_TIMES_CORES // torch.get_num_threads())
+    in_cpp = (few or elements <= most) and native.reason() is None
     if in_cpp:
         calls["PyTorch"] = rotating(masked_edit_eager, positional)
     found = machine.compare(calls)

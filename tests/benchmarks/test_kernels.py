@@ -181,10 +181,14 @@ def test_torch_topk_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_limit_of_the_loop_is_native_cpps() -> None:
     """The benchmark says which form an edit took; it must know."""
-    (shift,) = re.findall(
-        r"kMaxElements = int64_t\{1\} << (\d+);", native.SOURCE.read_text()
-    )
-    assert 1 << int(shift) == edit_speed.NATIVE_ELEMENTS
+    for name, known in (
+        ("kMaxElements", edit_speed.NATIVE_ELEMENTS),
+        ("kMaxElementsTimesCores", edit_speed.NATIVE_ELEMENTS_TIMES_CORES),
+    ):
+        (shift,) = re.findall(
+            rf"{name} = int64_t\{{1\}} << (\d+);", native.SOURCE.read_text()
+        )
+        assert 1 << int(shift) == known
     (tokens,) = re.findall(r"kTokensPerMask = (\d+);", native.SOURCE.read_text())
     assert int(tokens) == edit_speed.NATIVE_TOKENS_PER_MASK
 

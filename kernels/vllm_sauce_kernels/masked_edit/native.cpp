@@ -5,6 +5,7 @@
 // Boxed, because Python and compiled graphs call ops with a stack of arguments: what is
 // not for the loop goes on to the Python form as it came. Arguments, maths: __init__.py.
 
+#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -17,8 +18,10 @@
 
 namespace {
 
-// Most row elements worth one core; beyond it, matrix products on all cores win,
+// Most row elements worth one core, whatever others there are,
 constexpr int64_t kMaxElements = int64_t{1} << 21;
+// and times the cores that matrix products would have; beyond it, those win,
+constexpr int64_t kMaxElementsTimesCores = int64_t{1} << 25;
 // but only where a product has this many tokens: each mask is a product of its own.
 constexpr int64_t kTokensPerMask = 16;
 constexpr float kEps = 1e-5f;  // what SAELens adds to the standard deviation
@@ -234,7 +237,9 @@ bool fits(const Call& call) {
       outside |= static_cast<uint32_t>(latents[j]) >= num_rows;
     if (outside) return false;
   }
-  return rows * call.d_model <= kMaxElements || tokens < kTokensPerMask * masks;
+  const int64_t elements = rows * call.d_model;
+  return elements <= kMaxElements || tokens < kTokensPerMask * masks ||
+      elements * at::get_num_threads() <= kMaxElementsTimesCores;
 }
 
 bool strided(const at::Tensor& tensor) {
