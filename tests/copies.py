@@ -34,9 +34,12 @@ class Copy:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="sauce-copy-")
         self._said = [Path(self._folder.name) / name for name in ("out", "err")]
-        strings = {name: str(value) for name, value in env.items()}
+        strings = {**os.environ, **{name: str(value) for name, value in env.items()}}
         self.process = _CONTEXT.Process(
-            target=_run, args=(call, args, strings, self._said)
+            target=_run,
+            args=(call, args, strings, self._said),
+            # Ended with whoever did not wait for it.
+            daemon=True,
         )
         self.process.start()
 
@@ -72,6 +75,8 @@ def _run(
     said: list[Path],
 ) -> None:
     os.setsid()
+    # What it was copied from may have had another.
+    os.environ.clear()
     os.environ.update(env)
     for number, file in zip((1, 2), said, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)

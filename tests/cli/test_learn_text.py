@@ -17,10 +17,10 @@ SAUCE = Path(sys.executable).with_name("sauce")
 
 @pytest.fixture
 def concepts(tmp_path, monkeypatch):
-    """Eight topics of each in three wordings."""
-    chosen = {name: prompts.TOPICS[name][:8] for name in ("France", "dog")}
+    """Ten topics of each in three wordings."""
+    chosen = {name: prompts.TOPICS[name][:10] for name in ("France", "dog")}
     monkeypatch.setattr(prompts, "TOPICS", chosen)
-    monkeypatch.setattr(prompts, "OTHERS", prompts.OTHERS[:9])
+    monkeypatch.setattr(prompts, "OTHERS", prompts.OTHERS[:12])
     monkeypatch.setattr(prompts, "FRAMES", prompts.FRAMES[:3])
     prompts.write(tmp_path)
     text = (tmp_path / "concepts.yaml").read_text()
@@ -35,7 +35,7 @@ def test_two_concepts_of_a_language_model_are_forgotten(concepts, tmp_path):
     command = [
         *(SAUCE, "learn", "--model", smollm2(), "--concepts", concepts, "--out", out),
         *("--site", "decoder.12", "--edits", "rows", "--no-report"),
-        *("--max-tokens", "12", "--asked-tokens", "10", "--no-prune"),
+        *("--max-tokens", "16", "--asked-tokens", "12", "--no-prune"),
         *("--row-share", "2", "--row-gate", "0.5", "--row-kind", "words"),
         *("--positives", "6", "--negatives", "6", "--watched", "0"),
         *("--passes", "1", "--finalists", "1"),

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a measurement starts, and what it does not ask twice."""
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,14 +14,17 @@ from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
-from vllm_sauce.measuring.measure import measure
+from vllm_sauce.measuring.measure import ANSWERS_FILE, measure
 from vllm_sauce.measuring.settings import EvalRequest, EvalSettings
 
 
 class Says:
     """Stands where the engine does; answers "none" and keeps what it was asked."""
 
-    tokenizer = None
+    tokenizer = SimpleNamespace(
+        encode=lambda text, add_special_tokens: list(text.encode()),
+        decode=lambda ids: bytes(ids).decode(),
+    )
 
     def __init__(self):
         self.asked, self.started, self.folders = [], [], []
@@ -32,7 +37,7 @@ class Says:
 
     def ask(self, asks, progress):
         self.asked += asks
-        return [Answer("none")] * len(asks)
+        return [Answer("none", logprobs=dict.fromkeys(a.wanted, -2.0)) for a in asks]
 
 
 def test_what_is_not_forgotten_is_measured_and_nothing_twice(tmp_path, monkeypatch):
@@ -58,6 +63,13 @@ def test_what_is_not_forgotten_is_measured_and_nothing_twice(tmp_path, monkeypat
     assert measure(request) == first and len(says.asked) == count
     with pytest.raises(ConfigError, match="differs in model"):
         measure(replace(request, model="other"))
+    # Kept by a version that read no probabilities: those are asked again.
+    kept = request.out / ANSWERS_FILE
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    read = sum(line.pop("leak", None) is not None for line in lines)
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert measure(request) == first
+    assert 0 < read == len(says.asked) - count < count
 
 
 @pytest.fixture

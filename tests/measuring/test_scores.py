@@ -167,6 +167,9 @@ def test_what_is_not_said_may_be_likely(file):  # noqa: F811
     assert away["ours"]["p(word)"].value == pytest.approx((0.2 + 3 * 0.1) / 4)
     assert away["ours"]["told apart"].value == pytest.approx((1 + 3 * 0.5) / 4)
     assert away["ours"]["told apart"].n > 0 == away["plain"]["told apart"].n
+    # In a sentence the first token says nothing of what follows.
+    wordy = [replace(one, plain=Answer(f"It is {one.plain.text}")) for one in found]
+    assert not results(wordy, file, NAMES, SETTINGS.methods).away["ours"]["p(word)"].n
 
 
 def test_an_interval_grows_with_doubt(file):  # noqa: F811

@@ -10,18 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.samples import picture_digest
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.questionnaire import Questionnaire
-from vllm_sauce.evaluation.questions import Kind, Part, Question
+from vllm_sauce.evaluation.questions import Kind, Question
 from vllm_sauce.measuring.settings import BAN, PLAIN, PROMPT, TOGETHER, EvalSettings
-from vllm_sauce.models.answer_tokens import beginnings
+from vllm_sauce.models.answer_tokens import Tokens
 
 ALONE, ELIMINATION = "alone", "elimination"
 
@@ -55,17 +54,19 @@ class Case:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
 
+Beginnings = Callable[[tuple[str, ...]], tuple[Tokens, ...]]
+
+
 def ask_of(
-    case: Case, file: ConceptFile, max_tokens: int, tokenizer: Any = None
+    case: Case, file: ConceptFile, max_tokens: int, beginnings: Beginnings | None = None
 ) -> Ask:
     """Return how a case is put to a model.
 
-    ``tokenizer``: of a model that tells how likely a forgotten word is.
+    ``beginnings``: first tokens of words, of a model that tells how likely they are.
     """
     words = tuple(w for name in case.forget for w in file.concepts[name].answers)
     question = case.question
     banned: tuple[str, ...] = ()
-    read = tokenizer is not None and _may_name(case, file)
     if case.method == PROMPT:
         wish = f"Do not mention {', '.join(words)}. "
         question = replace(question, prompt=wish + question.prompt)
@@ -75,25 +76,26 @@ def ask_of(
             for word in words
             for form in dict.fromkeys((word, word.lower(), word.capitalize()))
         )
+    wanted: tuple[Tokens, ...] = ()
+    if beginnings is not None and reads_word(case, file):
+        wanted = beginnings(words)
     return Ask(
         question=question,
         forget=() if case.method in (PLAIN, PROMPT, BAN) else case.forget,
         max_tokens=max_tokens,
         banned=banned,
-        wanted=beginnings(tokenizer, words) if read else (),
+        wanted=wanted,
     )
 
 
-def _may_name(case: Case, file: ConceptFile) -> bool:
-    """Say whether the one forgotten concept would answer, were it shown."""
+def reads_word(case: Case, file: ConceptFile) -> bool:
+    """Say whether the one forgotten concept would be the answer, were it shown.
+
+    The same for all cases of one key, whatever score they count for.
+    """
     question = case.question
-    if (
-        case.method == PLAIN
-        or case.group != ALONE
-        or question.kind is not Kind.NAME
-        or question.part not in (Part.UAG, Part.IRA)
-        or question.optional
-    ):
+    named = question.kind is Kind.NAME and not question.optional
+    if case.method == PLAIN or len(case.forget) != 1 or not named:
         return False
     domains = {file.concepts[name].domain for name in (*case.forget, question.about)}
     return len(domains) == 1

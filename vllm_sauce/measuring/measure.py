@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
 from vllm_sauce.bundle import Bundle
@@ -15,10 +16,11 @@ from vllm_sauce.evaluation.asking.asker import Asker, Progress
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.files import file_sha256, write_whole
 from vllm_sauce.measuring.answers import Answered, AnswerFile, Kept
-from vllm_sauce.measuring.cases import Case, ask_of, cases
+from vllm_sauce.measuring.cases import Case, ask_of, cases, reads_word
 from vllm_sauce.measuring.endpoint import EndpointAsker
 from vllm_sauce.measuring.scores import Results, results
 from vllm_sauce.measuring.settings import OURS, EvalRequest
+from vllm_sauce.models.answer_tokens import beginnings
 
 AT_ONCE = 4096
 """Cases that are asked before their answers are kept."""
@@ -43,7 +45,11 @@ def measure(
     keyed |= {case.key(digests): case for case in asked}
     kept = AnswerFile(request.out / ANSWERS_FILE)
     known = kept.read()
-    left = {key: case for key, case in keyed.items() if key not in known}
+    left = {
+        key: case
+        for key, case in keyed.items()
+        if key not in known or _lacks_leak(request, known[key], case, file)
+    }
 
     def told(more: int) -> None:
         progress(len(keyed) - len(left) + more, len(keyed))
@@ -65,8 +71,15 @@ def measure(
                 answers = _ask(asker, part, request, file, told)
                 kept.add((*one, answers[one[0]]) for one in part)
                 known |= answers
-                left = {key: case for key, case in left.items() if key not in known}
+                left = {key: case for key, case in left.items() if key not in answers}
     return results(_answered(asked, digests, known), file, names, request.methods)
+
+
+def _lacks_leak(
+    request: EvalRequest, kept: Kept, case: Case, file: ConceptFile
+) -> bool:
+    """Say whether an answer was kept by a version that read no probabilities."""
+    return request.url is None and kept.leak is None and reads_word(case, file)
 
 
 def _answered(
@@ -89,8 +102,10 @@ def _ask(
 ) -> dict[str, Kept]:
     most = request.settings.answer_tokens
     # A server tells what it says, not how likely anything else was.
-    tokenizer = None if request.url is not None else asker.tokenizer
-    asks = [ask_of(case, file, most, tokenizer) for _, case in part]
+    starts = (
+        None if request.url is not None else cache(partial(beginnings, asker.tokenizer))
+    )
+    asks = [ask_of(case, file, most, starts) for _, case in part]
     answers = asker.ask(asks, lambda done, _: told(done))
     return {
         key: Kept(one, one.log_probability(ask.wanted) if ask.wanted else None)

@@ -208,7 +208,7 @@ def _away(
 ) -> dict[str, Figure]:
     """Return what tells of a concept: its word's probability, and elimination."""
     leaks = [leak for some in found if (leak := leaked(some)) is not None]
-    n = sum(one.leak is not None for some in found for one in some)
+    n = sum(leak.n for leak in leaks)
     return {
         "p(word)": _over_concepts([leak.probability for leak in leaks], n),
         "told apart": _over_concepts([leak.auc for leak in leaks], n),

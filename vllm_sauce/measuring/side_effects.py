@@ -44,26 +44,27 @@ class Leak(NamedTuple):
     """That it is named where it is; mean over pictures with it."""
     auc: float
     """That it is likelier on a picture with it than on one without."""
+    n: int
+    """Of how many answers."""
 
 
 def leaked(found: Sequence[Answered]) -> Leak | None:
     """Return what a concept's word gives away; None where it was not read.
 
-    ``found``: answers where a concept of its domain is to be named.
+    ``found``: answers where a concept of its domain is to be named. Those count which
+    begin with the name, unedited: in a sentence the first token tells nothing.
     """
-    shown, absent = (
-        [
-            one.leak
-            for one in found
-            if one.leak is not None
-            and (one.case.forget[0] in one.case.question.shown) == here
-        ]
-        for here in (True, False)
-    )
+    read: dict[bool, list[float]] = {True: [], False: []}
+    for one in found:
+        question = one.case.question
+        names = map(first_word, question.words)
+        if one.leak is not None and first_word(one.plain.text) in names:
+            read[one.case.forget[0] in question.shown].append(one.leak)
+    shown, absent = read[True], read[False]
     if not shown or not absent:
         return None
     above = [(s > a) + 0.5 * (s == a) for s in shown for a in absent]
-    return Leak(fmean(map(math.exp, shown)), fmean(above))
+    return Leak(fmean(map(math.exp, shown)), fmean(above), len(shown) + len(absent))
 
 
 def given_away(found: Sequence[Answered], shown: bool) -> list[bool]:

@@ -203,7 +203,7 @@ def test_an_actor_that_is_killed_finds_the_same(found, request_, tmp_path):
     spread = replace(
         request_,
         out=tmp_path / "bundle",
-        # A shorter search: that engines of two actors search is what is asked here.
+        # Shorter than the one above: what is asked is that a dead actor's is done.
         config=replace(
             request_.config,
             concepts_per_engine=1,
