@@ -229,3 +229,17 @@ def test_a_part_has_some_of_everything(file):
         assert before <= set(chosen)
         before = set(chosen)
     assert chosen == list(range(len(items)))
+
+
+def test_elimination_asks_for_all_others_of_the_domain(file):
+    """On pictures with the concept and without it; never for itself."""
+    items = Questionnaire(file, "scoring").elimination("dog", 2)
+    shows = {shown(e): set(e.concepts) for e in file.examples}
+    asked: dict[str, list[str]] = {}
+    for item in items:
+        assert item.kind is Kind.NO and item.part is None and item.words == ("no",)
+        asked.setdefault(shown(item), []).append(item.about)
+    assert all(sorted(abouts) == ["cat", "pig"] for abouts in asked.values())
+    with_it = ["dog" in shows[picture] for picture in asked]
+    assert sorted(with_it) == [False, False, True, True]
+    assert not Questionnaire(file, "scoring").elimination("dog", 0)

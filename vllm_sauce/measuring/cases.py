@@ -95,7 +95,7 @@ def reads_word(case: Case, file: ConceptFile) -> bool:
     """
     question = case.question
     named = question.kind is Kind.NAME and not question.optional
-    if case.method == PLAIN or len(case.forget) != 1 or not named:
+    if len(case.forget) != 1 or not named:  # None is forgotten where it is plain.
         return False
     domains = {file.concepts[name].domain for name in (*case.forget, question.about)}
     return len(domains) == 1
