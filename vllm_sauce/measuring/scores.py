@@ -181,19 +181,21 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _means(found: Sequence[Figures]) -> Figures:
     """Return means over concepts; intervals by a bootstrap over concepts."""
-    shown = {}
+    rng, shown = random.Random(0), {}
     for name in SCORES:
         some = [one[name] for one in found if one[name].n]
         n = sum(figure.n for figure in some)
-        shown[name] = _over_concepts([figure.value for figure in some], n)
+        shown[name] = _over_concepts([figure.value for figure in some], n, rng)
     return shown
 
 
-def _over_concepts(values: Sequence[float], n: int) -> Figure:
+def _over_concepts(
+    values: Sequence[float], n: int, rng: random.Random | None = None
+) -> Figure:
     """Return a mean; the interval by a bootstrap over concepts."""
     if not values:
         return NOTHING_ASKED
-    rng = random.Random(0)
+    rng = rng or random.Random(0)
     drawn = [mean(rng.choices(values, k=len(values))) for _ in range(1000)]
     return Figure(mean(values), *_interval(drawn), n)
 
