@@ -16,8 +16,8 @@ def hasten(patch: pytest.MonkeyPatch) -> None:
 
     To replace the builtins it lists and sorts all members of five modules and classes
     for every kernel, and again for every function that a kernel calls. Each sum and
-    product of integers it does twice, to see whether it overflows: that takes sizes
-    that no interpreter gets to.
+    product of integers it does twice, to see whether it overflows:
+    kernels/test_tensor_cores.py, which has the largest, lets it.
     """
     interpreter: Any = importlib.import_module("triton.runtime.interpreter")
     tl = interpreter.tl
