@@ -18,7 +18,7 @@ from vllm_sauce_kernels.masked_edit import masked_edit, masked_edit_triton
 
 @pytest.fixture(autouse=True)
 def no_overflow(interpreted: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is largest here is seen not to overflow; tests.interpreter leaves that out."""
+    """What is largest here does not overflow; tests.interpreter leaves that out."""
     builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
     options = replace(builder.options, sanitize_overflow=True)
     monkeypatch.setattr(builder, "options", options)
