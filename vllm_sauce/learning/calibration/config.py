@@ -52,7 +52,8 @@ class CalibrationConfig:
     row_kinds: Annotated[
         tuple[str, ...], Parameter(name="--row-kind", choices=ROW_KINDS)
     ] = ()
-    """Kind of rows that is tried; may be given again. Default: all."""
+    """Kind of rows that is tried, of concepts that have one; may be given again.
+    Default: all."""
 
     rankings: Annotated[tuple[str, ...], Parameter(name="--ranking")] = ()
     """Score that latents may be ranked by, "file" for the selection's own; may be given

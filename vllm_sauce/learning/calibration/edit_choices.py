@@ -49,7 +49,7 @@ class EditChoices:
             if found.latents:
                 grids.append(SiteGrid.of(site, concept, found, config))
             if found.rows:
-                grids.append(SiteGrid.of_rows(site, concept, found, config))
+                grids.append(SiteGrid.of_rows(site, found, config))
         if not grids:
             raise ConfigError(
                 f"no latent was selected for {concept!r} at any site; give more "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.learning.calibration.config import ROW_KINDS, CalibrationConfig
+from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.selection.selection_file import (
     QUIET_LEVELS,
@@ -62,24 +62,17 @@ class SiteGrid:
 
     @classmethod
     def of_rows(
-        cls, site: str, concept: str, found: SelectedConcept, config: CalibrationConfig
+        cls, site: str, found: SelectedConcept, config: CalibrationConfig
     ) -> SiteGrid:
-        """Return what a configuration allows where rows were fitted.
-
-        Raises: ConfigError
-        """
+        """Return what a configuration allows where rows were fitted."""
         there = tuple(name for row in found.rows for name in row.scores)
-        wanted = {row_ranking(kind) for kind in config.row_kinds or ROW_KINDS}
-        if not wanted & set(there):
-            raise ConfigError(
-                f"{concept!r} has {', '.join(there)} at {site}, not "
-                f"{', '.join(sorted(wanted))}; give other row_kinds"
-            )
+        wanted = {row_ranking(kind) for kind in config.row_kinds}
         # To take away a share of what a row reads is to scale it by what is left.
         actions = (f"scale {1 - share:g}" for share in config.row_shares)
         return cls(
             site=site,
-            rankings=tuple(name for name in there if name in wanted),
+            # A background is never absent: it has no row of that kind.
+            rankings=tuple(name for name in there if name in wanted) or there,
             k=(1,),
             gates=config.row_gates,
             actions=tuple(map(Action.parse, actions)),
