@@ -84,7 +84,7 @@ def known_concepts() -> list[str]:
     """Return ten concepts of the bundle."""
     from vllm_sauce.bundle import Bundle
 
-    names = Bundle.load(TINY / "bundle", weights=False).catalogue.names()
+    names = Bundle.load(TINY / "latents", weights=False).catalogue.names()
     return [name for name in CONCEPTS if name in names] or list(names[:10])
 
 
@@ -168,7 +168,7 @@ def batch_round(
         path,
         folder / "out.parquet",
         model=str(TINY / "model"),
-        bundle=str(TINY / "bundle"),
+        bundle=str(TINY / "latents"),
         defaults=Defaults(max_tokens=max_tokens),
         engine_args=ENGINE,
     )
@@ -197,7 +197,7 @@ def measure(count: int, rounds: int, max_tokens: int) -> dict[str, Any]:
         llm = LLM(
             model=str(TINY / "model"),
             disable_log_stats=True,
-            additional_config={"sauce": {"bundle": str(TINY / "bundle")}},
+            additional_config={"sauce": {"bundle": str(TINY / "latents")}},
             **ENGINE,
         )
         kinds: dict[str, Callable[[], Spent]] = {

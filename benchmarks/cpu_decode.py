@@ -256,7 +256,7 @@ def main() -> None:
     """Print the table; the last line is the same as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=TINY / "model")
-    parser.add_argument("--bundle", type=Path, default=TINY / "bundle")
+    parser.add_argument("--bundle", type=Path, default=TINY / "latents")
     parser.add_argument("--all-tokens", action="store_true", help="the sink, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--eager", action="store_true", help="do not compile")

@@ -21,7 +21,7 @@ POINTER = (
 
 
 def read_bundle(folder):
-    shutil.copytree(TINY / "bundle", folder / "bundle")
+    shutil.copytree(TINY / "latents", folder / "bundle")
     (folder / "bundle" / "sae.vision.safetensors").write_text(POINTER)
     Bundle.load(folder / "bundle", weights=False)
 

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from tiny.concepts import CONCEPTS
-from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
+from tiny.exam import LATENTS_FOLDER, Tiny, balanced_pictures, build_exam
 from tiny.marking import NAME, YES, Answers, Exam
 from tiny.scoring import build_edits
 from tiny.sheets import answer_logits
@@ -63,7 +63,7 @@ def worst_other(
 def main() -> None:
     """Print a row a concept, and how many lose how much."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=BUNDLE_FOLDER)
+    parser.add_argument("--bundle", type=Path, default=LATENTS_FOLDER)
     parser.add_argument("--per-foreground", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

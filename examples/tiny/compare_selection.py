@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tiny.concepts import CONCEPTS, DOMAIN_OF, DOMAINS
 from tiny.exam import (
-    BUNDLE_FOLDER,
+    LATENTS_FOLDER,
     MODEL_FOLDER,
     Tiny,
     balanced_pictures,
@@ -249,7 +249,7 @@ def mean_over_all(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
 def compare(sizes: Comparison) -> list[Row]:
     """Rank by every score and measure the edits."""
     tiny = Tiny.load()
-    sae = Bundle.load(BUNDLE_FOLDER).sites[VISION].weights
+    sae = Bundle.load(LATENTS_FOLDER).sites[VISION].weights
     runner = SharedPrefix(tiny.model)
     pictures = balanced_pictures("selection", sizes.selection_per_foreground)
     scored = balanced_pictures("scoring", sizes.scoring_per_foreground)

@@ -36,7 +36,8 @@ from vllm_sauce.models.shared_prefix import Sheet
 from vllm_sauce.models.site_hooks import vision_features
 
 MODEL_FOLDER = Path(__file__).parent / "model"
-BUNDLE_FOLDER = Path(__file__).parent / "bundle"
+LATENTS_FOLDER = Path(__file__).parent / "latents"
+"""The bundle of SAE latents that stands beside the shipped one."""
 SEEDS = {
     "selection": 11,
     "calibration": 12,

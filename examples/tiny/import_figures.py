@@ -29,7 +29,7 @@ def wrongly(sae: SAEWeights) -> dict[str, SAEWeights]:
 
 def main() -> None:
     """Print one line a site and reading."""
-    bundle = Bundle.load(HERE / "bundle")
+    bundle = Bundle.load(HERE / "latents")
     pictures = read_pictures(HERE / "pictures")
     for site, questions in (("vision", None), ("decoder.1", QUESTIONS)):
         sae = bundle.sites[site].weights

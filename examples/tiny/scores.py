@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from tiny.exam import BUNDLE_FOLDER, Tiny
+from tiny.exam import LATENTS_FOLDER, Tiny
 from tiny.report import (
     GOOD,
     Row,
@@ -88,7 +88,7 @@ def update_pages(bundle: Bundle, rows: Sequence[Row]) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=BUNDLE_FOLDER)
+    parser.add_argument("--bundle", type=Path, default=LATENTS_FOLDER)
     parser.add_argument("--measure", action="store_true", help="compute anew")
     parser.add_argument("--fp8", action="store_true", help="rows in fp8; computes anew")
     parser.add_argument("--style", choices=("train", "held-out"), default="train")

@@ -77,7 +77,7 @@ def plain() -> list[str]:
         llm = LLM(
             model=str(TINY / "model"),
             kv_cache_memory_bytes=64 * 1024 * 1024,
-            additional_config={"sauce": {"bundle": str(TINY / "bundle")}},
+            additional_config={"sauce": {"bundle": str(TINY / "latents")}},
             **ENGINE,
         )
         prompts, params = [], []
@@ -112,7 +112,7 @@ def arguments(source: Path, out: Path) -> list[str]:
     given = ["batch", str(source), str(out), "--model", str(TINY / "model")]
     for key, value in ENGINE.items():
         given += ["--engine-arg", f"{key}={json.dumps(value)}"]
-    return [*given, "--bundle", str(TINY / "bundle"), "--max-tokens", "8"]
+    return [*given, "--bundle", str(TINY / "latents"), "--max-tokens", "8"]
 
 
 def write(path: Path, found: list[dict[str, Any]]) -> Path:
@@ -227,7 +227,7 @@ def test_a_dead_engine_leaves_nobody_waiting(broken: type[Broken]) -> None:
 
 def check_masks(found: list[dict[str, Any]]) -> None:
     """Each row tells the mask it asked for, as the bundle resolves it."""
-    bundle = Bundle.load(TINY / "bundle", weights=False)
+    bundle = Bundle.load(TINY / "latents", weights=False)
     changed = set()
     for row in found:
         names = FORGET[row["row"] % len(FORGET)]

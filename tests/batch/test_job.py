@@ -27,7 +27,7 @@ from vllm_sauce.scale.cluster import Resources
 def job(model: Path = TINY / "model", **changes: Any) -> Job:
     """Return a job of sauce-tiny."""
     arguments: dict[str, Any] = {
-        "bundle": str(TINY / "bundle"),
+        "bundle": str(TINY / "latents"),
         "defaults": Defaults(forget=("dog",)),
         "engine_args": {"seed": 0},
     }
@@ -38,7 +38,7 @@ def job(model: Path = TINY / "model", **changes: Any) -> Job:
 def test_everything_that_decides_answers_tells_runs_apart(tmp_path: Path) -> None:
     first = identity(job(), "i", 128)
     assert identity(job(), "i", 128) == first
-    shutil.copytree(TINY / "bundle", tmp_path / "moved")
+    shutil.copytree(TINY / "latents", tmp_path / "moved")
     assert identity(job(bundle=str(tmp_path / "moved")), "i", 128) == first
     other_model = tmp_path / "model"
     shutil.copytree(TINY / "model", other_model)
@@ -70,7 +70,7 @@ def test_the_environment_sets_what_a_server_would_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("VLLM_SAUCE_FORGET", "cat")
-    monkeypatch.setenv("VLLM_SAUCE_BUNDLE", str(TINY / "bundle"))
+    monkeypatch.setenv("VLLM_SAUCE_BUNDLE", str(TINY / "latents"))
     found = job(bundle=None, defaults=Defaults())
     assert found.sauce is not None
     assert found.sauce.forget == ("cat",)
@@ -85,14 +85,14 @@ def test_a_bundle_beside_the_weights_is_taken(tmp_path: Path) -> None:
     plain = job(model, bundle=None, defaults=Defaults())
     assert plain.sauce is None
     assert plain.digest is None
-    shutil.copytree(TINY / "bundle", model / "sauce")
+    shutil.copytree(TINY / "latents", model / "sauce")
     found = job(model, bundle=None)
     assert found.sauce is not None
     assert found.sauce.bundle == str((model / "sauce").resolve())
 
 
 def test_what_is_not_forgotten_is_refused_unless_allowed(tmp_path: Path) -> None:
-    shipped = Bundle.load(TINY / "bundle")
+    shipped = Bundle.load(TINY / "latents")
     concepts = [
         replace(c, forgotten=c.name != "dog") for c in shipped.catalogue.values()
     ]

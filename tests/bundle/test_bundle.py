@@ -139,6 +139,9 @@ CORRUPTIONS = {
     "text for a number": lambda d: d["sites"]["vision"].update(d_sae="8"),
     "other shape": lambda d: d["sites"]["vision"].update(d_model=D_MODEL + 1),
     "other hash": lambda d: d["sites"]["vision"].update(sha256="0" * 64),
+    "one at once": lambda d: d.update(together={"1": {"kept name": 1.0}}),
+    "no number at once": lambda d: d.update(together={"ten": {"kept name": 1.0}}),
+    "no finite share": lambda d: d.update(together={"9": {"kept": float("nan")}}),
     "empty name": lambda d: d["concepts"].update({"": d["concepts"]["dog"]}),
     **{
         f"edit {field}={value}": lambda d, f=field, v=value: d["concepts"]["dog"][
@@ -188,6 +191,21 @@ def test_a_bundle_of_version_1_edits_every_token(bundle_dir):
     old = Bundle.load(bundle_dir, weights=False).catalogue
     assert {e.tokens for c in old.values() for e in c.edits.values()} == {TOKENS}
     assert old.editing_sink() == tuple(s for s in old.sites() if s != "vision") != ()
+
+
+def test_figures_of_many_at_once_are_kept(bundle_dir):
+    """Under another digest; the edits and the weights are as they were."""
+    before = Bundle.load(bundle_dir)
+    told = {5: {"kept name": 0.5, "n": 4}, 10: {"kept name": 0.25, "n": 4}}
+    before.with_together(told).save(bundle_dir)
+    after = Bundle.load(bundle_dir)
+    assert before.together == {} and after.together == told
+    assert after.digest != before.digest
+    assert dict(after.catalogue) == dict(before.catalogue)
+    assert after.sites["vision"].entry == before.sites["vision"].entry
+    edit_json(bundle_dir, lambda data: data.update(version=1))
+    with pytest.raises(BundleCorruptError, match="version 1 knows no figures of sev"):
+        Bundle.load(bundle_dir, weights=False)
 
 
 def test_the_same_key_twice_is_refused(bundle_dir):

@@ -10,7 +10,7 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.bundle.difference import differences
 from vllm_sauce.concepts import Catalogue, SiteEdit
 
-SHIPPED = TINY / "bundle"
+SHIPPED = TINY / "latents"
 
 
 def changed(old: Bundle, **concepts: object) -> Bundle:

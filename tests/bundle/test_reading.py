@@ -11,7 +11,7 @@ from tests.places import TINY
 from vllm_sauce.bundle import Bundle, reading
 from vllm_sauce.errors import BundleCorruptError
 
-SHIPPED = TINY / "bundle"
+SHIPPED = TINY / "latents"
 
 
 @pytest.fixture

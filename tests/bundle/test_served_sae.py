@@ -14,14 +14,14 @@ def test_a_bundle_of_another_model_is_refused():
         update={"weights_sha256": "0" * 64}
     )
     with pytest.raises(BundleMismatchError, match="weights_sha256"):
-        read_sae(TINY / "bundle", "vision", other)
+        read_sae(TINY / "latents", "vision", other)
     own = fingerprint_model(TINY / "model")
     with pytest.raises(ConfigError, match="has SAEs at decoder.1, vision, not"):
-        read_sae(TINY / "bundle", "decoder.0", own)
+        read_sae(TINY / "latents", "decoder.0", own)
 
 
 def test_what_must_be_imported_first_is_no_served_sae(tmp_path):
-    assert is_served_sae(TINY / "bundle")
+    assert is_served_sae(TINY / "latents")
     assert not is_served_sae(tmp_path) and not is_served_sae(tmp_path / "nowhere")
     for text, served in (
         ('{"architecture": "topk"}', True),

@@ -19,7 +19,7 @@ from vllm_sauce.cli.app import COMMANDS
 from vllm_sauce.errors import ConfigError
 
 TINY = ROOT / "examples" / "tiny"
-BUNDLE, MODEL, CONCEPTS = TINY / "bundle", TINY / "model", TINY / "concepts.yaml"
+BUNDLE, MODEL, CONCEPTS = TINY / "latents", TINY / "model", TINY / "concepts.yaml"
 
 # What each command can be run with; where a path is read, it stands alone.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {

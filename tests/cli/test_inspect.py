@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.sauce import sauce
-from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
+from tiny.exam import LATENTS_FOLDER, MODEL_FOLDER
 from tiny.pictures import PICTURE_FOLDER
 
 CONCEPTS = PICTURE_FOLDER.parent / "concepts.yaml"
@@ -29,7 +29,7 @@ def few(tmp_path: Path) -> Path:
 
 def run(*words: object) -> tuple[int, str]:
     """Run ``sauce inspect`` on sauce-tiny; returns its status and what it said."""
-    done = sauce("inspect", BUNDLE_FOLDER, "--model", MODEL_FOLDER, *words)
+    done = sauce("inspect", LATENTS_FOLDER, "--model", MODEL_FOLDER, *words)
     return done.exit_code, done.output
 
 
@@ -105,5 +105,5 @@ def test_another_models_bundle_is_refused(tmp_path: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(data)
     model = ("--model", tmp_path / "model")
-    done = sauce("inspect", BUNDLE_FOLDER, *model, "--pictures", PICTURE_FOLDER)
+    done = sauce("inspect", LATENTS_FOLDER, *model, "--pictures", PICTURE_FOLDER)
     assert done.exit_code == 2 and "another model" in done.output

@@ -51,7 +51,7 @@ def test_from_pictures_to_a_bundle(tmp_path):
     command = [
         *(SAUCE, "learn", "--model", TINY / "model", "--concepts", concepts),
         *("--site", "vision", "--site", "decoder.1", "--out", out),
-        *("--sae", f"vision={TINY / 'bundle'}", "--no-report"),
+        *("--sae", f"vision={TINY / 'latents'}", "--no-report"),
         *("--architecture", "standard", "--l1", "2.5", "--d-sae", "512"),
         *("--tokens", "60000", "--lr", "0.002", "--latents", "16"),
         *("--positives", "4", "--negatives", "4", "--watched", "1"),

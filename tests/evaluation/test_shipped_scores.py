@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tiny.concepts import CONCEPTS, DOMAIN_OF
-from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER, Tiny
+from tiny.exam import LATENTS_FOLDER, MODEL_FOLDER, Tiny
 from tiny.report import good_concepts, rows_of
 from tiny.sae_figures import measure_saes
 from tiny.scoring import Scorer
@@ -26,7 +26,7 @@ TINY = MODEL_FOLDER.parent
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return Bundle.load(BUNDLE_FOLDER)
+    return Bundle.load(LATENTS_FOLDER)
 
 
 def test_the_bundle_belongs_to_the_model_and_holds_every_concept(bundle: Bundle):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.inspection.world import NAMES
 from tests.tiny_world import draw, sample_of
-from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
+from tiny.exam import LATENTS_FOLDER, MODEL_FOLDER
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.models.loaded_model import LoadedModel
@@ -20,7 +20,7 @@ def loaded() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return Bundle.load(BUNDLE_FOLDER)
+    return Bundle.load(LATENTS_FOLDER)
 
 
 @pytest.fixture(scope="module")

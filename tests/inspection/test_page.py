@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.inspection.browser import ask_page, needs_browser
 from tests.tiny_world import draw, sample_of
-from tiny.exam import BUNDLE_FOLDER, MODEL_FOLDER
+from tiny.exam import LATENTS_FOLDER, MODEL_FOLDER
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Catalogue
 from vllm_sauce.data.schema import Questions
@@ -42,7 +42,7 @@ NAMES = {"clock": NASTY, "cat": "cat", "tree": "tree", "red": "red"}
 @pytest.fixture(scope="module")
 def inspection() -> Inspection:
     """A report on four concepts, one of whose names is an attack."""
-    shipped = Bundle.load(BUNDLE_FOLDER)
+    shipped = Bundle.load(LATENTS_FOLDER)
     concepts = [
         replace(
             shipped.catalogue[old],

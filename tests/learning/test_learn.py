@@ -26,7 +26,7 @@ def request_(tmp_path):
         sites=("vision", "decoder.1"),
         concepts=tmp_path / "concepts.yaml",
         out=tmp_path / "bundle",
-        saes={"decoder.1": str(TINY / "bundle")},
+        saes={"decoder.1": str(TINY / "latents")},
     )
 
 
@@ -88,7 +88,7 @@ def test_the_stages_hand_their_results_on(request_):
     assert found["fit vision"].harvest == found["harvest concepts"].out
     assert found["train vision"].harvest == found["harvest concepts"].out
     assert found["train vision"].resume
-    assert found["fit decoder.1"].sae == TINY / "bundle"
+    assert found["fit decoder.1"].sae == TINY / "latents"
     calibrated = found["calibrate"]
     assert calibrated.saes == {
         site: found[f"fit {site}"].out for site in request_.sites
@@ -100,7 +100,7 @@ def test_the_stages_hand_their_results_on(request_):
 
 
 def test_rows_alone_need_no_sae_and_latents_alone_no_rows(request_):
-    given = {"decoder.1": str(TINY / "bundle")}
+    given = {"decoder.1": str(TINY / "latents")}
     rows = replace(request_, saes={}, edits="rows")
     assert names(rows)[1:4] == ["fit vision", "fit decoder.1", "select vision"]
     assert requests(rows)["fit vision"].sae is None

@@ -2,6 +2,7 @@
 """What a measurement starts, and what it does not ask twice."""
 
 import json
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
-from vllm_sauce.measuring.measure import ANSWERS_FILE, measure
+from vllm_sauce.measuring.measure import ANSWERS_FILE, measure, record
 from vllm_sauce.measuring.settings import EvalRequest, EvalSettings
 
 
@@ -41,7 +42,7 @@ class Says:
 
 
 def test_what_is_not_forgotten_is_measured_and_nothing_twice(tmp_path, monkeypatch):
-    shipped = Bundle.load(TINY / "bundle")
+    shipped = Bundle.load(TINY / "latents")
     concepts = [
         replace(one, forgotten=one.name != "dog") for one in shipped.catalogue.values()
     ]
@@ -75,14 +76,14 @@ def test_what_is_not_forgotten_is_measured_and_nothing_twice(tmp_path, monkeypat
 @pytest.fixture
 def two(tmp_path, monkeypatch):
     """A request to measure the shipped bundle beside another, and what is asked."""
-    shipped = Bundle.load(TINY / "bundle")
+    shipped = Bundle.load(TINY / "latents")
     saes = {site: sae.weights for site, sae in shipped.sites.items()}
     dog = [shipped.catalogue.concept("dog")]
     Bundle.build(shipped.fingerprint, saes, Catalogue(dog)).save(tmp_path / "other")
     says = Says()
     monkeypatch.setattr(EngineAsker, "open", says.open)
     request = EvalRequest(
-        TINY / "bundle",
+        TINY / "latents",
         model="m",
         concepts=TINY / "concepts.yaml",
         out=tmp_path / "out",
@@ -104,6 +105,39 @@ def test_each_bundle_has_an_engine_and_is_asked_the_same(two):
     assert found.alone["ours"] == found.alone["simple"]
     # Done, it starts none.
     assert measure(request) == found and len(says.folders) == 2
+
+
+def test_what_many_keep_at_once_is_written_into_the_bundle(two, tmp_path):
+    """And the answers are still of it: run again, nothing is asked."""
+    request, says = two
+    shutil.copytree(request.bundle, tmp_path / "mine")
+    settings = replace(request.settings, together=(2, 3), sets=1, set_examples=4)
+    request = replace(
+        request, bundle=tmp_path / "mine", names=(), beside={}, settings=settings
+    )
+    found = measure(request)
+    before = Bundle.load(request.bundle)
+    assert not before.together
+    record(request, found)
+    after = Bundle.load(request.bundle)
+    assert sorted(after.together) == [2, 3] and after.digest != before.digest
+    kept = found.together["3 at once"]["kept name"]
+    assert after.together[3]["kept name"] == kept.value
+    assert "kept texts" not in after.together[3]  # None was asked.
+    asked = len(says.asked)
+    assert measure(request) == found and len(says.asked) == asked
+    before.save(request.bundle)
+    with pytest.raises(ConfigError, match="another bundle now"):
+        record(request, found)
+
+
+def test_what_is_recorded_is_of_all_concepts(two):
+    request, _ = two
+    with pytest.raises(ConfigError, match="neither --concept nor an empty"):
+        replace(request, record=True)
+    whole = replace(request, names=(), settings=EvalSettings(methods=("ban",)))
+    with pytest.raises(ConfigError, match="add --method ours"):
+        replace(whole, record=True)
 
 
 def test_a_bundle_beside_must_know_the_concepts(two):

@@ -13,7 +13,7 @@ from tiny.compare_selection import (
     mean_over_all,
 )
 from tiny.concepts import CONCEPTS
-from tiny.exam import BUNDLE_FOLDER, Tiny, balanced_pictures, build_exam
+from tiny.exam import LATENTS_FOLDER, Tiny, balanced_pictures, build_exam
 from tiny.marking import NAME, sample_rows
 from tiny.sheets import answer_logits
 from vllm_sauce.bundle import Bundle
@@ -34,7 +34,7 @@ def exam(tiny):
 
 
 def test_a_causal_score_is_what_the_whole_exam_reads(tiny, exam):
-    sae = Bundle.load(BUNDLE_FOLDER).sites[VISION].weights
+    sae = Bundle.load(LATENTS_FOLDER).sites[VISION].weights
     dog = CONCEPTS.index("dog")
     counted = count_latents(sae, exam)
     pos, neg = counted.group(2 * dog), counted.group(2 * dog + 1)
@@ -68,7 +68,7 @@ def test_a_causal_score_is_what_the_whole_exam_reads(tiny, exam):
 
 
 def test_groups_are_those_with_and_without(tiny, exam):
-    sae = Bundle.load(BUNDLE_FOLDER).sites[VISION].weights
+    sae = Bundle.load(LATENTS_FOLDER).sites[VISION].weights
     counted = count_latents(sae, exam)
     red = CONCEPTS.index("red")
     shown = exam.present[:, red]
@@ -79,7 +79,7 @@ def test_groups_are_those_with_and_without(tiny, exam):
 
 
 def test_saeurons_gate_is_the_mean_over_all(tiny, exam):
-    sae = Bundle.load(BUNDLE_FOLDER).sites[VISION].weights
+    sae = Bundle.load(LATENTS_FOLDER).sites[VISION].weights
     red = CONCEPTS.index("red")
     counted = count_latents(sae, exam)
     acts = torch.cat([sae.encode(x) for x in exam.vision]).double()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_sauce.bundle.fingerprint import fingerprint_model
-from vllm_sauce.bundle.reading import BUNDLE_FILE, check_hash, member, parse
+from vllm_sauce.bundle.reading import BUNDLE_FILE, Parsed, check_hash, member, parse
 from vllm_sauce.bundle.schema import (
     BundleFile,
     ConceptFile,
@@ -67,6 +67,9 @@ class Bundle:
     digest: str
     """SHA-256 of bundle.json's bytes."""
 
+    together: Mapping[int, Mapping[str, float]]
+    """What was measured of so many concepts forgotten at once, by their number."""
+
     _raw: bytes = field(repr=False)
 
     @classmethod
@@ -77,17 +80,16 @@ class Bundle:
         """
         folder = Path(path)
         raw = member(folder, BUNDLE_FILE).read_bytes()
-        fingerprint, entries, catalogue = parse(raw, folder / BUNDLE_FILE)
+        parsed = parse(raw, folder / BUNDLE_FILE)
         sites = {}
-        for name, entry in entries.items():
+        for name, entry in parsed.sites.items():
             _check_architecture(name, entry)
             file = member(folder, entry.file)
             check_header(file, entry)
             # What is not read now, and was hashed before, need not be read again.
             check_hash(file, entry.sha256, anew=weights)
             sites[name] = SiteSAE(entry, read_weights(file, entry) if weights else None)
-        digest = hashlib.sha256(raw).hexdigest()
-        return cls(fingerprint, sites, catalogue, digest, raw)
+        return cls._of(parsed, sites, raw)
 
     @classmethod
     def build(
@@ -96,6 +98,7 @@ class Bundle:
         sites: Mapping[str, SAEWeights],
         catalogue: Catalogue,
         activation: Mapping[str, Mapping[str, float | None]] | None = None,
+        together: Mapping[int, Mapping[str, float]] | None = None,
     ) -> Bundle:
         """Return a bundle of trained SAEs, checked as if it had been loaded.
 
@@ -110,16 +113,35 @@ class Bundle:
             fingerprint=fingerprint,
             sites=entries,
             concepts={item.name: ConceptFile.of(item) for item in catalogue.values()},
+            together={
+                str(count): dict(told) for count, told in (together or {}).items()
+            },
         )
         data = described.model_dump(mode="json")
         raw = (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("ascii")
         parsed = parse(raw, Path(BUNDLE_FILE))
+        saes = {name: SiteSAE(parsed.sites[name], sae) for name, sae in sites.items()}
+        return cls._of(parsed, saes, raw)
+
+    def with_together(self, together: Mapping[int, Mapping[str, float]]) -> Bundle:
+        """Return the bundle with other figures of several concepts at once.
+
+        Its digest is another, and its version the newest. Raises: BundleError if the
+        bundle was loaded without weights
+        """
+        return self.build(
+            self.fingerprint,
+            {name: site.weights for name, site in self.sites.items()},
+            self.catalogue,
+            {name: site.entry.activation for name, site in self.sites.items()},
+            together,
+        )
+
+    @classmethod
+    def _of(cls, parsed: Parsed, sites: Mapping[str, SiteSAE], raw: bytes) -> Bundle:
+        digest = hashlib.sha256(raw).hexdigest()
         return cls(
-            parsed.fingerprint,
-            {name: SiteSAE(parsed.sites[name], sae) for name, sae in sites.items()},
-            parsed.catalogue,
-            hashlib.sha256(raw).hexdigest(),
-            raw,
+            parsed.fingerprint, sites, parsed.catalogue, digest, parsed.together, raw
         )
 
     def save(self, path: str | Path) -> None:

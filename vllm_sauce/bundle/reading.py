@@ -54,6 +54,7 @@ class Parsed(NamedTuple):
     fingerprint: ModelFingerprint
     sites: Mapping[str, SiteFile]
     catalogue: Catalogue
+    together: Mapping[int, Mapping[str, float]]
 
 
 # A server's start reads the same bytes at every step.
@@ -69,7 +70,8 @@ def parse(raw: bytes, source: Path) -> Parsed:
         concepts = [entry.concept(name) for name, entry in parsed.concepts.items()]
         for concept in concepts:
             _check_edits(concept, parsed)
-        return Parsed(parsed.fingerprint, parsed.sites, Catalogue(concepts))
+        together = {int(count): said for count, said in parsed.together.items()}
+        return Parsed(parsed.fingerprint, parsed.sites, Catalogue(concepts), together)
     except ConfigError as error:
         raise BundleCorruptError(f"{source}: {error}") from error
 

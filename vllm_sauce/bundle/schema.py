@@ -17,6 +17,7 @@ VERSIONS: Final = (1, VERSION)
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Index = Annotated[int, Field(ge=0)]
 _Size = Annotated[int, Field(ge=1)]
+_Count = Annotated[str, Field(pattern=r"^([2-9]|[1-9]\d+)$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -163,11 +164,16 @@ class BundleFile(_Strict):
     fingerprint: ModelFingerprint
     sites: Annotated[dict[str, SiteFile], Field(min_length=1)]
     concepts: dict[str, ConceptFile]
+    together: dict[_Count, dict[str, _Number]] = {}
+    """What ``sauce eval --record`` measured of so many concepts at once; since
+    version 2."""
 
     @model_validator(mode="after")
     def _fields_by_version(self) -> Self:
         if self.version < 2 and any(site.rows for site in self.sites.values()):
             raise ValueError("version 1 knows no rows")
+        if self.version < 2 and self.together:
+            raise ValueError("version 1 knows no figures of several concepts at once")
         for name, concept in self.concepts.items():
             for site, edit in concept.edits.items():
                 if (edit.tokens is None) == (self.version == 2):

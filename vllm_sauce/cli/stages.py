@@ -138,7 +138,7 @@ def evaluate(request: EvalRequest) -> None:
 
     from vllm_sauce.cli.bars import progress_bar
     from vllm_sauce.measuring import report
-    from vllm_sauce.measuring.measure import measure
+    from vllm_sauce.measuring.measure import measure, record
 
     with progress_bar("answers") as progress:
         found = measure(request, progress)
@@ -152,6 +152,8 @@ def evaluate(request: EvalRequest) -> None:
         ),
     ]
     report.write(request.out, found, about)
+    if request.record:
+        record(request, found)
     console = Console()
     for grid in list(report.grids(found))[:3]:
         console.print(grid.as_table())

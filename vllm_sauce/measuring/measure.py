@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.concepts_yaml import ConceptFile
@@ -73,6 +74,27 @@ def measure(
                 known |= answers
                 left = {key: case for key, case in left.items() if key not in answers}
     return results(_answered(asked, digests, known), file, names, request.methods)
+
+
+def record(request: EvalRequest, found: Results) -> None:
+    """Write into the bundle what its concepts keep where many are forgotten at once.
+
+    Raises: ConfigError if the bundle is not what was asked; BundleError
+    """
+    bundle, path = Bundle.load(request.bundle), request.out / RUN_FILE
+    run = json.loads(path.read_text())
+    if bundle.digest != run["bundle"]:
+        raise ConfigError(f"{request.bundle} is another bundle now; measure it anew")
+    together = dict(bundle.together)
+    for group, figures in found.together.items():
+        count, _, rest = group.partition(" ")
+        if rest == "at once":
+            told = {name: each.value for name, each in figures.items() if each.n}
+            together[int(count)] = {**told, "n": figures["malformed"].n}
+    recorded = bundle.with_together(together)
+    recorded.save(request.bundle)
+    # It edits as before: what was answered is an answer of this one.
+    _write(path, run | {"bundle": recorded.digest})
 
 
 def _lacks_leak(
@@ -154,6 +176,10 @@ def _begin(request: EvalRequest, bundle: Bundle, beside: Mapping[str, Bundle]) -
             )
         return
     request.out.mkdir(parents=True, exist_ok=True)
+    _write(path, told)
+
+
+def _write(path: Path, told: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(told, indent=1) + "\n").encode(), LearnError)
 
 

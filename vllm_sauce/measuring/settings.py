@@ -107,6 +107,11 @@ class EvalRequest:
     split: str = "scoring"
     """Examples that are used."""
 
+    record: Annotated[bool, Parameter(negative="")] = False
+    """Write into the bundle what many of its concepts forget and keep at once; a
+    server's start says for how many that is known. The bundle's digest is another
+    then."""
+
     settings: EvalSettings = field(default_factory=EvalSettings)
 
     engine_args: EngineArgs = field(default_factory=dict)
@@ -120,6 +125,13 @@ class EvalRequest:
             )
         if self.beside and self.url is not None:
             raise ConfigError("a server has one bundle: give --url or --beside")
+        if self.record and (self.names or self.settings.together == ()):
+            raise ConfigError(
+                "--record is of sets of all the bundle's concepts: give it neither "
+                "--concept nor an empty --together"
+            )
+        if self.record and OURS not in self.settings.methods:
+            raise ConfigError(f"--record is of the bundle's edits: add --method {OURS}")
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from vllm_sauce.learning.selection.selection_file import (
 )
 from vllm_sauce.scale.cluster import Resources
 
-MODEL, BUNDLE = TINY / "model", TINY / "bundle"
+MODEL, BUNDLE = TINY / "model", TINY / "latents"
 NAMES = ("pig", "wood")
 SITES = ("vision", "decoder.1")
 ENGINE = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 1 << 26}

@@ -21,7 +21,7 @@ K = 64
 @cache
 def shipped(site) -> SAEWeights:
     """Return the SAE of the shipped bundle: ReLU, b_dec subtracted."""
-    return Bundle.load(TINY / "bundle").sites[site].weights
+    return Bundle.load(TINY / "latents").sites[site].weights
 
 
 def unsubtracted(sae) -> SAEWeights:

@@ -141,7 +141,7 @@ def test_another_model_s_sae_is_refused(tmp_path, request_for):
 
 
 def test_a_catalogue_comes_along(tmp_path, request_for):
-    concepts = json.loads((TINY / "bundle" / "bundle.json").read_text())["concepts"]
+    concepts = json.loads((TINY / "latents" / "bundle.json").read_text())["concepts"]
     for concept in concepts.values():
         concept["edits"] = {"vision": concept["edits"].get("vision")}
     concepts = {n: c for n, c in concepts.items() if c["edits"]["vision"]}

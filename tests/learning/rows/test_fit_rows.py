@@ -34,14 +34,14 @@ def run(command, harvested, *more):
 @pytest.fixture(scope="module")
 def fitted(harvested, tmp_path_factory):
     out = tmp_path_factory.mktemp("fit") / "rows"
-    done = run("fit", harvested, "--sae", TINY / "bundle", "--out", out)
+    done = run("fit", harvested, "--sae", TINY / "latents", "--out", out)
     assert done.exit_code == 0, done.output
     return out
 
 
 def test_each_concept_has_rows_beside_the_latents(fitted, file):
     sae = Bundle.load(fitted).sites["vision"].weights
-    shipped = Bundle.load(TINY / "bundle").sites["vision"].weights
+    shipped = Bundle.load(TINY / "latents").sites["vision"].weights
     assert sae.d_sae == 2048 + len(sae.rows)
     for name, tensor in without_rows(sae).tensors().items():
         torch.testing.assert_close(tensor, shipped.tensors()[name], rtol=0, atol=0)
@@ -95,7 +95,7 @@ def test_selection_keeps_a_concepts_rows_apart(fitted, harvested, tmp_path):
     assert done.exit_code == 0, done.output
     plain = tmp_path / "plain.json"
     done = run(
-        "select", harvested, "--sae", TINY / "bundle", "--k", "8", "--out", plain
+        "select", harvested, "--sae", TINY / "latents", "--k", "8", "--out", plain
     )
     assert done.exit_code == 0, done.output
     found, before = SelectionFile.read(out), SelectionFile.read(plain)

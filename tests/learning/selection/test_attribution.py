@@ -33,7 +33,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def saes():
-    bundle = Bundle.load(TINY / "bundle")
+    bundle = Bundle.load(TINY / "latents")
     return {site: bundle.sites[site].weights for site in SITES}
 
 

@@ -72,7 +72,7 @@ class Blocks:
 
 @pytest.fixture(scope="module")
 def bundle():
-    return Bundle.load(TINY / "bundle")
+    return Bundle.load(TINY / "latents")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def request_(tmp_path_factory):
     file = ConceptFile.read(folder / "concepts.yaml")
     (folder / "harvest").mkdir()
     return SelectRequest(
-        sae=TINY / "bundle",
+        sae=TINY / "latents",
         site="vision",
         harvest=harvest_pictures(folder / "harvest", file),
         concepts=folder / "concepts.yaml",
@@ -143,7 +143,9 @@ SOME = tuple((token,) for token in range(4, 120))
 def dogs(count, present=True):
     """Shipped pictures with a dog, or with another object."""
     rows = map(json.loads, (TINY / "pictures/labels.jsonl").read_text().splitlines())
-    objects = Bundle.load(TINY / "bundle", weights=False).catalogue.domains()["objects"]
+    objects = Bundle.load(TINY / "latents", weights=False).catalogue.domains()[
+        "objects"
+    ]
     files = [
         TINY / "pictures" / row["file"]
         for row in rows

@@ -35,7 +35,7 @@ def harvested(tmp_path_factory, file):
 
 def run(harvested, *more):
     options = {
-        "--sae": TINY / "bundle",
+        "--sae": TINY / "latents",
         "--site": "vision",
         "--harvest": harvested,
         "--concepts": TINY / "concepts.yaml",
@@ -52,7 +52,7 @@ def test_the_chosen_latents_stand_for_the_concept(harvested, tmp_path, score):
     found = SelectionFile.read(out)
     assert (found.score, found.k, found.d_sae) == (score, 8, 2048)
     assert len(found.concepts) == 60
-    shipped = Bundle.load(TINY / "bundle", weights=False).catalogue
+    shipped = Bundle.load(TINY / "latents", weights=False).catalogue
     agree = 0
     for name, concept in found.concepts.items():
         latents = [entry.latent for entry in concept.latents]

@@ -24,7 +24,7 @@ from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import flags, settings
 
 TINY = (TINY).resolve()
-SHIPPED = TINY / "bundle"
+SHIPPED = TINY / "latents"
 SAUCE = ("--plugin", "sauce", "--sauce-bundle", str(SHIPPED))
 
 

@@ -78,9 +78,9 @@ def test_a_process_that_is_handed_the_arguments_has_the_settings(
     assert len(found) == 3
     for section in found:
         assert section == found[0]
-        assert section["bundle"] == str(TINY / "bundle")
+        assert section["bundle"] == str(TINY / "latents")
         assert section["forget"] == ["dog"]
-        assert section["digest"] == Bundle.load(TINY / "bundle", weights=False).digest
+        assert section["digest"] == Bundle.load(TINY / "latents", weights=False).digest
         assert section["num_slots"] > 0 and section["max_num_tokens"] > 0
 
 
@@ -195,7 +195,7 @@ def test_a_bundle_may_be_named_on_the_hub(
     """A commit fetched before is found without a network, and read like any bundle."""
     commit = "0123456789abcdef" * 2 + "01234567"
     kept = tmp_path / "bundles" / "org--name" / commit
-    shutil.copytree(TINY / "bundle", kept)
+    shutil.copytree(TINY / "latents", kept)
     monkeypatch.setenv("VLLM_SAUCE_CACHE", str(tmp_path))
     given = {"bundle": f"org/name@{commit}"}
     assert settings.locate_bundle(given, None) == str(kept)

@@ -257,11 +257,14 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
     config, logger = from_vllm_config(vllm_config), compat.logger(__name__)
     assert config is not None
     logger.info(
-        "sauce: bundle %s (%s), sites %s, %d concepts, mandatory: %s",
+        "sauce: bundle %s (%s), sites %s, %d concepts, measured %s, mandatory: %s",
         config.bundle,
         bundle.digest[:12],
         ", ".join(sorted(bundle.sites)),
         len(bundle.catalogue),
+        f"with up to {max(bundle.together)} at once"
+        if bundle.together
+        else "one at a time alone",
         ", ".join(config.forget) or "none",
     )
     if weak := bundle.catalogue.weak():
