@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from typing import Any
 
@@ -14,6 +16,8 @@ from tests.inspection.browser import NO_BROWSER
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Guard())
+    # See tests/startup. Triton's bindings would end a run by calling this a leak.
+    atexit.unregister(gc.freeze)
 
 
 @pytest.hookimpl(tryfirst=True)

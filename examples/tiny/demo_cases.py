@@ -18,6 +18,9 @@ from vllm_sauce.playground.demo import Case, ask
 
 TINY = Path(__file__).parent
 CANDIDATES = 8
+AT_ONCE = 8
+"""Concepts that the last requests about a picture forget."""
+DESCRIBE = "Describe the picture."
 QUESTIONS = {
     "objects": "What object is in the picture?",
     "sports": "What sport is in the picture?",
@@ -29,14 +32,16 @@ QUESTIONS = {
 
 def cases_of(row: dict[str, Any], concept: str, others: list[str]) -> list[Case]:
     """Return the questions about one picture: what must change and what must stay."""
-    question = QUESTIONS[DOMAIN_OF[concept]]
+    file, question = row["file"], QUESTIONS[DOMAIN_OF[concept]]
     kept = next(c for c in row["concepts"] if c != concept)
-    file = row["file"]
+    other = QUESTIONS[DOMAIN_OF[kept]]
     return [
         Case(file, question, (), must_change=False),
         Case(file, question, (concept,), must_change=True),
-        Case(file, QUESTIONS[DOMAIN_OF[kept]], (concept,), must_change=False),
+        Case(file, DESCRIBE, (concept,), must_change=True),
+        Case(file, other, (concept,), must_change=False),
         Case(file, question, (concept, *others), must_change=True),
+        Case(file, other, (concept, *others), must_change=False),
     ]
 
 
@@ -46,7 +51,7 @@ def choose(concepts: list[str]) -> list[Case]:
     rows = [json.loads(line) for line in labels]
     groups: list[list[Case]] = []
     for i, concept in enumerate(concepts):
-        others = [concepts[i - 1], concepts[i - 2]]
+        others = [concepts[i - n] for n in range(1, AT_ONCE)]
         shown = [
             row
             for row in rows

@@ -15,7 +15,7 @@ def demo(
     json_path: Annotated[Path | None, Parameter(name="--json")] = None,
     html_path: Annotated[Path, Parameter(name="--html")] = Path("demo.html"),
 ) -> int:
-    """Ask sauce-tiny about pictures with nothing, one and three concepts forgotten.
+    """Ask sauce-tiny about pictures with nothing, one and eight concepts forgotten.
 
     Parameters
     ----------
