@@ -14,7 +14,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.options import EngineArgs, SitePaths
 from vllm_sauce.scale.cluster import Resources
 
-PREFERENCES = ("forgetting", "balance")
+FORGETTING, BALANCE, MILDEST = PREFERENCES = ("forgetting", "balance", "mildest")
 ROW_KINDS = ("others", "absence", "words", "before")
 """See ``sae.weights.Row``."""
 
@@ -69,9 +69,10 @@ class CalibrationConfig:
     """UAg and UAd, on the scoring split, below which a concept is written as not
     forgotten; a server refuses it unless it is told otherwise."""
 
-    prefer: Annotated[str, Parameter(choices=PREFERENCES)] = "forgetting"
-    """What is best among settings that keep to both floors: forgetting (UAg and UAd) or
-    balance (the harmonic mean of all four)."""
+    prefer: Annotated[str, Parameter(choices=PREFERENCES)] = FORGETTING
+    """What is best among settings that keep to both floors: forgetting (UAg and UAd);
+    balance (the harmonic mean of all four); or, of those that forget 95 %, the mildest,
+    which wears least down where many are forgotten at once."""
 
     positives: int = 48
     """Examples with a concept, at most."""

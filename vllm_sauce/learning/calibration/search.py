@@ -15,14 +15,20 @@ from dataclasses import dataclass, field
 
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.evaluation.metrics import Outcome
-from vllm_sauce.learning.calibration.config import CalibrationConfig
+from vllm_sauce.learning.calibration.config import (
+    FORGETTING,
+    MILDEST,
+    CalibrationConfig,
+)
 from vllm_sauce.learning.calibration.coordinate_search import in_step, site_rounds
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
-from vllm_sauce.learning.calibration.setting import Setting
+from vllm_sauce.learning.calibration.setting import Setting, taken_away
 
 Note = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
+ENOUGH = 0.95
+"""Share of forgetting beyond which a milder setting is better."""
 ALIKE = 2
 """Settings of the same latents among those that the search hands on."""
 
@@ -100,9 +106,14 @@ def _distinct(
     At most ``alike`` of them edit the same latents, unless there are no others.
     """
     choices, chosen = examiner.choices[name], dict[Hashable, Setting]()
+    mildest = examiner.config.prefer == MILDEST
     more: dict[Hashable, Setting] = {}
     same: Counter[Hashable] = Counter()
-    for trial in sorted(trials.values(), key=lambda t: -t.objective):
+    for trial in sorted(
+        trials.values(),
+        key=lambda t: _merit(examiner.config, t) if mildest else (t.objective,),
+        reverse=True,
+    ):
         mask = choices.mask(trial.setting)
         if trial.objective == -math.inf or mask in chosen or mask in more:
             continue
@@ -151,10 +162,13 @@ def _keeps(examiner: Examiner, name: str, trial: Trial) -> bool:
     )
 
 
-def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, float]:
+def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
     scores = trial.scores
-    forgetting = config.prefer == "forgetting"
-    return scores.forgetting if forgetting else scores.HM, trial.objective
+    if config.prefer == MILDEST:
+        enough = min(scores.forgetting, ENOUGH)
+        return enough, *(-much for much in taken_away(trial.setting)), trial.objective
+    best = scores.forgetting if config.prefer == FORGETTING else scores.HM
+    return best, trial.objective
 
 
 def _choose(examiner: Examiner, name: str, finals: Sequence[Trial]) -> Trial:

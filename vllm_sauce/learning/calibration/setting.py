@@ -37,6 +37,11 @@ class Action:
             )
         return cls(text, kind == "clamp", amount)
 
+    @property
+    def removed(self) -> float:
+        """Share of a latent's largest activation that is taken away."""
+        return 1 + self.amount if self.clamps else 1 - self.amount
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSetting:
@@ -67,3 +72,9 @@ class SiteSetting:
 
 Setting = tuple[SiteSetting, ...]
 """One for each site that is edited, in the order of the search's sites."""
+
+
+def taken_away(setting: Setting) -> tuple[float, float]:
+    """Return how much a setting takes away: its latents' shares, then how widely."""
+    shares = sum(one.k * one.action.removed for one in setting)
+    return shares, -sum(one.gate for one in setting)
