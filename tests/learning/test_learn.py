@@ -149,6 +149,23 @@ def test_a_table_of_pictures_is_trained_on(request_):
     assert found["train vision"].harvest == found["harvest training pictures"].out
 
 
+def test_texts_are_trained_on(request_):
+    """At a decoder site; the tower would see nothing."""
+    few = replace(request_, sites=("decoder.1",), saes={}, fidelity_samples=3)
+    found = requests(replace(few, train_texts=TINY / "more.txt"))
+    shown = found["harvest training texts"].shown
+    assert (shown.texts, shown.pictures, shown.table) == (TINY / "more.txt", None, None)
+    assert found["harvest training texts"].sites == ("decoder.1",)
+    assert found["train decoder.1"].harvest == found["harvest training texts"].out
+    assert found["train decoder.1"].fidelity.samples == 3
+    public = replace(few, saes={"decoder.1": "org/public"}, train_texts=TINY / "t")
+    assert requests(public)["import decoder.1"].texts == TINY / "t"
+    with pytest.raises(ConfigError, match="the vision site sees no texts"):
+        replace(request_, train_texts=TINY / "more.txt")
+    with pytest.raises(ConfigError, match="either --train-pictures or --train-texts"):
+        replace(few, train_texts=TINY / "t", train_pictures=TINY)
+
+
 def test_a_failed_stage_stops_and_is_where_it_goes_on(request_):
     failing = Sauce(request_, fails_at=("calibrate",))
     with pytest.raises(LearnError, match="calibrate ended with status 2"):

@@ -20,7 +20,7 @@ from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.coordinate_search import site_rounds
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
-from vllm_sauce.learning.counts import Asked, Counts, count
+from vllm_sauce.learning.counts import Asked, Counts, count, pictures_alone
 from vllm_sauce.learning.harvest.settings import HarvestSettings
 from vllm_sauce.learning.plan import (
     as_table,
@@ -59,7 +59,7 @@ def by_stage(request, counts):
 
 
 def test_a_paper_sized_plan_has_the_papers_sizes(paper):
-    lines = by_stage(paper, replace(FEW, train_pictures=4500))
+    lines = by_stage(paper, replace(FEW, training=pictures_alone(4500)))
     train = lines["train vision"]
     # W_enc and W_dec in float32.
     assert train.disk == 2 * 1024 * 65_536 * 4
@@ -80,7 +80,7 @@ def test_a_paper_sized_plan_has_the_papers_sizes(paper):
 def test_llava_next_with_131k_latents_by_hand(paper):
     wide = replace(paper.training, d_sae=131_072)
     request = replace(paper, model=str(PLANS / "llava-v1.6-mistral-7b"), training=wide)
-    lines = by_stage(request, replace(FEW, train_pictures=1000))
+    lines = by_stage(request, replace(FEW, training=pictures_alone(1000)))
     train = lines["train vision"]
     assert train.disk == 2**30  # 2 x 1024 x 131,072 x 4 bytes: 2^(1 + 10 + 17 + 2)
     assert train.operations == 12 * 2_560_000 * 2**27
@@ -217,14 +217,34 @@ def test_the_plan_counts_what_the_file_leads_to(paper):
 
 def test_what_must_be_known_is_said(paper):
     size = ModelSize.read(PLANS / "llava-v1.6-mistral-7b")
-    few = replace(FEW, train_pictures=100)
+    few = replace(FEW, training=pictures_alone(100))
     told = " / ".join(notes(paper, few, size))
     assert "all tiles, 2,880 patches" in told
     assert "refused the vision site of LlavaNextForConditionalGeneration" in told
     # 2,560,000 rows out of 100 x 2,880.
     assert "shown 8.9 times" in told
     size = ModelSize.read(paper.model)
-    assert notes(paper, replace(FEW, train_pictures=4500), size) == []
+    assert notes(paper, replace(FEW, training=pictures_alone(4500)), size) == []
+
+
+def test_texts_to_train_on_are_counted_as_the_model_reads_them(paper, tmp_path):
+    """With what it writes after each."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("is there a dog ?\nhello\n")
+    tiny = replace(
+        paper,
+        model=str(TINY / "model"),
+        sites=("decoder.1",),
+        concepts=TINY / "concepts.yaml",
+        train_texts=texts,
+        harvest=HarvestSettings(max_tokens=5),
+    )
+    found = count(tiny).training
+    assert (found.samples, found.shown, found.written) == (2, 0, 10)
+    assert found.words > 2 * len("USER: ASSISTANT:".split())
+    lines = by_stage(tiny, count(tiny))
+    rows = lines["harvest training texts"].tokens
+    assert rows == found.words + found.written
 
 
 def commands():

@@ -13,7 +13,7 @@ from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
 from vllm_sauce.evaluation.questions import Question
 from vllm_sauce.learning.calibration.run import SCORE_SPLIT, SEARCH_SPLIT
 from vllm_sauce.learning.request import LearnRequest
-from vllm_sauce.learning.stages import training_pictures
+from vllm_sauce.learning.stages import trained_on
 from vllm_sauce.models.chat_prompts import chat_texts
 
 
@@ -46,7 +46,8 @@ class Counts:
     """Tokens of all prompts' words with their templates; 0 if not known."""
     written: int = 0
     """Tokens that the model may write for them."""
-    train_pictures: int = 0
+    training: Counts | None = None
+    """What SAEs are trained on, if it is not what the concepts show."""
     searched: Asked = Asked()
     """What the search of each concept asks."""
     scored: Asked = Asked()
@@ -61,10 +62,6 @@ def count(request: LearnRequest) -> Counts:
     file = ConceptFile.read(request.concepts)
     samples = file.samples("selection")
     shown = [s.picture.name for s in samples if s.picture is not None]
-    more = 0
-    if request.trained and request.train_pictures is not None:
-        shown_more = training_pictures(request.train_pictures)
-        more = len(find_samples(**asdict(shown_more)))
     return Counts(
         samples=len(samples),
         shown=len(shown),
@@ -72,9 +69,31 @@ def count(request: LearnRequest) -> Counts:
         concepts=len(file.concepts),
         written=len(samples) * request.harvest.max_tokens,
         words=_words(request.model, [s.prompt for s in samples]) if not shown else 0,
-        train_pictures=more,
+        training=_training(request) if request.trained else None,
         searched=_asked(request, file, SEARCH_SPLIT),
         scored=_asked(request, file, SCORE_SPLIT),
+    )
+
+
+def pictures_alone(number: int) -> Counts:
+    """Each is a sample with one prompt."""
+    return Counts(samples=number, shown=number, pictures=number, concepts=0)
+
+
+def _training(request: LearnRequest) -> Counts | None:
+    shown = trained_on(request)
+    if shown is None:
+        return None
+    found = find_samples(**asdict(shown))
+    if not shown.texts:
+        return pictures_alone(len(found))
+    return Counts(
+        samples=len(found),
+        shown=0,
+        pictures=0,
+        concepts=0,
+        words=_words(request.model, [s.prompt for s in found]),
+        written=len(found) * request.harvest.max_tokens,
     )
 
 

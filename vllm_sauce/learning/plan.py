@@ -16,7 +16,7 @@ from rich.table import Table
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.learning.calibration.coordinate_search import most_settings
-from vllm_sauce.learning.counts import Counts, count
+from vllm_sauce.learning.counts import Counts, count, pictures_alone
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.learning.training.settings import BUFFER_MIB
@@ -62,9 +62,8 @@ def plan(request: LearnRequest, counts: Counts, size: ModelSize) -> list[Line]:
     """Return what each stage takes; importing and the report are left out."""
     lines = [_harvest("harvest concepts", request, request.sites, counts, size)]
     rows = {site: _rows(site, counts, size) for site in request.sites}
-    if request.trained and counts.train_pictures:
-        more = _pictures_alone(counts.train_pictures)
-        name = "harvest training pictures"
+    if request.trained and (more := counts.training) is not None:
+        name = f"harvest training {'pictures' if more.shown else 'texts'}"
         lines.append(_harvest(name, request, request.trained, more, size))
     for site in request.trained:
         lines.append(_train(request, site, size))
@@ -93,11 +92,6 @@ def _rows(site: str, counts: Counts, size: ModelSize) -> int:
     if site == VISION:
         return counts.pictures * size.picture.patches
     return _prompt_rows(counts, size)
-
-
-def _pictures_alone(number: int) -> Counts:
-    """Each is a sample with one prompt."""
-    return Counts(samples=number, shown=number, pictures=number, concepts=0)
 
 
 def _prompt_rows(counts: Counts, size: ModelSize) -> int:
@@ -280,7 +274,7 @@ def planned(request: LearnRequest, train_pictures: int | None = None) -> Table:
     size = ModelSize.read(request.model)
     counts = count(request)
     if train_pictures is not None:
-        counts = replace(counts, train_pictures=train_pictures)
+        counts = replace(counts, training=pictures_alone(train_pictures))
     rate = matrix_rate(request.training.device)
     speed = f"times are at this machine's matrix rate, {rate / 1e9:,.0f} GFLOP/s"
     told = [*notes(request, counts, size), speed]
@@ -300,9 +294,7 @@ def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:
             f"a plan only: vLLM is refused the vision site of {size.architecture}, "
             f"it is proven for {', '.join(with_vision())}"
         )
-    source = counts
-    if counts.train_pictures:
-        source = _pictures_alone(counts.train_pictures)
+    source = counts.training or counts
     tokens = request.training.training_tokens
     for site in request.trained:
         rows = _rows(site, source, size)

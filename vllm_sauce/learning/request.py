@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from vllm_sauce.concepts import check_site
+from vllm_sauce.concepts import VISION, check_site
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.harvest.settings import HarvestSettings, check_sites
@@ -55,6 +55,13 @@ class LearnRequest:
     """Folder of more pictures to train on, or JSON lines with the columns image and
     prompt; else those of the concepts."""
 
+    train_texts: Path | None = None
+    """File of texts to train on instead, one a line."""
+
+    fidelity_samples: int = 64
+    """What the model's loss is with a trained SAE in its place is measured on at most
+    so many; 0 measures nothing."""
+
     edits: Annotated[str, Parameter(choices=EDITS)] = "both"
     """What concepts may be forgotten by: rows, fitted with labels; latents of SAEs;
     or, for each, what calibration finds better."""
@@ -89,10 +96,21 @@ class LearnRequest:
                 "take --edits latents, --edits rows, or another architecture"
             )
         check_sites(self.sites)
+        self._check_training()
         for site in self.saes:
             check_site(site)
         if stray := sorted(set(self.saes) - set(self.sites)):
             raise ConfigError(f"an SAE is given for {stray[0]}, which is not a --site")
+
+    def _check_training(self) -> None:
+        if self.train_texts is None:
+            return
+        if self.train_pictures is not None:
+            raise ConfigError("give either --train-pictures or --train-texts")
+        if VISION in self.trained:
+            raise ConfigError(
+                "the vision site sees no texts; give --train-pictures, or an SAE for it"
+            )
 
     @property
     def folder(self) -> Path:
@@ -124,7 +142,10 @@ class LearnRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the result, flat; where and how fast it runs does not."""
-        own = ("sites", "concepts", "out", "saes", "train_pictures", "edits", "latents")
+        own = (
+            *("sites", "concepts", "out", "saes", "edits", "latents"),
+            *("train_pictures", "train_texts"),
+        )
         told = {name: getattr(self, name) for name in own}
         parts = {
             "harvest": self.harvest.to_json(),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sauce.bundle.served_sae import is_served_sae
+from vllm_sauce.concepts import VISION
 from vllm_sauce.inspection.settings import InspectRequest
 from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.harvest.settings import HarvestRequest, ShownSamples
@@ -45,10 +46,9 @@ def stages(request: LearnRequest) -> list[Stage]:
     shards = request.folder / "harvest"
     selection = ShownSamples(concepts=request.concepts, split="selection")
     found = [_harvest(request, "concepts", request.sites, shards, selection)]
-    if request.trained and request.train_pictures is not None:
+    if request.trained and (shown := trained_on(request)) is not None:
         shards = request.folder / "harvest-train"
-        shown = training_pictures(request.train_pictures)
-        what = "training pictures"
+        what = "training texts" if shown.texts else "training pictures"
         found.append(_harvest(request, what, request.trained, shards, shown))
     for site in () if request.edits == "rows" else request.sites:
         path = request.sae_path(site)
@@ -65,8 +65,16 @@ def stages(request: LearnRequest) -> list[Stage]:
     return found
 
 
-def training_pictures(path: Path) -> ShownSamples:
-    """Return a folder, or a table with the columns "image" and "prompt"."""
+def trained_on(request: LearnRequest) -> ShownSamples | None:
+    """Return what SAEs are trained on, None if it is what the concepts show.
+
+    A folder of pictures, a table with the columns "image" and "prompt", or texts.
+    """
+    path = request.train_pictures
+    if request.train_texts is not None:
+        return ShownSamples(texts=request.train_texts)
+    if path is None:
+        return None
     if path.suffix == ".jsonl":
         return ShownSamples(table=path, image_column="image", prompt_column="prompt")
     return ShownSamples(pictures=path)
@@ -104,7 +112,11 @@ def _train(request: LearnRequest, site: str, shards: Path, out: Path) -> Stage:
         site=site,
         out=out,
         training=request.training,
-        fidelity=FidelitySettings(model=request.model, pictures=(pictures,)),
+        fidelity=FidelitySettings(
+            model=request.model,
+            pictures=(pictures,),
+            samples=request.fidelity_samples,
+        ),
         resume=True,
     )
     return Stage(f"train {site}", told, out / "figures.json")
@@ -117,6 +129,7 @@ def _import(request: LearnRequest, site: str, out: Path) -> Stage:
         site=site,
         out=out,
         pictures=_folder(request.train_pictures),
+        texts=None if site == VISION else request.train_texts,
     )
     return Stage(f"import {site}", told, out / "bundle.json")
 
