@@ -240,8 +240,10 @@ def test_texts_to_train_on_are_counted_as_the_model_reads_them(paper, tmp_path):
         harvest=HarvestSettings(max_tokens=5),
     )
     found = count(tiny).training
+    assert found is not None
     assert (found.samples, found.shown, found.written) == (2, 0, 10)
-    assert found.words > 2 * len("USER: ASSISTANT:".split())
+    # Each with the chat's own USER: and ASSISTANT:.
+    assert found.words > 2 * 2
     lines = by_stage(tiny, count(tiny))
     rows = lines["harvest training texts"].tokens
     assert rows == found.words + found.written
