@@ -146,12 +146,12 @@ def test_what_is_preferred_decides_within_the_floors(examiner):
 
 
 def test_the_mildest_is_taken_of_what_forgets_enough(examiner):
-    """Beyond 95 % a smaller share wins, then a higher gate; below it, forgetting."""
+    """Beyond 98 % a smaller share wins, then a higher gate; below it, forgetting."""
     examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
     examiner.config = replace(CONFIG, retain_floor=1.0, prefer="mildest")
     strong = trial(0.9, setting(action="scale -1"), hm=1.0)
     wide = trial(0.8, setting(), hm=0.99)
-    mild = trial(0.7, setting(gate=1.0), hm=0.95)
+    mild = trial(0.7, setting(gate=1.0), hm=0.98)
     weak = trial(0.6, setting(gate=1.0, action="scale 0.5"), hm=0.94)
     assert _choose(examiner, "dog", [strong, wide, mild, weak]) is mild
     assert _choose(examiner, "dog", [strong, wide]) is wide

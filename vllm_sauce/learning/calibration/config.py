@@ -71,7 +71,7 @@ class CalibrationConfig:
 
     prefer: Annotated[str, Parameter(choices=PREFERENCES)] = FORGETTING
     """What is best among settings that keep to both floors: forgetting (UAg and UAd);
-    balance (the harmonic mean of all four); or, of those that forget 95 %, the mildest,
+    balance (the harmonic mean of all four); or, of those that forget 98 %, the mildest,
     which wears least down where many are forgotten at once."""
 
     positives: int = 48

@@ -27,7 +27,7 @@ from vllm_sauce.learning.calibration.setting import Setting, taken_away
 Note = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
-ENOUGH = 0.95
+ENOUGH = 0.98
 """Share of forgetting beyond which a milder setting is better."""
 ALIKE = 2
 """Settings of the same latents among those that the search hands on."""
