@@ -80,6 +80,25 @@ def test_garbage_forgets_nothing_either(file):  # noqa: F811
     assert shares["forgotten name"].value == shares["kept name"].value == 0
 
 
+def test_what_is_said_instead_is_told_by_domain(file):  # noqa: F811
+    """Of ours; each answer counts for the domain of what is forgotten."""
+
+    def say(case):
+        forgotten = {*case.forget} & {case.question.about}
+        if case.question.kind is not Kind.NAME or not forgotten:
+            return perfect(case)
+        return (
+            "none" if file.concepts[case.question.about].domain == "animals" else "it"
+        )
+
+    found = scored(file, say)
+    assert found.instead["ours, animals"]["none"].value == 1
+    assert found.instead["ours, colours"]["else"].value == 1
+    parts = [found.instead[f"ours, {d}"]["none"].n for d in ("animals", "colours")]
+    assert sum(parts) == found.instead["ours"]["none"].n
+    assert {*found.false} == {*found.instead}
+
+
 def test_what_is_said_instead_is_counted(file):  # noqa: F811
     def say(case):
         if case.question.about in case.forget and case.question.kind is Kind.NAME:

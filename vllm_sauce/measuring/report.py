@@ -67,10 +67,14 @@ def grids(found: Results) -> Iterator[Grid]:
     n = next(iter(kinds.values())).n
     yield Grid(
         f"what is said where it is to be named, of {n} answers",
-        ("", *kinds),
+        ("", *kinds, "false"),
         tuple(
-            (TITLES.get(method, method), *(str(figure) for figure in shares.values()))
-            for method, shares in found.instead.items()
+            (
+                _title(of),
+                *(str(share) for share in shares.values()),
+                str(found.false[of]),
+            )
+            for of, shares in found.instead.items()
         ),
     )
     if any(figure.n for shares in found.away.values() for figure in shares.values()):
@@ -95,6 +99,11 @@ def grids(found: Results) -> Iterator[Grid]:
                     for name, figures in concepts.items()
                 ),
             )
+
+
+def _title(of: str) -> str:
+    method, comma, domain = of.partition(", ")
+    return f"{TITLES.get(method, method)}{comma}{domain}"
 
 
 def _sets(together: Mapping[str, Figures]) -> Grid:

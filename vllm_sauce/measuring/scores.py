@@ -57,9 +57,9 @@ class Results:
     means: Mapping[str, Figures]
     """By method: means over the concepts, intervals over concepts."""
     instead: Mapping[str, Mapping[str, Figure]]
-    """By method: what is said where the name is asked for."""
+    """By method, and of ours by domain: what is said where the name is asked for."""
     false: Mapping[str, Figure]
-    """By method: descriptions that state something that is not there."""
+    """By the same: descriptions that state something that is not there."""
     worst: Mapping[str, Figure]
     """By method: what the other concept that loses most loses, mean over concepts."""
     away: Mapping[str, Figures]
@@ -99,15 +99,27 @@ def results(
     asked = {key: _counting(found) for key, found in by.items()}
     alone = {m: {n: _scores(asked[m, n]) for n in names} for m in methods}
     said = {m: [one for n in names for one in asked[m, n]] for m in methods}
+    # A thing can be absent, a colour cannot: what is said differs by domain.
+    domains = {file.concepts[name].domain for name in names}
+    by_domain = {
+        f"{OURS}, {domain}": mine
+        for domain in file.domains()
+        if OURS in methods and domain in domains and len(domains) > 1
+        if (mine := [one for one in said[OURS] if _domain(one, file) == domain])
+    }
     return Results(
         alone=alone,
         means={m: _means(list(found.values())) for m, found in alone.items()},
-        instead={m: _instead(said[m], file) for m in methods},
-        false={m: _false(said[m], file) for m in methods},
+        instead={m: _instead(some, file) for m, some in {**said, **by_domain}.items()},
+        false={m: _false(some, file) for m, some in {**said, **by_domain}.items()},
         worst={m: _worst([watched.get((m, n), []) for n in names]) for m in methods},
         away={m: _away([asked[m, n] for n in names], denied[m]) for m in methods},
         together={group: _together(found, file) for group, found in sets.items()},
     )
+
+
+def _domain(one: Answered, file: ConceptFile) -> str:
+    return file.concepts[one.case.forget[0]].domain
 
 
 def _counting(found: Sequence[Answered]) -> list[Answered]:
