@@ -85,6 +85,17 @@ def test_each_of_a_batch_has_its_own_tokens_and_again_from_the_cache(
         assert mine.close(want, 1e-3) and later.close(want, 1e-3), ask
 
 
+def test_all_requests_of_a_step_need_several_slots(
+    llm: Any, oracle: ReferenceModel
+) -> None:
+    """As many masks as requests fit, and in one step more parts than requests."""
+    names = ("the sink", "prompts", "answers")
+    asks = [Ask(None, WHAT, names, strength=n / 6) for n in range(1, 7)]
+    cold(llm)
+    for ask, mine in zip(asks, run(llm, asks), strict=True):
+        assert mine.close(oracle.reply(ask), 1e-3), ask
+
+
 def test_what_comes_before_the_first_edited_token_is_the_plain_requests(
     llm: Any,
 ) -> None:
