@@ -144,7 +144,7 @@ def as_table(answers: Sequence[Result]) -> Table:
         table.add_row(
             case.picture if first else "",
             case.question,
-            ", ".join(case.forget) or "nothing",
+            _named(case.forget),
             answer.before,
             f"[bold]{answer.after}[/]"
             if answer.before != answer.after
@@ -153,6 +153,12 @@ def as_table(answers: Sequence[Result]) -> Table:
             + ("[green]ok[/]" if answer.right else "[red]WRONG[/]"),
         )
     return table
+
+
+def _named(forget: Sequence[str]) -> str:
+    if len(forget) > 3:
+        return f"{forget[0]} and {len(forget) - 1} others"
+    return ", ".join(forget) or "nothing"
 
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>sauce demo</title>

@@ -61,7 +61,7 @@ def test_flags_become_additional_config(monkeypatch: pytest.MonkeyPatch) -> None
     """Each flag has its setting, other settings stay; what it names is looked up."""
     monkeypatch.chdir(TINY)
     args = parse_model(
-        *("--plugin", "sauce", "--sauce-bundle", "bundle", "--sauce-forget", "dog"),
+        *("--plugin", "sauce", "--sauce-bundle", "latents", "--sauce-forget", "dog"),
         *("--sauce-forget", "blue", "--sauce-max-latents", "777"),
         *("--sauce-pool-dtype", "fp8", "--sauce-approximate", "relu"),
         *("--sauce-require-decoder", "--sauce-allow-weak", "dog", "cat"),

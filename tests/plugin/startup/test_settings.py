@@ -52,12 +52,14 @@ def test_a_process_that_is_handed_the_arguments_has_the_settings(
     """By flags, JSON and variables, each without the other two in the child."""
     monkeypatch.chdir(TINY)
     routes = [
-        parse("--plugin", "sauce", "--sauce-bundle", "bundle", "--sauce-forget", "dog"),
         parse(
-            "--additional-config", '{"sauce": {"bundle": "bundle", "forget": ["dog"]}}'
+            "--plugin", "sauce", "--sauce-bundle", "latents", "--sauce-forget", "dog"
+        ),
+        parse(
+            "--additional-config", '{"sauce": {"bundle": "latents", "forget": ["dog"]}}'
         ),
     ]
-    monkeypatch.setenv("VLLM_SAUCE_BUNDLE", "bundle")
+    monkeypatch.setenv("VLLM_SAUCE_BUNDLE", "latents")
     monkeypatch.setenv("VLLM_SAUCE_FORGET", "dog")
     routes.append(parse())
     monkeypatch.delenv("VLLM_SAUCE_BUNDLE")
