@@ -51,7 +51,7 @@ SERVED = (
     ("plugin/worker/runtime.py", "        _keep(connector, self.vision.table)\n", "", "the vision table is no buffer", _LIFE),
     ("plugin/worker/op_check.py", "if not torch.equal(got[untouched], x[untouched]):", "if False:", "an op that edits everybody passes", _OP),
     ("plugin/worker/op_check.py", "if wrong > (1 if table.topk and len(few) > 1 else 0):", "if False:", "an op that is wrong passes", _OP),
-    ("plugin/worker/op_check.py", "if torch.equal(want, x[few].cpu()):", "if False:", "a check of nothing passes", _OP),
+    ("plugin/worker/op_check.py", "return not torch.equal(want, x[few].cpu())", "return True", "a check of nothing passes", _OP),
     ("client.py", "unicodedata.normalize(\"NFKC\", key).casefold()", "key.casefold()", "full-width letters pass", _WIRE),
     ("client.py", " or letters == \"forget\"", "", "forget alone passes", _WIRE),
     ("plugin/engine_core.py", "if missing := sorted(set(admission.config.forget) - set(names)):", "if missing := \"\":", "a request without the mandatory concepts", _CORE),

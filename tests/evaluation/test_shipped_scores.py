@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped table, recomputed in part from the shipped model and bundle."""
+"""The table of the bundle of latents, recomputed in part from it and the model."""
 
 import pytest
 import torch
@@ -16,8 +16,9 @@ from vllm_sauce.evaluation.metrics import NAMES, harmonic_mean
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 
-CHECKED = ("dog", "soccer", "love", "red", "wood")
-"""One of each domain."""
+CHECKED = ("dog", "red")
+"""One that is edited at both sites, one at the tower; of the shipped bundle one of each
+domain is asked as served, in tests/tiny/test_bundle.py."""
 NEEDED_MEAN_HM = 0.932
 """What the bundle before this one had."""
 NEEDED_GOOD = 40
