@@ -138,6 +138,12 @@ def test_what_is_recorded_is_of_all_concepts(two):
     whole = replace(request, names=(), settings=EvalSettings(methods=("ban",)))
     with pytest.raises(ConfigError, match="add --method ours"):
         replace(whole, record=True)
+    few = request.out.with_name("few.yaml")
+    text = request.concepts.read_text().replace("pictures/", f"{TINY}/pictures/")
+    few.write_text(text[: text.index("  leather:")])
+    whole = replace(request, names=(), beside={}, settings=EvalSettings(), record=True)
+    with pytest.raises(ConfigError, match="few.yaml has no 'leather'"):
+        measure(replace(whole, concepts=few))
 
 
 def test_a_bundle_beside_must_know_the_concepts(two):

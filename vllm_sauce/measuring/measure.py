@@ -149,6 +149,11 @@ def _names(
     names = request.names or tuple(n for n in file.concepts if n in ours.catalogue)
     if not names:
         raise ConfigError(f"{request.concepts} has none of the bundle's concepts")
+    if request.record and (left := sorted({*ours.catalogue} - {*names})):
+        raise ConfigError(
+            f"--record is of all the bundle's concepts; {request.concepts} has no "
+            f"{left[0]!r}"
+        )
     for method, other in beside.items():
         if lacking := [name for name in names if name not in other.catalogue]:
             raise ConfigError(
