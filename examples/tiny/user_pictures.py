@@ -4,7 +4,8 @@
 ``PYTHONPATH=examples python -m tiny.user_pictures FOLDER`` draws 150 pictures of each
 of the 40 foreground concepts, and 300 without any, for ``concepts.yaml``, and 8,000
 without labels, each with a question, for training SAEs (``training.jsonl``). None of
-them is among the pictures that ``tiny.scores`` measures on.
+them is among the pictures that ``tiny.scores`` measures on. ``--style held-out`` draws
+them in a style that the model has never seen.
 """
 
 import argparse
@@ -58,10 +59,10 @@ def concepts_yaml() -> dict[str, object]:
     }
 
 
-def empty_pictures(count: int) -> list[Picture]:
+def empty_pictures(count: int, style: str = "train") -> list[Picture]:
     """Draw pictures of a background alone: what it looks like when nothing is there."""
     rng = np.random.default_rng([HELD_OUT_SEED, SEEDS["user"]])
-    renderer = Renderer(STYLES["train"])
+    renderer = Renderer(STYLES[style])
     return [renderer.picture(rng, NOTHING) for _ in range(count)]
 
 
@@ -110,11 +111,13 @@ def main() -> None:
     parser.add_argument("--per-foreground", type=int, default=150)
     parser.add_argument("--empty", type=int, default=300)
     parser.add_argument("--training", type=int, default=8000)
+    parser.add_argument("--style", choices=STYLES, default="train")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=False)
-    pictures = balanced_pictures("user", arguments.per_foreground)
-    pictures += empty_pictures(arguments.empty)
+    style = arguments.style
+    pictures = balanced_pictures("user", arguments.per_foreground, style)
+    pictures += empty_pictures(arguments.empty, style)
     write_labelled(arguments.folder, pictures)
     write_training(arguments.folder, arguments.training, arguments.seed)
 
