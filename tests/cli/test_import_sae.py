@@ -39,7 +39,7 @@ def run(*arguments):
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Options that show the model what the shipped SAEs were trained on."""
+    """Options that show the model what the latents' SAEs were trained on."""
     (tmp_path / "texts").write_text("\n".join(QUESTIONS))
     return {
         "vision": ("--pictures", PICTURES),

@@ -284,6 +284,10 @@ def test_the_documented_plans_are_printed(monkeypatch, tmp_path):
         (("--model", "nowhere", "--plan"), "cannot read nowhere/config.json"),
         (("--model", str(TINY / "pictures"), "--plan"), "cannot read"),
         (("--plan-pictures", "5"), "add --plan"),
+        (
+            ("--plan", "--plan-pictures=5", "--train-texts=t", "--edits=rows"),
+            "stands for pictures, not for --train-texts",
+        ),
     ],
 )
 def test_a_plan_of_nothing_is_refused(paper, options, words):

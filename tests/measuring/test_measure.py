@@ -12,7 +12,7 @@ import pytest
 from tests.places import TINY
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Catalogue
-from vllm_sauce.errors import ConfigError
+from vllm_sauce.errors import BundleError, ConfigError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.measuring.measure import ANSWERS_FILE, measure, record
@@ -75,7 +75,7 @@ def test_what_is_not_forgotten_is_measured_and_nothing_twice(tmp_path, monkeypat
 
 @pytest.fixture
 def two(tmp_path, monkeypatch):
-    """A request to measure the shipped bundle beside another, and what is asked."""
+    """A request to measure the latents beside another bundle, and what is asked."""
     shipped = Bundle.load(TINY / "latents")
     saes = {site: sae.weights for site, sae in shipped.sites.items()}
     dog = [shipped.catalogue.concept("dog")]
@@ -144,6 +144,26 @@ def test_what_is_recorded_is_of_all_concepts(two):
     whole = replace(request, names=(), beside={}, settings=EvalSettings(), record=True)
     with pytest.raises(ConfigError, match="few.yaml has no 'leather'"):
         measure(replace(whole, concepts=few))
+
+
+def test_what_cannot_be_recorded_is_refused_before_anything_is_asked(two, tmp_path):
+    request, says = two
+    shutil.copytree(request.beside["simple"], tmp_path / "mine")
+    one = replace(
+        request,
+        names=(),
+        beside={},
+        bundle=tmp_path / "mine",
+        settings=EvalSettings(),
+        record=True,
+    )
+    with pytest.raises(ConfigError, match="of 1 concepts: say --together how many"):
+        measure(one)
+    shutil.copytree(request.bundle, tmp_path / "pulled")
+    (tmp_path / "pulled" / "README.md").touch()
+    with pytest.raises(BundleError, match="README.md"):
+        measure(replace(one, bundle=tmp_path / "pulled"))
+    assert not says.asked
 
 
 def test_a_bundle_beside_must_know_the_concepts(two):

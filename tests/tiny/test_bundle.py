@@ -40,6 +40,7 @@ def test_each_concept_has_one_row_of_its_own(bundle):
 
 
 def test_it_is_better_than_the_one_before(bundle):
+    """By calibration's own scores; study.md compares both on the same questions."""
     scores = [concept.scores["HM"] or 0.0 for concept in bundle.catalogue.values()]
     assert sum(scores) / len(scores) > BEFORE
     assert bundle.catalogue.weak() == ()

@@ -50,6 +50,8 @@ def learn(
     actors_wanted(request.resources)  # refused before anything runs
     if plan_pictures is not None and not plan:
         raise ConfigError("--plan-pictures is a number to plan with; add --plan")
+    if plan_pictures is not None and request.train_texts is not None:
+        raise ConfigError("--plan-pictures stands for pictures, not for --train-texts")
     if plan_pictures is not None and plan_pictures < 1:
         raise ConfigError(f"--plan-pictures must be at least 1, got {plan_pictures}")
     Console().print(planned(request, plan_pictures))

@@ -152,14 +152,15 @@ def evaluate(request: EvalRequest) -> None:
         ),
     ]
     report.write(request.out, found, about)
-    if request.record:
-        record(request, found)
     console = Console()
     for grid in list(report.grids(found))[:3]:
         console.print(grid.as_table())
     sys.stdout.write(
         f"{request.out}: results.html, results.md, results.json, answers.jsonl\n"
     )
+    if request.record:
+        record(request, found)
+        sys.stdout.write(f"{request.bundle}: holds what many at once keep\n")
 
 
 def inspect(request: InspectRequest) -> None:

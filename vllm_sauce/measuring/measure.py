@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.bundle import Bundle
+from vllm_sauce.bundle import Bundle, check_replaceable
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError, LearnError, UnknownConceptError
 from vllm_sauce.evaluation.asking.asker import Asker, Progress
@@ -20,7 +20,7 @@ from vllm_sauce.measuring.answers import Answered, AnswerFile, Kept
 from vllm_sauce.measuring.cases import Case, ask_of, cases, reads_word
 from vllm_sauce.measuring.endpoint import EndpointAsker
 from vllm_sauce.measuring.scores import Results, results
-from vllm_sauce.measuring.settings import OURS, EvalRequest
+from vllm_sauce.measuring.settings import OURS, TOGETHER, EvalRequest
 from vllm_sauce.models.answer_tokens import beginnings
 
 AT_ONCE = 4096
@@ -39,6 +39,8 @@ def measure(
     beside = {n: Bundle.load(b, weights=False) for n, b in request.beside.items()}
     file = ConceptFile.read(request.concepts)
     names = _names(request, ours, beside, file)
+    if request.record:
+        _check_recordable(request, ours, names)
     _begin(request, ours, beside)
     asked = cases(file, request.split, names, request.settings, tuple(beside))
     digests: dict[int, str] = {}
@@ -74,6 +76,18 @@ def measure(
                 known |= answers
                 left = {key: case for key, case in left.items() if key not in answers}
     return results(_answered(asked, digests, known), file, names, request.methods)
+
+
+def _check_recordable(request: EvalRequest, ours: Bundle, names: Sequence[str]) -> None:
+    """Refuse what could not be recorded, before anything is asked."""
+    if left := sorted({*ours.catalogue} - {*names}):
+        raise ConfigError(
+            f"--record is of all the bundle's concepts; {request.concepts} has no "
+            f"{left[0]!r}"
+        )
+    if request.settings.together is None and len(names) < min(TOGETHER):
+        raise ConfigError(f"--record of {len(names)} concepts: say --together how many")
+    check_replaceable(request.bundle)
 
 
 def record(request: EvalRequest, found: Results) -> None:
@@ -149,11 +163,6 @@ def _names(
     names = request.names or tuple(n for n in file.concepts if n in ours.catalogue)
     if not names:
         raise ConfigError(f"{request.concepts} has none of the bundle's concepts")
-    if request.record and (left := sorted({*ours.catalogue} - {*names})):
-        raise ConfigError(
-            f"--record is of all the bundle's concepts; {request.concepts} has no "
-            f"{left[0]!r}"
-        )
     for method, other in beside.items():
         if lacking := [name for name in names if name not in other.catalogue]:
             raise ConfigError(

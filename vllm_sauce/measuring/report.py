@@ -66,7 +66,7 @@ def grids(found: Results) -> Iterator[Grid]:
     kinds = next(iter(found.instead.values()))
     n = next(iter(kinds.values())).n
     yield Grid(
-        f"what is said where it is to be named, of {n} answers",
+        f"what is said where it is to be named, of {n} answers; false: descriptions",
         ("", *kinds, "false"),
         tuple(
             (

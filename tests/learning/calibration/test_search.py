@@ -159,6 +159,11 @@ def test_the_mildest_is_taken_of_what_forgets_enough(examiner):
     # What is asked everything is chosen so, too.
     trials = {one.setting: one for one in (strong, wide, mild, weak)}
     assert _distinct(examiner, "dog", trials, 2) == [mild.setting, wide.setting]
+    # What ruins all else is no finalist because it is mild.
+    examiner.config = replace(examiner.config, retain_floor=0.02)
+    ruins = trial(0.1, setting(gate=1.0), hm=0.99, iras=0.5)
+    trials = {one.setting: one for one in (ruins, strong, weak)}
+    assert _distinct(examiner, "dog", trials, 2) == [strong.setting, weak.setting]
 
 
 def asked_of(needed):

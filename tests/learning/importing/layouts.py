@@ -20,7 +20,7 @@ K = 64
 
 @cache
 def shipped(site) -> SAEWeights:
-    """Return the SAE of the shipped bundle: ReLU, b_dec subtracted."""
+    """Return the SAE of the bundle of latents: ReLU, b_dec subtracted."""
     return Bundle.load(TINY / "latents").sites[site].weights
 
 

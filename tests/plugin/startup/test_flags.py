@@ -242,7 +242,7 @@ def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
     bundle = Bundle.load(SHIPPED, weights=False)
     for forget in (["dog", name], ["dog"]):
         settings._say_what_runs(engine_config("--sauce-forget", *forget), bundle)
-    # The shipped bundle is of version 1, whose edits do not spare the sink.
+    # The bundle of latents is of version 1, whose edits do not spare the sink.
     (line,) = (text for text in warned if "sink" not in text)
     assert f"decoder: {name}; a question without a picture" in line
 

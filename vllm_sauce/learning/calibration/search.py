@@ -29,6 +29,8 @@ Note = Callable[[str, int, int], None]
 
 ENOUGH = 0.98
 """Share of forgetting beyond which a milder setting is better."""
+SCREENED = 0.05
+"""What some of the questions may say beyond a floor that all of them keep to."""
 ALIKE = 2
 """Settings of the same latents among those that the search hands on."""
 
@@ -111,7 +113,12 @@ def _distinct(
     same: Counter[Hashable] = Counter()
     for trial in sorted(
         trials.values(),
-        key=lambda t: _merit(examiner.config, t) if mildest else (t.objective,),
+        # The objective knows the floors, what is mild does not.
+        key=lambda t: (
+            (_keeps(examiner, name, t, SCREENED), *_merit(examiner.config, t))
+            if mildest
+            else (t.objective,)
+        ),
         reverse=True,
     ):
         mask = choices.mask(trial.setting)
@@ -153,12 +160,12 @@ def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
     return tried
 
 
-def _keeps(examiner: Examiner, name: str, trial: Trial) -> bool:
+def _keeps(examiner: Examiner, name: str, trial: Trial, margin: float = 1e-9) -> bool:
     # Shares of few questions: what is lost by rounding alone is not lost.
     config = examiner.config
     return (
-        trial.scores.loss(examiner.base(name)) <= config.retain_floor + 1e-9
-        and trial.worst[1] <= config.worst_floor + 1e-9
+        trial.scores.loss(examiner.base(name)) <= config.retain_floor + margin
+        and trial.worst[1] <= config.worst_floor + margin
     )
 
 

@@ -75,6 +75,9 @@ Setting = tuple[SiteSetting, ...]
 
 
 def taken_away(setting: Setting) -> tuple[float, float]:
-    """Return how much a setting takes away: its latents' shares, then how widely."""
+    """Return how much a setting takes away: its latents' shares, then how widely.
+
+    Pruned latents count, too.
+    """
     shares = sum(one.k * one.action.removed for one in setting)
     return shares, -sum(one.gate for one in setting)
