@@ -22,7 +22,10 @@ def bundle():
     return Bundle.load(TINY / "bundle")
 
 
-def test_it_belongs_to_the_model_and_holds_every_concept(bundle):
+@pytest.mark.parametrize("folder", ["bundle", "latents"])
+def test_it_belongs_to_the_model_and_holds_every_concept(folder):
+    """And so does the bundle of latents that stands beside it."""
+    bundle = Bundle.load(TINY / folder)
     bundle.check_model(TINY / "model")
     assert set(bundle.catalogue) == set(CONCEPTS)
     for name, concept in bundle.catalogue.items():

@@ -247,6 +247,23 @@ def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
     assert f"decoder: {name}; a question without a picture" in line
 
 
+def test_a_start_says_with_how_many_concepts_at_once_a_bundle_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The largest number; of a bundle that does not tell, one."""
+    said: list[str] = []
+    logger = SimpleNamespace(
+        info=lambda text, *a: said.append(text % a), warning=lambda *_: None
+    )
+    monkeypatch.setattr(compat, "logger", lambda _: logger)
+    bundle = Bundle.load(SHIPPED)
+    told = bundle.with_together({n: {"kept name": 1.0} for n in (9, 30, 12)})
+    for one in (bundle, told):
+        settings._say_what_runs(engine_config(), one)
+    assert "measured one at a time alone, mandatory" in said[0]
+    assert "measured with up to 30 at once, mandatory" in said[1]
+
+
 def test_a_bundle_that_was_measured_otherwise_is_named_at_the_start(
     warned: list[str], tmp_path: Path
 ) -> None:
