@@ -83,6 +83,11 @@ class EffectMeasure:
         self.asker, self.questions = asker, tuple(questions)
         self.catalogue, self.strengths = catalogue, tuple(strengths)
         self.retained_pictures = retained_pictures
+        self.about: dict[str, list[int]] = {name: [] for name in catalogue}
+        """Questions by the concept that they are about and that is there."""
+        for i, question in enumerate(questions):
+            if question.kind is not Kind.NO:
+                self.about[question.about].append(i)
         # By picture, in the order in which they are asked about.
         self.shown = {id(q.picture): frozenset(q.shown) for q in questions}
         self.wanted = [
@@ -113,7 +118,7 @@ class EffectMeasure:
         used = {i for _, _, mine in groups for i in mine}
         spared = {other: self._spared(name, other) for other in self.catalogue}
         spared.pop(name)
-        own = [i for i, _ in enumerate(self.questions) if self._about(i, name)]
+        own = self.about[name]
         compared = {i for mine in spared.values() for i in mine}
         answered: dict[float, dict[int, Mark]] = {}
         for strength in sorted({*self.strengths, CALIBRATED}):
@@ -166,7 +171,7 @@ class EffectMeasure:
             if id(question.picture) in kept and question.about != concept.name:
                 domain = self.catalogue[question.about].domain
                 (alike if domain == concept.domain else far).append(i)
-        own = [(i, q) for i, q in questions if self._about(i, concept.name)]
+        own = [(i, self.questions[i]) for i in self.about[concept.name]]
         return [
             ("says it is there", True, [i for i, q in own if q.kind is Kind.YES]),
             ("names it", True, [i for i, q in own if q.kind is Kind.NAME]),
@@ -191,17 +196,10 @@ class EffectMeasure:
             for name in self.shown[picture]
         )
 
-    def _about(self, i: int, name: str) -> bool:
-        question = self.questions[i]
-        return question.about == name and question.kind is not Kind.NO
-
     def _spared(self, forgotten: str, other: str) -> list[int]:
         """Return questions about another concept on pictures without the forgotten."""
-        return [
-            i
-            for i, question in enumerate(self.questions)
-            if self._about(i, other) and forgotten not in question.shown
-        ]
+        about = self.about[other]
+        return [i for i in about if forgotten not in self.questions[i].shown]
 
     def _damage(
         self, name: str, questions: Sequence[int], after: Mapping[int, Mark]

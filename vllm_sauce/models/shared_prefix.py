@@ -83,12 +83,15 @@ class SharedPrefix:
         """
         prefix_len = len(sheet.prefix_ids)
         num_blocks, block_len = sheet.suffix_ids.shape[1:]
-        inner = torch.arange(prefix_len, prefix_len + block_len).repeat(num_blocks)
-        positions = torch.cat([torch.arange(prefix_len), inner])[None]
-        blocks = torch.arange(num_blocks).repeat_interleave(block_len)
-        block = torch.cat([torch.full((prefix_len,), -1), blocks])
+        every = torch.arange(prefix_len + block_len, device=sheet.suffix_ids.device)
+        positions = torch.cat(
+            [every[:prefix_len], every[prefix_len:].repeat(num_blocks)]
+        )
+        at = torch.arange(len(positions), device=positions.device)
+        # -1 for the picture's tokens, which come before all blocks.
+        block = ((at - prefix_len) // block_len).clamp(min=-1)
         same = (block[:, None] == block) | (block == -1)
-        return positions, same.tril()[None, None]
+        return positions[None], same.tril()[None, None]
 
     def run_layers(
         self,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from vllm_sauce.evaluation.questions import Question, malformed
@@ -44,19 +45,30 @@ class Ask:
         """Whether anything is done to the model."""
         return bool(self.forget) and self.strength > 0
 
-    def places(self) -> dict[Tokens, Tokens]:
+    def places(self) -> Mapping[Tokens, Tokens]:
         """Return after which tokens of an answer which next ones are read."""
-        found: dict[Tokens, dict[int, None]] = {(): {}}
-        for tokens in self.wanted:
-            for at, token in enumerate(tokens):
-                found.setdefault(tokens[:at], {})[token] = None
-        return {before: tuple(after) for before, after in found.items()}
+        return _places(self.wanted)
 
-    def lines(self) -> dict[Tokens, list[Tokens]]:
+    def lines(self) -> Mapping[Tokens, Sequence[Tokens]]:
         """Return the longest of ``places``, and which of them each one passes."""
-        places = list(self.places())
-        ends = [one for one in places if not any(_goes_on(o, one) for o in places)]
-        return {end: [p for p in places if end[: len(p)] == p] for end in ends}
+        return _lines(self.wanted)
+
+
+# Thousands of questions want one of a few hundred sets of answers.
+@lru_cache(maxsize=4096)
+def _places(wanted: tuple[Tokens, ...]) -> dict[Tokens, Tokens]:
+    found: dict[Tokens, dict[int, None]] = {(): {}}
+    for tokens in wanted:
+        for at, token in enumerate(tokens):
+            found.setdefault(tokens[:at], {})[token] = None
+    return {before: tuple(after) for before, after in found.items()}
+
+
+@lru_cache(maxsize=4096)
+def _lines(wanted: tuple[Tokens, ...]) -> dict[Tokens, list[Tokens]]:
+    places = list(_places(wanted))
+    ends = [one for one in places if not any(_goes_on(o, one) for o in places)]
+    return {end: [p for p in places if end[: len(p)] == p] for end in ends}
 
 
 def _goes_on(longer: Tokens, tokens: Tokens) -> bool:

@@ -38,6 +38,7 @@ class ModelAsker:
     ) -> None:
         self.loaded, self.tokenizer = loaded, loaded.processor.tokenizer
         self.catalogue, self.saes = catalogue or Catalogue(), saes or {}
+        self._texts: dict[Tokens, str] = {}
         self.prompts = PlainPrompts(loaded)
         self.pictures: PlainPrompts | SharedPictures = self.prompts
         if shares_pictures(loaded):
@@ -74,10 +75,16 @@ class ModelAsker:
         if written:
             places = places | {(): Place(written, places[()].logprobs)}
         answer = Answer.read(ask, places, "")
-        text = self.tokenizer.decode(list(answer.said), skip_special_tokens=True)
+        text = self._text(answer.said)
         ended = len(written) < ask.max_tokens
         ended |= written[-1:] == (self.tokenizer.eos_token_id,)
-        return Answer(text.strip(), answer.said, answer.logprobs, ended)
+        return Answer(text, answer.said, answer.logprobs, ended)
+
+    def _text(self, said: Tokens) -> str:
+        if said not in self._texts:
+            text = self.tokenizer.decode(list(said), skip_special_tokens=True)
+            self._texts[said] = text.strip()
+        return self._texts[said]
 
     def _edits(self, names: tuple[str, ...], strength: float) -> dict[str, SiteAction]:
         """Return what is done at each site; concepts act together as when served."""

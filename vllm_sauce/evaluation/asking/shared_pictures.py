@@ -157,18 +157,17 @@ class SharedPictures:
         self._learn(asks)
         page, runner, first = self._page(asks), self.runner, 0
         acts = {site: sparing_sink(edit) for site, edit in edits.items()}
-        with torch.device(self.loaded.device):
-            if start == VISION:
-                x = torch.stack([self._kept.vision[one] for one in page.pictures])
-                x = x.to(self.loaded.device)
-                hidden = runner.embed(page.sheet, acts[VISION](x) if acts else x)
-                if not acts:
-                    hidden, first = self._keep(page, hidden)
-            else:
-                hidden = acts[start](self._restored(page, start))
-                first = 1 + next(i for i, site in self.decoder if site == start)
-            hidden = runner.run_layers(page.sheet, hidden, acts, first)
-            logits = runner.read(page.sheet, hidden)
+        if start == VISION:
+            x = torch.stack([self._kept.vision[one] for one in page.pictures])
+            x = x.to(self.loaded.device)
+            hidden = runner.embed(page.sheet, acts[VISION](x) if acts else x)
+            if not acts:
+                hidden, first = self._keep(page, hidden)
+        else:
+            hidden = acts[start](self._restored(page, start))
+            first = 1 + next(i for i, site in self.decoder if site == start)
+        hidden = runner.run_layers(page.sheet, hidden, acts, first)
+        logits = runner.read(page.sheet, hidden)
         return _places(asks, page, logits.float().cpu().log_softmax(-1))
 
     def _keep(self, page: _Page, hidden: Tensor) -> tuple[Tensor, int]:
@@ -189,7 +188,7 @@ class SharedPictures:
         some = self._kept.hidden[site, spans[0][1]]
         blocks = page.sheet.suffix_ids[0].numel()
         shape = (len(page.pictures), len(self.prefix) + blocks, some.shape[1])
-        hidden = torch.zeros(shape, dtype=some.dtype)
+        hidden = torch.zeros(shape, dtype=some.dtype, device=self.loaded.device)
         for row, key, span in spans:
             hidden[row, span] = self._kept.hidden[site, key].to(hidden.device)
         return hidden
