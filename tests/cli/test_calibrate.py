@@ -16,9 +16,8 @@ from vllm_sauce.learning.calibration import run as calibration_run
 from vllm_sauce.learning.calibration.config import CalibrateRequest
 
 
-def without_plotly(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(sys.modules, "plotly", None)
-    patch.setitem(sys.modules, "plotly.graph_objects", None)
+def without_jinja(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(sys.modules, "jinja2", None)
 
 
 def with_a_full_disk(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
@@ -30,12 +29,12 @@ def with_damaged_trials(request: CalibrateRequest, patch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "broken", [without_plotly, with_a_full_disk, with_damaged_trials]
+    "broken", [without_jinja, with_a_full_disk, with_damaged_trials]
 )
 def test_a_drawing_that_fails_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Any
 ) -> None:
-    """It was a traceback after hours of work, where plotly was not there."""
+    """It was a traceback after hours of work, where the library was not there."""
 
     def calibrate_bundle(request: CalibrateRequest, *told: object) -> SimpleNamespace:
         request.folder.mkdir()

@@ -191,7 +191,7 @@ def failing(capsys: pytest.CaptureFixture[str]) -> Any:
         (OSError("no errno at all"), "OSError: no errno at all"),
         (MemoryError(), "out of memory"),
         (ModuleNotFoundError("x", name="ray.data"), "'vllm-sauce[scale]'"),
-        (ModuleNotFoundError("x", name="plotly"), "install vllm-sauce again"),
+        (ModuleNotFoundError("x", name="jinja2"), "install vllm-sauce again"),
         (json.JSONDecodeError("Expecting\nvalue", "", 0), "json raised JSONDecodeErr"),
     ],
 )
@@ -290,7 +290,7 @@ def test_a_subcommand_that_is_mistyped_lists_what_there_is() -> None:
 
 def test_what_is_only_shown_costs_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     with failures.only_shown("the picture"):
-        raise ModuleNotFoundError("No module named 'plotly'", name="plotly")
+        raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
     with failures.only_shown("the picture"):
         raise KeyError("unseen")
     lines = capsys.readouterr().err.splitlines()

@@ -257,10 +257,33 @@ def test_another_runs_folder_is_refused(found, request_, monkeypatch):
 
 
 def test_the_frontier_is_drawn(found, request_):
-    text = write_frontiers(request_.folder).read_text()
-    assert (request_.folder / FRONTIER_FILE).exists()
-    for name in NAMES:
-        assert f'"{name}"' in text
+    path = write_frontiers(request_.folder)
+    assert path == request_.folder / FRONTIER_FILE
+    figures = path.read_text().split("<figure>")[1:]
+    entries = [
+        json.loads(path.read_text()) for path in request_.folder.glob("concept-*.json")
+    ]
+    entries.sort(key=lambda entry: entry["concept"])
+    assert [entry["concept"] for entry in entries] == sorted(NAMES)
+    for figure, entry in zip(figures, entries, strict=True):
+        assert f"<figcaption>{entry['concept']} <span>" in figure
+        tried, frontier, chosen = figure.split("<g ")[1:]
+        whole = [t for t in entry["trials"] if t["share"] == 1.0]
+        assert tried.count("<circle") == len(whole)
+        assert frontier.count("<circle") == len(entry["frontier"])
+        assert chosen.count("<circle") == 1
+        (best,) = [t for t in whole if t["setting"] == entry["setting"]][:1]
+        # Where nothing is forgotten and kept: 44, 256; where everything is: 308, 10.
+        at = 44 + best["forgetting"] * 264, 256 - best["keeping"] * 246
+        assert f'cx="{at[0]:.1f}" cy="{at[1]:.1f}"' in chosen
+
+
+def test_a_name_in_the_drawing_is_text(tmp_path):
+    trial = {"share": 1.0, "forgetting": 1.0, "keeping": 0.5, "setting": {"<i>": {}}}
+    entry = {"concept": "<b>", "setting": {}, "trials": [trial], "frontier": [trial]}
+    (tmp_path / "concept-0.json").write_text(json.dumps(entry))
+    text = write_frontiers(tmp_path).read_text()
+    assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;" in text
 
 
 def test_foreign_inputs_are_refused(world, request_, tmp_path):
