@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=256, help="max-num-seqs")
     parser.add_argument("--dtype", default="bfloat16", help="of the model")
     options = parser.parse_args()
-    head = "bundle site rows a-concept most-of-a-mask rows-KiB slots-KiB".split()
-    print(f"| {' | '.join(head).replace('-', ' ')} |")
+    print("| bundle | site | rows | a concept | most of a mask", end=" ")
+    print("| rows KiB | slots KiB |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for path in options.bundles:
         bundle = Bundle.load(path)
