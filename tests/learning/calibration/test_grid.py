@@ -9,7 +9,6 @@ import pytest
 from tests.learning.calibration.selected_latents import selected
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
-from vllm_sauce.learning.calibration.edits import edit_of
 from vllm_sauce.learning.calibration.grid import SiteGrid
 
 CONFIG = {"k": (1, 2, 99), "gates": (0.0, 0.99), "actions": ("scale 0", "scale -4")}
@@ -90,9 +89,9 @@ def test_rows_have_a_grid_of_their_own():
     other = SiteGrid.of_rows("decoder.1", with_rows("others"), narrow)
     assert other.rankings == ("row:others",)
     # What a row reads has a scale; a latent's gate is a share of tokens.
-    edit = edit_of(found.rows[:1], replace(grid.start(), ranking="row:others"))
+    edit = replace(grid.start(), ranking="row:others").edit_of(found.rows[:1])
     assert edit.gate == (0.5,)
-    (gate,) = edit_of(found.latents[:1], grid_of(found).start()).gate
+    (gate,) = grid_of(found).start().edit_of(found.latents[:1]).gate
     assert gate == pytest.approx(1.01 * found.latents[0].quiet["0.99"])
 
 

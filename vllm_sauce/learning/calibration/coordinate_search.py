@@ -7,7 +7,7 @@ site alone is found only where the other one is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import combinations, product
 
 from vllm_sauce.learning.calibration.grid import SiteAxis, SiteGrid
@@ -123,19 +123,11 @@ def _axes(grids: Sequence[SiteGrid], *, may_rest: bool = False) -> list[Axis]:
             present = here.get(grid.site)
             if present is not None and present.ranking not in grid.rankings:
                 return []  # another grid's
-            changed = (here | {grid.site: value} for value in axis(present))
-            return [tuple(_edited(values, order)) for values in changed]
+            changed = [here | {grid.site: value} for value in axis(present)]
+            return [tuple(filter(None, map(one.get, order))) for one in changed]
 
         return along
 
     return [
         at_site(grid, axis) for grid in grids for axis in grid.axes(may_rest=may_rest)
     ]
-
-
-def _edited(
-    values: Mapping[str, SiteSetting | None], order: Sequence[str]
-) -> Iterator[SiteSetting]:
-    for site in order:
-        if (one := values.get(site)) is not None:
-            yield one

@@ -10,13 +10,11 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.selection.selection_file import (
+    FILE,
     QUIET_LEVELS,
     SelectedConcept,
     row_ranking,
 )
-
-FILE = "file"
-"""The ranking of the selection's own score."""
 
 GATES = (0.0, *QUIET_LEVELS, 1.0)
 """Shares of the tokens without the concept that a gate may leave unedited."""

@@ -27,22 +27,27 @@ def record_path(folder: Path, name: str) -> Path:
 
 
 def record(
-    one: Calibrated, scores: Outcome, base: Outcome, mode: Mapping[str, object]
+    name: str,
+    one: Calibrated,
+    scores: Outcome,
+    base: Outcome,
+    mode: Mapping[str, object],
 ) -> str:
     """Return a concept's record; ``scores`` and ``base`` are of the scoring split.
 
     ``mode``: of the engine that was asked.
     """
+    best = one.best
     entry = {
         MEASURED_AS: dict(mode),
-        "concept": one.name,
+        "concept": name,
         "edits": {site: asdict(edit) for site, edit in one.edits.items()},
-        "setting": _setting(one.setting),
+        "setting": _setting(best.setting),
         "within_floor": one.within_floor,
-        "calibration": {"edited": one.scores.to_json(), "base": one.base.to_json()},
+        "calibration": {"edited": best.scores.to_json(), "base": one.base.to_json()},
         "scoring": {"edited": scores.to_json(), "base": base.to_json()},
         "worst_other": {
-            "calibration": _worst(*one.scores.worst(one.base)),
+            "calibration": _worst(*best.scores.worst(one.base)),
             "scoring": _worst(*scores.worst(base)),
         },
         "frontier": [_trial(trial) for trial in frontier(one.trials)],
