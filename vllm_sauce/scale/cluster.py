@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from vllm_sauce.errors import ActorDiedError, BatchError, ConfigError
+from vllm_sauce.options import check_at_least
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: only descriptions of work and its results pass through it."""
@@ -49,8 +50,7 @@ class Resources:
     this machine's, 1 on a cluster."""
 
     def __post_init__(self) -> None:
-        if self.actors < 1:
-            raise ConfigError(f"actors must be at least 1, got {self.actors}")
+        check_at_least(self, 1, "actors")
         cpus, gpus = self.cpus_per_actor, self.gpus_per_actor
         if (cpus is not None and cpus <= 0) or (gpus is not None and gpus < 0):
             raise ConfigError("an actor takes a positive number of CPUs, and GPUs >= 0")

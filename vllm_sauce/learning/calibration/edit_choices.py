@@ -28,7 +28,7 @@ class EditChoices:
 
     concept: str
     latents: Mapping[str, SelectedConcept]
-    """What ``sauce select`` kept, by site; at least one latent or row each."""
+    """What ``sauce select`` kept, by site."""
     grids: tuple[SiteGrid, ...]
     """What may be done: with a site's latents, and with its rows."""
 
@@ -54,9 +54,7 @@ class EditChoices:
                 f"no latent was selected for {concept!r} at any site; give more "
                 "examples, or an SAE that explains more"
             )
-        sites = {grid.site for grid in grids}
-        chosen = {site: found for site, found in latents.items() if site in sites}
-        return cls(concept, chosen, tuple(grids))
+        return cls(concept, latents, tuple(grids))
 
     def edits(self, setting: Setting) -> dict[str, SiteEdit]:
         """Return the edits that a setting stands for; none if it leaves all alone."""

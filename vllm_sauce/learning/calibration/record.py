@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,12 @@ def frontier(trials: Sequence[Trial]) -> list[Trial]:
         for trial in trials
         if trial.share == 1.0
     ]
-    points = [point for point, _ in whole]
-
-    def beaten(point: tuple[float, float]) -> bool:
-        return any(
-            other[0] >= point[0] and other[1] >= point[1] and other != point
-            for other in points
-        )
-
-    kept = [pair for pair in whole if not beaten(pair[0])]
-    return [trial for _, trial in sorted(kept, key=lambda pair: pair[0])]
+    kept = [
+        (one, trial)
+        for one, trial in whole
+        if not any(x >= one[0] and y >= one[1] and (x, y) != one for (x, y), _ in whole)
+    ]
+    return [trial for _, trial in sorted(kept, key=itemgetter(0))]
 
 
 def _keeping(scores: Outcome) -> float:

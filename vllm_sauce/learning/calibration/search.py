@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.evaluation.metrics import Outcome
@@ -111,29 +112,26 @@ def _distinct(
 
     At most ``alike`` of them edit the same latents, unless there are no others.
     """
-    choices, chosen = examiner.choices[name], dict[Hashable, Setting]()
-    mildest = examiner.config.prefer == MILDEST
-    more: dict[Hashable, Setting] = {}
-    same: Counter[Hashable] = Counter()
-    for trial in sorted(
-        trials.values(),
+    choices, config = examiner.choices[name], examiner.config
+
+    def merit(trial: Trial) -> tuple[float, ...]:
+        if config.prefer != MILDEST:
+            return (trial.objective,)
         # The objective knows the floors, what is mild does not.
-        key=lambda t: (
-            (_keeps(examiner, name, t, SCREENED), *_merit(examiner.config, t))
-            if mildest
-            else (t.objective,)
-        ),
-        reverse=True,
-    ):
+        return _keeps(examiner, name, trial, SCREENED), *_merit(config, trial)
+
+    chosen: dict[Hashable, tuple[bool, Setting]] = {}
+    same: Counter[Hashable] = Counter()
+    for trial in sorted(trials.values(), key=merit, reverse=True):
         mask = choices.mask(trial.setting)
-        if trial.objective == -math.inf or mask in chosen or mask in more:
+        if trial.objective == -math.inf or mask in chosen:
             continue
         edits = sorted(choices.edits(trial.setting).items())
         latents = tuple((site, frozenset(edit.latents)) for site, edit in edits)
         same[latents] += 1
-        found = chosen if alike is None or same[latents] <= alike else more
-        found[mask] = trial.setting
-    return [*chosen.values(), *more.values()][:count]
+        too_many = alike is not None and same[latents] > alike
+        chosen[mask] = too_many, trial.setting
+    return [one for _, one in sorted(chosen.values(), key=itemgetter(0))][:count]
 
 
 def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
