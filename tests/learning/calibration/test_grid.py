@@ -28,28 +28,6 @@ def test_the_grid_has_what_a_site_can_do():
     assert grid_of(selected([1, 2]), k=(9,)).k == (2,)
 
 
-@pytest.mark.parametrize("may_rest", [True, False])
-def test_axes_hold_all_values_and_the_start_is_one(may_rest):
-    grid = grid_of(selected([5, 3, 8]))
-    start = grid.start()
-    for axis, count in zip(
-        grid.axes(may_rest=may_rest), (4, 2, 2, 2 + may_rest), strict=True
-    ):
-        found = axis(start)
-        assert start in found and len(set(found)) == len(found) == count
-        assert (None in found) == (may_rest and count == 3)
-
-
-def test_a_site_that_rests_may_only_be_edited_again():
-    *others, actions = grid_of(selected([5, 3, 8])).axes(may_rest=True)
-    assert all(set(axis(None)) == {None} for axis in others)
-    rest, *again = actions(None)
-    assert rest is None and [one.action.text for one in again] == [
-        "scale 0",
-        "scale -4",
-    ]
-
-
 def test_rankings_can_be_narrowed():
     wanted = {"rankings": ("crisp", "file")}
     assert grid_of(selected([5]), **wanted).rankings == ("crisp", "file")

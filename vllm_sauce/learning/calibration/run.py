@@ -204,37 +204,34 @@ class GroupActor:
         self, row: dict[str, Any], note: Note = lambda what, done, total: None
     ) -> dict[str, Any]:
         """Calibrate the concepts that a row names; returns JSON of each."""
-        names = [str(name) for name in row["names"]]
-        return {"names": names, "entries": _calibrate_group(self.inputs, names, note)}
-
-
-def _calibrate_group(inputs: _Inputs, names: list[str], note: Note) -> list[str]:
-    """Return each concept's record."""
-    request, config = inputs.request, inputs.request.config
-    choices = {name: inputs.choices(name) for name in names}
-    candidates: dict[str, dict[str, SiteEdit]] = {}
-    for choice in choices.values():
-        candidates |= choice.candidates()
-    with EngineAsker.of_candidates(
-        request.model,
-        inputs.saes,
-        candidates,
-        engine_args=request.engine_args,
-        widest=max(choice.widest() for choice in choices.values()),
-        most=max(choice.most_parts() for choice in choices.values()),
-    ) as asker:
-        asked = Questionnaire(inputs.file, SEARCH_SPLIT, config.seed)
-        found = calibrate(Examiner(asker, choices, asked, config), note)
-        scoring = Questionnaire(inputs.file, SCORE_SPLIT, config.seed)
-        judge = Examiner(asker, choices, scoring, config)
-        settings = {name: [one.best.setting] for name, one in found.items()}
-        scored = judge.trials(settings, 1.0)
-        records = []
-        for name in names:
-            (trial,) = scored[name].values()
-            told = (trial.scores, judge.base(name), asker.mode())
-            records.append(record(name, found[name], *told))
-        return records
+        inputs, names = self.inputs, [str(name) for name in row["names"]]
+        request, config = inputs.request, inputs.request.config
+        choices = {name: inputs.choices(name) for name in names}
+        candidates: dict[str, dict[str, SiteEdit]] = {}
+        for choice in choices.values():
+            candidates |= choice.candidates()
+        asked, scoring = (
+            Questionnaire(inputs.file, split, config.seed)
+            for split in (SEARCH_SPLIT, SCORE_SPLIT)
+        )
+        with EngineAsker.of_candidates(
+            request.model,
+            inputs.saes,
+            candidates,
+            engine_args=request.engine_args,
+            widest=max(choice.widest() for choice in choices.values()),
+            most=max(choice.most_parts() for choice in choices.values()),
+        ) as asker:
+            found = calibrate(Examiner(asker, choices, asked, config), note)
+            judge = Examiner(asker, choices, scoring, config)
+            settings = {name: [one.best.setting] for name, one in found.items()}
+            scored = judge.trials(settings, 1.0)
+            entries = []
+            for name in names:
+                (trial,) = scored[name].values()
+                told = (trial.scores, judge.base(name), asker.mode())
+                entries.append(record(name, found[name], *told))
+        return {"names": names, "entries": entries}
 
 
 def sae_digest(sae: SAEWeights) -> str:
