@@ -63,13 +63,6 @@ class Resources:
             return 1.0
         return float(max(1, (os.cpu_count() or 1) // self.actors))
 
-    def environment(self) -> dict[str, str]:
-        """Return variables of an actor that the user may set otherwise."""
-        if self.address is None and self.actors > 1:
-            # Each engine on CPUs would pin its threads to the same cores.
-            return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        return {}
-
 
 def actors_wanted(given: Resources | None) -> Resources | None:
     """Return where actors run, as a command line says it; None is this process alone.
@@ -151,6 +144,10 @@ def results_of(
     if not rows:
         return
     _quiet()
+    environment = {}
+    if resources.address is None and resources.actors > 1:
+        # Each engine on CPUs would pin its threads to the same cores.
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     with warnings.catch_warnings():
         # Ray means to rename the ways to pass what an actor takes.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -158,11 +155,7 @@ def results_of(
             [dict(row) for row in rows], override_num_blocks=len(rows)
         ).map_batches(
             _Actor,
-            fn_constructor_args=(
-                actor_class,
-                tuple(constructor_args),
-                resources.environment(),
-            ),
+            fn_constructor_args=(actor_class, tuple(constructor_args), environment),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=resources.cpus(),

@@ -82,11 +82,6 @@ class _Inputs:
             file=file,
         )
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The concepts to calibrate."""
-        return self.request.names or tuple(self.file.concepts)
-
     def choices(self, name: str) -> EditChoices:
         """Return what a concept may choose from."""
         latents = {
@@ -127,7 +122,8 @@ def calibrate_bundle(
         raise ConfigError(f"{request.out} is there already; --overwrite replaces it")
     inputs = _Inputs.read(request)
     _begin(inputs)
-    paths = {name: record_path(request.folder, name) for name in inputs.names}
+    names = request.names or inputs.file.concepts
+    paths = {name: record_path(request.folder, name) for name in names}
     left = [name for name, path in paths.items() if not path.exists()]
     done, size = len(paths) - len(left), request.config.concepts_per_engine
     groups = [left[start : start + size] for start in range(0, len(left), size)]

@@ -39,11 +39,6 @@ class CausalTask:
                 "concept's name answers, and one whose answer is to stay"
             )
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What the model says for the concept."""
-        return next(q.words for q in self.questions if q.kind is Kind.NAME)
-
 
 def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
     """Return each concept's latents whose edit takes most from it, least from others.
@@ -145,7 +140,8 @@ def measure(
     tried = [
         (name, question) for name, task in tasks.items() for question in task.questions
     ]
-    names = {n: beginnings(asker.tokenizer, task.words) for n, task in tasks.items()}
+    said = {name: q.words for name, q in tried if q.kind is Kind.NAME}
+    names = {name: beginnings(asker.tokenizer, words) for name, words in said.items()}
     # What is said comes with its log-probability wherever others are wanted.
     plain = asker.ask([Ask(question=q, wanted=names[name]) for name, q in tried])
     asks, places = [], []
