@@ -149,10 +149,7 @@ def text_pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
     """
     before = tokenizer("a", add_special_tokens=False).input_ids[-1]
     start = len(tokenizer.decode([before]))
-    pieces: dict[int, str] = {}
-    for token in tokens:
-        if token not in pieces:
-            pieces[token] = tokenizer.decode([before, token])[start:]
+    pieces = {one: tokenizer.decode([before, one])[start:] for one in set(tokens)}
     return [pieces[token] for token in tokens]
 
 
