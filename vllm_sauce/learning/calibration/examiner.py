@@ -47,19 +47,18 @@ class Examiner:
         config: CalibrationConfig,
     ) -> None:
         self.asker, self.choices, self.config = asker, choices, config
-        self.questions: dict[str, list[Question]] = {}
         self.plain: dict[str, list[Answer]] = {}
         self._wanted = cache(
             lambda words: beginnings(asker.tokenizer, words) if words else ()
         )
         self._known: dict[tuple[str, float, bool, Hashable], Trial] = {}
         counts = config.positives, config.negatives, config.watched
-        asked = [(name, questionnaire.questions(name, *counts)) for name in choices]
-        asks = [self._ask(one, ()) for _, questions in asked for one in questions]
-        answers = iter(asker.ask(asks))
-        for name, questions in asked:
-            self.questions[name] = questions
-            self.plain[name] = [next(answers) for _ in questions]
+        self.questions = {n: questionnaire.questions(n, *counts) for n in choices}
+        asked = [(name, one) for name, some in self.questions.items() for one in some]
+        answers = asker.ask([self._ask(one, ()) for _, one in asked])
+        for (name, _), answer in zip(asked, answers, strict=True):
+            self.plain.setdefault(name, []).append(answer)
+        for name in choices:
             self._drop_other_prompts(name)
 
     def _drop_other_prompts(self, name: str) -> None:
