@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
-from vllm_sauce.learning.calibration.edits import GATE_MARGIN
+from vllm_sauce.learning.calibration.setting import GATE_MARGIN
 from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectionFile
 
 EARLY, LATE = "decoder.12", "decoder.24"

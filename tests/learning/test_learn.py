@@ -44,7 +44,7 @@ class Sauce:
         (result,) = (
             stage.result
             for stage in self.stages
-            if (stage.command, stage.request) == (command, told)
+            if (stage.name.split()[0], stage.request) == (command, told)
         )
         result.parent.mkdir(parents=True, exist_ok=True)
         if result.name != "harvest.done":

@@ -111,7 +111,7 @@ def calibrate(request: CalibrateRequest) -> int:
 
     request = replace(request, resources=actors_wanted(request.resources))
     with several_bars() as note:
-        bundle = calibrate_bundle(request, note, note)
+        bundle = calibrate_bundle(request, note)
     Console().print(table(bundle.catalogue))
     sys.stdout.write(
         f"bundle: {request.out}; everything that was tried: {request.folder}\n"

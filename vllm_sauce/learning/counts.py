@@ -37,11 +37,11 @@ class Counts:
 
     samples: int
     """Prompts of the selection split."""
-    shown: int
+    shown: int = 0
     """Those with a picture."""
-    pictures: int
+    pictures: int = 0
     """Distinct pictures among them."""
-    concepts: int
+    concepts: int = 0
     words: int = 0
     """Tokens of all prompts' words with their templates; 0 if not known."""
     written: int = 0
@@ -77,7 +77,7 @@ def count(request: LearnRequest) -> Counts:
 
 def pictures_alone(number: int) -> Counts:
     """Each is a sample with one prompt."""
-    return Counts(samples=number, shown=number, pictures=number, concepts=0)
+    return Counts(samples=number, shown=number, pictures=number)
 
 
 def _training(request: LearnRequest) -> Counts | None:
@@ -89,9 +89,6 @@ def _training(request: LearnRequest) -> Counts | None:
         return pictures_alone(len(found))
     return Counts(
         samples=len(found),
-        shown=0,
-        pictures=0,
-        concepts=0,
         words=_words(request.model, [s.prompt for s in found]),
         written=len(found) * request.harvest.max_tokens,
     )

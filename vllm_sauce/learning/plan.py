@@ -113,7 +113,9 @@ def _harvest(
 ) -> Line:
     disk = memory = 0
     told = request.harvest
-    number = _stored_bytes(request, size)
+    stored = told.dtype or request.engine_args.get("dtype", "auto")
+    # On "auto" vLLM runs float32 weights in a type of two bytes.
+    number = _BYTES.get(stored, 2)
     for site in sites:
         rows = _rows(site, counts, size)
         per_sample = math.ceil(_prompt_tokens(counts)) + told.max_tokens
@@ -130,13 +132,6 @@ def _harvest(
     operations += 2.0 * _prompt_rows(counts, size) * size.text_parameters
     most = max(_rows(site, counts, size) for site in sites)
     return Line(stage, counts.samples, most, disk, memory, operations)
-
-
-def _stored_bytes(request: LearnRequest, size: ModelSize) -> int:
-    """Return the bytes of a stored number: of the type that vLLM runs the model in."""
-    given = request.harvest.dtype or request.engine_args.get("dtype", "auto")
-    # On "auto" vLLM runs float32 weights in a type of two bytes.
-    return _BYTES.get(given, 2)
 
 
 def _latents(request: LearnRequest, d_model: int) -> int:

@@ -96,21 +96,16 @@ class LearnRequest:
                 "take --edits latents, --edits rows, or another architecture"
             )
         check_sites(self.sites)
-        self._check_training()
+        if self.train_texts is not None and self.train_pictures is not None:
+            raise ConfigError("give either --train-pictures or --train-texts")
+        if self.train_texts is not None and VISION in self.trained:
+            raise ConfigError(
+                "the vision site sees no texts; give --train-pictures, or an SAE for it"
+            )
         for site in self.saes:
             check_site(site)
         if stray := sorted(set(self.saes) - set(self.sites)):
             raise ConfigError(f"an SAE is given for {stray[0]}, which is not a --site")
-
-    def _check_training(self) -> None:
-        if self.train_texts is None:
-            return
-        if self.train_pictures is not None:
-            raise ConfigError("give either --train-pictures or --train-texts")
-        if VISION in self.trained:
-            raise ConfigError(
-                "the vision site sees no texts; give --train-pictures, or an SAE for it"
-            )
 
     @property
     def folder(self) -> Path:

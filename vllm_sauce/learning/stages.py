@@ -35,11 +35,6 @@ class Stage:
     only_shows: bool = False
     """Whether it shows what is there: if it fails, the run is whole all the same."""
 
-    @property
-    def command(self) -> str:
-        """Return the subcommand of ``sauce``."""
-        return self.name.split()[0]
-
 
 def stages(request: LearnRequest) -> list[Stage]:
     """Return what is to be done, in order."""

@@ -37,20 +37,18 @@ def chat_texts(
     processor: Any, prompts: Sequence[str], *, picture: bool = False
 ) -> list[str]:
     """Return prompts in the model's chat template. Raises: ConfigError"""
-    return [_chat(processor, prompt, picture=picture) for prompt in prompts]
-
-
-def _chat(processor: Any, prompt: str, *, picture: bool) -> str:
-    content: Any = [{"type": "image"}] * picture + [{"type": "text", "text": prompt}]
-    if not hasattr(processor, "image_processor"):
-        # A model of text alone; its template knows no parts.
-        content = prompt
-    try:
-        text: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-    except ValueError as error:
-        raise ConfigError(f"the model cannot chat: {error}") from error
-    return text
+    images = [{"type": "image"}] * picture
+    # A model of text alone has a template that knows no parts.
+    in_parts = hasattr(processor, "image_processor")
+    texts = []
+    for prompt in prompts:
+        content = [*images, {"type": "text", "text": prompt}] if in_parts else prompt
+        chat = [{"role": "user", "content": content}]
+        try:
+            text = processor.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=False
+            )
+        except ValueError as error:
+            raise ConfigError(f"the model cannot chat: {error}") from error
+        texts.append(text)
+    return texts

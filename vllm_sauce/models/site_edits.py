@@ -77,11 +77,10 @@ class EditTensors:
 
     def to(self, device: torch.device) -> EditTensors:
         """Return the edit with its tensors on a device."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
         moved: dict[str, Any] = {
-            name: value.to(device)
-            for name, value in values.items()
-            if isinstance(value, Tensor)
+            one.name: value.to(device)
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), Tensor)
         }
         return replace(self, **moved)
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from vllm_sauce.errors import ActorDiedError, BatchError, ConfigError
+from vllm_sauce.options import check_at_least
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: only descriptions of work and its results pass through it."""
@@ -49,8 +50,7 @@ class Resources:
     this machine's, 1 on a cluster."""
 
     def __post_init__(self) -> None:
-        if self.actors < 1:
-            raise ConfigError(f"actors must be at least 1, got {self.actors}")
+        check_at_least(self, 1, "actors")
         cpus, gpus = self.cpus_per_actor, self.gpus_per_actor
         if (cpus is not None and cpus <= 0) or (gpus is not None and gpus < 0):
             raise ConfigError("an actor takes a positive number of CPUs, and GPUs >= 0")
@@ -62,13 +62,6 @@ class Resources:
         if self.address is not None:
             return 1.0
         return float(max(1, (os.cpu_count() or 1) // self.actors))
-
-    def environment(self) -> dict[str, str]:
-        """Return variables of an actor that the user may set otherwise."""
-        if self.address is None and self.actors > 1:
-            # Each engine on CPUs would pin its threads to the same cores.
-            return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        return {}
 
 
 def actors_wanted(given: Resources | None) -> Resources | None:
@@ -151,6 +144,10 @@ def results_of(
     if not rows:
         return
     _quiet()
+    environment = {}
+    if resources.address is None and resources.actors > 1:
+        # Each engine on CPUs would pin its threads to the same cores.
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     with warnings.catch_warnings():
         # Ray means to rename the ways to pass what an actor takes.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -158,11 +155,7 @@ def results_of(
             [dict(row) for row in rows], override_num_blocks=len(rows)
         ).map_batches(
             _Actor,
-            fn_constructor_args=(
-                actor_class,
-                tuple(constructor_args),
-                resources.environment(),
-            ),
+            fn_constructor_args=(actor_class, tuple(constructor_args), environment),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=resources.cpus(),

@@ -12,6 +12,7 @@ from vllm_sauce.learning.calibration.coordinate_search import (
     coordinate_rounds,
     in_step,
     most_settings,
+    site_axes,
     site_rounds,
 )
 from vllm_sauce.learning.calibration.grid import SiteGrid
@@ -97,6 +98,24 @@ def grids_of(*sites):
         )
         for site in sites
     ]
+
+
+@pytest.mark.parametrize("may_rest", [True, False])
+def test_axes_hold_all_values_and_the_start_is_one(may_rest):
+    (grid,) = grids_of("vision")
+    start = (grid.start(),)
+    counts = (2, 3, 1, 3 + may_rest)
+    for axis, count in zip(site_axes([grid], may_rest=may_rest), counts, strict=True):
+        found = axis(start)
+        assert start in found and len(set(found)) == len(found) == count
+        assert (() in found) == (may_rest and count == 4)
+
+
+def test_a_site_that_rests_may_only_be_edited_again():
+    *others, actions = site_axes(grids_of("vision"), may_rest=True)
+    assert not any(axis(()) for axis in others)
+    rest, *again = actions(())
+    assert rest == () and [one.action.text for (one,) in again] == list(ACTIONS)
 
 
 def search(grids, score, passes=2):

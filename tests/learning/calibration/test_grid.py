@@ -9,7 +9,6 @@ import pytest
 from tests.learning.calibration.selected_latents import selected
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
-from vllm_sauce.learning.calibration.edits import edit_of
 from vllm_sauce.learning.calibration.grid import SiteGrid
 
 CONFIG = {"k": (1, 2, 99), "gates": (0.0, 0.99), "actions": ("scale 0", "scale -4")}
@@ -27,28 +26,6 @@ def test_the_grid_has_what_a_site_can_do():
     # Here crisp chooses nothing.
     assert grid_of(selected([1, 2], crisp=False)).rankings == ("file", "share", "rate")
     assert grid_of(selected([1, 2]), k=(9,)).k == (2,)
-
-
-@pytest.mark.parametrize("may_rest", [True, False])
-def test_axes_hold_all_values_and_the_start_is_one(may_rest):
-    grid = grid_of(selected([5, 3, 8]))
-    start = grid.start()
-    for axis, count in zip(
-        grid.axes(may_rest=may_rest), (4, 2, 2, 2 + may_rest), strict=True
-    ):
-        found = axis(start)
-        assert start in found and len(set(found)) == len(found) == count
-        assert (None in found) == (may_rest and count == 3)
-
-
-def test_a_site_that_rests_may_only_be_edited_again():
-    *others, actions = grid_of(selected([5, 3, 8])).axes(may_rest=True)
-    assert all(set(axis(None)) == {None} for axis in others)
-    rest, *again = actions(None)
-    assert rest is None and [one.action.text for one in again] == [
-        "scale 0",
-        "scale -4",
-    ]
 
 
 def test_rankings_can_be_narrowed():
@@ -90,9 +67,9 @@ def test_rows_have_a_grid_of_their_own():
     other = SiteGrid.of_rows("decoder.1", with_rows("others"), narrow)
     assert other.rankings == ("row:others",)
     # What a row reads has a scale; a latent's gate is a share of tokens.
-    edit = edit_of(found.rows[:1], replace(grid.start(), ranking="row:others"))
+    edit = replace(grid.start(), ranking="row:others").edit_of(found.rows[:1])
     assert edit.gate == (0.5,)
-    (gate,) = edit_of(found.latents[:1], grid_of(found).start()).gate
+    (gate,) = grid_of(found).start().edit_of(found.latents[:1]).gate
     assert gate == pytest.approx(1.01 * found.latents[0].quiet["0.99"])
 
 

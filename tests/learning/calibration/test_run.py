@@ -17,7 +17,7 @@ from tiny.exam import balanced_pictures
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
-from vllm_sauce.learning.calibration import edits
+from vllm_sauce.learning.calibration import run, setting
 from vllm_sauce.learning.calibration.config import CalibrateRequest, CalibrationConfig
 from vllm_sauce.learning.calibration.report import (
     FRONTIER_FILE,
@@ -198,7 +198,7 @@ def dies_once():
     return DiesOnce
 
 
-def test_an_actor_that_is_killed_finds_the_same(found, request_, tmp_path):
+def test_an_actor_that_is_killed_finds_the_same(found, request_, tmp_path, monkeypatch):
     """The search is the same wherever it runs; what a dead actor had is done anew."""
     spread = replace(
         request_,
@@ -214,11 +214,10 @@ def test_an_actor_that_is_killed_finds_the_same(found, request_, tmp_path):
         resources=Resources(actors=1),
     )
     told = []
-    bundle = calibrate_bundle(
-        spread, report=lambda *said: told.append(said[1:]), actor=dies_once()
-    )
+    monkeypatch.setattr(run, "GroupActor", dies_once())
+    bundle = calibrate_bundle(spread, lambda *said: told.append(said))
     assert (spread.folder / "died").exists()
-    assert told == [(0, 2), (1, 2), (2, 2)]
+    assert told == [("concepts", done, 2) for done in range(3)]
     assert set(entries(spread)) == set(NAMES)
     for name in NAMES:
         mine, theirs = bundle.catalogue.concept(name), found.catalogue.concept(name)
@@ -251,7 +250,7 @@ def test_another_runs_folder_is_refused(found, request_, monkeypatch):
     with pytest.raises(ConfigError, match="--overwrite replaces it"):
         calibrate_bundle(request_)
     # Begun by a version whose gates were the quantiles themselves.
-    monkeypatch.setattr(edits, "GATE_MARGIN", 0.0)
+    monkeypatch.setattr(setting, "GATE_MARGIN", 0.0)
     with pytest.raises(ConfigError, match="holds another calibration"):
         calibrate_bundle(replace(request_, overwrite=True))
 

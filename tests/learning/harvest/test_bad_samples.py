@@ -186,7 +186,7 @@ ERRORS = {
 
 def harvest_engine(llm, sites):
     formats = {site: SiteFormat(d_model=4, dtype="float32") for site in sites}
-    return harvesting.HarvestEngine(llm, str(MODEL), sites, formats)
+    return harvesting.HarvestEngine(llm, formats)
 
 
 def requested(samples, out):

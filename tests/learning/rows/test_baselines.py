@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from vllm_sauce.learning.rows.baselines import baseline
-from vllm_sauce.learning.rows.fit import fit
+from vllm_sauce.learning.rows.fit import Moments, fit
 from vllm_sauce.learning.rows.groups import OTHERS, Group
-from vllm_sauce.learning.rows.moments import Moments
 from vllm_sauce.learning.rows.settings import BASELINES
 from vllm_sauce.sae import with_rows
 

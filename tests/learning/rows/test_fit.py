@@ -3,8 +3,7 @@
 
 import torch
 
-from vllm_sauce.learning.rows.fit import fit, leading
-from vllm_sauce.learning.rows.moments import Moments
+from vllm_sauce.learning.rows.fit import Moments, fit, leading
 
 D_MODEL, ROWS_OF_SAMPLE = 16, 4
 

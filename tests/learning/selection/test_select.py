@@ -66,6 +66,20 @@ def test_the_chosen_latents_stand_for_the_concept(harvested, tmp_path, score):
     assert agree >= 40
 
 
+def test_latents_are_ranked_by_what_they_do_to_answers(harvested, tmp_path):
+    """Attribution's own best, then the best by share; calibration may take either."""
+    out = tmp_path / "selection.json"
+    score = ("--score", "attribution", "--attribution-examples", 1)
+    done = run(harvested, *score, "--model", TINY / "model", "--k", 4, "--out", out)
+    assert done.exit_code == 0, done.output
+    for concept in SelectionFile.read(out).concepts.values():
+        ranks = [entry.scores["attribution"] for entry in concept.latents]
+        best = [rank for rank in ranks[:4] if rank is not None]
+        assert best == sorted(best, reverse=True) and 4 <= len(ranks) <= 6
+        shares = [entry.scores["share"] for entry in concept.latents[4:]]
+        assert None not in shares
+
+
 def test_splits_rank_on_their_own_examples(harvested, tmp_path):
     sizes = {}
     for split in ("selection", "scoring"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss recovered in sauce-tiny, with SAEs whose effect is known."""
 
+import hashlib
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.training.fidelity import (
     Fidelity,
+    measurable_samples,
     measure_fidelity,
 )
 from vllm_sauce.models.loaded_model import LoadedModel
@@ -151,3 +153,48 @@ def test_the_formula():
     assert result.loss_recovered == pytest.approx(0.5)
     assert result.to_json()["loss_recovered"] == 0.5
     assert Fidelity(0.1, 0.5, 2.0, 3.0, 2.0, 1, 10).to_json()["loss_recovered"] is None
+
+
+def line(key, content):
+    digest = None if content is None else hashlib.sha256(content).hexdigest()
+    return {"key": key, "prompt": f"about {key}", "picture": digest, "concepts": ["a"]}
+
+
+def test_pictures_are_found_by_their_bytes(tmp_path):
+    moved = tmp_path / "album/deep/other-name.png"
+    moved.parent.mkdir(parents=True)
+    moved.write_bytes(b"one")
+    kept = tmp_path / "two.png"
+    kept.write_bytes(b"two")
+    changed = tmp_path / "three.png"
+    changed.write_bytes(b"not three")
+    samples = [
+        line("x/one.png", b"one"),
+        line(str(kept), b"two"),
+        line(str(changed), b"three"),
+        line("text", None),
+        line("x/one.png#again", b"one"),
+    ]
+    everything = torch.arange(5, dtype=torch.int32)
+    found = measurable_samples(samples, everything, [tmp_path / "album"], 10)
+    assert [s.key for s in found] == [
+        "x/one.png",
+        str(kept),
+        "text",
+        "x/one.png#again",
+    ]
+    assert [s.picture.read() if s.picture else None for s in found] == [
+        b"one",
+        b"two",
+        None,
+        b"one",
+    ]
+    assert found[0].prompt == "about x/one.png"
+    assert found[0].concepts == ("a",)
+    assert [s.key for s in measurable_samples(samples, everything, [], 10)] == [
+        str(kept),
+        "text",
+    ]
+    assert len(measurable_samples(samples, everything, [], 1)) == 1
+    some = torch.tensor([3], dtype=torch.int32)
+    assert [s.key for s in measurable_samples(samples, some, [], 9)] == ["text"]

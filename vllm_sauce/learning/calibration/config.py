@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.options import EngineArgs, SitePaths
+from vllm_sauce.options import EngineArgs, SitePaths, check_at_least, check_choice
 from vllm_sauce.scale.cluster import Resources
 
 FORGETTING, BALANCE, MILDEST = PREFERENCES = ("forgetting", "balance", "mildest")
@@ -111,12 +111,8 @@ class CalibrationConfig:
         for name in ("retain_floor", "worst_floor", "forget_floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share, got {getattr(self, name)}")
-        if self.prefer not in PREFERENCES:
-            raise ConfigError(
-                f"prefer is one of {', '.join(PREFERENCES)}, got {self.prefer!r}"
-            )
-        if self.watched < 0:
-            raise ConfigError(f"watched must be at least 0, got {self.watched}")
+        check_choice(self, "prefer", PREFERENCES)
+        check_at_least(self, 0, "watched")
         if not 0 < self.screen <= 1 or not 0 <= self.soft <= 1:
             raise ConfigError("screen lies in (0, 1], soft in [0, 1]")
         if not all(0 < one <= 100 for one in self.row_shares):

@@ -7,10 +7,12 @@ site alone is found only where the other one is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import combinations, product
 
-from vllm_sauce.learning.calibration.grid import SiteAxis, SiteGrid
+from vllm_sauce.learning.calibration.grid import ACTION, SiteGrid
 from vllm_sauce.learning.calibration.setting import Setting, SiteSetting
 
 Scores = Mapping[Setting, float]
@@ -34,7 +36,7 @@ def site_rounds(grids: Sequence[SiteGrid], passes: int) -> Round:
     scores: dict[Setting, float] = {}
     alone: dict[str, dict[SiteSetting, float]] = {}
     for grid in grids:
-        found = yield from coordinate_rounds((grid.start(),), _axes([grid]), passes)
+        found = yield from coordinate_rounds((grid.start(),), site_axes([grid]), passes)
         here = alone.setdefault(grid.site, {})
         here |= {mine: score for (mine,), score in found.items()}
         scores |= found
@@ -47,7 +49,7 @@ def site_rounds(grids: Sequence[SiteGrid], passes: int) -> Round:
         pair for sites in combinations(good, 2) for pair in product(*sites)
     ]
     best = max(scores, key=scores.__getitem__)
-    scores |= yield from coordinate_rounds(best, _axes(grids, may_rest=True), 1)
+    scores |= yield from coordinate_rounds(best, site_axes(grids, may_rest=True), 1)
     return scores
 
 
@@ -113,29 +115,21 @@ def in_step(
     return results
 
 
-def _axes(grids: Sequence[SiteGrid], *, may_rest: bool = False) -> list[Axis]:
-    """Return the axes of all sites, for whole settings."""
+def site_axes(grids: Sequence[SiteGrid], *, may_rest: bool = False) -> list[Axis]:
+    """Return the axes of all sites; ``may_rest``: sites may be left alone, too."""
     order = tuple(dict.fromkeys(grid.site for grid in grids))
 
-    def at_site(grid: SiteGrid, axis: SiteAxis) -> Axis:
-        def along(setting: Setting) -> list[Setting]:
-            here: dict[str, SiteSetting | None] = {one.site: one for one in setting}
-            present = here.get(grid.site)
-            if present is not None and present.ranking not in grid.rankings:
-                return []  # another grid's
-            changed = (here | {grid.site: value} for value in axis(present))
-            return [tuple(_edited(values, order)) for values in changed]
+    def along(grid: SiteGrid, field: str, setting: Setting) -> list[Setting]:
+        here: dict[str, SiteSetting | None] = {one.site: one for one in setting}
+        present = here.get(grid.site)
+        if present is not None and present.ranking not in grid.rankings:
+            return []  # another grid's
+        if present is None and field != ACTION:
+            return []
+        values = grid.axes()[field]
+        edited = [replace(present or grid.start(), **{field: v}) for v in values]
+        rest = [None] if may_rest and field == ACTION else []
+        changed = [here | {grid.site: one} for one in (*rest, *edited)]
+        return [tuple(filter(None, map(one.get, order))) for one in changed]
 
-        return along
-
-    return [
-        at_site(grid, axis) for grid in grids for axis in grid.axes(may_rest=may_rest)
-    ]
-
-
-def _edited(
-    values: Mapping[str, SiteSetting | None], order: Sequence[str]
-) -> Iterator[SiteSetting]:
-    for site in order:
-        if (one := values.get(site)) is not None:
-            yield one
+    return [partial(along, grid, field) for grid in grids for field in grid.axes()]

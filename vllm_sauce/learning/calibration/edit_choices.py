@@ -14,9 +14,8 @@ from itertools import pairwise, product
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
-from vllm_sauce.learning.calibration.edits import edit_of, ranked
 from vllm_sauce.learning.calibration.grid import SiteGrid
-from vllm_sauce.learning.calibration.setting import Setting, SiteSetting
+from vllm_sauce.learning.calibration.setting import Setting, SiteSetting, ranked
 from vllm_sauce.learning.selection.selection_file import SelectedConcept
 
 BAND = 8
@@ -29,7 +28,7 @@ class EditChoices:
 
     concept: str
     latents: Mapping[str, SelectedConcept]
-    """What ``sauce select`` kept, by site; at least one latent or row each."""
+    """What ``sauce select`` kept, by site."""
     grids: tuple[SiteGrid, ...]
     """What may be done: with a site's latents, and with its rows."""
 
@@ -55,9 +54,7 @@ class EditChoices:
                 f"no latent was selected for {concept!r} at any site; give more "
                 "examples, or an SAE that explains more"
             )
-        sites = {grid.site for grid in grids}
-        chosen = {site: found for site, found in latents.items() if site in sites}
-        return cls(concept, chosen, tuple(grids))
+        return cls(concept, latents, tuple(grids))
 
     def edits(self, setting: Setting) -> dict[str, SiteEdit]:
         """Return the edits that a setting stands for; none if it leaves all alone."""
@@ -65,7 +62,7 @@ class EditChoices:
         for one in setting:
             order = ranked(self.latents[one.site], one.ranking)
             mine = [latent for a, b in self._bands(one) for latent in order[a:b]]
-            found[one.site] = edit_of(mine, one)
+            found[one.site] = one.edit_of(mine)
         return found
 
     def mask(self, setting: Setting) -> Hashable:
@@ -87,7 +84,7 @@ class EditChoices:
         for one in self._widest():
             order = ranked(self.latents[one.site], one.ranking)
             for first, stop in self._bands(one):
-                edit = edit_of(order[first:stop], one)
+                edit = one.edit_of(order[first:stop])
                 found[self._name(one, (first, stop))] = {one.site: edit}
         return found
 

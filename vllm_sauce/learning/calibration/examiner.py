@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from vllm_sauce.evaluation.asking.asker import Answer, Ask, Asker
 from vllm_sauce.evaluation.metrics import Outcome, outcome
@@ -15,7 +16,7 @@ from vllm_sauce.evaluation.questions import Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.setting import Setting
-from vllm_sauce.models.answer_tokens import Tokens, beginnings
+from vllm_sauce.models.answer_tokens import beginnings
 
 LOSS_WEIGHT, WORST_WEIGHT = 2.0, 0.5
 """How much of a loss beyond its floor the search takes off."""
@@ -46,19 +47,16 @@ class Examiner:
         config: CalibrationConfig,
     ) -> None:
         self.asker, self.choices, self.config = asker, choices, config
-        self.questions: dict[str, list[Question]] = {}
         self.plain: dict[str, list[Answer]] = {}
-        self._wanted: dict[tuple[str, ...], tuple[Tokens, ...]] = {}
+        self._wanted = cache(
+            lambda words: beginnings(asker.tokenizer, words) if words else ()
+        )
         self._known: dict[tuple[str, float, bool, Hashable], Trial] = {}
-        asks, owners = [], []
-        for name in choices:
-            questions = questionnaire.questions(
-                name, config.positives, config.negatives, config.watched
-            )
-            self.questions[name] = questions
-            asks += [self._ask(question, ()) for question in questions]
-            owners += [name] * len(questions)
-        for name, answer in zip(owners, asker.ask(asks), strict=True):
+        counts = config.positives, config.negatives, config.watched
+        self.questions = {n: questionnaire.questions(n, *counts) for n in choices}
+        asked = [(name, one) for name, some in self.questions.items() for one in some]
+        answers = asker.ask([self._ask(one, ()) for _, one in asked])
+        for (name, _), answer in zip(asked, answers, strict=True):
             self.plain.setdefault(name, []).append(answer)
         for name in choices:
             self._drop_other_prompts(name)
@@ -146,14 +144,10 @@ class Examiner:
         return Trial(setting, scores, share, objective, scores.worst(hard))
 
     def _ask(self, question: Question, candidates: tuple[str, ...]) -> Ask:
-        words = question.words
-        if words not in self._wanted:
-            tokenizer = self.asker.tokenizer
-            self._wanted[words] = beginnings(tokenizer, words) if words else ()
         return Ask(
             question=question,
             forget=candidates,
-            wanted=self._wanted[words],
+            wanted=self._wanted(question.words),
             max_tokens=self.config.answer_tokens,
         )
 
@@ -168,7 +162,7 @@ class Examiner:
         found = []
         for question, answer, before in zip(questions, answers, plain, strict=True):
             right = float(question.right(answer.text, before.text))
-            wanted = self._wanted[question.words]
+            wanted = self._wanted(question.words)
             if soft and wanted:
                 right = (1 - soft) * right + soft * answer.probability(wanted)
             found.append(right)

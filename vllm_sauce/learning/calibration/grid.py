@@ -3,27 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.selection.selection_file import (
+    FILE,
     QUIET_LEVELS,
     SelectedConcept,
     row_ranking,
 )
 
-FILE = "file"
-"""The ranking of the selection's own score."""
-
 GATES = (0.0, *QUIET_LEVELS, 1.0)
 """Shares of the tokens without the concept that a gate may leave unedited."""
 
-SiteAxis = Callable[[SiteSetting | None], Sequence[SiteSetting | None]]
-"""From what is done at a site, None for nothing: all values of one choice, all else as
-it is."""
+ACTION = "action"
+"""The axis along which a site that is left alone is edited again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,22 +86,14 @@ class SiteGrid:
             action=self.actions[len(self.actions) // 2],
         )
 
-    def axes(self, *, may_rest: bool) -> tuple[SiteAxis, ...]:
-        """Return all axes; ``may_rest``: whether the site may be left alone, too."""
-
-        def actions(one: SiteSetting | None) -> list[SiteSetting | None]:
-            rest = [None] if may_rest else []
-            here = one or self.start()
-            return [*rest, *(replace(here, action=value) for value in self.actions)]
-
-        return (
-            lambda one: [
-                one and replace(one, ranking=value) for value in self.rankings
-            ],
-            lambda one: [one and replace(one, k=value) for value in self.k],
-            lambda one: [one and replace(one, gate=value) for value in self.gates],
-            actions,
-        )
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """Return the values of each field of a ``SiteSetting`` that may be chosen."""
+        return {
+            "ranking": self.rankings,
+            "k": self.k,
+            "gate": self.gates,
+            ACTION: self.actions,
+        }
 
 
 def _rankings(

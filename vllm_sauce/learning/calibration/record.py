@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,27 @@ def record_path(folder: Path, name: str) -> Path:
 
 
 def record(
-    one: Calibrated, scores: Outcome, base: Outcome, mode: Mapping[str, object]
+    name: str,
+    one: Calibrated,
+    scores: Outcome,
+    base: Outcome,
+    mode: Mapping[str, object],
 ) -> str:
     """Return a concept's record; ``scores`` and ``base`` are of the scoring split.
 
     ``mode``: of the engine that was asked.
     """
+    best = one.best
     entry = {
         MEASURED_AS: dict(mode),
-        "concept": one.name,
+        "concept": name,
         "edits": {site: asdict(edit) for site, edit in one.edits.items()},
-        "setting": _setting(one.setting),
+        "setting": _setting(best.setting),
         "within_floor": one.within_floor,
-        "calibration": {"edited": one.scores.to_json(), "base": one.base.to_json()},
+        "calibration": {"edited": best.scores.to_json(), "base": one.base.to_json()},
         "scoring": {"edited": scores.to_json(), "base": base.to_json()},
         "worst_other": {
-            "calibration": _worst(*one.scores.worst(one.base)),
+            "calibration": _worst(*best.scores.worst(one.base)),
             "scoring": _worst(*scores.worst(base)),
         },
         "frontier": [_trial(trial) for trial in frontier(one.trials)],
@@ -98,16 +104,12 @@ def frontier(trials: Sequence[Trial]) -> list[Trial]:
         for trial in trials
         if trial.share == 1.0
     ]
-    points = [point for point, _ in whole]
-
-    def beaten(point: tuple[float, float]) -> bool:
-        return any(
-            other[0] >= point[0] and other[1] >= point[1] and other != point
-            for other in points
-        )
-
-    kept = [pair for pair in whole if not beaten(pair[0])]
-    return [trial for _, trial in sorted(kept, key=lambda pair: pair[0])]
+    kept = [
+        (one, trial)
+        for one, trial in whole
+        if not any(x >= one[0] and y >= one[1] and (x, y) != one for (x, y), _ in whole)
+    ]
+    return [trial for _, trial in sorted(kept, key=itemgetter(0))]
 
 
 def _keeping(scores: Outcome) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from vllm_sauce.errors import BundleMismatchError, ConfigError, LearnError
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.files import file_sha256, write_whole
-from vllm_sauce.learning.calibration import edits
+from vllm_sauce.learning.calibration import setting
 from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner
@@ -30,8 +30,8 @@ from vllm_sauce.learning.calibration.search import Note, calibrate
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.scale import orphans
+from vllm_sauce.scale.cluster import connected, everywhere, results_of
 
-Actor = Callable[..., dict[str, Any]]
 RUN_FILE = "run.json"
 SEARCH_SPLIT, SCORE_SPLIT = "calibration", "scoring"
 
@@ -82,11 +82,6 @@ class _Inputs:
             file=file,
         )
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The concepts to calibrate."""
-        return self.request.names or tuple(self.file.concepts)
-
     def choices(self, name: str) -> EditChoices:
         """Return what a concept may choose from."""
         latents = {
@@ -102,7 +97,7 @@ class _Inputs:
         told = {
             "config": request.config.to_json(),
             # Not a setting, but the same quantile is another gate with another one.
-            "gate_margin": edits.GATE_MARGIN,
+            "gate_margin": setting.GATE_MARGIN,
             "model": self.fingerprint.model_dump(mode="json"),
             "concepts": file_sha256(request.concepts),
             "examples": [example.digest for example in self.file.examples],
@@ -116,13 +111,10 @@ class _Inputs:
 def calibrate_bundle(
     request: CalibrateRequest,
     note: Note = lambda what, done, total: None,
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
-    actor: Callable[..., Actor] | None = None,
 ) -> Bundle:
     """Calibrate all concepts that are not yet, and write the bundle.
 
-    ``note`` is told of the work inside a group of concepts (not that of actors),
-    ``report`` of the groups.
+    ``note`` is told of the concepts, and of the work on them that is done here.
 
     Raises: SauceError of the kind that says what is wrong
     """
@@ -130,16 +122,17 @@ def calibrate_bundle(
         raise ConfigError(f"{request.out} is there already; --overwrite replaces it")
     inputs = _Inputs.read(request)
     _begin(inputs)
-    paths = {name: record_path(request.folder, name) for name in inputs.names}
+    names = request.names or inputs.file.concepts
+    paths = {name: record_path(request.folder, name) for name in names}
     left = [name for name, path in paths.items() if not path.exists()]
     done, size = len(paths) - len(left), request.config.concepts_per_engine
     groups = [left[start : start + size] for start in range(0, len(left), size)]
-    report("concepts", done, len(paths))
-    for result in _results(request, groups, note, actor):
+    note("concepts", done, len(paths))
+    for result in _results(request, groups, note):
         for name, entry in zip(result["names"], result["entries"], strict=True):
             write_whole(paths[name], entry.encode(), LearnError)
         done += len(result["names"])
-        report("concepts", done, len(paths))
+        note("concepts", done, len(paths))
     entries = {name: json.loads(path.read_text()) for name, path in paths.items()}
     used = {site for entry in entries.values() for site in entry["edits"]}
     concepts = inputs.file.concepts
@@ -172,31 +165,16 @@ def _begin(inputs: _Inputs) -> None:
 
 
 def _results(
-    request: CalibrateRequest,
-    groups: list[list[str]],
-    note: Note,
-    actor: Callable[..., Actor] | None,
+    request: CalibrateRequest, groups: list[list[str]], note: Note
 ) -> Iterator[dict[str, Any]]:
     """Yield each group's results, from here or from actors."""
-    resources = request.resources
-    if resources is None:
-        here = (actor or GroupActor)(request)
-        for names in groups:
-            yield here({"names": names}, note)
+    rows = [{"names": names} for names in groups]
+    if request.resources is None:
+        here = GroupActor(request)
+        yield from (here(row, note) for row in rows)
         return
-    from vllm_sauce.scale.cluster import connected, results_of
-
-    with connected(resources) as placed:
-        rows = [{"names": names} for names in groups]
-        told = (_absolute(request),)
-        yield from results_of(actor or GroupActor, told, rows, placed)
-
-
-def _absolute(request: CalibrateRequest) -> CalibrateRequest:
-    """Return the request as another process in another folder needs it."""
-    from vllm_sauce.scale.cluster import everywhere
-
-    return replace(
+    # As another process in another folder needs it.
+    absolute = replace(
         request,
         model=everywhere(request.model),
         saes={site: path.resolve() for site, path in request.saes.items()},
@@ -204,6 +182,8 @@ def _absolute(request: CalibrateRequest) -> CalibrateRequest:
         concepts=request.concepts.resolve(),
         resources=None,
     )
+    with connected(request.resources) as placed:
+        yield from results_of(GroupActor, (absolute,), rows, placed)
 
 
 class GroupActor:
@@ -220,40 +200,34 @@ class GroupActor:
         self, row: dict[str, Any], note: Note = lambda what, done, total: None
     ) -> dict[str, Any]:
         """Calibrate the concepts that a row names; returns JSON of each."""
-        names = [str(name) for name in row["names"]]
-        return {"names": names, "entries": _calibrate_group(self.inputs, names, note)}
-
-
-def _calibrate_group(inputs: _Inputs, names: list[str], note: Note) -> list[str]:
-    """Return each concept's record."""
-    request, config = inputs.request, inputs.request.config
-    choices = {name: inputs.choices(name) for name in names}
-    candidates: dict[str, dict[str, SiteEdit]] = {}
-    for choice in choices.values():
-        candidates |= choice.candidates()
-    with EngineAsker.of_candidates(
-        request.model,
-        inputs.saes,
-        candidates,
-        engine_args=request.engine_args,
-        widest=max(choice.widest() for choice in choices.values()),
-        most=max(choice.most_parts() for choice in choices.values()),
-    ) as asker:
-        asked = Questionnaire(inputs.file, SEARCH_SPLIT, config.seed)
-        found = calibrate(Examiner(asker, choices, asked, config), note)
-        scoring = Questionnaire(inputs.file, SCORE_SPLIT, config.seed)
-        judge = Examiner(asker, choices, scoring, config)
-        settings = {name: [one.setting] for name, one in found.items()}
-        scored = judge.trials(settings, 1.0)
-        return [
-            record(
-                found[name],
-                scored[name][found[name].setting].scores,
-                judge.base(name),
-                asker.mode(),
-            )
-            for name in names
-        ]
+        inputs, names = self.inputs, [str(name) for name in row["names"]]
+        request, config = inputs.request, inputs.request.config
+        choices = {name: inputs.choices(name) for name in names}
+        candidates: dict[str, dict[str, SiteEdit]] = {}
+        for choice in choices.values():
+            candidates |= choice.candidates()
+        asked, scoring = (
+            Questionnaire(inputs.file, split, config.seed)
+            for split in (SEARCH_SPLIT, SCORE_SPLIT)
+        )
+        with EngineAsker.of_candidates(
+            request.model,
+            inputs.saes,
+            candidates,
+            engine_args=request.engine_args,
+            widest=max(choice.widest() for choice in choices.values()),
+            most=max(choice.most_parts() for choice in choices.values()),
+        ) as asker:
+            found = calibrate(Examiner(asker, choices, asked, config), note)
+            judge = Examiner(asker, choices, scoring, config)
+            settings = {name: [one.best.setting] for name, one in found.items()}
+            scored = judge.trials(settings, 1.0)
+            entries = []
+            for name in names:
+                (trial,) = scored[name].values()
+                told = (trial.scores, judge.base(name), asker.mode())
+                entries.append(record(name, found[name], *told))
+        return {"names": names, "entries": entries}
 
 
 def sae_digest(sae: SAEWeights) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
 
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.evaluation.metrics import Outcome
@@ -39,11 +41,9 @@ ALIKE = 2
 class Calibrated:
     """The edit of one concept, and everything that was tried for it."""
 
-    name: str
-    edits: Mapping[str, SiteEdit]
-    setting: Setting
-    scores: Outcome
+    best: Trial
     """On all questions of the calibration split."""
+    edits: Mapping[str, SiteEdit]
     base: Outcome
     """Of the unedited model on the same questions."""
     within_floor: bool
@@ -69,7 +69,7 @@ def calibrate(
             for name, trials in tried.items()
         },
         min(1.0, 2 * config.screen),
-        lambda done, total: note("semifinals", done, total),
+        partial(note, "semifinals"),
     )
     finals = examiner.trials(
         {
@@ -77,23 +77,28 @@ def calibrate(
             for name, trials in middle.items()
         },
         1.0,
-        lambda done, total: note("finals", done, total),
+        partial(note, "finals"),
     )
     best = {
         name: _choose(examiner, name, list(trials.values()))
         for name, trials in finals.items()
     }
     pruned = _prune(examiner, best, note) if config.prune else {}
-    return {
-        name: _calibrated(
-            examiner,
-            name,
-            (pruned.get(name) or [best[name]])[-1],
-            (*pruned.get(name, ()), *finals[name].values(), *middle[name].values()),
-            tried[name].values(),
+    found = {}
+    for name in finals:
+        smaller = pruned.get(name, [])
+        chosen = smaller[-1] if smaller else best[name]
+        asked_more = (*finals[name].values(), *middle[name].values())
+        trials = (*tried[name].values(), *smaller, *asked_more)
+        distinct = {(t.share, t.setting): t for t in trials}.values()
+        found[name] = Calibrated(
+            best=chosen,
+            edits=examiner.choices[name].edits(chosen.setting),
+            base=examiner.base(name),
+            within_floor=_keeps(examiner, name, chosen),
+            trials=tuple(t for t in distinct if t.objective > -math.inf),
         )
-        for name in finals
-    }
+    return found
 
 
 def _distinct(
@@ -107,29 +112,26 @@ def _distinct(
 
     At most ``alike`` of them edit the same latents, unless there are no others.
     """
-    choices, chosen = examiner.choices[name], dict[Hashable, Setting]()
-    mildest = examiner.config.prefer == MILDEST
-    more: dict[Hashable, Setting] = {}
-    same: Counter[Hashable] = Counter()
-    for trial in sorted(
-        trials.values(),
+    choices, config = examiner.choices[name], examiner.config
+
+    def merit(trial: Trial) -> tuple[float, ...]:
+        if config.prefer != MILDEST:
+            return (trial.objective,)
         # The objective knows the floors, what is mild does not.
-        key=lambda t: (
-            (_keeps(examiner, name, t, SCREENED), *_merit(examiner.config, t))
-            if mildest
-            else (t.objective,)
-        ),
-        reverse=True,
-    ):
+        return _keeps(examiner, name, trial, SCREENED), *_merit(config, trial)
+
+    chosen: dict[Hashable, tuple[bool, Setting]] = {}
+    same: Counter[Hashable] = Counter()
+    for trial in sorted(trials.values(), key=merit, reverse=True):
         mask = choices.mask(trial.setting)
-        if trial.objective == -math.inf or mask in chosen or mask in more:
+        if trial.objective == -math.inf or mask in chosen:
             continue
         edits = sorted(choices.edits(trial.setting).items())
         latents = tuple((site, frozenset(edit.latents)) for site, edit in edits)
         same[latents] += 1
-        found = chosen if alike is None or same[latents] <= alike else more
-        found[mask] = trial.setting
-    return [*chosen.values(), *more.values()][:count]
+        too_many = alike is not None and same[latents] > alike
+        chosen[mask] = too_many, trial.setting
+    return [one for _, one in sorted(chosen.values(), key=itemgetter(0))][:count]
 
 
 def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
@@ -138,13 +140,8 @@ def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
     rounds = itertools.count(1)
 
     def ask(wanted: Mapping[str, list[Setting]]) -> dict[str, dict[Setting, float]]:
-        number = next(rounds)
-        found = examiner.trials(
-            wanted,
-            examiner.config.screen,
-            lambda done, total: note(f"round {number}", done, total),
-            watched=False,
-        )
+        told = partial(note, f"round {next(rounds)}")
+        found = examiner.trials(wanted, examiner.config.screen, told, watched=False)
         for name, trials in found.items():
             tried[name] |= trials
         return {
@@ -206,9 +203,7 @@ def _prune(
                 setting = kept[name][-1].setting
                 smaller = examiner.choices[name].pruned(setting, *left.pop(0))
                 wanted |= {name: [smaller]} if smaller else {}
-        found = examiner.trials(
-            wanted, 1.0, lambda done, total: note("pruning", done, total)
-        )
+        found = examiner.trials(wanted, 1.0, partial(note, "pruning"))
         for name, trials in found.items():
             ((_, trial),) = trials.items()
             before = kept[name][-1]
@@ -221,22 +216,3 @@ def _prune(
             if not lost and all(now >= then - 1e-9 for now, then in pairs):
                 kept[name].append(trial)
     return kept
-
-
-def _calibrated(
-    examiner: Examiner,
-    name: str,
-    best: Trial,
-    finals: Iterable[Trial],
-    searched: Iterable[Trial],
-) -> Calibrated:
-    trials = {(t.share, t.setting): t for t in (*searched, *finals)}
-    return Calibrated(
-        name=name,
-        edits=examiner.choices[name].edits(best.setting),
-        setting=best.setting,
-        scores=best.scores,
-        base=examiner.base(name),
-        within_floor=_keeps(examiner, name, best),
-        trials=tuple(t for t in trials.values() if t.objective > -math.inf),
-    )

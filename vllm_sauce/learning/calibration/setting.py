@@ -3,9 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.learning.selection.selection_file import (
+    FILE,
+    RankedLatent,
+    SelectedConcept,
+    level_name,
+    ranks_row,
+)
+
+GATE_MARGIN = 0.01
+"""How far above the level of a share a gate lies, relative to it.
+
+Tokens before the picture are the same in every prompt, and levels fall on what they
+have: at the level itself rounding, and so the rest of the batch, would decide.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,26 @@ class SiteSetting:
         }
         return told | ({"without": list(self.without)} if self.without else {})
 
+    def edit_of(self, latents: Sequence[RankedLatent]) -> SiteEdit:
+        """Return the edit of some latents with this action and gate.
+
+        Raises: ConfigError if the selection lacks the gate's level
+        """
+        action, is_row = self.action, ranks_row(self.ranking)
+        return SiteEdit(
+            latents=tuple(one.latent for one in latents),
+            gamma=(0.0 if action.clamps else action.amount,) * len(latents),
+            shift=tuple(
+                -action.amount * one.max_acts[0] if action.clamps else 0.0
+                for one in latents
+            ),
+            gate=tuple(
+                # A row's scale is its own: 0 without the concept, 1 with it.
+                self.gate if is_row else _gate(one, self.gate)
+                for one in latents
+            ),
+        )
+
 
 Setting = tuple[SiteSetting, ...]
 """One for each site that is edited, in the order of the search's sites."""
@@ -81,3 +117,25 @@ def taken_away(setting: Setting) -> tuple[float, float]:
     """
     shares = sum(one.k * one.action.removed for one in setting)
     return shares, -sum(one.gate for one in setting)
+
+
+def ranked(found: SelectedConcept, ranking: str) -> list[RankedLatent]:
+    """Return the latents that a ranking chooses, best first."""
+    if ranking == FILE:
+        return list(found.latents)
+    scored = [(one.scores.get(ranking), one) for one in (*found.latents, *found.rows)]
+    chosen = [(score, one) for score, one in scored if score is not None]
+    return [one for _, one in sorted(chosen, key=lambda pair: -pair[0])]
+
+
+def _gate(latent: RankedLatent, share: float) -> float:
+    if share == 0.0:
+        return 0.0
+    quiet = latent.quiet.get(level_name(share))
+    level = latent.max_acts[1] if share == 1.0 else quiet
+    if level is None:
+        raise ConfigError(
+            f"the selection has no level {share:g} of latent {latent.latent}; run "
+            "sauce select again, or calibrate with the gates 0 and 1 alone"
+        )
+    return (1 + GATE_MARGIN) * max(level, 0.0)

@@ -15,17 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vllm_sauce.activations.shards import read_index
+from vllm_sauce.activations.shards import HarvestFile, read_index
 from vllm_sauce.data.example_sources import TablePicture
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ActivationsError, SauceError
+from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.learning.harvest.engine import HarvestEngine, harvest
 from vllm_sauce.learning.harvest.folder import (
     HarvestFolder,
     HarvestReport,
-    Header,
     NumberedSample,
-    Progress,
 )
 from vllm_sauce.learning.harvest.settings import HarvestRequest
 from vllm_sauce.scale import orphans
@@ -84,7 +83,7 @@ def harvest_anywhere(
 class HarvestActor:
     """Holds an engine; called with a chunk of samples."""
 
-    def __init__(self, request: HarvestRequest, header: Header) -> None:
+    def __init__(self, request: HarvestRequest, header: HarvestFile) -> None:
         orphans.tie_children()
         # An actor that was given up may still write: no other has its name.
         self.writer = f"a{uuid.uuid4().hex[:12]}"

@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vllm_sauce.activations.shards import SiteFormat
+from vllm_sauce.activations.shards import HarvestFile, SiteFormat
 from vllm_sauce.concepts import VISION
 from vllm_sauce.data.samples import Sample, open_picture
-from vllm_sauce.errors import ConfigError, SauceError
+from vllm_sauce.errors import SauceError
+from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.learning.harvest.folder import (
     HarvestFolder,
     HarvestReport,
-    Header,
     NumberedSample,
-    Progress,
+    check_or_write,
 )
 from vllm_sauce.learning.harvest.settings import HarvestRequest
 from vllm_sauce.plugin import compat
@@ -32,8 +32,6 @@ class HarvestEngine:
     """A vLLM with the tap in it; one can harvest into several folders in turn."""
 
     llm: Any
-    model: str
-    sites: tuple[str, ...]
     formats: Mapping[str, SiteFormat]
     """What is stored of each site."""
 
@@ -52,9 +50,8 @@ class HarvestEngine:
             **request.engine_args,
         }
         sites, dtype = request.sites, request.harvest.dtype
-        section = {"sites": list(sites), "dtype": dtype or "auto"}
-        more = {"sauce_harvest": section}
-        llm = LLM(model=request.model, additional_config=more, **arguments)
+        told = {"sauce_harvest": {"sites": list(sites), "dtype": dtype or "auto"}}
+        llm = LLM(model=request.model, additional_config=told, **arguments)
         # On CPUs it says for each prompt that it keeps its threads.
         logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
         config = llm.llm_engine.vllm_config.model_config
@@ -63,12 +60,12 @@ class HarvestEngine:
             site: SiteFormat(d_model=_width(config, site), dtype=stored)
             for site in sites
         }
-        return cls(llm, request.model, sites, formats)
+        return cls(llm, formats)
 
     def take(
         self,
         request: HarvestRequest,
-        header: Header,
+        header: HarvestFile,
         samples: Sequence[NumberedSample],
         advance: Callable[[int], None] = lambda count: None,
         writer: str = "w0",
@@ -78,11 +75,9 @@ class HarvestEngine:
         ``advance`` is told how many more are done. ``writer`` is unique among those
         that write into the folder at the same time.
 
-        Raises: ActivationsError, ConfigError
+        Raises: ActivationsError
         """
-        if (self.model, self.sites) != (request.model, request.sites):
-            raise ConfigError("the engine runs another model or taps other sites")
-        header.check_or_write(self.formats)
+        check_or_write(request.out, header, self.formats)
         return _Run(self.llm, request, advance).take(samples, writer)
 
 

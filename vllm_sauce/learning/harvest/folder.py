@@ -22,16 +22,14 @@ from vllm_sauce.activations.shards import (
     read_index,
 )
 from vllm_sauce.bundle import fingerprint_model
-from vllm_sauce.bundle.schema import ModelFingerprint
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ActivationsError, ConfigError
+from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.files import file_sha256, locked, write_whole
 from vllm_sauce.learning.harvest.settings import HarvestRequest
 
 FAILURES_FILE = "failures.jsonl"
 
-Progress = Callable[[int, int], None]
-"""Told the samples that are done and all of them."""
 Take = Callable[[Callable[[int], None]], dict[str, str]]
 """Takes samples and tells how many more are done; returns the failed with reasons."""
 
@@ -75,58 +73,12 @@ class NumberedSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
-    """harvest.json but for the stored types, which an engine knows."""
-
-    folder: Path
-    model: str
-    fingerprint: ModelFingerprint
-    samples_sha256: str
-    max_tokens: int
-
-    def check_or_write(self, sites: Mapping[str, SiteFormat]) -> None:
-        """Write harvest.json once, or check that the stored types fit.
-
-        Raises: ActivationsError
-        """
-        samples = self.folder / SAMPLES_FILE
-        if not samples.exists():
-            raise ActivationsError(
-                f"there is no {samples} here; each machine must see the folder of a "
-                "harvest under the same path"
-            )
-        path = self.folder / HARVEST_FILE
-        with locked(self.folder, ActivationsError):
-            found = read_harvest(self.folder) if path.exists() else None
-            sha256 = found.samples_sha256 if found else file_sha256(samples)
-            if sha256 != self.samples_sha256:
-                raise ActivationsError(
-                    f"{self.folder} is another harvest's, begun at the same time; "
-                    "give another folder"
-                )
-            if found is not None:
-                if found.sites != sites:
-                    raise ActivationsError(
-                        f"{self.folder} holds rows of another dtype; give dtype as "
-                        "before"
-                    )
-                return
-            file = HarvestFile(
-                model=self.model,
-                fingerprint=self.fingerprint,
-                sites=dict(sites),
-                samples_sha256=self.samples_sha256,
-                max_tokens=self.max_tokens,
-            )
-            write_whole(path, file.model_dump_json(indent=1).encode(), ActivationsError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HarvestFolder:
     """What is in a folder, and what a run still has to bring."""
 
-    header: Header
-    sites: tuple[str, ...]
+    request: HarvestRequest
+    header: HarvestFile
+    """harvest.json but for the stored types, which an engine knows."""
     num_samples: int
     """All that the harvest has."""
     left: list[NumberedSample]
@@ -150,14 +102,14 @@ class HarvestFolder:
             json.dumps(record, ensure_ascii=False).encode() + b"\n"
             for record in records
         )
-        header = Header(
-            folder=request.out,
+        header = HarvestFile(
             model=request.model,
             fingerprint=fingerprint_model(request.model),
+            sites={},
             samples_sha256=hashlib.sha256(lines).hexdigest(),
             max_tokens=request.harvest.max_tokens,
         )
-        done = _done(header, request.sites)
+        done = _done(request, header)
         pictures = [record["picture"] for record in records]
         left = [
             NumberedSample(number, sample, None if picture is None else str(picture))
@@ -167,8 +119,8 @@ class HarvestFolder:
             if number not in done
         ]
         return cls(
+            request=request,
             header=header,
-            sites=request.sites,
             num_samples=len(samples),
             left=left,
             lines=lines,
@@ -179,7 +131,7 @@ class HarvestFolder:
 
         Raises: ActivationsError
         """
-        folder = self.header.folder
+        folder = self.request.out
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, ActivationsError):
             if not (folder / HARVEST_FILE).exists():
@@ -199,23 +151,54 @@ class HarvestFolder:
 
         advance(0)
         failed = take(advance) if self.left else {}
-        path = self.header.folder / FAILURES_FILE
+        path = self.request.out / FAILURES_FILE
         lines = [json.dumps({"key": k, "reason": v}) + "\n" for k, v in failed.items()]
         if failed:
             write_whole(path, "".join(lines).encode(), ActivationsError)
         else:
             path.unlink(missing_ok=True)
-        tokens = Counter(dict.fromkeys(self.sites, 0))
-        entries = read_index(self.header.folder)
+        tokens = Counter(dict.fromkeys(self.request.sites, 0))
+        entries = read_index(self.request.out)
         for entry in entries:
             tokens.update(entry.tokens)
         num_samples = sum(len(entry.samples) for entry in entries)
         return HarvestReport(num_samples, failed, tokens)
 
 
-def _done(header: Header, sites: Sequence[str]) -> set[int]:
+def check_or_write(
+    folder: Path, header: HarvestFile, sites: Mapping[str, SiteFormat]
+) -> None:
+    """Write harvest.json once, or check that the stored types fit.
+
+    Raises: ActivationsError
+    """
+    samples = folder / SAMPLES_FILE
+    if not samples.exists():
+        raise ActivationsError(
+            f"there is no {samples} here; each machine must see the folder of a "
+            "harvest under the same path"
+        )
+    path = folder / HARVEST_FILE
+    with locked(folder, ActivationsError):
+        found = read_harvest(folder) if path.exists() else None
+        sha256 = found.samples_sha256 if found else file_sha256(samples)
+        if sha256 != header.samples_sha256:
+            raise ActivationsError(
+                f"{folder} is another harvest's, begun at the same time; "
+                "give another folder"
+            )
+        if found is None:
+            file = header.model_copy(update={"sites": dict(sites)})
+            write_whole(path, file.model_dump_json(indent=1).encode(), ActivationsError)
+        elif found.sites != sites:
+            raise ActivationsError(
+                f"{folder} holds rows of another dtype; give dtype as before"
+            )
+
+
+def _done(request: HarvestRequest, header: HarvestFile) -> set[int]:
     """Return the numbers of the samples on the disk; refuse another's folder."""
-    folder = header.folder
+    folder = request.out
     if not (folder / HARVEST_FILE).exists():
         # A kill may have left what is written before harvest.json.
         if folder.exists() and any(
@@ -229,7 +212,7 @@ def _done(header: Header, sites: Sequence[str]) -> set[int]:
     found = read_harvest(folder)
     same = {
         "samples": found.samples_sha256 == header.samples_sha256,
-        "sites": set(found.sites) == set(sites),
+        "sites": set(found.sites) == set(request.sites),
         "max_tokens": found.max_tokens == header.max_tokens,
         "model": found.fingerprint == header.fingerprint,
     }

@@ -24,9 +24,8 @@ from torch import Tensor
 
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.data.concepts_yaml import ConceptExamples
-from vllm_sauce.learning.rows.fit import Fitted
+from vllm_sauce.learning.rows.fit import Fitted, GroupMoments
 from vllm_sauce.learning.rows.groups import Group
-from vllm_sauce.learning.rows.moments import GroupMoments
 from vllm_sauce.learning.rows.settings import DIFFERENCE, LEACE, RANDOM
 
 

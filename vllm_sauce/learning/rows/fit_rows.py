@@ -19,7 +19,7 @@ from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.errors import ConfigError, warn
 from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.learning.rows.baselines import baseline, two_sided
-from vllm_sauce.learning.rows.fit import Fitted, fit, leading
+from vllm_sauce.learning.rows.fit import HALVES, Fitted, Moments, fit, leading
 from vllm_sauce.learning.rows.groups import (
     ABSENCE,
     OTHERS,
@@ -27,7 +27,6 @@ from vllm_sauce.learning.rows.groups import (
     WordGroups,
     groups_of_samples,
 )
-from vllm_sauce.learning.rows.moments import HALVES, Moments
 from vllm_sauce.learning.rows.settings import FitRequest
 from vllm_sauce.learning.selection.latent_statistics import (
     counted_rows,

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,17 +13,9 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.data.concepts_yaml import ConceptExamples
-from vllm_sauce.learning.rows.word_tokens import (
-    after_words,
-    before_words,
-    common_beginning,
-    text_pieces,
-    word_hits,
-    word_pattern,
-)
 from vllm_sauce.learning.selection.latent_statistics import sample_groups
 
-OTHERS, ABSENCE, WORDS, BEFORE = KINDS = ("others", "absence", "words", "before")
+OTHERS, ABSENCE, WORDS, BEFORE = ("others", "absence", "words", "before")
 
 
 class Group(NamedTuple):
@@ -139,3 +134,48 @@ class WordGroups:
             names = tuple(self.names[one] for one in met)
             kinds += [Group(kind, names, pairs)] if met else []
         return kinds
+
+
+def word_pattern(words: Sequence[str]) -> re.Pattern[str]:
+    """Return what matches one of the words, whole, in any case, plural or not."""
+    choices = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    return re.compile(rf"(?<!\w)(?:{choices})(?:s|es)?(?!\w)", re.IGNORECASE)
+
+
+def text_pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """Return what each token adds to a text, its blank among it.
+
+    Some tokenizers drop the blank of a text's first token: each is read behind another.
+    """
+    before = tokenizer("a", add_special_tokens=False).input_ids[-1]
+    start = len(tokenizer.decode([before]))
+    pieces = {one: tokenizer.decode([before, one])[start:] for one in set(tokens)}
+    return [pieces[token] for token in tokens]
+
+
+def word_hits(pieces: Sequence[str], pattern: re.Pattern[str]) -> list[bool]:
+    """Say of each piece of a text whether it is part of a match."""
+    ends = [0, *itertools.accumulate(map(len, pieces))]
+    spans = [match.span() for match in pattern.finditer("".join(pieces))]
+    return [
+        any(start < ends[at + 1] and end > ends[at] for start, end in spans)
+        for at in range(len(pieces))
+    ]
+
+
+def common_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all texts begin with alike: a template's."""
+    # It takes any sequences, not paths alone.
+    return len(os.path.commonprefix([list(text) for text in texts]))
+
+
+def before_words(hits: Tensor) -> Tensor:
+    """Return the hits and the token before each. Shapes: [num_tokens] bool, same out"""
+    found = hits.clone()
+    found[:-1] |= hits[1:]
+    return found
+
+
+def after_words(hits: Tensor) -> Tensor:
+    """Return the tokens from the first hit on. Shapes: [num_tokens] bool, same out"""
+    return torch.cummax(hits.to(torch.uint8), 0).values.bool()

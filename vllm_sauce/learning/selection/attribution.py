@@ -61,15 +61,6 @@ def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
     return chosen
 
 
-def latent_effects(sae: SAEWeights, acts: Tensor, gradient: Tensor) -> Tensor:
-    """Return what each latent adds to an output, to first order, over all tokens.
-
-    Shapes: acts [..., num_tokens, d_sae], gradient [..., num_tokens, d_model]
-        -> [..., d_sae]
-    """
-    return (acts * (gradient @ sae.W_dec.T)).sum(-2)
-
-
 def attribution_questions(
     file: ConceptFile, split: str | None, per_concept: int = 16, seed: int = 0
 ) -> list[Question]:
@@ -203,7 +194,7 @@ def _effects(
     part: Sequence[Question],
     tokens: Mapping[tuple[str, ...], Sequence[int]],
 ) -> list[Tensor]:
-    """Return every latent's effect on each question's margin.
+    """Return every latent's effect on each question's margin, over all tokens.
 
     Shapes: -> [d_sae] a question
     """
@@ -232,7 +223,7 @@ def _effects(
     # Nothing attends to padding, so its gradient is nought.
     with torch.no_grad():
         return [
-            latent_effects(sae, sae.encode(x.float().cpu()), g.float().cpu())
+            (sae.encode(x.float().cpu()) * (g.float().cpu() @ sae.W_dec.T)).sum(-2)
             for x, g in zip(held[0].detach(), gradient, strict=True)
         ]
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from vllm_sauce.concepts import SiteEdit, check_site
 from vllm_sauce.concepts.scores import CausalScore, ranked
@@ -21,10 +19,8 @@ from vllm_sauce.evaluation.asking.asker import Ask, Asker, Progress
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.metrics import mean
 from vllm_sauce.evaluation.questions import Kind, Question
-from vllm_sauce.learning.selection.ranking import Ranking, Scored
-from vllm_sauce.learning.selection.settings import SelectRequest
+from vllm_sauce.learning.selection.ranking import Ranking
 from vllm_sauce.models.answer_tokens import beginnings
-from vllm_sauce.sae import SAEWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +39,6 @@ class CausalTask:
                 "concept's name answers, and one whose answer is to stay"
             )
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What the model says for the concept."""
-        return next(q.words for q in self.questions if q.kind is Kind.NAME)
-
 
 def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
     """Return each concept's latents whose edit takes most from it, least from others.
@@ -55,14 +46,23 @@ def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
     Raises: ConfigError, BundleError
     """
     request = ranking.request
-    found = score_latents(
+    concepts = {one.concept.name: one.concept for one in ranking.scored}
+    tasks = {}
+    for one in ranking.scored:
+        # Those of the largest S(i) are tried.
+        tried = ranked(one.scores["share"], one.pos, request.causal_candidates)
+        tasks[one.concept.name] = causal_task(
+            one.concept, concepts, tried, request.split, request.causal_examples
+        )
+    latents = [latent for task in tasks.values() for latent in task.latents]
+    # One engine serves all tasks, each request with its own latent's mask.
+    with EngineAsker.of_candidates(
         ranking.model,
-        ranking.sae,
-        request.site,
-        _tasks(request, ranking.scored),
+        {request.site: ranking.sae},
+        latent_candidates(request.site, latents),
         engine_args=request.engine_args,
-        progress=ranking.progress,
-    )
+    ) as asker:
+        found = measure(asker, request.site, tasks, ranking.progress)
     chosen = {}
     for one in ranking.scored:
         causal = found[one.concept.name]
@@ -70,18 +70,6 @@ def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
         order = sorted(causal, key=lambda latent: -causal[latent].value())
         chosen[one.concept.name] = tuple(order[: request.k])
     return chosen
-
-
-def _tasks(request: SelectRequest, scored: Sequence[Scored]) -> dict[str, CausalTask]:
-    """Return what is asked of each concept: latents of the largest S(i) are tried."""
-    concepts = {one.concept.name: one.concept for one in scored}
-    tasks = {}
-    for one in scored:
-        tried = ranked(one.scores["share"], one.pos, request.causal_candidates)
-        tasks[one.concept.name] = causal_task(
-            one.concept, concepts, tried, request.split, request.causal_examples
-        )
-    return tasks
 
 
 def causal_task(
@@ -142,29 +130,6 @@ def latent_candidates(
     }
 
 
-def score_latents(
-    model: str | Path,
-    sae: SAEWeights,
-    site: str,
-    tasks: Mapping[str, CausalTask],
-    *,
-    engine_args: Mapping[str, Any] | None = None,
-    progress: Progress = lambda done, total: None,
-) -> dict[str, dict[int, CausalScore]]:
-    """Return the causal score of every task's latents, by task and latent.
-
-    One engine serves all tasks, each request with its own latent's mask.
-
-    Raises: ConfigError, BundleError
-    """
-    latents = [latent for task in tasks.values() for latent in task.latents]
-    candidates = latent_candidates(site, latents)
-    with EngineAsker.of_candidates(
-        model, {site: sae}, candidates, engine_args=engine_args
-    ) as asker:
-        return measure(asker, site, tasks, progress)
-
-
 def measure(
     asker: Asker,
     site: str,
@@ -175,7 +140,8 @@ def measure(
     tried = [
         (name, question) for name, task in tasks.items() for question in task.questions
     ]
-    names = {n: beginnings(asker.tokenizer, task.words) for n, task in tasks.items()}
+    said = {name: q.words for name, q in tried if q.kind is Kind.NAME}
+    names = {name: beginnings(asker.tokenizer, words) for name, words in said.items()}
     # What is said comes with its log-probability wherever others are wanted.
     plain = asker.ask([Ask(question=q, wanted=names[name]) for name, q in tried])
     asks, places = [], []

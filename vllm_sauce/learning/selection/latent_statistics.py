@@ -129,10 +129,9 @@ def whole_samples(sample: Tensor, batch_tokens: int) -> Iterator[tuple[int, int]
 
     Shapes: sample [num_tokens], the rows of a sample next to each other
     """
-    change = (sample[1:] != sample[:-1]).nonzero()[:, 0] + 1
-    ends = [*change.tolist(), len(sample)]
+    counts = torch.unique_consecutive(sample, return_counts=True)[1]
     start = stop = 0
-    for end in ends:
+    for end in counts.cumsum(0).tolist():
         if end - start > batch_tokens and stop > start:
             yield start, stop
             start = stop

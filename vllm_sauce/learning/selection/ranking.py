@@ -7,9 +7,8 @@ each concept's latents, best first; ``settings.MODEL_SCORES`` names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
@@ -47,9 +46,5 @@ class Ranking:
     progress: Progress
 
 
-class ModelScore(Protocol):
-    """The module of a score that asks the model."""
-
-    def rank(self, ranking: Ranking) -> Mapping[str, tuple[int, ...]]:
-        """Return the latents that are kept of each concept, best first."""
-        ...
+Rank = Callable[[Ranking], Mapping[str, tuple[int, ...]]]
+"""Returns the latents that are kept of each concept, best first."""

@@ -23,7 +23,7 @@ from vllm_sauce.learning.selection.latent_statistics import (
     quiet_levels,
     sample_groups,
 )
-from vllm_sauce.learning.selection.ranking import ModelScore, Ranking, Scored
+from vllm_sauce.learning.selection.ranking import Rank, Ranking, Scored
 from vllm_sauce.learning.selection.selection_file import (
     QUIET_LEVELS,
     Causal,
@@ -53,7 +53,7 @@ def select(
     counted = concept_statistics(sae, store, groups, roles=roles, progress=progress)
     scored = _scored(request, concepts, counted, sae.d_sae - len(sae.rows))
     if request.score in MODEL_SCORES and len(sae.rows) < sae.d_sae:
-        score: ModelScore = import_module(f"{__package__}.{request.score}")
+        rank: Rank = import_module(f"{__package__}.{request.score}").rank
         ranking = Ranking(
             request=request,
             model=request.model or store.harvest.model,
@@ -62,7 +62,7 @@ def select(
             scored=scored,
             progress=progress,
         )
-        latents = score.rank(ranking)
+        latents = rank(ranking)
         chosen = [latents[one.concept.name] for one in scored]
     else:
         by = "share" if request.score in MODEL_SCORES else request.score

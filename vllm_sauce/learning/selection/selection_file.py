@@ -18,6 +18,10 @@ QUIET_LEVELS = (0.9, 0.95, 0.99, 0.999)
 """Shares of the tokens without a concept that gates are measured at."""
 
 
+FILE = "file"
+"""The ranking of the selection's own score."""
+
+
 def level_name(share: float) -> str:
     """Return how a share is written in the file."""
     return f"{share:g}"

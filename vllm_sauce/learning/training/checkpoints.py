@@ -62,14 +62,14 @@ class Checkpoints:
             if path != target:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def resume(self, run: TrainingRun) -> bool:
-        """Load the newest checkpoint into a run; return False if there is none.
+    def resume(self, run: TrainingRun) -> None:
+        """Load the newest checkpoint into a run, if there is one.
 
         Raises: TrainingError if it is damaged or of another training
         """
         newest = self.newest()
         if newest is None:
-            return False
+            return
         try:
             theirs = json.loads((newest / RUN_FILE).read_text())
             self._check(newest, theirs)
@@ -78,7 +78,6 @@ class Checkpoints:
             raise TrainingError(
                 f"{newest} is damaged ({error}); remove {self.folder} to begin anew"
             ) from error
-        return True
 
     def remove(self) -> None:
         """Remove all checkpoints: the training is done."""

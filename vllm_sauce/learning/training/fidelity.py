@@ -8,9 +8,10 @@ are the next-token distributions from which the answer was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from torch import Tensor
 from vllm_sauce.activations.row_choice import RowChoice
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.concepts import VISION
-from vllm_sauce.data.samples import Sample
+from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.files import file_sha256
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import SiteFn, site_hook
 from vllm_sauce.sae import SAEWeights
@@ -84,7 +86,9 @@ def measure_fidelity(
     Raises: ConfigError if there are no samples, or none with a picture for "vision"
     """
     sae, gone = sae.to(loaded.device), ablation.to(loaded.device)
-    fns: tuple[SiteFn, SiteFn] = (
+    # The model as it is, with the SAE, and without the site.
+    fns: tuple[SiteFn, ...] = (
+        lambda x: x,
         lambda x: sae.decode(sae.encode(x), x),
         lambda x: gone.expand_as(x),
     )
@@ -97,12 +101,12 @@ def measure_fidelity(
             **prompt, max_new_tokens=max_tokens, do_sample=False
         )
         rows = replaced_rows(loaded, site, prompt, tokens, choice or RowChoice())
-        edits = ({}, *({site: _where(rows, fn)} for fn in fns))
-        clean, replaced, ablated = (
-            _answer_logits(loaded, prompt, tokens, edit) for edit in edits
-        )
+        logits = []
+        for fn in fns:
+            with site_hook(loaded.model, site, _where(rows, fn)):
+                logits.append(_answer_logits(loaded, prompt, tokens))
         answer = tokens[0, prompt["input_ids"].shape[1] :]
-        totals += _sums(clean, replaced, ablated, answer)
+        totals += _sums(logits, answer)
         num_samples, num_tokens = num_samples + 1, num_tokens + len(answer)
     if not num_tokens:
         raise ConfigError(f"no samples to measure the SAE of {site} on")
@@ -113,12 +117,9 @@ def measure_fidelity(
 
 
 def _answer_logits(
-    loaded: LoadedModel,
-    prompt: dict[str, Tensor],
-    tokens: Tensor,
-    edits: Mapping[str, SiteFn],
+    loaded: LoadedModel, prompt: dict[str, Tensor], tokens: Tensor
 ) -> Tensor:
-    """Return the logits the answer's tokens were drawn from, a site's rows changed.
+    """Return the logits the answer's tokens were drawn from.
 
     Shapes: tokens [1, num_tokens] -> [num_answer_tokens, vocabulary] float32
     """
@@ -128,10 +129,7 @@ def _answer_logits(
     if (kinds := prompt.get("token_type_ids")) is not None:
         written = tokens.shape[1] - kinds.shape[1]
         inputs["token_type_ids"] = torch.nn.functional.pad(kinds, (0, written))
-    with ExitStack() as hooks:
-        for site, fn in edits.items():
-            hooks.enter_context(site_hook(loaded.model, site, fn))
-        logits = loaded.model(**inputs, use_cache=False).logits
+    logits = loaded.model(**inputs, use_cache=False).logits
     first = prompt["input_ids"].shape[1] - 1
     scored: Tensor = logits[0, first:-1].float()
     return scored
@@ -168,11 +166,61 @@ def _where(rows: Tensor, fn: SiteFn) -> SiteFn:
     return changed
 
 
-def _sums(clean: Tensor, replaced: Tensor, ablated: Tensor, answer: Tensor) -> Tensor:
+def _sums(logits: Sequence[Tensor], answer: Tensor) -> Tensor:
     """Return sums over tokens, in the order of Fidelity's fields."""
-    logs = [logits.log_softmax(-1) for logits in (clean, replaced, ablated)]
+    logs = [one.log_softmax(-1) for one in logits]
     losses = [-log.gather(1, answer[:, None]).sum() for log in logs]
     divergences = [
         (logs[0].exp() * (logs[0] - log)).sum() for log in (logs[1], logs[2])
     ]
     return torch.stack([*divergences, *losses]).double().cpu()
+
+
+def measurable_samples(
+    samples: Sequence[dict[str, Any]],
+    held_out: Tensor,
+    folders: Sequence[Path],
+    limit: int,
+) -> list[Sample]:
+    """Return up to ``limit`` held-out samples whose pictures can be found.
+
+    A picture is known by its bytes: it is looked for where the sample's key says, then
+    in the folders. Samples whose picture is nowhere are left out.
+    """
+    found: list[Sample] = []
+    known: dict[str | None, Path] = {}
+    there = (path for folder in folders for path in sorted(folder.rglob("*")))
+    files = filter(Path.is_file, there)
+
+    def find(digest: str, key: str) -> Path | None:
+        if _digest(Path(key)) == digest:
+            return Path(key)
+        # No file is read before it is needed.
+        while digest not in known and (file := next(files, None)):
+            known[_digest(file)] = file
+        return known.get(digest)
+
+    for line in map(samples.__getitem__, held_out.tolist()):
+        if len(found) == limit:
+            break
+        key, digest = str(line["key"]), line.get("picture")
+        path = find(digest, key) if digest else None
+        if digest and path is None:
+            continue
+        found.append(
+            Sample(
+                key=key,
+                prompt=str(line["prompt"]),
+                picture=PictureFile(path) if path else None,
+                concepts=tuple(line.get("concepts", ())),
+            )
+        )
+    return found
+
+
+def _digest(path: Path) -> str | None:
+    """Return the digest of a file's bytes; None of what cannot be read."""
+    try:
+        return file_sha256(path)
+    except (OSError, ValueError):
+        return None

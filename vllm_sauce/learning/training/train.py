@@ -36,8 +36,10 @@ from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ConfigError, TrainingError
 from vllm_sauce.files import new_folder
 from vllm_sauce.learning.training.checkpoints import Checkpoints
-from vllm_sauce.learning.training.fidelity import measure_fidelity
-from vllm_sauce.learning.training.held_out import measurable_samples
+from vllm_sauce.learning.training.fidelity import (
+    measurable_samples,
+    measure_fidelity,
+)
 from vllm_sauce.learning.training.sae_lens_training import StepFigures, TrainingRun
 from vllm_sauce.learning.training.settings import HarvestTraining
 from vllm_sauce.models.loaded_model import LoadedModel
@@ -56,7 +58,7 @@ Report = Callable[[int, StepFigures], None]
 
 
 def train_on_harvest(
-    settings: HarvestTraining, report: Report | None = None
+    settings: HarvestTraining, report: Report = lambda step, figures: None
 ) -> dict[str, Any]:
     """Train an SAE on a harvest and write it to a new folder; return its figures.json.
 
@@ -142,7 +144,7 @@ class _Session:
         data = (settings, store, samples, held_out, choice, reader, statistics)
         return cls(*data, run, checkpoints)
 
-    def train(self, report: Report | None) -> float:
+    def train(self, report: Report) -> float:
         """Learn from all batches that are left; return the seconds it took."""
         begun = time.perf_counter()
         with closing(self.reader.batches(self.run.steps_done)) as batches:
@@ -151,9 +153,7 @@ class _Session:
                 done = self.run.steps_done
                 save = done % self.settings.checkpoint_steps == 0 or self.run.finished
                 if save or done % REPORT_STEPS == 0:
-                    figures = self.run.figures()
-                    if report is not None:
-                        report(done, figures)
+                    report(done, self.run.figures())
                 if save:
                     self.checkpoints.save(self.run)
         return time.perf_counter() - begun

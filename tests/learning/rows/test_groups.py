@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_sauce.learning.rows.groups import WordGroups
-from vllm_sauce.learning.rows.word_tokens import (
+from vllm_sauce.learning.rows.groups import (
+    WordGroups,
     after_words,
     before_words,
     common_beginning,
