@@ -42,7 +42,8 @@ def rows_of(table: pa.Table, folder: Path, **options: Any) -> list[dict[str, Any
     pq.write_table(table, folder / "in.parquet", **options)
     columns = {*Row.model_fields}
     chunks = split_parquet(folder / "in.parquet", 3, folder / "spool", columns)
-    return [row.data or {} for chunk in chunks for row in read_chunk(chunk)]
+    read = [data for chunk in chunks for _, data in read_chunk(chunk)]
+    return [data for data in read if isinstance(data, dict)]
 
 
 HALVES: dict[str, tuple[str, str | None]] = {

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.batch.actor import ChunkActor
 from vllm_sauce.batch.chunks import (
     SPOOL,
     Chunk,
@@ -17,10 +16,9 @@ from vllm_sauce.batch.chunks import (
     split_lines,
     split_parquet,
 )
-from vllm_sauce.batch.engine import start_engine
+from vllm_sauce.batch.engine import ChunkActor, Engine, start_engine
 from vllm_sauce.batch.job import Job, identity
 from vllm_sauce.batch.output import Parts, writing
-from vllm_sauce.batch.progress import Progress
 from vllm_sauce.batch.rows import Row
 from vllm_sauce.batch.settings import ROWS_PER_PART
 from vllm_sauce.errors import ConfigError
@@ -58,12 +56,13 @@ def run(
     resources: Resources | None = None,
     rows_per_part: int = ROWS_PER_PART,
     overwrite: bool = False,
-    progress: Progress | None = None,
-    start: Callable[[Job], Any] = start_engine,
+    progress: Callable[[int, int, int], None] = lambda done, total, failed: None,
+    start: Callable[[Job], Engine] = start_engine,
 ) -> Summary:
     """Answer every row of the input, going on where an earlier run was interrupted.
 
     ``resources``: Ray's actors that answer; None answers in this process.
+    ``progress``: told how many rows are done, of how many, and how many failed now.
 
     Raises: SauceError
     """
@@ -74,7 +73,6 @@ def run(
         raise ConfigError(f"the output must be a .parquet file, got {out.name!r}")
     if source.resolve() == out.resolve():
         raise ConfigError("the output would replace the input; give another name")
-    progress = progress or Progress()
     parts = Parts(out)
     of = identity(job, input_sha256(source), rows_per_part)
     with parts.opened(of, overwrite=overwrite):
@@ -82,14 +80,17 @@ def run(
         finished = parts.finished(chunks)
         left = {chunk.first: chunk for chunk in chunks if chunk.first not in finished}
         rows = sum(chunk.rows for chunk in chunks)
-        resumed = rows - sum(chunk.rows for chunk in left.values())
-        with progress.shown(rows, resumed):
-            for part in _results(job, start, list(left.values()), resources):
-                first = part["first"]
-                # A chunk that was begun anew may be finished twice.
-                if first not in finished:
-                    finished[first] = parts.add(first, part["part"])
-                    progress.advance(left[first].rows, part["failed"])
+        done = resumed = rows - sum(chunk.rows for chunk in left.values())
+        wrong = 0
+        progress(done, rows, wrong)
+        for part in _results(job, start, list(left.values()), resources):
+            first = part["first"]
+            # A chunk that was begun anew may be finished twice.
+            if first not in finished:
+                finished[first] = parts.add(first, part["part"])
+                done += left[first].rows
+                wrong += part["failed"]
+                progress(done, rows, wrong)
         failed = parts.merge(finished, chunks)
         parts.remove()
     return Summary(
@@ -99,7 +100,7 @@ def run(
 
 def _results(
     job: Job,
-    start: Callable[[Job], Any],
+    start: Callable[[Job], Engine],
     chunks: Sequence[Chunk],
     resources: Resources | None,
 ) -> Iterator[dict[str, Any]]:
