@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -83,7 +82,7 @@ def identity(job: Job, source_sha256: str, rows_per_part: int) -> dict[str, obje
         del sauce["bundle"]  # Its digest says what it is, wherever it lies.
     return {
         "bundle": job.digest,
-        "defaults": json.loads(json.dumps(asdict(job.defaults))),
+        "defaults": asdict(job.defaults),
         "engine_args": dict(job.engine_args),
         "input": source_sha256,
         "model": _model_identity(folder) if folder.is_dir() else job.model,
