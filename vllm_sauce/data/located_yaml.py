@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,40 +53,27 @@ class _Loader(yaml.SafeLoader):
         return found
 
 
-class Lines:
-    """Where things are in a YAML text."""
-
-    def __init__(self, root: yaml.Node | None) -> None:
-        self._root = root
-
-    def line(self, place: Sequence[str | int]) -> int:
-        """Return the line of the deepest node on the way to a place, from 1."""
-        node, line = self._root, 1
-        for step in place:
-            found = next(_children(node, step), None)
-            if found is None:
-                continue
-            mark, node = found
-            line = mark.line + 1
-        return line
+def line_of(root: yaml.Node | None, place: Sequence[str | int]) -> int:
+    """Return the line of the deepest node on the way to a place, from 1."""
+    node, line = root, 1
+    for step in place:
+        pairs: list[tuple[yaml.Node, yaml.Node]] = []
+        if isinstance(node, yaml.MappingNode):
+            pairs = [pair for pair in node.value if pair[0].value == step]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            pairs = [(value, value) for value in node.value[step : step + 1]]
+        if pairs:
+            key, node = pairs[0]
+            line = key.start_mark.line + 1
+    return line
 
 
-def _children(node: Any, step: str | int) -> Iterator[tuple[Any, yaml.Node]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == step:
-                yield key.start_mark, value
-    elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-        for value in node.value[step : step + 1]:
-            yield value.start_mark, value
-
-
-def load_yaml(path: Path) -> tuple[Any, Lines]:
-    """Read a YAML file and where its parts are. Raises: ConfigError"""
+def load_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
+    """Read a YAML file, also as nodes for ``line_of``. Raises: ConfigError"""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         root = yaml.compose(text, Loader=_Loader)
-        return yaml.load(text, Loader=_Loader), Lines(root)
+        return yaml.load(text, Loader=_Loader), root
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
