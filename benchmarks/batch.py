@@ -167,13 +167,12 @@ def batch_round(
         bundle=str(TINY / "latents"),
         defaults=Defaults(max_tokens=max_tokens),
         engine_args=ENGINE,
+        resources=Resources() if on_ray else None,
+        overwrite=True,
     )
     done = run.run(
         job.make_job(request),
-        request.source,
-        request.out,
-        resources=Resources() if on_ray else None,
-        overwrite=True,
+        request,
         progress=clock,
         start=functools.partial(start_warm, path=str(path), ready=str(ready)),
     )

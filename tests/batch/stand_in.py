@@ -6,12 +6,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from vllm_sauce.batch.engine import Engine, failed
 from vllm_sauce.batch.job import Job
 from vllm_sauce.batch.output import Answer
 from vllm_sauce.batch.rows import Question
-from vllm_sauce.batch.settings import Defaults
+from vllm_sauce.batch.settings import BatchRequest, Defaults
 from vllm_sauce.errors import (
     ActorDiedError,
     BundleMismatchError,
@@ -19,6 +21,11 @@ from vllm_sauce.errors import (
 )
 
 JOB = Job(model="m", sauce=None, digest=None, defaults=Defaults(), folder="/")
+
+
+def request(source: Path, out: Path, **options: Any) -> BatchRequest:
+    """Return what ``run`` is told; its parts have two rows unless told otherwise."""
+    return BatchRequest(source, out, model="m", **{"rows_per_part": 2} | options)
 
 
 class Echo(Engine):

@@ -30,8 +30,8 @@ from pathlib import Path
 from tests.batch import stand_in
 from tests.batch.test_run import TWO
 from vllm_sauce.batch import run
-run.run(stand_in.JOB, Path(sys.argv[1]), Path(sys.argv[2]), resources=TWO,
-        rows_per_part=2, start=stand_in.start_echo)
+request = stand_in.request(Path(sys.argv[1]), Path(sys.argv[2]), resources=TWO)
+run.run(stand_in.JOB, request, start=stand_in.start_echo)
 """
 
 
@@ -75,9 +75,7 @@ def test_one_process_answers_without_ray(tmp_path: Path, no_ray: None) -> None:
     told: list[tuple[int, int, int]] = []
     done = run.run(
         stand_in.JOB,
-        source,
-        out,
-        rows_per_part=2,
+        stand_in.request(source, out),
         progress=lambda *counts: told.append(counts),
         start=stand_in.start_echo,
     )
@@ -93,11 +91,11 @@ def test_an_engine_that_dies_here_costs_what_it_had(
     # So few at once that one call after the other is made.
     job = replace(stand_in.JOB, engine_args={"max_num_seqs": 1})
     with pytest.raises(BatchError, match="the engine died.* same command to go on"):
-        run.run(job, source, out, rows_per_part=2, start=stand_in.start_mortal)
+        run.run(job, stand_in.request(source, out), start=stand_in.start_mortal)
     assert not out.exists()
     before = len(parts(out))
     assert 3 <= before <= stand_in.Mortal.LIFE
-    done = run.run(job, source, out, rows_per_part=2, start=stand_in.start_echo)
+    done = run.run(job, stand_in.request(source, out), start=stand_in.start_echo)
     check(out, 61)
     assert done.resumed == 2 * before
 
@@ -107,7 +105,7 @@ def test_an_engine_that_cannot_start_here_says_why(
 ) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 4), tmp_path / "out.parquet"
     with pytest.raises(BundleMismatchError, match="another bundle"):
-        run.run(stand_in.JOB, source, out, start=stand_in.start_never)
+        run.run(stand_in.JOB, stand_in.request(source, out), start=stand_in.start_never)
     assert not out.exists()
 
 
@@ -117,10 +115,7 @@ def test_an_actor_is_killed(tmp_path: Path) -> None:
     killer = KillsOneActor(lambda: len(parts(out)) > 2)
     done = run.run(
         stand_in.JOB,
-        source,
-        out,
-        resources=TWO,
-        rows_per_part=2,
+        stand_in.request(source, out, resources=TWO),
         progress=lambda *counts: told.append(counts),
         start=stand_in.start_echo,
     )
@@ -154,10 +149,7 @@ def test_the_driver_is_killed_and_run_again(tmp_path: Path) -> None:
 
     done = run.run(
         stand_in.JOB,
-        source,
-        out,
-        resources=one,
-        rows_per_part=2,
+        stand_in.request(source, out, resources=one),
         progress=look,
         start=stand_in.start_echo,
     )
@@ -172,9 +164,7 @@ def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(BatchError, match="BundleMismatchError: another bundle"):
         run.run(
             stand_in.JOB,
-            source,
-            out,
-            resources=Resources(gpus_per_actor=0),
+            stand_in.request(source, out, resources=Resources(gpus_per_actor=0)),
             start=stand_in.start_never,
         )
     assert not out.exists()
@@ -188,9 +178,7 @@ def test_a_chunk_that_always_kills_its_actor_ends_the_run(
     with pytest.raises(BatchError, match="an actor failed"):
         run.run(
             stand_in.JOB,
-            source,
-            out,
-            resources=Resources(gpus_per_actor=0),
+            stand_in.request(source, out, resources=Resources(gpus_per_actor=0)),
             start=stand_in.start_dying,
         )
     assert not out.exists()
@@ -209,16 +197,19 @@ def test_wrong_files_are_refused_at_once(
     tmp_path: Path, source: str, out: str, told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        run.run(stand_in.JOB, tmp_path / source, tmp_path / out, resources=Resources())
+        run.run(
+            stand_in.JOB,
+            stand_in.request(tmp_path / source, tmp_path / out, resources=Resources()),
+        )
 
 
 def test_an_empty_input_has_an_empty_output(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("\n\n")
     done = run.run(
         stand_in.JOB,
-        tmp_path / "in.jsonl",
-        tmp_path / "out.parquet",
-        resources=Resources(),
+        stand_in.request(
+            tmp_path / "in.jsonl", tmp_path / "out.parquet", resources=Resources()
+        ),
     )
     assert (done.rows, done.failed) == (0, 0)
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0

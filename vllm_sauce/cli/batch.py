@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from vllm_sauce.batch.settings import BatchRequest
 from vllm_sauce.scale.cluster import actors_wanted
@@ -20,15 +21,9 @@ def batch(request: BatchRequest) -> int:
 
     try:
         with row_bar() as progress:
-            done = run.run(
-                job.make_job(request),
-                request.source,
-                request.out,
-                resources=actors_wanted(request.resources),
-                rows_per_part=request.rows_per_part,
-                overwrite=request.overwrite,
-                progress=progress,
-            )
+            made = job.make_job(request)
+            placed = replace(request, resources=actors_wanted(request.resources))
+            done = run.run(made, placed, progress)
     except KeyboardInterrupt:
         sys.stderr.write("sauce batch: run the same command to go on\n")
         raise

@@ -284,7 +284,7 @@ def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
     def share(kinds: tuple[Kind, ...], forgotten: bool) -> Figure:
         return _share(
             [
-                _forgot(one, file) if forgotten else one.right and not one.malformed
+                _forgot(one, file) if forgotten else one.good
                 for one in found
                 if one.case.question.kind in kinds
                 and (one.case.question.about in one.case.forget) == forgotten
@@ -293,7 +293,7 @@ def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
         )
 
     prompts = [
-        one.right and not one.malformed
+        one.good
         for one in found
         if one.case.question.kind is Kind.KEEP
         and not {*one.case.question.shown} & {*one.case.forget}
