@@ -311,11 +311,21 @@ class _Reader:
         return tuple(dict.fromkeys(prompt for prompts in asked for prompt in prompts))
 
     def _signed(self, name: str) -> tuple[list[str], list[str]]:
-        """Return the digests of a concept's positive and negative examples."""
+        """Return the digests of a concept's positive and negative examples.
+
+        Negatives by default are other concepts' examples, of the same kind.
+        """
         positive = [d for d, found in self.found.items() if name in found.present]
         if self.file.concepts[name].negative is not None:
             return positive, [d for d, f in self.found.items() if name in f.absent]
-        return positive, self._other_examples(name, positive)
+        pictures = {self.found[digest].raw.picture is None for digest in positive}
+        return positive, [
+            digest
+            for digest, found in self.found.items()
+            if name not in found.present
+            and (found.present or found.in_table)
+            and (found.raw.picture is None) in pictures
+        ]
 
     def _concept(
         self,
@@ -335,17 +345,6 @@ class _Reader:
             positive=tuple(examples[digest] for digest in positive),
             negative=tuple(examples[digest] for digest in negative),
         )
-
-    def _other_examples(self, name: str, positive: Sequence[str]) -> list[str]:
-        """Return the default negatives: other concepts' examples, of the same kind."""
-        pictures = {self.found[digest].raw.picture is None for digest in positive}
-        return [
-            digest
-            for digest, found in self.found.items()
-            if name not in found.present
-            and (found.present or found.in_table)
-            and (found.raw.picture is None) in pictures
-        ]
 
     def _check_there(self, signed: Mapping[str, Sequence[Sequence[str]]]) -> None:
         """Refuse concepts without any example with, or without, them."""

@@ -30,9 +30,7 @@ class _Loader(yaml.SafeLoader):
         try:
             check_unicode(node.value)
         except UnicodeError as error:
-            raise yaml.MarkedYAMLError(
-                problem=str(error), problem_mark=node.start_mark
-            ) from error
+            raise _wrong(node, str(error)) from error
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -41,16 +39,16 @@ class _Loader(yaml.SafeLoader):
         found: dict[Any, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    problem="a key must be text", problem_mark=key.start_mark
-                )
+                raise _wrong(key, "a key must be text")
             name = self.construct_scalar(key)
             if name in found:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{name!r} is there twice", problem_mark=key.start_mark
-                )
+                raise _wrong(key, f"{name!r} is there twice")
             found[name] = self.construct_object(value, deep=deep)
         return found
+
+
+def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def line_of(root: yaml.Node | None, place: Sequence[str | int]) -> int:

@@ -196,9 +196,7 @@ def _own(
 
 
 def _kept(example: Example, part: Part) -> list[Question]:
-    return [
-        _question(part, Kind.KEEP, prompt, example, ()) for prompt in example.prompts
-    ]
+    return [_question(part, Kind.KEEP, prompt, example) for prompt in example.prompts]
 
 
 def _question(
@@ -206,7 +204,7 @@ def _question(
     kind: Kind,
     prompt: str,
     example: Example,
-    words: Sequence[str],
+    words: tuple[str, ...] = (),
     about: str = "",
 ) -> Question:
     return Question(
@@ -214,7 +212,7 @@ def _question(
         kind=kind,
         prompt=prompt,
         picture=example.picture,
-        words=tuple(words),
+        words=words,
         about=about,
         shown=example.concepts,
     )
