@@ -93,7 +93,14 @@ def ask(folder: Path, cases: Sequence[Case]) -> list[Result]:
     # A newcomer came for the table, not for the engine's hundred lines.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     asks = [
-        Ask(question=_question(folder, case), forget=names, max_tokens=MAX_TOKENS)
+        Ask(
+            question=Question(
+                prompt=case.question,
+                picture=PictureFile(folder / "pictures" / case.picture),
+            ),
+            forget=names,
+            max_tokens=MAX_TOKENS,
+        )
         for case in cases
         for names in ((), case.forget)
     ]
@@ -104,11 +111,6 @@ def ask(folder: Path, cases: Sequence[Case]) -> list[Result]:
         texts = [answer.text for answer in asker.ask(asks)]
     pairs = zip(texts[::2], texts[1::2], strict=True)
     return [Result(case, *pair) for case, pair in zip(cases, pairs, strict=True)]
-
-
-def _question(folder: Path, case: Case) -> Question:
-    picture = PictureFile(folder / "pictures" / case.picture)
-    return Question(prompt=case.question, picture=picture)
 
 
 def as_json(answers: Sequence[Result]) -> str:
@@ -129,9 +131,7 @@ def as_table(answers: Sequence[Result]) -> Table:
 
     title = "One batch, many masks: what each request may still know"
     table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("picture")
-    table.add_column("question")
-    for heading in ("forgets", "before", "after"):
+    for heading in ("picture", "question", "forgets", "before", "after"):
         table.add_column(heading)
     # On a narrow terminal the question wraps; the verdict never goes missing.
     table.add_column("must", no_wrap=True, min_width=len("change WRONG"))
