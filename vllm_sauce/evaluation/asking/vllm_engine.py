@@ -121,20 +121,15 @@ class EngineAsker:
         """
         for ask in asks:
             _check(ask, self.names)
-        digests: dict[int, str] = {}
-        for ask in asks:
-            picture = ask.question.picture
-            if picture is not None and id(picture) not in digests:
-                digests[id(picture)] = picture_digest(picture)
+        pictures = {id(p): p for ask in asks if (p := ask.question.picture) is not None}
+        digests = {key: picture_digest(picture) for key, picture in pictures.items()}
+
+        def place(number: int) -> tuple[tuple[str, ...], float, str]:
+            ask = asks[number]
+            return ask.forget, ask.strength, digests.get(id(ask.question.picture), "")
+
         # One mask's questions about a picture share its patches and cached blocks.
-        order = sorted(
-            range(len(asks)),
-            key=lambda i: (
-                asks[i].forget,
-                asks[i].strength,
-                digests.get(id(asks[i].question.picture), ""),
-            ),
-        )
+        order = sorted(range(len(asks)), key=place)
         answers: dict[int, Answer] = {}
         progress(0, len(asks))
         for start in range(0, len(order), WINDOW):
