@@ -127,9 +127,8 @@ def plain_round(llm: Any, path: Path, block: int, max_tokens: int) -> Spent:
 
 def start_warm(job: Any, path: str, ready: str) -> Any:
     """Start an actor's engine, warm it up, and note the time when it is ready."""
-    from vllm_sauce.batch.actor import answer_chunk
     from vllm_sauce.batch.chunks import split_lines
-    from vllm_sauce.batch.engine import start_engine
+    from vllm_sauce.batch.engine import answer_chunk, start_engine
 
     engine = start_engine(job)
     answer_chunk(job, engine, split_lines(Path(path), WARM_UP)[0])
@@ -148,20 +147,17 @@ def batch_round(
     path: Path, folder: Path, max_tokens: int, on_ray: bool = False
 ) -> Spent:
     """Return what `sauce batch` takes from its engine's readiness on."""
-    from vllm_sauce.batch import job, progress, run
+    from vllm_sauce.batch import job, run
     from vllm_sauce.batch.settings import BatchRequest, Defaults
     from vllm_sauce.scale.cluster import Resources
 
-    class Clock(progress.Progress):
-        end_s = end_cpu_s = 0.0
+    ends: list[tuple[float, float]] = []
 
-        def advance(self, rows: int, failed: int) -> None:
-            super().advance(rows, failed)
-            self.end_s = time.time()
-            if self.done == self.total:
-                self.end_cpu_s = cpu_seconds()
+    def clock(rows: int, total: int, failed: int) -> None:
+        if rows == total:
+            ends.append((time.time(), cpu_seconds()))
 
-    clock, ready, noted = Clock(), folder / "ready", list[float]()
+    ready, noted = folder / "ready", list[float]()
     ready.unlink(missing_ok=True)
     threading.Thread(target=note_cpu, args=(ready, noted), daemon=True).start()
     request = BatchRequest(
@@ -171,19 +167,19 @@ def batch_round(
         bundle=str(TINY / "latents"),
         defaults=Defaults(max_tokens=max_tokens),
         engine_args=ENGINE,
+        resources=Resources() if on_ray else None,
+        overwrite=True,
     )
     done = run.run(
         job.make_job(request),
-        request.source,
-        request.out,
-        resources=Resources() if on_ray else None,
-        overwrite=True,
+        request,
         progress=clock,
         start=functools.partial(start_warm, path=str(path), ready=str(ready)),
     )
     if done.failed:
         raise SystemExit(f"{done.failed} rows failed: {done.failures}")
-    return clock.end_s - float(ready.read_text()), clock.end_cpu_s - noted[0]
+    ((end_s, end_cpu_s),) = ends
+    return end_s - float(ready.read_text()), end_cpu_s - noted[0]
 
 
 def measure(count: int, rounds: int, max_tokens: int) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from vllm_sauce.batch.engine import failed
+from vllm_sauce.batch.engine import Engine, failed
 from vllm_sauce.batch.job import Job
 from vllm_sauce.batch.output import Answer
 from vllm_sauce.batch.rows import Question
-from vllm_sauce.batch.settings import Defaults
+from vllm_sauce.batch.settings import BatchRequest, Defaults
 from vllm_sauce.errors import (
     ActorDiedError,
     BundleMismatchError,
@@ -20,10 +23,18 @@ from vllm_sauce.errors import (
 JOB = Job(model="m", sauce=None, digest=None, defaults=Defaults(), folder="/")
 
 
-class Echo:
+def request(source: Path, out: Path, **options: Any) -> BatchRequest:
+    """Return what ``run`` is told; its parts have two rows unless told otherwise."""
+    return BatchRequest(source, out, model="m", **{"rows_per_part": 2} | options)
+
+
+class Echo(Engine):
     """Answers a prompt with itself, slowly; a prompt "refuse" fails."""
 
-    def answer(self, questions: list[Question]) -> list[Answer]:
+    def __init__(self) -> None:
+        pass
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Return the answers backwards: an engine's order is any."""
         time.sleep(0.2)
         return [_answer(question) for question in reversed(questions)]
@@ -54,7 +65,7 @@ class Mortal(Echo):
     def __init__(self) -> None:
         self.left = threading.Semaphore(self.LIFE)
 
-    def answer(self, questions: list[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Return the answers, or raise."""
         if not self.left.acquire(blocking=False):
             raise ActorDiedError("the engine died: out of memory")
@@ -69,7 +80,7 @@ def start_mortal(job: Job) -> Echo:
 class DiesAlways(Echo):
     """Dies at the first question."""
 
-    def answer(self, questions: list[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Never return."""
         raise ActorDiedError("the engine died: out of memory")
 

@@ -25,13 +25,8 @@ from vllm_sauce.errors import ConfigError, InvalidRequestError
 
 def answered(source: Path, out: Path, **changes: Any) -> tuple[list[Any], list[Any]]:
     """Run a batch with an engine's stand-in; return its rows and its failures."""
-    run.run(
-        replace(stand_in.JOB, **changes),
-        source,
-        out,
-        rows_per_part=2,
-        start=stand_in.start_echo,
-    )
+    job = replace(stand_in.JOB, **changes)
+    run.run(job, stand_in.request(source, out), start=stand_in.start_echo)
     failures = out.with_name(f"{out.name}.failures.jsonl").read_text("utf-8")
     lines = [json.loads(line) for line in failures.split("\n") if line]
     return pq.read_table(out).to_pylist(), lines
@@ -42,7 +37,8 @@ def rows_of(table: pa.Table, folder: Path, **options: Any) -> list[dict[str, Any
     pq.write_table(table, folder / "in.parquet", **options)
     columns = {*Row.model_fields}
     chunks = split_parquet(folder / "in.parquet", 3, folder / "spool", columns)
-    return [row.data or {} for chunk in chunks for row in read_chunk(chunk)]
+    read = [data for chunk in chunks for _, data in read_chunk(chunk)]
+    return [data for data in read if isinstance(data, dict)]
 
 
 HALVES: dict[str, tuple[str, str | None]] = {
@@ -79,7 +75,7 @@ def test_an_interrupted_run_goes_on_past_such_rows(tmp_path: Path) -> None:
     source.write_text(HALVES["id"][0] + "\n" + '{"prompt": "a"}\n' * 40)
     job = replace(stand_in.JOB, engine_args={"max_num_seqs": 1})
     with pytest.raises(Exception, match="the engine died"):
-        run.run(job, source, out, rows_per_part=2, start=stand_in.start_mortal)
+        run.run(job, stand_in.request(source, out), start=stand_in.start_mortal)
     rows, failures = answered(source, out, engine_args={"max_num_seqs": 1})
     assert [row["row"] for row in rows] == list(range(1, 41))
     assert [failure["row"] for failure in failures] == [0]

@@ -40,10 +40,10 @@ def write_lines(path: Path, lines: list[str]) -> Path:
 def part_of(chunk: Chunk) -> bytes:
     """Answer a chunk backwards; a wrong line is a failure."""
     answers = [
-        Answer(row=row.number, id=None, text=f"to {row.data['prompt']}")
-        if row.data
-        else Answer(row=row.number, id=None, error="E", message="wrong")
-        for row in read_chunk(chunk)
+        Answer(row=number, id=None, text=f"to {data['prompt']}")
+        if isinstance(data, dict)
+        else Answer(row=number, id=None, error="E", message="wrong")
+        for number, data in read_chunk(chunk)
     ]
     return encode_part(answers[::-1])
 
@@ -114,10 +114,10 @@ def test_parquet_rows_are_those_of_the_file(count: int, group: int, rows: int) -
         chunks = split_parquet(source, rows, spool, COLUMNS)
         assert [c.rows for c in chunks[:-1]] == [rows] * len(chunks[:-1])
         read = [row for chunk in reversed(chunks) for row in read_chunk(chunk)]
-    read.sort(key=lambda row: row.number)
-    assert [row.number for row in read] == list(range(count))
-    for i, row in enumerate(read):
-        assert row.data == {"prompt": str(i)} | (
+    read.sort(key=lambda row: row[0])
+    assert [number for number, _ in read] == list(range(count))
+    for i, (_, data) in enumerate(read):
+        assert data == {"prompt": str(i)} | (
             {"forget": ["dog"] * (i % 3)} if i % 3 else {}
         )
 
@@ -127,8 +127,8 @@ def test_nulls_of_arrows_structs_are_no_keys(tmp_path: Path) -> None:
     table = pa.table({"messages": [messages], "meta": [{"a": None, "b": 1}]})
     pq.write_table(table, tmp_path / "in.parquet")
     (chunk,) = split_parquet(tmp_path / "in.parquet", 5, tmp_path / "spool", COLUMNS)
-    (row,) = read_chunk(chunk)
-    assert row.data == {
+    ((_, data),) = read_chunk(chunk)
+    assert data == {
         "messages": [{"role": "user", "content": "hi"}],
         "meta": {"a": None, "b": 1},
     }

@@ -17,7 +17,7 @@ import pytest
 from tests.batch import stand_in
 from tests.batch.processes import KillsOneActor, actors, gone, wait_until
 from tests.places import ROOT
-from vllm_sauce.batch import progress, run
+from vllm_sauce.batch import run
 from vllm_sauce.errors import BatchError, BundleMismatchError, ConfigError
 from vllm_sauce.scale import cluster
 from vllm_sauce.scale.cluster import Resources
@@ -30,8 +30,8 @@ from pathlib import Path
 from tests.batch import stand_in
 from tests.batch.test_run import TWO
 from vllm_sauce.batch import run
-run.run(stand_in.JOB, Path(sys.argv[1]), Path(sys.argv[2]), resources=TWO,
-        rows_per_part=2, start=stand_in.start_echo)
+request = stand_in.request(Path(sys.argv[1]), Path(sys.argv[2]), resources=TWO)
+run.run(stand_in.JOB, request, start=stand_in.start_echo)
 """
 
 
@@ -72,18 +72,16 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_answers_without_ray(tmp_path: Path, no_ray: None) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
-    bar = progress.Progress()
+    told: list[tuple[int, int, int]] = []
     done = run.run(
         stand_in.JOB,
-        source,
-        out,
-        rows_per_part=2,
-        progress=bar,
+        stand_in.request(source, out),
+        progress=lambda *counts: told.append(counts),
         start=stand_in.start_echo,
     )
     check(out, 61)
     assert (done.rows, done.failed, done.resumed) == (61, 19, 0)
-    assert (bar.done, bar.total, bar.failed) == (61, 61, 19)
+    assert (told[0], told[-1]) == ((0, 61, 0), (61, 61, 19))
 
 
 def test_an_engine_that_dies_here_costs_what_it_had(
@@ -93,11 +91,11 @@ def test_an_engine_that_dies_here_costs_what_it_had(
     # So few at once that one call after the other is made.
     job = replace(stand_in.JOB, engine_args={"max_num_seqs": 1})
     with pytest.raises(BatchError, match="the engine died.* same command to go on"):
-        run.run(job, source, out, rows_per_part=2, start=stand_in.start_mortal)
+        run.run(job, stand_in.request(source, out), start=stand_in.start_mortal)
     assert not out.exists()
     before = len(parts(out))
     assert 3 <= before <= stand_in.Mortal.LIFE
-    done = run.run(job, source, out, rows_per_part=2, start=stand_in.start_echo)
+    done = run.run(job, stand_in.request(source, out), start=stand_in.start_echo)
     check(out, 61)
     assert done.resumed == 2 * before
 
@@ -107,27 +105,24 @@ def test_an_engine_that_cannot_start_here_says_why(
 ) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 4), tmp_path / "out.parquet"
     with pytest.raises(BundleMismatchError, match="another bundle"):
-        run.run(stand_in.JOB, source, out, start=stand_in.start_never)
+        run.run(stand_in.JOB, stand_in.request(source, out), start=stand_in.start_never)
     assert not out.exists()
 
 
 def test_an_actor_is_killed(tmp_path: Path) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
-    bar = progress.Progress()
+    told: list[tuple[int, int, int]] = []
     killer = KillsOneActor(lambda: len(parts(out)) > 2)
     done = run.run(
         stand_in.JOB,
-        source,
-        out,
-        resources=TWO,
-        rows_per_part=2,
-        progress=bar,
+        stand_in.request(source, out, resources=TWO),
+        progress=lambda *counts: told.append(counts),
         start=stand_in.start_echo,
     )
     assert killer.killed is not None
     check(out, 61)
     assert (done.rows, done.failed, done.resumed) == (61, 19, 0)
-    assert (bar.done, bar.total, bar.failed) == (61, 61, 19)
+    assert (told[0], told[-1]) == ((0, 61, 0), (61, 61, 19))
     assert "19 failed" in done.line()
 
 
@@ -149,18 +144,13 @@ def test_the_driver_is_killed_and_run_again(tmp_path: Path) -> None:
     one = Resources(cpus_per_actor=1, gpus_per_actor=0)
     seen: dict[Path, int] = {}
 
-    class Looks(progress.Progress):
-        def advance(self, rows: int, failed: int) -> None:
-            super().advance(rows, failed)
-            seen.update({part: part.stat().st_mtime_ns for part in parts(out)})
+    def look(done: int, total: int, failed: int) -> None:
+        seen.update({part: part.stat().st_mtime_ns for part in parts(out)})
 
     done = run.run(
         stand_in.JOB,
-        source,
-        out,
-        resources=one,
-        rows_per_part=2,
-        progress=Looks(),
+        stand_in.request(source, out, resources=one),
+        progress=look,
         start=stand_in.start_echo,
     )
     check(out, 61)
@@ -174,9 +164,7 @@ def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(BatchError, match="BundleMismatchError: another bundle"):
         run.run(
             stand_in.JOB,
-            source,
-            out,
-            resources=Resources(gpus_per_actor=0),
+            stand_in.request(source, out, resources=Resources(gpus_per_actor=0)),
             start=stand_in.start_never,
         )
     assert not out.exists()
@@ -190,9 +178,7 @@ def test_a_chunk_that_always_kills_its_actor_ends_the_run(
     with pytest.raises(BatchError, match="an actor failed"):
         run.run(
             stand_in.JOB,
-            source,
-            out,
-            resources=Resources(gpus_per_actor=0),
+            stand_in.request(source, out, resources=Resources(gpus_per_actor=0)),
             start=stand_in.start_dying,
         )
     assert not out.exists()
@@ -211,16 +197,19 @@ def test_wrong_files_are_refused_at_once(
     tmp_path: Path, source: str, out: str, told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        run.run(stand_in.JOB, tmp_path / source, tmp_path / out, resources=Resources())
+        run.run(
+            stand_in.JOB,
+            stand_in.request(tmp_path / source, tmp_path / out, resources=Resources()),
+        )
 
 
 def test_an_empty_input_has_an_empty_output(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("\n\n")
     done = run.run(
         stand_in.JOB,
-        tmp_path / "in.jsonl",
-        tmp_path / "out.parquet",
-        resources=Resources(),
+        stand_in.request(
+            tmp_path / "in.jsonl", tmp_path / "out.parquet", resources=Resources()
+        ),
     )
     assert (done.rows, done.failed) == (0, 0)
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0

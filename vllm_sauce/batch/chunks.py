@@ -41,13 +41,8 @@ class Chunk:
     """Bytes in JSON lines; 0 in a copy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Numbered:
-    """A row before it is checked, or what is wrong with its line."""
-
-    number: int
-    data: dict[str, Any] | None
-    error: InvalidRequestError | None = None
+Numbered = tuple[int, dict[str, Any] | InvalidRequestError]
+"""A row's place and what it holds, unchecked, or what is wrong with its line."""
 
 
 def is_parquet(path: Path) -> bool:
@@ -140,9 +135,9 @@ def read_chunk(chunk: Chunk) -> Iterator[Numbered]:
         if _is_blank(line):
             continue
         try:
-            yield Numbered(number, parse_line(line))
+            yield number, parse_line(line)
         except InvalidRequestError as error:
-            yield Numbered(number, None, error)
+            yield number, error
 
 
 def _is_blank(line: bytes) -> bool:
@@ -206,16 +201,16 @@ def _read_batch(chunk: Chunk) -> Iterator[Numbered]:
 
     with pa.memory_map(chunk.path) as file:
         batch = pa.ipc.open_file(file).get_batch(chunk.offset)
-        for number in range(batch.num_rows):
+        for at in range(batch.num_rows):
+            number = chunk.first + at
             try:
-                row = batch.slice(number, 1).to_pylist()[0]
+                row = batch.slice(at, 1).to_pylist()[0]
             except UnicodeDecodeError as error:
-                wrong = InvalidRequestError(f"the row's text is not UTF-8: {error}")
-                yield Numbered(chunk.first + number, None, wrong)
+                text = f"the row's text is not UTF-8: {error}"
+                yield number, InvalidRequestError(text)
                 continue
             data = {k: v if k == "meta" else _without_nulls(v) for k, v in row.items()}
-            kept = {k: v for k, v in data.items() if v is not None}
-            yield Numbered(chunk.first + number, kept)
+            yield number, {k: v for k, v in data.items() if v is not None}
 
 
 def _without_nulls(value: Any) -> Any:

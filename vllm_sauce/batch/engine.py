@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One vLLM engine that is never idle between chunks: threads hand it their rows."""
+"""One vLLM engine that is never idle between chunks: threads hand it their rows.
+
+It is held here or in Ray's processes: a chunk in, a part's bytes out.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from vllm_sauce.batch.chunks import Chunk, read_chunk
 from vllm_sauce.batch.job import Job
-from vllm_sauce.batch.output import Answer
-from vllm_sauce.batch.rows import Question
+from vllm_sauce.batch.output import Answer, encode_part
+from vllm_sauce.batch.rows import Question, read_row, row_id
 from vllm_sauce.client import has_sauce_keys
 from vllm_sauce.errors import (
     ActorDiedError,
     BundleMismatchError,
     InvalidRequestError,
+    RequestError,
     SauceError,
 )
 from vllm_sauce.files import writable
@@ -174,6 +180,37 @@ def start_engine(job: Job) -> Engine:
             "vllm-sauce left out of VLLM_PLUGINS, or the bundle another one here?"
         )
     return Engine(llm)
+
+
+class ChunkActor:
+    """Holds an engine; called with a chunk from several threads at once."""
+
+    def __init__(self, job: Job, start: Callable[[Job], Engine]) -> None:
+        self.job, self.engine = job, start(job)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Answer a chunk."""
+        chunk = Chunk(**row)
+        answers = answer_chunk(self.job, self.engine, chunk)
+        wrong = sum(answer.error is not None for answer in answers)
+        return {"first": chunk.first, "part": encode_part(answers), "failed": wrong}
+
+
+def answer_chunk(job: Job, engine: Engine, chunk: Chunk) -> list[Answer]:
+    """Return an answer or a failure for every row of a chunk."""
+    answers: list[Answer] = []
+    questions: list[Question] = []
+    for number, data in read_chunk(chunk):
+        if isinstance(data, InvalidRequestError):
+            answers.append(failed(number, None, data))
+            continue
+        try:
+            question = read_row(number, data, job.defaults, Path(job.folder))
+        except RequestError as error:
+            answers.append(failed(number, row_id(data), error))
+        else:
+            questions.append(question)
+    return answers + engine.answer(questions)
 
 
 def failed(row: int, name: str | None, error: Exception) -> Answer:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from vllm_sauce.client import check_strength, forget
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import file_sha256
+from vllm_sauce.options import check_at_least
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.plugin.startup import settings
@@ -83,7 +83,7 @@ def identity(job: Job, source_sha256: str, rows_per_part: int) -> dict[str, obje
         del sauce["bundle"]  # Its digest says what it is, wherever it lies.
     return {
         "bundle": job.digest,
-        "defaults": json.loads(json.dumps(asdict(job.defaults))),
+        "defaults": asdict(job.defaults),
         "engine_args": dict(job.engine_args),
         "input": source_sha256,
         "model": _model_identity(folder) if folder.is_dir() else job.model,
@@ -95,8 +95,7 @@ def identity(job: Job, source_sha256: str, rows_per_part: int) -> dict[str, obje
 
 def _check_defaults(defaults: Defaults) -> None:
     check_strength(defaults.strength)
-    if defaults.max_tokens < 1:
-        raise ConfigError(f"max_tokens must be at least 1, got {defaults.max_tokens}")
+    check_at_least(defaults, 1, "max_tokens")
     if not 0 <= defaults.temperature < float("inf"):
         raise ConfigError(f"temperature must be at least 0, got {defaults.temperature}")
     column = defaults.forget_column

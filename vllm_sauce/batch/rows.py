@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from vllm_sauce.batch.pictures import read_picture
 from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.client import forget
-from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.data.pictures import decode_picture
+from vllm_sauce.errors import InvalidRequestError, PictureError
 from vllm_sauce.files import check_unicode, distinct_keys, writable
 
 _EXACT = 2**53
@@ -247,3 +248,53 @@ def _as_json(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(f"meta must be JSON: {error}") from None
+
+
+def read_picture(source: Any, folder: Path) -> Any:
+    """Return a picture in RGB; a path is relative to ``folder``, nothing is fetched.
+
+    A mapping with bytes or path is what Hugging Face's data sets hold.
+
+    Raises: InvalidRequestError
+    """
+    try:
+        return decode_picture(_bytes_of(source, folder))
+    except PictureError as error:
+        raise InvalidRequestError(f"the image cannot be read: {error}") from None
+
+
+def _bytes_of(source: Any, folder: Path) -> bytes:
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, bytes):
+        return source
+    if not isinstance(source, str) or not source:
+        raise InvalidRequestError(
+            "an image is a path, a data URL or bytes, got "
+            f"{'nothing' if not source else type(source).__name__}"
+        )
+    if source.startswith("data:"):
+        return _decoded(source)
+    if "://" in source[:16]:
+        raise InvalidRequestError(
+            f"pictures are not fetched, got {source[:64]!r}; give a path, a data URL "
+            "or bytes"
+        )
+    try:
+        return (folder / source).read_bytes()
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(
+            f"the image cannot be read: {str(error)[:200]}"
+        ) from None
+
+
+def _decoded(url: str) -> bytes:
+    head, comma, text = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise InvalidRequestError(
+            "a data URL is data:image/...;base64,... , got another form"
+        )
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InvalidRequestError(f"the image is not base64: {error}") from None

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.batch.actor import ChunkActor
 from vllm_sauce.batch.chunks import (
     SPOOL,
     Chunk,
@@ -17,13 +16,13 @@ from vllm_sauce.batch.chunks import (
     split_lines,
     split_parquet,
 )
-from vllm_sauce.batch.engine import start_engine
+from vllm_sauce.batch.engine import ChunkActor, Engine, start_engine
 from vllm_sauce.batch.job import Job, identity
 from vllm_sauce.batch.output import Parts, writing
-from vllm_sauce.batch.progress import Progress
 from vllm_sauce.batch.rows import Row
-from vllm_sauce.batch.settings import ROWS_PER_PART
+from vllm_sauce.batch.settings import BatchRequest
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.options import check_at_least
 from vllm_sauce.scale.cluster import Resources, connected, results_here, results_of
 
 SEQS_AT_ONCE = {False: 256, True: 1024}
@@ -52,44 +51,42 @@ class Summary:
 
 def run(
     job: Job,
-    source: Path,
-    out: Path,
-    *,
-    resources: Resources | None = None,
-    rows_per_part: int = ROWS_PER_PART,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    start: Callable[[Job], Any] = start_engine,
+    request: BatchRequest,
+    progress: Callable[[int, int, int], None] = lambda done, total, failed: None,
+    start: Callable[[Job], Engine] = start_engine,
 ) -> Summary:
     """Answer every row of the input, going on where an earlier run was interrupted.
 
-    ``resources``: Ray's actors that answer; None answers in this process.
+    Ray's actors answer if the request has resources for them, this process otherwise.
+    ``progress``: told how many rows are done, of how many, and how many failed now.
 
     Raises: SauceError
     """
+    source, out = request.source, request.out
     is_parquet(source)  # Or neither form: told before anything is written.
-    if rows_per_part < 1:
-        raise ConfigError(f"rows_per_part must be at least 1, got {rows_per_part}")
+    check_at_least(request, 1, "rows_per_part")
     if out.suffix != ".parquet":
         raise ConfigError(f"the output must be a .parquet file, got {out.name!r}")
     if source.resolve() == out.resolve():
         raise ConfigError("the output would replace the input; give another name")
-    progress = progress or Progress()
     parts = Parts(out)
-    of = identity(job, input_sha256(source), rows_per_part)
-    with parts.opened(of, overwrite=overwrite):
-        chunks = _chunks(source, rows_per_part, parts.folder, job)
+    of = identity(job, input_sha256(source), request.rows_per_part)
+    with parts.opened(of, overwrite=request.overwrite):
+        chunks = _chunks(source, request.rows_per_part, parts.folder, job)
         finished = parts.finished(chunks)
         left = {chunk.first: chunk for chunk in chunks if chunk.first not in finished}
         rows = sum(chunk.rows for chunk in chunks)
-        resumed = rows - sum(chunk.rows for chunk in left.values())
-        with progress.shown(rows, resumed):
-            for part in _results(job, start, list(left.values()), resources):
-                first = part["first"]
-                # A chunk that was begun anew may be finished twice.
-                if first not in finished:
-                    finished[first] = parts.add(first, part["part"])
-                    progress.advance(left[first].rows, part["failed"])
+        done = resumed = rows - sum(chunk.rows for chunk in left.values())
+        wrong = 0
+        progress(done, rows, wrong)
+        for part in _results(job, start, list(left.values()), request.resources):
+            first = part["first"]
+            # A chunk that was begun anew may be finished twice.
+            if first not in finished:
+                finished[first] = parts.add(first, part["part"])
+                done += left[first].rows
+                wrong += part["failed"]
+                progress(done, rows, wrong)
         failed = parts.merge(finished, chunks)
         parts.remove()
     return Summary(
@@ -99,7 +96,7 @@ def run(
 
 def _results(
     job: Job,
-    start: Callable[[Job], Any],
+    start: Callable[[Job], Engine],
     chunks: Sequence[Chunk],
     resources: Resources | None,
 ) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,6 @@ from cyclopts import Parameter
 from vllm_sauce.options import EngineArgs
 from vllm_sauce.scale.cluster import Resources
 
-ROWS_PER_PART = 128
-"""Rows done anew when an actor dies; the engine is fed across their borders."""
-
 
 @Parameter(name="*", group="Every row")
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +65,8 @@ class BatchRequest:
 
     resources: Resources | None = None
 
-    rows_per_part: int = ROWS_PER_PART
+    # The engine is fed across their borders.
+    rows_per_part: int = 128
     """Rows done anew after a crash."""
 
     overwrite: Annotated[bool, Parameter(negative="")] = False

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from vllm_sauce.batch.settings import BatchRequest
 from vllm_sauce.scale.cluster import actors_wanted
@@ -15,20 +16,14 @@ def batch(request: BatchRequest) -> int:
     Exit status: 0 all rows answered, 1 some failed (see OUT.failures.jsonl), 2 the run
     could not go on.
     """
-    from rich.console import Console
-
-    from vllm_sauce.batch import job, progress, run
+    from vllm_sauce.batch import job, run
+    from vllm_sauce.cli.bars import row_bar
 
     try:
-        done = run.run(
-            job.make_job(request),
-            request.source,
-            request.out,
-            resources=actors_wanted(request.resources),
-            rows_per_part=request.rows_per_part,
-            overwrite=request.overwrite,
-            progress=progress.Bar(Console(stderr=True)),
-        )
+        with row_bar() as progress:
+            made = job.make_job(request)
+            placed = replace(request, resources=actors_wanted(request.resources))
+            done = run.run(made, placed, progress)
     except KeyboardInterrupt:
         sys.stderr.write("sauce batch: run the same command to go on\n")
         raise

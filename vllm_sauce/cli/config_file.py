@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from cyclopts import Token
 
+from vllm_sauce.data.located_yaml import line_of, load_yaml
 from vllm_sauce.errors import ConfigError, nearest_names
 
 if TYPE_CHECKING:
     from cyclopts import App
     from cyclopts.argument import Argument, ArgumentCollection
-
-    from vllm_sauce.data.located_yaml import Lines
+    from yaml import Node
 
 HUB_OR_PLACE = ("model", "saes")
 """Fields whose text may be a folder or a name on the hub."""
@@ -35,11 +35,9 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
     given = [one for one in arguments if one.name == "--config" and one.tokens]
     if not given:
         return
-    from vllm_sauce.data.located_yaml import load_yaml
-
     path = Path(given[0].tokens[0].value)
-    found, lines = load_yaml(path)
-    file, met = _File(path, lines, options(arguments)), dict[str, str]()
+    found, root = load_yaml(path)
+    file, met = _File(path, root, options(arguments)), dict[str, str]()
     for key, value in file.leaves(found):
         argument = file.known[key]
         if argument.name in met:
@@ -65,11 +63,11 @@ def options(arguments: ArgumentCollection) -> dict[str, Argument]:
 @dataclass(frozen=True, slots=True)
 class _File:
     path: Path
-    lines: Lines
+    root: Node | None
     known: Mapping[str, Argument]
 
     def place(self, key: str) -> str:
-        return f"{self.path}, line {self.lines.line(key.split('.'))}"
+        return f"{self.path}, line {line_of(self.root, key.split('.'))}"
 
     def error(self, key: str, problem: str) -> ConfigError:
         return ConfigError(f"{self.place(key)}: {key} {problem}")

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vllm_sauce.concepts.catalogue import check_concept_text
 from vllm_sauce.data.example_sources import RawExample, read_source
-from vllm_sauce.data.located_yaml import Lines
+from vllm_sauce.data.located_yaml import line_of
 from vllm_sauce.data.pictures import decode_picture
 from vllm_sauce.data.samples import Picture, Sample, samples_of
 from vllm_sauce.data.schema import (
     SPLITS,
-    ConceptEntry,
-    ConceptsYaml,
     Questions,
     Source,
     read_yaml,
@@ -143,9 +142,11 @@ class _Reader:
     """Reads one file; errors say where in it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.base = path, path.parent
-        self.file: ConceptsYaml
-        self.lines: Lines
+        self.path = path
+        self.file, self.root = read_yaml(path)
+        default = self.file.defaults.domain
+        entries = self.file.concepts.items()
+        self.domains = {name: entry.domain or default for name, entry in entries}
         self.found: dict[str, _Found] = {}
         self.failed: dict[str, str] = {}
         self._grouped: list[tuple[str, str]] = []
@@ -155,7 +156,6 @@ class _Reader:
 
     def read(self) -> ConceptFile:
         """Return the file with its examples."""
-        self.file, self.lines = read_yaml(self.path)
         self._check_names()
         self._read_tables()
         for name, entry in self.file.concepts.items():
@@ -171,13 +171,13 @@ class _Reader:
         return ConceptFile(self.path, concepts, kept, self.failed)
 
     def _check_names(self) -> None:
-        domains = {self._domain(entry) for entry in self.file.concepts.values()}
-        for name, entry in self.file.concepts.items():
-            for what, text in (("name", name), ("domain", self._domain(entry))):
+        for name, domain in self.domains.items():
+            for what, text in (("name", name), ("domain", domain)):
                 try:
                     check_concept_text(what, text)
                 except ConfigError as error:
                     raise self._error(("concepts", name), str(error)) from error
+        domains = set(self.domains.values())
         for domain in self.file.questions:
             if domain not in domains | {"default"}:
                 raise self._error(
@@ -190,32 +190,34 @@ class _Reader:
         known = self.file.concepts
         for number, table in enumerate(self.file.pictures or ()):
             place = ("pictures", number)
-            for raw, content, digest in self._open(table, place):
-                names = {name for name in raw.concepts if name in known}
-                before = self.found.get(digest)
-                if before is not None and before.present != names:
+            for digest, found in self._open(table, place):
+                found.in_table = True
+                found.present |= {name for name in found.raw.concepts if name in known}
+                before = self.found.get(digest, found)
+                if before.present != found.present:
                     raise self._error(
                         place,
-                        f"{before.raw.key} and {raw.key} are the same, but one is "
-                        f"labelled {sorted(before.present)} and one {sorted(names)}",
+                        f"{before.raw.key} and {found.raw.key} are the same, but one "
+                        f"is labelled {sorted(before.present)} and one "
+                        f"{sorted(found.present)}",
                     )
-                self.found[digest] = _Found(raw, content, names, in_table=True)
+                self.found[digest] = found
 
     def _read_sources(
         self, name: str, sign: str, sources: Sequence[Source] | None
     ) -> None:
         for number, source in enumerate(sources or ()):
             place = ("concepts", name, sign, number)
-            for raw, content, digest in self._open(source, place):
-                found = self.found.setdefault(digest, _Found(raw, content))
+            for digest, new in self._open(source, place):
+                found = self.found.setdefault(digest, new)
                 (found.present if sign == "positive" else found.absent).add(name)
 
     def _open(
         self, source: Source, place: Sequence[str | int]
-    ) -> Iterator[tuple[RawExample, str, str]]:
-        """Yield a source's examples with the digests of content and of all."""
+    ) -> Iterator[tuple[str, _Found]]:
+        """Yield a source's examples, each with the digest of picture and words."""
         try:
-            for raw in read_source(source, self.base):
+            for raw in read_source(source, self.path.parent):
                 try:
                     shown = self._shown(raw)
                 except PictureError as error:
@@ -224,7 +226,7 @@ class _Reader:
                 words = hashlib.sha256((raw.words or "").encode()).hexdigest()
                 if raw.group is not None:
                     self._grouped.append((shown or words, raw.group))
-                yield raw, shown or words, f"{shown}:{words}"
+                yield f"{shown}:{words}", _Found(raw, shown or words)
         except (ConfigError, ActivationsError) as error:
             raise self._error(place, str(error), type(error)) from error
         except ImportError as error:
@@ -266,18 +268,21 @@ class _Reader:
             mine = labels.setdefault(units[found.content], set())
             mine |= found.present | {f"not {name}" for name in found.absent}
         splits = assign_splits(labels, self.file.splits.model_dump())
-        order = list(self.file.concepts)
-        return {
-            digest: Example(
-                key=found.raw.key,
+        times: Counter[str] = Counter()
+        examples = {}
+        for digest, found in self.found.items():
+            # A table that is read for several columns has several examples in a row.
+            key = found.raw.key
+            times[key] += 1
+            examples[digest] = Example(
+                key=key if times[key] == 1 else f"{key}+{times[key]}",
                 digest=hashlib.sha256(digest.encode()).hexdigest(),
                 picture=found.raw.picture,
                 prompts=self._prompts(found),
-                concepts=tuple(name for name in order if name in found.present),
+                concepts=tuple(n for n in self.file.concepts if n in found.present),
                 split=splits[units[found.content]],
             )
-            for digest, found in self._keyed()
-        }
+        return examples
 
     def _units(self) -> dict[str, str]:
         """Return what keeps each content in one split with others: its group, if any.
@@ -296,18 +301,6 @@ class _Reader:
             joined |= dict.fromkeys(ends, ends[0])
         return {found.content: first(found.content) for found in self.found.values()}
 
-    def _keyed(self) -> Iterator[tuple[str, _Found]]:
-        """Yield what was found under keys that are used once.
-
-        A table that is read for several columns has several examples in a row.
-        """
-        seen: dict[str, int] = {}
-        for digest, found in self.found.items():
-            times = seen[found.raw.key] = seen.get(found.raw.key, 0) + 1
-            if times > 1:
-                found.raw = replace(found.raw, key=f"{found.raw.key}+{times}")
-            yield digest, found
-
     def _prompts(self, found: _Found) -> tuple[str, ...]:
         """Return its own words, or all prompts of the concepts that name it."""
         if found.raw.words is not None:
@@ -318,11 +311,21 @@ class _Reader:
         return tuple(dict.fromkeys(prompt for prompts in asked for prompt in prompts))
 
     def _signed(self, name: str) -> tuple[list[str], list[str]]:
-        """Return the digests of a concept's positive and negative examples."""
+        """Return the digests of a concept's positive and negative examples.
+
+        Negatives by default are other concepts' examples, of the same kind.
+        """
         positive = [d for d, found in self.found.items() if name in found.present]
         if self.file.concepts[name].negative is not None:
             return positive, [d for d, f in self.found.items() if name in f.absent]
-        return positive, self._other_examples(name, positive)
+        pictures = {self.found[digest].raw.picture is None for digest in positive}
+        return positive, [
+            digest
+            for digest, found in self.found.items()
+            if name not in found.present
+            and (found.present or found.in_table)
+            and (found.raw.picture is None) in pictures
+        ]
 
     def _concept(
         self,
@@ -331,30 +334,17 @@ class _Reader:
         positive: Sequence[str],
         negative: Sequence[str],
     ) -> ConceptExamples:
-        entry = self.file.concepts[name]
         for what, digests in (("positive", positive), ("negative", negative)):
             self._check_count(name, what, [examples[d].split for d in digests])
-        domain = self._domain(entry)
         default = self.file.questions.get("default", Questions())
         return ConceptExamples(
             name=name,
-            domain=domain,
-            answers=tuple(entry.answer or (name,)),
-            questions=self.file.questions.get(domain, default),
+            domain=self.domains[name],
+            answers=tuple(self.file.concepts[name].answer or (name,)),
+            questions=self.file.questions.get(self.domains[name], default),
             positive=tuple(examples[digest] for digest in positive),
             negative=tuple(examples[digest] for digest in negative),
         )
-
-    def _other_examples(self, name: str, positive: Sequence[str]) -> list[str]:
-        """Return the default negatives: other concepts' examples, of the same kind."""
-        pictures = {self.found[digest].raw.picture is None for digest in positive}
-        return [
-            digest
-            for digest, found in self.found.items()
-            if name not in found.present
-            and (found.present or found.in_table)
-            and (found.raw.picture is None) in pictures
-        ]
 
     def _check_there(self, signed: Mapping[str, Sequence[Sequence[str]]]) -> None:
         """Refuse concepts without any example with, or without, them."""
@@ -376,9 +366,6 @@ class _Reader:
                     f"{self.file.minimum}; add examples, or set splits or minimum",
                 )
 
-    def _domain(self, entry: ConceptEntry) -> str:
-        return entry.domain or self.file.defaults.domain
-
     def _error(
         self,
         place: Sequence[str | int],
@@ -386,5 +373,5 @@ class _Reader:
         kind: type[ConfigError] | type[ActivationsError] = ConfigError,
     ) -> ConfigError | ActivationsError:
         concept = f" concept {place[1]!r}:" if place[0] == "concepts" else ""
-        line = self.lines.line(place)
-        return kind(f"{self.path}, line {line}:{concept} {message}")
+        where = f"{self.path}, line {line_of(self.root, place)}"
+        return kind(f"{where}:{concept} {message}")

@@ -58,11 +58,11 @@ class TablePicture:
         """
         try:
             if self.kind == "parquet":
-                column = _parquet_column(self.path, self.part, self.column)
-                cell = column[self.row].as_py()
+                cells = _parquet_column(self.path, self.part, self.column)
+                cell = cells[self.row].as_py()
             else:
-                part = None if self.part is None else str(self.part)
-                cell = _dataset(self.path, part, self.column)[self.row][self.column]
+                rows = _dataset(self.path, self.part, self.column)
+                cell = rows[self.row][self.column]
             content = _cell_bytes(cell, self.path)
         except FileNotFoundError as error:
             raise ActivationsError(f"cannot read {self.name}: {error}") from error
@@ -80,17 +80,19 @@ def read_source(source: Source, base: Path) -> Iterator[RawExample]:
 
     Raises: ConfigError
     """
+    path = base / source.path
     if source.folder is not None:
-        yield from _folder(base / source.folder, base)
+        yield from _folder(path, base)
     elif source.text is not None:
-        yield from _prompts(source, base / source.text)
+        for number, line in _lines(path):
+            yield RawExample(f"{writable(source.path)}#{number}", None, line.strip())
     elif source.jsonl is not None:
-        yield from _jsonl(source, base / source.jsonl)
+        yield from _jsonl(source, path)
     elif source.parquet is not None:
-        for path in _parquet_files(base / source.parquet):
-            yield from _parquet(source, path, base)
+        for file in _parquet_files(path):
+            yield from _parquet(source, file, base)
     else:
-        yield from _from_dataset(source, base / source.path)
+        yield from _from_dataset(source, path)
 
 
 def _folder(folder: Path, base: Path) -> Iterator[RawExample]:
@@ -115,11 +117,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     return ((n, line) for n, line in enumerate(lines) if line.strip())
-
-
-def _prompts(source: Source, path: Path) -> Iterator[RawExample]:
-    for number, line in _lines(path):
-        yield RawExample(f"{writable(source.path)}#{number}", None, line.strip())
 
 
 def _jsonl(source: Source, path: Path) -> Iterator[RawExample]:
@@ -256,7 +253,7 @@ def _parquet_column(path: Path, group: object, column: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _dataset(path: Path, split: str | None, image: str | None) -> Any:
+def _dataset(path: Path, split: object, image: str | None) -> Any:
     """Open a dataset that stays on disk; its pictures stay encoded."""
     import datasets
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,7 @@ class _Loader(yaml.SafeLoader):
         try:
             check_unicode(node.value)
         except UnicodeError as error:
-            raise yaml.MarkedYAMLError(
-                problem=str(error), problem_mark=node.start_mark
-            ) from error
+            raise _wrong(node, str(error)) from error
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -41,52 +39,39 @@ class _Loader(yaml.SafeLoader):
         found: dict[Any, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    problem="a key must be text", problem_mark=key.start_mark
-                )
+                raise _wrong(key, "a key must be text")
             name = self.construct_scalar(key)
             if name in found:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{name!r} is there twice", problem_mark=key.start_mark
-                )
+                raise _wrong(key, f"{name!r} is there twice")
             found[name] = self.construct_object(value, deep=deep)
         return found
 
 
-class Lines:
-    """Where things are in a YAML text."""
-
-    def __init__(self, root: yaml.Node | None) -> None:
-        self._root = root
-
-    def line(self, place: Sequence[str | int]) -> int:
-        """Return the line of the deepest node on the way to a place, from 1."""
-        node, line = self._root, 1
-        for step in place:
-            found = next(_children(node, step), None)
-            if found is None:
-                continue
-            mark, node = found
-            line = mark.line + 1
-        return line
+def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
-def _children(node: Any, step: str | int) -> Iterator[tuple[Any, yaml.Node]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == step:
-                yield key.start_mark, value
-    elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-        for value in node.value[step : step + 1]:
-            yield value.start_mark, value
+def line_of(root: yaml.Node | None, place: Sequence[str | int]) -> int:
+    """Return the line of the deepest node on the way to a place, from 1."""
+    node, line = root, 1
+    for step in place:
+        pairs: list[tuple[yaml.Node, yaml.Node]] = []
+        if isinstance(node, yaml.MappingNode):
+            pairs = [pair for pair in node.value if pair[0].value == step]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            pairs = [(value, value) for value in node.value[step : step + 1]]
+        if pairs:
+            key, node = pairs[0]
+            line = key.start_mark.line + 1
+    return line
 
 
-def load_yaml(path: Path) -> tuple[Any, Lines]:
-    """Read a YAML file and where its parts are. Raises: ConfigError"""
+def load_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
+    """Read a YAML file, also as nodes for ``line_of``. Raises: ConfigError"""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         root = yaml.compose(text, Loader=_Loader)
-        return yaml.load(text, Loader=_Loader), Lines(root)
+        return yaml.load(text, Loader=_Loader), root
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:

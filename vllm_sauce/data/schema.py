@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -17,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_sauce.data.located_yaml import Lines, load_yaml
+from vllm_sauce.data.located_yaml import line_of, load_yaml
 from vllm_sauce.errors import ConfigError
 
 SPLITS = ("selection", "calibration", "scoring")
@@ -217,23 +218,23 @@ class ConceptsYaml(_Strict):
         return {name: {} if entry is None else entry for name, entry in value.items()}
 
 
-def read_yaml(path: Path) -> tuple[ConceptsYaml, Lines]:
+def read_yaml(path: Path) -> tuple[ConceptsYaml, yaml.Node | None]:
     """Read and check the file's form; what it names is not opened yet.
 
     Raises: ConfigError naming file, line and place
     """
-    data, lines = load_yaml(path)
+    data, root = load_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(
             f"{path} must hold version, concepts, ...; see docs/concepts-yaml.md"
         )
     try:
-        return ConceptsYaml.model_validate(data), lines
+        return ConceptsYaml.model_validate(data), root
     except ValidationError as error:
-        raise ConfigError(_first_problem(path, lines, error)) from error
+        raise ConfigError(_first_problem(path, root, error)) from error
 
 
-def _first_problem(path: Path, lines: Lines, error: ValidationError) -> str:
+def _first_problem(path: Path, root: yaml.Node | None, error: ValidationError) -> str:
     """Say what is wrong first, where, and how much else is."""
     problems = error.errors(include_url=False)
     first = problems[0]
@@ -244,4 +245,4 @@ def _first_problem(path: Path, lines: Lines, error: ValidationError) -> str:
         message = f"unknown key {place[-1]!r}"
         named = ".".join(map(str, place[:-1])) or "the top level"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{path}, line {lines.line(first['loc'])}: {named}: {message}{more}"
+    return f"{path}, line {line_of(root, place)}: {named}: {message}{more}"

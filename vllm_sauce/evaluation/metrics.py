@@ -1,21 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of forgetting one concept, as SAUCE (arXiv:2503.14530) names them.
 
-For a target concept c, on pictures used for nothing else:
-
-- **UAg**: share of generated answers on pictures with c (naming its domain, and
-  describing the picture) that no longer mention c.
-- **UAd**: share of yes/no questions "is there a c?" on pictures with c that are
-  answered "no".
-- **IRA**: accuracy on the other concepts of c's domain, on pictures without c: naming,
-  and yes/no questions balanced between both answers.
-- **CRA**: accuracy on the other domains: naming and balanced yes/no, half on pictures
-  with c and half on pictures without it.
-- **HM**: harmonic mean of the four.
-
-What is scored is the whole answer as it was generated. A **malformed** one (see
-``questions.malformed``) counts as wrong, whatever was asked: for UAg, as if the concept
-had been named.
+``docs/metrics.md`` defines them. A malformed answer is wrong, whatever was asked: for
+UAg, as if the concept had been named.
 """
 
 from __future__ import annotations

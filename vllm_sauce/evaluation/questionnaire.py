@@ -1,19 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is asked to see whether a concept is forgotten and everything else is kept.
 
-For a concept c of a concepts.yaml, on examples of one split:
-
-- UAg: its domain's naming question, and one of the example's own prompts, on examples
-  with c.
-- UAd: "is there a c?" on pictures with c.
-- IRA: naming and yes/no questions about the other concepts of c's domain, on pictures
-  without c.
-- CRA: the same about other domains, half on pictures with c and half without. Where no
-  other concept is labelled, examples without c must be answered as they were unedited.
-- The worst other concept: every other concept is named on a few pictures with it and
-  without c. Means over many concepts hide one that is lost.
-
-Source: SAUCE (arXiv:2503.14530), as ``evaluation.metrics`` names them
+``docs/metrics.md`` says which score each question counts for. Where no other concept is
+labelled, examples without the concept must be answered as they were unedited.
 """
 
 from __future__ import annotations
@@ -49,12 +38,12 @@ class Questionnaire:
         """
         concept = self.file.concepts[name]
         rng = random.Random(f"{self.seed}:{name}")
-        shown = self._draw(rng, concept.examples(True, self.split), positives)
+        shown = _draw(rng, concept.examples(True, self.split), positives)
         others = concept.examples(False, self.split)
         mates = [e for e in others if self._mates(e, concept)]
         rest = [e for e in others if not self._mates(e, concept)]
-        absent = self._draw(rng, rest, max(negatives // 2, negatives - len(mates)))
-        absent += self._draw(rng, mates, negatives - len(absent))
+        absent = _draw(rng, rest, max(negatives // 2, negatives - len(mates)))
+        absent += _draw(rng, mates, negatives - len(absent))
         if not shown or not absent:
             raise ConfigError(
                 f"{self.file.path}: {name!r} has {len(shown)} examples with it and "
@@ -80,7 +69,7 @@ class Questionnaire:
         found = []
         for here in (True, False):
             pictures = [e for e in concept.examples(here, self.split) if e.picture]
-            for example in self._draw(rng, pictures, count):
+            for example in _draw(rng, pictures, count):
                 for mate in self.domains[concept.domain]:
                     if mate != name:
                         other = self.file.concepts[mate]
@@ -94,37 +83,17 @@ class Questionnaire:
         that is not. Texts are asked as they are: for each of their concepts, whether
         it is mentioned, and whether the answer is kept.
         """
-        concepts = self.file.concepts
-        examples = [
-            example
-            for example in self.file.examples
-            if example.split == self.split and example.picture and example.concepts
-        ]
+        examples = [e for e in self.file.examples if e.split == self.split]
+        pictures = [e for e in examples if e.picture and e.concepts]
         found = []
-        for example in self._draw(rng, examples, count):
+        for example in _draw(rng, pictures, count):
             for name in example.concepts:
-                here = concepts[name]
-                found.append(_naming(rng, Part.WATCHED, here, example))
-                found.append(_exists(rng, Part.WATCHED, Kind.YES, here, example))
-                lacking = [
-                    other
-                    for other in self.domains[here.domain]
-                    if other not in example.concepts
-                ]
-                if lacking:
-                    absent = concepts[rng.choice(lacking)]
-                    found.append(_exists(rng, Part.WATCHED, Kind.NO, absent, example))
-        texts = [
-            example
-            for example in self.file.examples
-            if example.split == self.split and example.picture is None
-        ]
-        for example in self._draw(rng, texts, count):
-            found += [
-                one
-                for name in example.concepts
-                for one in _own(example.prompts, Part.WATCHED, concepts[name], example)
-            ]
+                found += self._about(rng, Part.WATCHED, name, example)
+        texts = [e for e in examples if e.picture is None]
+        for example in _draw(rng, texts, count):
+            for name in example.concepts:
+                concept = self.file.concepts[name]
+                found += _own(example.prompts, Part.WATCHED, concept, example)
             found += _kept(example, Part.WATCHED)
         return found
 
@@ -135,11 +104,7 @@ class Questionnaire:
 
         Few examples that show many concepts each: a picture costs more than a question.
         """
-        examples = [
-            example
-            for example in target.examples(False, self.split)
-            if example.picture is not None
-        ]
+        examples = [e for e in target.examples(False, self.split) if e.picture]
         rng.shuffle(examples)
         asked: list[Question] = []
         for _ in range(count):
@@ -159,11 +124,6 @@ class Questionnaire:
                     if name in found
                 ]
         return asked
-
-    def _draw(
-        self, rng: random.Random, examples: Sequence[Example], count: int
-    ) -> list[Example]:
-        return rng.sample(list(examples), min(max(count, 0), len(examples)))
 
     def _mates(self, example: Example, concept: ConceptExamples) -> bool:
         return any(
@@ -201,17 +161,29 @@ class Questionnaire:
             if name == target.name or (same and part is Part.CRA_SHOWN):
                 continue
             mine = Part.IRA if same else part
-            asked.append(_naming(rng, mine, other, example))
-            asked.append(_exists(rng, mine, Kind.YES, other, example))
-            lacking = [
-                n
-                for n in self.domains[other.domain]
-                if n != target.name and n not in example.concepts
-            ]
-            if lacking:
-                missing = self.file.concepts[rng.choice(lacking)]
-                asked.append(_exists(rng, mine, Kind.NO, missing, example))
+            asked += self._about(rng, mine, name, example, target.name)
         return asked
+
+    def _about(
+        self, rng: random.Random, part: Part, name: str, example: Example, but: str = ""
+    ) -> list[Question]:
+        """Ask for a concept, whether it is there, and whether one that lacks is.
+
+        ``but``: a concept of its domain that is not asked for.
+        """
+        concept, there = self.file.concepts[name], {*example.concepts, but}
+        asked = [
+            _naming(rng, part, concept, example),
+            _exists(rng, part, Kind.YES, concept, example),
+        ]
+        if lacking := [n for n in self.domains[concept.domain] if n not in there]:
+            missing = self.file.concepts[rng.choice(lacking)]
+            asked.append(_exists(rng, part, Kind.NO, missing, example))
+        return asked
+
+
+def _draw(rng: random.Random, examples: Sequence[Example], count: int) -> list[Example]:
+    return rng.sample(examples, min(max(count, 0), len(examples)))
 
 
 def _own(
@@ -224,9 +196,7 @@ def _own(
 
 
 def _kept(example: Example, part: Part) -> list[Question]:
-    return [
-        _question(part, Kind.KEEP, prompt, example, ()) for prompt in example.prompts
-    ]
+    return [_question(part, Kind.KEEP, prompt, example) for prompt in example.prompts]
 
 
 def _question(
@@ -234,7 +204,7 @@ def _question(
     kind: Kind,
     prompt: str,
     example: Example,
-    words: Sequence[str],
+    words: tuple[str, ...] = (),
     about: str = "",
 ) -> Question:
     return Question(
@@ -242,7 +212,7 @@ def _question(
         kind=kind,
         prompt=prompt,
         picture=example.picture,
-        words=tuple(words),
+        words=words,
         about=about,
         shown=example.concepts,
     )

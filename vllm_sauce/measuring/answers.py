@@ -46,6 +46,11 @@ class Answered:
         """Whether it is spoilt."""
         return self.answer.malformed(self.plain)
 
+    @property
+    def good(self) -> bool:
+        """Whether it is right and not spoilt."""
+        return self.right and not self.malformed
+
 
 @dataclass(slots=True)
 class AnswerFile:

@@ -48,10 +48,13 @@ def measure(
     keyed |= {case.key(digests): case for case in asked}
     kept = AnswerFile(request.out / ANSWERS_FILE)
     known = kept.read()
+    # A version that read no probabilities has kept answers without.
+    reads = request.url is None
     left = {
         key: case
         for key, case in keyed.items()
-        if key not in known or _lacks_leak(request, known[key], case, file)
+        if key not in known
+        or (reads and known[key].leak is None and reads_word(case, file))
     }
 
     def told(more: int) -> None:
@@ -109,13 +112,6 @@ def record(request: EvalRequest, found: Results) -> None:
     recorded.save(request.bundle)
     # It edits as before: what was answered is an answer of this one.
     _write(path, run | {"bundle": recorded.digest})
-
-
-def _lacks_leak(
-    request: EvalRequest, kept: Kept, case: Case, file: ConceptFile
-) -> bool:
-    """Say whether an answer was kept by a version that read no probabilities."""
-    return request.url is None and kept.leak is None and reads_word(case, file)
 
 
 def _answered(

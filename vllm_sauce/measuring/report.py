@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vllm_sauce import __version__
 from vllm_sauce.errors import LearnError
 from vllm_sauce.files import write_whole
-from vllm_sauce.measuring.scores import SCORES, Figures, Results
+from vllm_sauce.measuring.scores import Figures, Results
 from vllm_sauce.measuring.settings import BAN, OURS, PLAIN, PROMPT
 
 if TYPE_CHECKING:
@@ -50,55 +50,35 @@ class Grid:
 def grids(found: Results) -> Iterator[Grid]:
     """Yield the tables: means, what is said instead, sets, each concept."""
     count = len(found.alone[PLAIN])
-    yield Grid(
+    yield _grid(
         f"one concept forgotten at a time, mean of {count} [95 % over concepts]",
-        ("", *SCORES, "false", "worst other"),
-        tuple(
+        (
             (
-                TITLES.get(method, method),
-                *(str(figures[name]) for name in SCORES),
-                str(found.false[method]),
-                str(found.worst[method]),
+                TITLES.get(of, of),
+                {**shown, "false": found.false[of], "worst other": found.worst[of]},
             )
-            for method, figures in found.means.items()
+            for of, shown in found.means.items()
         ),
     )
-    kinds = next(iter(found.instead.values()))
-    n = next(iter(kinds.values())).n
-    yield Grid(
+    n = next(iter(found.instead[PLAIN].values())).n
+    yield _grid(
         f"what is said where it is to be named, of {n} answers; false: descriptions",
-        ("", *kinds, "false"),
-        tuple(
-            (
-                _title(of),
-                *(str(share) for share in shares.values()),
-                str(found.false[of]),
-            )
+        (
+            (_title(of), {**shares, "false": found.false[of]})
             for of, shares in found.instead.items()
         ),
     )
     if any(figure.n for shares in found.away.values() for figure in shares.values()):
-        titles = next(iter(found.away.values()))
-        yield Grid(
+        yield _grid(
             "what gives a concept away that is not said",
-            ("", *titles),
-            tuple(
-                (TITLES.get(method, method), *(str(one) for one in shares.values()))
-                for method, shares in found.away.items()
-            ),
+            ((TITLES.get(of, of), shares) for of, shares in found.away.items()),
         )
     if found.together:
-        yield _sets(found.together)
+        yield _grid("several at once", found.together.items())
     for method, concepts in found.alone.items():
         if method != PLAIN:
-            yield Grid(
-                f"each concept: {TITLES.get(method, method)}",
-                ("concept", *SCORES),
-                tuple(
-                    (name, *(str(figures[score]) for score in SCORES))
-                    for name, figures in concepts.items()
-                ),
-            )
+            title = f"each concept: {TITLES.get(method, method)}"
+            yield _grid(title, concepts.items(), "concept")
 
 
 def _title(of: str) -> str:
@@ -106,13 +86,11 @@ def _title(of: str) -> str:
     return f"{TITLES.get(method, method)}{comma}{domain}"
 
 
-def _sets(together: Mapping[str, Figures]) -> Grid:
-    first = next(iter(together.values()))
-    rows = [
-        (group, *(str(figure) for figure in figures.values()))
-        for group, figures in together.items()
-    ]
-    return Grid("several at once", ("", *first), tuple(rows))
+def _grid(title: str, rows: Iterable[tuple[str, Figures]], of: str = "") -> Grid:
+    """Return a table of figures, a row for each name."""
+    named = list(rows)
+    lines = [(name, *map(str, figures.values())) for name, figures in named]
+    return Grid(title, (of, *named[0][1]), tuple(lines))
 
 
 def write(folder: Path, found: Results, about: Sequence[tuple[str, str]]) -> None:

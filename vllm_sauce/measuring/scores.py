@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.metrics import NAMES, Outcome, mean, outcome
+from vllm_sauce.evaluation.metrics import NAMES, mean, outcome
 from vllm_sauce.evaluation.questions import Kind, Part, first_word, mentions
 from vllm_sauce.measuring.answers import Answered
 from vllm_sauce.measuring.cases import ALONE, ELIMINATION
@@ -99,27 +99,27 @@ def results(
     asked = {key: _counting(found) for key, found in by.items()}
     alone = {m: {n: _scores(asked[m, n]) for n in names} for m in methods}
     said = {m: [one for n in names for one in asked[m, n]] for m in methods}
+
+    def domain_of(one: Answered) -> str:
+        return file.concepts[one.case.forget[0]].domain
+
     # A thing can be absent, a colour cannot: what is said differs by domain.
     domains = {file.concepts[name].domain for name in names}
     by_domain = {
         f"{OURS}, {domain}": mine
         for domain in file.domains()
         if OURS in methods and domain in domains and len(domains) > 1
-        if (mine := [one for one in said[OURS] if _domain(one, file) == domain])
+        if (mine := [one for one in said[OURS] if domain_of(one) == domain])
     }
     return Results(
         alone=alone,
         means={m: _means(list(found.values())) for m, found in alone.items()},
-        instead={m: _instead(some, file) for m, some in {**said, **by_domain}.items()},
-        false={m: _false(some, file) for m, some in {**said, **by_domain}.items()},
+        instead={m: _instead(some, file) for m, some in (said | by_domain).items()},
+        false={m: _false(some, file) for m, some in (said | by_domain).items()},
         worst={m: _worst([watched.get((m, n), []) for n in names]) for m in methods},
         away={m: _away([asked[m, n] for n in names], denied[m]) for m in methods},
         together={group: _together(found, file) for group, found in sets.items()},
     )
-
-
-def _domain(one: Answered, file: ConceptFile) -> str:
-    return file.concepts[one.case.forget[0]].domain
 
 
 def _counting(found: Sequence[Answered]) -> list[Answered]:
@@ -134,33 +134,30 @@ def _counts(one: Answered) -> bool:
     return not question.optional or question.right(one.plain.text, one.plain.text)
 
 
-def _outcome(found: Sequence[Answered]) -> Outcome:
-    return outcome(
-        [one.case.question for one in found],
-        [float(one.right) for one in found],
-        [one.malformed for one in found],
-    )
-
-
 def _scores(found: Sequence[Answered]) -> Figures:
     """Return one concept's scores; intervals by a bootstrap over its examples."""
     counts = Counter(one.case.question.part for one in found)
     cra = counts[Part.CRA_SHOWN] + counts[Part.CRA_OTHER]
     n = {"UAg": counts[Part.UAG], "UAd": counts[Part.UAD], "IRA": counts[Part.IRA]}
     n |= {"CRA": cra, "HM": len(found), "malformed": len(found)}
-    values = _bootstrap(found, lambda some: _values(_outcome(some)))
+    values = _bootstrap(found)
     return {
         name: Figure(*values[name], n[name]) if name in values else NOTHING_ASKED
         for name in SCORES
     }
 
 
-def _values(found: Outcome) -> dict[str, float]:
-    return {name: value for name, value in found.to_json().items() if value is not None}
+def _values(found: Sequence[Answered]) -> dict[str, float]:
+    scores = outcome(
+        [one.case.question for one in found],
+        [float(one.right) for one in found],
+        [one.malformed for one in found],
+    )
+    return {n: value for n, value in scores.to_json().items() if value is not None}
 
 
 def _bootstrap(
-    found: Sequence[Answered], scores: Callable[[Sequence[Answered]], dict[str, float]]
+    found: Sequence[Answered],
 ) -> dict[str, tuple[float, float, float]]:
     """Return each score with its interval, examples drawn anew."""
     clusters: dict[object, list[Answered]] = {}
@@ -174,12 +171,12 @@ def _bootstrap(
     for _ in range(REPLICATES):
         some = [one for group in rng.choices(groups, k=len(groups)) for one in group]
         try:
-            values = scores(some)
+            values = _values(some)
         except ConfigError:
             continue  # It drew no question of a kind.
         for name, value in values.items():
             drawn.setdefault(name, []).append(value)
-    best = scores(found)
+    best = _values(found)
     return {name: (best[name], *_interval(drawn.get(name, ()))) for name in best}
 
 
@@ -237,14 +234,11 @@ def _share(marks: Sequence[bool]) -> Figure:
     if not n:
         return NOTHING_ASKED
     p, z = sum(marks) / n, 1.96
-    centre, half = (
-        p + z * z / (2 * n),
-        z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5,
-    )
+    centre = p + z * z / (2 * n)
+    half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     scale = 1 + z * z / n
-    return Figure(
-        p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n
-    )
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return Figure(p, max(0.0, low), min(1.0, high), n)
 
 
 def _instead(found: Sequence[Answered], file: ConceptFile) -> dict[str, Figure]:
@@ -290,7 +284,7 @@ def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
     def share(kinds: tuple[Kind, ...], forgotten: bool) -> Figure:
         return _share(
             [
-                _forgot(one, file) if forgotten else one.right and not one.malformed
+                _forgot(one, file) if forgotten else one.good
                 for one in found
                 if one.case.question.kind in kinds
                 and (one.case.question.about in one.case.forget) == forgotten
@@ -299,7 +293,7 @@ def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
         )
 
     prompts = [
-        one.right and not one.malformed
+        one.good
         for one in found
         if one.case.question.kind is Kind.KEEP
         and not {*one.case.question.shown} & {*one.case.forget}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,6 +140,8 @@ class EvalRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the answers; how much is asked of them does not."""
-        told = asdict(self.settings)
-        kept = {name: told[name] for name in ("answer_tokens",)}
-        return kept | {"engine_args": self.engine_args, "url": self.url}
+        return {
+            "answer_tokens": self.settings.answer_tokens,
+            "engine_args": self.engine_args,
+            "url": self.url,
+        }

@@ -26,9 +26,8 @@ def worst_other(found: Sequence[Answered]) -> float | None:
     for one in found:
         about = one.case.question.about
         number = asked[about] = asked.get(about, -1) + 1
-        kept = one.right and not one.malformed
         before = one.case.question.right(one.plain.text, one.plain.text)
-        halves[number % 2].setdefault(about, []).append(float(before) - float(kept))
+        halves[number % 2].setdefault(about, []).append(float(before) - one.good)
     losses = [{name: fmean(some) for name, some in half.items()} for half in halves]
     names = sorted(set(losses[0]) & set(losses[1]))
     if not names:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import os
 import re
@@ -94,7 +93,14 @@ def ask(folder: Path, cases: Sequence[Case]) -> list[Result]:
     # A newcomer came for the table, not for the engine's hundred lines.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     asks = [
-        Ask(question=_question(folder, case), forget=names, max_tokens=MAX_TOKENS)
+        Ask(
+            question=Question(
+                prompt=case.question,
+                picture=PictureFile(folder / "pictures" / case.picture),
+            ),
+            forget=names,
+            max_tokens=MAX_TOKENS,
+        )
         for case in cases
         for names in ((), case.forget)
     ]
@@ -105,11 +111,6 @@ def ask(folder: Path, cases: Sequence[Case]) -> list[Result]:
         texts = [answer.text for answer in asker.ask(asks)]
     pairs = zip(texts[::2], texts[1::2], strict=True)
     return [Result(case, *pair) for case, pair in zip(cases, pairs, strict=True)]
-
-
-def _question(folder: Path, case: Case) -> Question:
-    picture = PictureFile(folder / "pictures" / case.picture)
-    return Question(prompt=case.question, picture=picture)
 
 
 def as_json(answers: Sequence[Result]) -> str:
@@ -130,9 +131,7 @@ def as_table(answers: Sequence[Result]) -> Table:
 
     title = "One batch, many masks: what each request may still know"
     table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("picture")
-    table.add_column("question")
-    for heading in ("forgets", "before", "after"):
+    for heading in ("picture", "question", "forgets", "before", "after"):
         table.add_column(heading)
     # On a narrow terminal the question wraps; the verdict never goes missing.
     table.add_column("must", no_wrap=True, min_width=len("change WRONG"))
@@ -161,46 +160,13 @@ def _named(forget: Sequence[str]) -> str:
     return ", ".join(forget) or "nothing"
 
 
-_PAGE = """<!doctype html><meta charset="utf-8"><title>sauce demo</title>
-<style>
- body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem;
-        color: #1c1e21; padding: 0 1rem }}
- .cases {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr));
-          gap: 1rem }}
- .case {{ border: 1px solid #d8dce1; border-radius: 10px; padding: 1rem;
-         display: flex; gap: 1rem }}
- .wrong {{ border-color: #c62828; background: #fdecea }}
- img {{ width: 112px; height: 112px; image-rendering: pixelated; border-radius: 6px }}
- .q {{ font-weight: 600 }} .f {{ color: #8a4b00 }} s {{ color: #8a9099 }}
- .tag {{ font-size: .8rem; color: #5c636b }}
-</style>
-<h1>The same model, one batch</h1>
-<p>Every card is one request. All were served together; each forgot only what it names.
-{right} of {total} answers are as they must be.</p>
-<div class="cases">{cards}</div>
-"""
-
-
 def as_html(folder: Path, answers: Sequence[Result]) -> str:
     """Return a page with each picture beside its answers; needs no other file."""
-    return _PAGE.format(
-        right=sum(answer.right for answer in answers),
-        total=len(answers),
-        cards="\n".join(_card(folder, answer) for answer in answers),
-    )
+    from jinja2 import Environment, FileSystemLoader
 
+    def picture(name: str) -> str:
+        return base64.b64encode((folder / "pictures" / name).read_bytes()).decode()
 
-def _card(folder: Path, answer: Result) -> str:
-    case = answer.case
-    data = base64.b64encode((folder / "pictures" / case.picture).read_bytes()).decode()
-    before, after = html.escape(answer.before), html.escape(answer.after)
-    told = after if before == after else f"<s>{before}</s> → <b>{after}</b>"
-    forgets = html.escape(", ".join(case.forget) or "nothing")
-    return (
-        f'<div class="case{"" if answer.right else " wrong"}">'
-        f'<img alt="{html.escape(case.picture)}" src="data:image/png;base64,{data}">'
-        f'<div><div class="q">{html.escape(case.question)}</div>'
-        f'<div class="f">forgets {forgets}</div><div>{told}</div>'
-        f'<div class="tag">must {"change" if case.must_change else "stay"}'
-        f"{'' if answer.right else ' — WRONG'}</div></div></div>"
-    )
+    loader = FileSystemLoader(Path(__file__).parent / "pages")
+    page = Environment(loader=loader, autoescape=True).get_template("demo.html.j2")
+    return page.render(answers=answers, picture=picture)

@@ -28,6 +28,7 @@ from vllm_sauce.errors import (
     InvalidStrengthError,
     UnknownConceptError,
 )
+from vllm_sauce.evaluation.asking import vllm_engine
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.asking.rendered_prompts import RenderedPrompts
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
@@ -125,9 +126,13 @@ def engine(bundle, dog, request_):
     for number, stop in enumerate((1024, 2048)):
         part = SiteEdit.uniform(range(1024 * number, stop, 4), gamma=-1.0)
         candidates[f"part {number}"] = {"decoder.1": part}
-    with EngineAsker.of_candidates(
-        MODEL, saes, candidates, engine_args=ENGINE, window=24, most=2
-    ) as engine:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        EngineAsker.of_candidates(
+            MODEL, saes, candidates, engine_args=ENGINE, most=2
+        ) as engine,
+    ):
+        patch.setattr(vllm_engine, "WINDOW", 24)
         yield engine
 
 
@@ -370,12 +375,11 @@ def test_what_it_cannot_do_is_refused(engine, bundle, tmp_path):
 def test_wrong_candidates_are_refused_before_an_engine_starts(bundle):
     saes = {"vision": bundle.sites["vision"].weights}
     edit = {"decoder.1": SiteEdit.uniform([1])}
-    for candidates, window, wrong in (
-        ({}, 1, "no candidate"),
-        ({"a": edit}, 1, r"'decoder.1', which has no SAE"),
-        ({"a": edit}, 0, "window"),
+    for candidates, wrong in (
+        ({}, "no candidate"),
+        ({"a": edit}, r"'decoder.1', which has no SAE"),
     ):
-        opened = EngineAsker.of_candidates(MODEL, saes, candidates, window=window)
+        opened = EngineAsker.of_candidates(MODEL, saes, candidates)
         with pytest.raises(ConfigError, match=wrong), opened:
             pass
     with pytest.raises(ConfigError, match="one question that the concept's name"):

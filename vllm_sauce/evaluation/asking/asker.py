@@ -67,12 +67,9 @@ def _places(wanted: tuple[Tokens, ...]) -> dict[Tokens, Tokens]:
 @lru_cache(maxsize=4096)
 def _lines(wanted: tuple[Tokens, ...]) -> dict[Tokens, list[Tokens]]:
     places = list(_places(wanted))
-    ends = [one for one in places if not any(_goes_on(o, one) for o in places)]
+    # None but itself begins with it.
+    ends = [p for p in places if sum(o[: len(p)] == p for o in places) == 1]
     return {end: [p for p in places if end[: len(p)] == p] for end in ends}
-
-
-def _goes_on(longer: Tokens, tokens: Tokens) -> bool:
-    return longer != tokens and longer[: len(tokens)] == tokens
 
 
 @dataclass(frozen=True, slots=True)

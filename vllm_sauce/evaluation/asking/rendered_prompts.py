@@ -36,22 +36,18 @@ class RenderedPrompts:
         """Return a question's prompt. ``digests``: of pictures, by their ``id``."""
         digest = digests.get(id(question.picture))
         key = (question.prompt, digest)
-        words, pixels = self._words.get(key), None
-        if digest is not None:
-            pixels = self._pixels.get(digest)
+        words = self._words.get(key)
+        pixels = None if digest is None else self._pixels.get(digest)
         if words is None or (digest is not None and pixels is None):
-            rendered = dict(compat.rendered_chat(llm, _messages(question, digest)))
-            fresh = rendered.pop(PIXELS, None)
-            self._words[key] = words = rendered
+            words = dict(compat.rendered_chat(llm, _messages(question, digest)))
+            fresh = words.pop(PIXELS, None)
+            self._words[key] = words
             if digest is not None and pixels is None:
                 pixels = fresh
-                self._keep(digest, fresh)
+                # One that is larger than the whole store is prepared each time.
+                if compat.picture_bytes(fresh) <= self._pixels.maxsize:
+                    self._pixels[digest] = fresh
         return {**words, PIXELS: pixels} if digest is not None else dict(words)
-
-    def _keep(self, digest: str, pixels: Any) -> None:
-        # One that is larger than the whole store is prepared each time.
-        if compat.picture_bytes(pixels) <= self._pixels.maxsize:
-            self._pixels[digest] = pixels
 
 
 def _messages(question: Question, digest: str | None) -> list[dict[str, Any]]:

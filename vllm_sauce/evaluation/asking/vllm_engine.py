@@ -41,8 +41,8 @@ Edits = Mapping[str, SiteEdit]
 class EngineAsker:
     """Asks an engine that serves a bundle."""
 
-    def __init__(self, llm: Any, bundle: Path, window: int = WINDOW) -> None:
-        self.llm, self.bundle, self.window = llm, bundle, window
+    def __init__(self, llm: Any, bundle: Path) -> None:
+        self.llm, self.bundle = llm, bundle
         self.tokenizer = llm.get_tokenizer()
         self.names = frozenset(Bundle.load(bundle, weights=False).catalogue)
         self._prompts = RenderedPrompts()
@@ -56,7 +56,6 @@ class EngineAsker:
         *,
         engine_args: Mapping[str, Any] | None = None,
         sauce: Mapping[str, object] | None = None,
-        window: int = WINDOW,
     ) -> Iterator[Self]:
         """Start an engine for a bundle's folder, and stop it at the end.
 
@@ -75,7 +74,7 @@ class EngineAsker:
         settings = {"sauce": {"bundle": str(bundle), **(sauce or {})}}
         llm = LLM(model=str(model), additional_config=settings, **arguments)
         try:
-            yield cls(llm, bundle, window)
+            yield cls(llm, bundle)
         finally:
             llm.llm_engine.engine_core.shutdown()
 
@@ -88,7 +87,6 @@ class EngineAsker:
         candidates: Mapping[str, Edits],
         *,
         engine_args: Mapping[str, Any] | None = None,
-        window: int = WINDOW,
         widest: int = 0,
         most: int = 1,
     ) -> Iterator[Self]:
@@ -100,21 +98,14 @@ class EngineAsker:
         """
         if not candidates:
             raise ConfigError("there is no candidate edit to try")
-        if window < 1:
-            raise ConfigError(f"window must be at least 1, got {window}")
-        alone = max(
-            len(edit.latents)
-            for edits in candidates.values()
-            for edit in edits.values()
-        )
+        tried = [edit for edits in candidates.values() for edit in edits.values()]
+        alone = max(len(edit.latents) for edit in tried)
         # Slots are as wide as a mask may be, not as all candidates together.
         sauce = {"max_latents": max(alone, widest), "max_concepts": most}
         with tempfile.TemporaryDirectory(prefix="sauce-candidates-") as folder:
             bundle = Path(folder) / "bundle"
             _write_bundle(bundle, model, saes, candidates)
-            with cls.open(
-                model, bundle, engine_args=engine_args, sauce=sauce, window=window
-            ) as asker:
+            with cls.open(model, bundle, engine_args=engine_args, sauce=sauce) as asker:
                 yield asker
 
     def mode(self) -> dict[str, object]:
@@ -130,44 +121,35 @@ class EngineAsker:
         """
         for ask in asks:
             _check(ask, self.names)
-        digests: dict[int, str] = {}
-        for ask in asks:
-            picture = ask.question.picture
-            if picture is not None and id(picture) not in digests:
-                digests[id(picture)] = picture_digest(picture)
+        pictures = {id(p): p for ask in asks if (p := ask.question.picture) is not None}
+        digests = {key: picture_digest(picture) for key, picture in pictures.items()}
+
+        def place(number: int) -> tuple[tuple[str, ...], float, str]:
+            ask = asks[number]
+            return ask.forget, ask.strength, digests.get(id(ask.question.picture), "")
+
         # One mask's questions about a picture share its patches and cached blocks.
-        order = sorted(
-            range(len(asks)),
-            key=lambda i: (
-                asks[i].forget,
-                asks[i].strength,
-                digests.get(id(asks[i].question.picture), ""),
-            ),
-        )
-        answers: list[Answer | None] = [None] * len(asks)
+        order = sorted(range(len(asks)), key=place)
+        answers: dict[int, Answer] = {}
         progress(0, len(asks))
-        for start in range(0, len(order), self.window):
-            part = order[start : start + self.window]
+        for start in range(0, len(order), WINDOW):
+            part = order[start : start + WINDOW]
             found = self._run([asks[i] for i in part], digests)
-            for i, answer in zip(part, found, strict=True):
-                answers[i] = answer
-            progress(start + len(part), len(asks))
-        return [answer for answer in answers if answer is not None]
+            answers |= zip(part, found, strict=True)
+            progress(len(answers), len(asks))
+        return [answers[number] for number in range(len(asks))]
 
     def _run(self, asks: Sequence[Ask], digests: Mapping[int, str]) -> list[Answer]:
         engine, outputs = self.llm.llm_engine, dict[str, Any]()
         added: list[str] = []
-        places = [ask.places() for ask in asks]
         try:
             for number, ask in enumerate(asks):
                 banned = whole_tokens(self.tokenizer, ask.banned)
-                for at, (before, tokens) in enumerate(places[number].items()):
+                for at, (before, tokens) in enumerate(ask.places().items()):
                     prompt = self._prompts.of(self.llm, ask.question, digests)
                     if given := (*ask.begun, *before):
-                        prompt["prompt_token_ids"] = [
-                            *prompt["prompt_token_ids"],
-                            *given,
-                        ]
+                        ids = [*prompt["prompt_token_ids"], *given]
+                        prompt["prompt_token_ids"] = ids
                     params = _params(ask, before, tokens, banned)
                     added.append(engine.add_request(f"{number}.{at}", prompt, params))
             while engine.has_unfinished_requests():
@@ -177,14 +159,11 @@ class EngineAsker:
             raise
         answers = []
         for number, ask in enumerate(asks):
-            mine = [outputs[f"{number}.{at}"] for at in range(len(places[number]))]
             found = {
-                before: _place(output, tokens)
-                for output, (before, tokens) in zip(
-                    mine, places[number].items(), strict=True
-                )
+                before: _place(outputs[f"{number}.{at}"], tokens)
+                for at, (before, tokens) in enumerate(ask.places().items())
             }
-            written = mine[0].outputs[0]
+            written = outputs[f"{number}.0"].outputs[0]
             finished = written.finish_reason == "stop"
             answers.append(Answer.read(ask, found, written.text, finished=finished))
         return answers
