@@ -198,6 +198,24 @@ def test_without_a_compiler_the_op_works(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("VLLM_SAUCE_CACHE", "~/kept", "kept"),
+        ("XDG_CACHE_HOME", "~/caches", "caches/vllm_sauce"),
+        ("XDG_CACHE_HOME", "", ".cache/vllm_sauce"),
+    ],
+)
+def test_a_tilde_is_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, wanted: str
+) -> None:
+    """As for bundles, which the same variables lead to."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("VLLM_SAUCE_CACHE", raising=False)
+    monkeypatch.setenv(name, value)
+    assert native.cache_folder() == tmp_path / wanted
+
+
 @pytest.fixture
 def untried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """As if nothing had been prepared yet, for attempts that fail before loading."""

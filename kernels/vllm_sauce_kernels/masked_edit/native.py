@@ -109,9 +109,9 @@ def find_compiler() -> list[str]:
 def cache_folder() -> Path:
     """Return where libraries are kept between processes."""
     if mine := os.environ.get("VLLM_SAUCE_CACHE"):
-        return Path(mine)
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "vllm_sauce"
+        return Path(mine).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches).expanduser() / "vllm_sauce"
 
 
 def build(compiler: list[str], library: Path) -> None:
