@@ -60,7 +60,6 @@ def record(module: Any, monkeypatch: pytest.MonkeyPatch, target: Any) -> list[An
 def build(launch: tuple[Any, tuple[Any, ...], dict[str, Any]], target: Any) -> Any:
     """Compile a launch as Triton would, specialised for its numbers and pointers."""
     triton = importlib.import_module("triton")
-    tl = triton.language
     GPUTarget = importlib.import_module("triton.backends.compiler").GPUTarget
     kernel, args, kwargs = launch
     given = dict(zip(kernel.arg_names, args, strict=False))
@@ -73,9 +72,10 @@ def build(launch: tuple[Any, tuple[Any, ...], dict[str, Any]], target: Any) -> A
     def described(value: Any, path: tuple[int, ...]) -> Any:
         if isinstance(value, tuple):
             return type(value)(*(described(x, (*path, i)) for i, x in enumerate(value)))
-        named = len(path) == 1 and kernel.arg_names[path[0]].isupper()
-        one = isinstance(value, int) and value == 1
-        if named or one or value is None or isinstance(value, tl.constexpr):
+        if len(path) == 1 and kernel.arg_names[path[0]].isupper():
+            constants[path] = value
+            return "constexpr"
+        if value is None or (isinstance(value, int) and value == 1):
             constants[path] = value
             return "constexpr"
         is_tensor = isinstance(value, torch.Tensor)

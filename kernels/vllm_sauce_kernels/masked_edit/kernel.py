@@ -9,11 +9,10 @@ on shapes alone, so a graph can capture it; what the programs then do, on the pl
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton  # type: ignore[import-untyped, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from vllm_sauce_kernels.masked_edit.kernel_parts import Batch, Masks, Rows, Stream
@@ -63,8 +62,9 @@ class Launch(NamedTuple):
     masks: Masks
     W_enc_rows: Rows
     W_dec_rows: Rows
-    norms: Tensor | None
-    """Of the tokens, where their input is normalised."""
+    norms: Tensor
+    constants: dict[str, Any]
+    """NORMALIZE and PRECISION."""
     num_programs: int
 
 
@@ -75,19 +75,25 @@ def launch(op: Arguments) -> None:
     if num_tokens == 0 or max_latents == 0:
         return
     stride = 0 if op.residual is None else op.residual.stride(0)
-    stream = Stream(
-        op.hidden_states, op.residual, op.hidden_states.stride(0), stride, d_model,
-        tl.constexpr(op.normalize),
-    )  # fmt: skip
+    norms = op.hidden_states.new_empty(
+        num_tokens if op.normalize else 1, dtype=torch.float32
+    )
     masks = Masks(
         op.mask_latents, op.mask_scale, op.mask_shift, op.mask_gate, op.mask_len,
         max_latents,
     )  # fmt: skip
-    new = op.hidden_states.new_empty
-    norms = new(num_tokens, dtype=torch.float32) if op.normalize else None
-    programs = num_programs(op.hidden_states.device)
-    encoder, decoder = _rows(op.W_enc_rows), _rows(op.W_dec_rows)
-    call = Launch(op, stream, masks, encoder, decoder, norms, programs)
+    call = Launch(
+        op,
+        Stream(
+            op.hidden_states, op.residual, op.hidden_states.stride(0), stride, d_model
+        ),
+        masks,
+        Rows(op.W_enc_rows, op.W_enc_rows.stride(0)),
+        Rows(op.W_dec_rows, op.W_dec_rows.stride(0)),
+        norms,
+        {"NORMALIZE": op.normalize, "PRECISION": precision(op.W_enc_rows.dtype)},
+        num_programs(op.hidden_states.device),
+    )
     elements = num_tokens * op.W_dec_rows.shape[0]
     union = op.plan is not None and op.topk == 0 and elements <= MAX_UNION_ELEMENTS
     # Triton launches on the current device, which need not be the tensors' one.
@@ -95,10 +101,6 @@ def launch(op: Arguments) -> None:
         _launch_tiles(call, union)
         if union:
             _launch_union(call)
-
-
-def _rows(pool: Tensor) -> Rows:
-    return Rows(pool, pool.stride(0), tl.constexpr(precision(pool.dtype)))
 
 
 def precision(pool: torch.dtype) -> str:
@@ -129,14 +131,14 @@ def splits_of(num_tokens: int, max_latents: int, topk: int) -> int:
 def _launch_tiles(call: Launch, union: bool) -> None:
     op, planned = call.op, call.op.plan is not None
     num_tokens, max_latents = len(op.hidden_states), call.masks.max_latents
-    slots = op.slot_of_token
-    batch = Batch(slots, op.plan, num_tokens, len(slots), tl.constexpr(union))
+    batch = Batch(op.slot_of_token, op.plan, num_tokens, len(op.slot_of_token))
     blocks = SMALL if num_tokens <= FEW_TOKENS or not planned else LARGE
     num_splits = splits_of(num_tokens, max_latents, op.topk)
     hidden_pre = op.hidden_states.new_empty(
         (num_splits, num_tokens, max_latents), dtype=torch.float32
     )
     tile = {
+        "HAS_UNION": union,
         "SUBTILES": TILE_TOKENS // blocks.tokens if planned else 1,
         "BLOCK_TOKENS": blocks.tokens,
         "BLOCK_LATENTS": BLOCK_LATENTS,
@@ -145,12 +147,13 @@ def _launch_tiles(call: Launch, union: bool) -> None:
     encode_kernel[(call.num_programs,)](
         call.stream, batch, call.masks, call.W_enc_rows, op.b_enc, op.edited_tokens,
         hidden_pre, call.norms, triton.cdiv(max_latents, BLOCK_LATENTS), num_splits,
-        **tile,
+        **call.constants, **tile,
     )  # fmt: skip
     ranks = _launch_ranks(call, hidden_pre) if op.topk > 0 else hidden_pre
     decode_kernel[(call.num_programs,)](
         call.stream, batch, call.masks, call.W_dec_rows, hidden_pre, call.norms, ranks,
-        num_splits, TOPK=op.topk, **tile,
+        num_splits, NORMALIZE=op.normalize, TOPK=op.topk,
+        PRECISION=precision(op.W_dec_rows.dtype), **tile,
     )  # fmt: skip
 
 
@@ -164,7 +167,7 @@ def _launch_ranks(call: Launch, hidden_pre: Tensor) -> Tensor:
     )
     rank_kernel[grid](
         call.stream, op.slot_of_token, call.masks, call.W_enc_rows, op.b_enc,
-        hidden_pre, ranks, num_tokens, num_rows,
+        hidden_pre, ranks, num_tokens, num_rows, **call.constants,
         BLOCK_TOKENS=blocks.tokens, BLOCK_ROWS=RANK_ROWS, BLOCK_D=RANK_D,
         ROWS_PER_PROGRAM=ROWS_PER_PROGRAM,
     )  # fmt: skip
@@ -186,12 +189,14 @@ def _launch_union(call: Launch) -> None:
         "BLOCK_D": LARGE.d,
     }
     union_encode_kernel[grid](
-        call.stream, union, call.W_enc_rows, op.b_enc, call.norms, **shape
+        call.stream, union, call.W_enc_rows, op.b_enc, call.norms, **call.constants,
+        **shape,
     )  # fmt: skip
     union_clamp_kernel[grid](
         union, op.slot_of_token, call.masks, op.edited_tokens, call.norms,
-        BLOCK_LATENTS=128,
+        NORMALIZE=op.normalize, BLOCK_LATENTS=128,
     )  # fmt: skip
     union_decode_kernel[grid](
-        call.stream, union, call.W_dec_rows, **shape
+        call.stream, union, call.W_dec_rows, PRECISION=precision(op.W_dec_rows.dtype),
+        **shape,
     )  # fmt: skip

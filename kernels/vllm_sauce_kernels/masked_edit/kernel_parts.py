@@ -18,8 +18,6 @@ class Stream(NamedTuple):
     hidden_states_stride: Any
     residual_stride: Any
     d_model: Any
-    normalize: Any
-    """A constant, as in the op."""
 
 
 class Rows(NamedTuple):
@@ -27,8 +25,6 @@ class Rows(NamedTuple):
 
     ptr: Any
     stride: Any
-    precision: Any
-    """A constant: how ``product`` multiplies with them."""
 
 
 class Masks(NamedTuple):
@@ -51,8 +47,6 @@ class Batch(NamedTuple):
     num_tokens: Any
     max_tokens: Any
     """What the plan has room for."""
-    has_union: Any
-    """A constant: whether the union form is launched, too."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -99,7 +93,13 @@ def load_input(stream, token, there, d):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def token_norms(stream, token, there, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+def token_norms(  # type: ignore[no-untyped-def]
+    stream,
+    token,
+    there,
+    NORMALIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """Return mean, divisor and out of each token: sae_in = (x - mean) / divisor.
 
     All are zero, and not to be used, where nothing is normalised.
@@ -107,19 +107,19 @@ def token_norms(stream, token, there, BLOCK_D: tl.constexpr):  # type: ignore[no
     mean = 0.0 * token.to(tl.float32)
     divisor, out = mean, mean
     d_model = stream.d_model
-    if stream.normalize == 1:
+    if NORMALIZE == 1:
         for d_start in range(0, d_model, BLOCK_D):
             d = d_start + tl.arange(0, BLOCK_D)
             mean += tl.sum(load_input(stream, token, there, d), axis=1)
         mean = mean / d_model
-    if stream.normalize != 0:
+    if NORMALIZE != 0:
         square = mean * 0.0
         for d_start in range(0, d_model, BLOCK_D):
             d = d_start + tl.arange(0, BLOCK_D)
             x = load_input(stream, token, there, d)
             centred = tl.where((d < d_model)[None, :], x - mean[:, None], 0.0)
             square += tl.sum(centred * centred, axis=1)
-        if stream.normalize == 1:
+        if NORMALIZE == 1:
             out = tl.sqrt(square / (d_model - 1))
             divisor = out + 1e-5
         else:
@@ -158,6 +158,8 @@ def encode_rows(  # type: ignore[no-untyped-def]
     divisor,
     first_d,
     last_d,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Return sae_in @ W_enc_rows[row].T over d in [first_d, last_d)."""
@@ -165,7 +167,7 @@ def encode_rows(  # type: ignore[no-untyped-def]
     for d_start in range(first_d, last_d, BLOCK_D):
         d = d_start + tl.arange(0, BLOCK_D)
         x = load_input(stream, token, there, d)
-        if stream.normalize != 0:
+        if NORMALIZE != 0:
             x = (x - mean[:, None]) / divisor[:, None]
             x = tl.where(there[:, None] & (d < stream.d_model)[None, :], x, 0.0)
         w_enc = tl.load(
@@ -173,7 +175,7 @@ def encode_rows(  # type: ignore[no-untyped-def]
             mask=live[:, None] & (d < stream.d_model)[None, :],
             other=0.0,
         )
-        total = product(x, tl.trans(w_enc), total, W_enc_rows.precision)
+        total = product(x, tl.trans(w_enc), total, PRECISION)
     return total
 
 
@@ -189,17 +191,19 @@ def encode_tile(  # type: ignore[no-untyped-def]
     live,
     first_d,
     last_d,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Return pre-activations over d in [first_d, last_d); store the tokens' norms."""
-    mean, divisor, out = token_norms(stream, token, there, BLOCK_D)
-    if norms_ptr is not None:
+    mean, divisor, out = token_norms(stream, token, there, NORMALIZE, BLOCK_D)
+    if NORMALIZE != 0:
         tl.store(norms_ptr + token, out, mask=there)
     # Entries beyond mask_len are garbage, also as row numbers: never loaded.
     row = tl.load(row_ptr, mask=live, other=0).to(tl.int64)
     hidden_pre = encode_rows(
         stream, W_enc_rows, token, there, row, live, mean, divisor, first_d, last_d,
-        BLOCK_D,
+        NORMALIZE, PRECISION, BLOCK_D,
     )  # fmt: skip
     if first_d == 0:
         hidden_pre += tl.load(b_enc_ptr + row, mask=live, other=0.0)[None, :]
@@ -225,6 +229,7 @@ def decode_rows(  # type: ignore[no-untyped-def]
     d_model,
     change,
     fired,
+    PRECISION: tl.constexpr,
 ):
     """Return change + coefficient @ W_dec_rows[row], and fired + how many are not 0."""
     # Most latents are silent: their decoder rows are not worth a load.
@@ -237,7 +242,7 @@ def decode_rows(  # type: ignore[no-untyped-def]
             mask=(fires > 0)[:, None] & (d < d_model)[None, :],
             other=0.0,
         )
-        change = product(coefficient, w_dec, change, W_dec_rows.precision)
+        change = product(coefficient, w_dec, change, PRECISION)
     return change, fired + firing
 
 

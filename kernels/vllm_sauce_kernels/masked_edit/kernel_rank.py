@@ -82,6 +82,8 @@ def rank_kernel(  # type: ignore[no-untyped-def]
     ranks_ptr,
     num_tokens,
     num_rows,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -97,7 +99,7 @@ def rank_kernel(  # type: ignore[no-untyped-def]
     longest = tl.max(lens, axis=0)
     if count_firing(tokens, longest) == 0:
         return
-    mean, divisor, out = token_norms(stream, token, there, BLOCK_D)
+    mean, divisor, out = token_norms(stream, token, there, NORMALIZE, BLOCK_D)
     first = tl.program_id(1).to(tl.int64) * ROWS_PER_PROGRAM
     last = tl.minimum(first + ROWS_PER_PROGRAM, num_rows)
     for start in range(first, last, BLOCK_ROWS):
@@ -105,7 +107,7 @@ def rank_kernel(  # type: ignore[no-untyped-def]
         inside = row < last
         every = encode_rows(
             stream, W_enc_rows, token, there, row, inside, mean, divisor, 0,
-            stream.d_model, BLOCK_D,
+            stream.d_model, NORMALIZE, PRECISION, BLOCK_D,
         )  # fmt: skip
         every += tl.load(b_enc_ptr + row, mask=inside, other=0.0)[None, :]
         count_before(ranks_ptr, tokens, longest, every, row, inside)

@@ -26,7 +26,7 @@ from vllm_sauce_kernels.masked_edit.kernel_parts import (
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def work_of(batch, num_blocks, num_splits):  # type: ignore[no-untyped-def]
+def work_of(batch, num_blocks, num_splits, HAS_UNION: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return the numbers of tiles, blocks of latents, and splits of d_model."""
     num_tiles = batch.num_tokens
     if batch.plan_ptr is not None:
@@ -36,7 +36,7 @@ def work_of(batch, num_blocks, num_splits):  # type: ignore[no-untyped-def]
         num_splits = tl.minimum(tl.load(batch.plan_ptr + 3), num_splits)
         num_splits = tl.maximum(num_splits, 1)
         num_blocks = tl.maximum(num_blocks, 1)
-        if batch.has_union:
+        if HAS_UNION:
             # Only a launch that runs the union form may leave the work to it.
             num_tiles = tl.where(tl.load(batch.plan_ptr) == 1, 0, num_tiles)
     return num_tiles, num_blocks, num_splits
@@ -54,13 +54,18 @@ def encode_kernel(  # type: ignore[no-untyped-def]
     norms_ptr,
     num_blocks,
     num_splits,
+    HAS_UNION: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     SUBTILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """hidden_pre[split, token, j] = this split's part of sae_in · W_enc_j + b_enc_j."""
-    num_tiles, num_blocks, num_splits = work_of(batch, num_blocks, num_splits)
+    num_tiles, num_blocks, num_splits = work_of(
+        batch, num_blocks, num_splits, HAS_UNION
+    )
     per_split = tl.cdiv(tl.cdiv(stream.d_model, num_splits), BLOCK_D) * BLOCK_D
     num_items = num_tiles * SUBTILES * num_blocks * num_splits
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
@@ -80,7 +85,8 @@ def encode_kernel(  # type: ignore[no-untyped-def]
                 stream, W_enc_rows, b_enc_ptr,
                 masks.latents_ptr + slot * masks.max_latents + latent, norms_ptr,
                 token, there, live, first_d,
-                tl.minimum(first_d + per_split, stream.d_model), BLOCK_D,
+                tl.minimum(first_d + per_split, stream.d_model), NORMALIZE, PRECISION,
+                BLOCK_D,
             )  # fmt: skip
             place = split * batch.num_tokens + token
             at = place[:, None] * masks.max_latents + latent[None, :]
@@ -101,6 +107,7 @@ def coefficients_of(  # type: ignore[no-untyped-def]
     live,
     num_splits,
     num_tokens,
+    NORMALIZE: tl.constexpr,
     TOPK: tl.constexpr,
 ):
     """coefficient_j = [pre_j > gate_j][rank_j < TOPK] out (scale_j pre_j + shift_j)."""
@@ -112,7 +119,7 @@ def coefficients_of(  # type: ignore[no-untyped-def]
         hidden_pre += tl.load(hidden_pre_ptr + part, mask=inside, other=0.0)
     gate, scale, shift = edit_of(masks, slot * masks.max_latents + latent, live)
     change = scale[None, :] * hidden_pre + shift[None, :]
-    if norms_ptr is not None:
+    if NORMALIZE != 0:
         change = change * tl.load(norms_ptr + token, mask=there, other=0.0)[:, None]
     fires = inside & (hidden_pre > gate[None, :])
     if TOPK > 0:
@@ -131,14 +138,17 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     norms_ptr,
     ranks_ptr,
     num_splits,
+    HAS_UNION: tl.constexpr,
+    NORMALIZE: tl.constexpr,
     TOPK: tl.constexpr,
+    PRECISION: tl.constexpr,
     SUBTILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """hidden_states += sum_j coefficient_j * W_dec_rows[j], rounded once."""
-    num_tiles, num_blocks, num_splits = work_of(batch, 1, num_splits)
+    num_tiles, num_blocks, num_splits = work_of(batch, 1, num_splits, HAS_UNION)
     d_blocks = tl.cdiv(stream.d_model, BLOCK_D)
     num_items = num_tiles * SUBTILES * d_blocks
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
@@ -153,11 +163,11 @@ def decode_kernel(  # type: ignore[no-untyped-def]
             live = latent < num_latents
             coefficient = coefficients_of(
                 masks, hidden_pre_ptr, norms_ptr, ranks_ptr, slot, token, there,
-                latent, live, num_splits, batch.num_tokens, TOPK,
+                latent, live, num_splits, batch.num_tokens, NORMALIZE, TOPK,
             )  # fmt: skip
             row_ptr = masks.latents_ptr + slot * masks.max_latents + latent
             change, fired = decode_rows(
                 W_dec_rows, row_ptr, live, coefficient, d, stream.d_model, change,
-                fired,
+                fired, PRECISION,
             )  # fmt: skip
         add_change(stream, token, there, d, change, fired)

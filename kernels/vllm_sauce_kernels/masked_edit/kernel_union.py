@@ -48,6 +48,8 @@ def union_encode_kernel(  # type: ignore[no-untyped-def]
     W_enc_rows,
     b_enc_ptr,
     norms_ptr,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -66,7 +68,8 @@ def union_encode_kernel(  # type: ignore[no-untyped-def]
         live = column < num_union
         hidden_pre = encode_tile(
             stream, W_enc_rows, b_enc_ptr, union.plan_ptr + union.at + column,
-            norms_ptr, token, there, live, 0, stream.d_model, BLOCK_D,
+            norms_ptr, token, there, live, 0, stream.d_model, NORMALIZE, PRECISION,
+            BLOCK_D,
         )  # fmt: skip
         at = place[:, None] * union.num_pool + column[None, :]
         inside = there[:, None] & live[None, :]
@@ -82,6 +85,7 @@ def union_clamp_kernel(  # type: ignore[no-untyped-def]
     masks,
     edited_tokens_ptr,
     norms_ptr,
+    NORMALIZE: tl.constexpr,
     BLOCK_LATENTS: tl.constexpr,
 ):
     """coefficients[place, u] = what the token's mask makes of latent u."""
@@ -103,7 +107,7 @@ def union_clamp_kernel(  # type: ignore[no-untyped-def]
             hidden_pre = tl.load(union.hidden_pre_ptr + at, mask=live, other=0.0)
             gate, scale, shift = edit_of(masks, entry, live)
             change = scale * hidden_pre + shift
-            if norms_ptr is not None:
+            if NORMALIZE != 0:
                 change = change * tl.load(norms_ptr + token)
             # Added: a mask may name a latent twice.
             fires = live & (hidden_pre > gate)
@@ -115,6 +119,7 @@ def union_decode_kernel(  # type: ignore[no-untyped-def]
     stream,
     union,
     W_dec_rows,
+    PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -140,6 +145,6 @@ def union_decode_kernel(  # type: ignore[no-untyped-def]
             coefficient = tl.load(union.coefficients_ptr + at, mask=inside, other=0.0)
             change, fired = decode_rows(
                 W_dec_rows, union.plan_ptr + union.at + column, live, coefficient, d,
-                stream.d_model, change, fired,
+                stream.d_model, change, fired, PRECISION,
             )  # fmt: skip
         add_change(stream, token, there, d, change, fired)
