@@ -65,26 +65,16 @@ def build(launch: tuple[Any, tuple[Any, ...], dict[str, Any]], target: Any) -> A
     given = dict(zip(kernel.arg_names, args, strict=False))
     given |= {k: v for k, v in kwargs.items() if k not in OPTIONS}
     assert set(given) == set(kernel.arg_names)
-    signature: dict[str, Any] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-
-    def described(value: Any, path: tuple[int, ...]) -> Any:
-        if isinstance(value, tuple):
-            return type(value)(*(described(x, (*path, i)) for i, x in enumerate(value)))
-        if len(path) == 1 and kernel.arg_names[path[0]].isupper():
-            constants[path] = value
-            return "constexpr"
-        if value is None or (isinstance(value, int) and value == 1):
-            constants[path] = value
-            return "constexpr"
-        is_tensor = isinstance(value, torch.Tensor)
-        if is_tensor or value % 16 == 0:
-            attributes[path] = [["tt.divisibility", 16]]
-        return TYPES[value.dtype] if is_tensor else "i32"
-
+    signature, constants, attributes = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
-        signature[name] = described(given[name], (place,))
+        value = given[name]
+        if name.isupper() or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        is_tensor = isinstance(value, torch.Tensor)
+        signature[name] = TYPES[value.dtype] if is_tensor else "i32"
+        if is_tensor or value % 16 == 0:
+            attributes[(place,)] = [["tt.divisibility", 16]]
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     options = {k: v for k, v in kwargs.items() if k in OPTIONS}
     return triton.compile(source, target=GPUTarget(*target), options=options)

@@ -15,11 +15,9 @@ import torch
 import triton  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
-from vllm_sauce_kernels.masked_edit.kernel_parts import Batch, Masks, Rows, Stream
 from vllm_sauce_kernels.masked_edit.kernel_rank import rank_kernel
 from vllm_sauce_kernels.masked_edit.kernel_tiles import decode_kernel, encode_kernel
 from vllm_sauce_kernels.masked_edit.kernel_union import (
-    Union,
     union_clamp_kernel,
     union_decode_kernel,
     union_encode_kernel,
@@ -43,13 +41,16 @@ ROWS_PER_PROGRAM = 1024
 
 
 class Blocks(NamedTuple):
-    """A tile's tokens and a part of d_model; chosen by hand, not tuned on a device."""
+    """Block sizes of the tiles form; chosen by hand, not tuned on a device."""
 
     tokens: int
-    d: int
+    encode_d: int
+    decode_d: int
+    warps: int
 
 
-SMALL, LARGE = Blocks(16, 128), Blocks(TILE_TOKENS, 64)
+SMALL, LARGE = Blocks(16, 128, 128, 4), Blocks(TILE_TOKENS, 64, 64, 4)
+UNION = Blocks(TILE_TOKENS, 64, 64, 4)
 UNION_ROWS = 64
 RANK_ROWS, RANK_D = 32, 64
 
@@ -58,40 +59,41 @@ class Launch(NamedTuple):
     """What all launches of one call share."""
 
     op: Arguments
-    stream: Stream
-    masks: Masks
-    W_enc_rows: Rows
-    W_dec_rows: Rows
+    residual: Tensor
+    """Or what stands in for it."""
+    plan: Tensor
+    """Or what stands in for it."""
     norms: Tensor
     constants: dict[str, Any]
-    """NORMALIZE and PRECISION."""
+    """HAS_RESIDUAL, NORMALIZE and PRECISION."""
     num_programs: int
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Rows' strides of what encoding reads."""
+        rows = (self.op.hidden_states, self.residual, self.op.W_enc_rows)
+        return rows[0].stride(0), rows[1].stride(0), rows[2].stride(0)
 
 
 def launch(op: Arguments) -> None:
     """Launch the kernels; nothing is read back, so a graph can capture it."""
-    num_tokens, d_model = op.hidden_states.shape
-    max_latents = op.mask_latents.shape[1]
+    num_tokens, max_latents = op.hidden_states.shape[0], op.mask_latents.shape[1]
     if num_tokens == 0 or max_latents == 0:
         return
-    stride = 0 if op.residual is None else op.residual.stride(0)
     norms = op.hidden_states.new_empty(
         num_tokens if op.normalize else 1, dtype=torch.float32
     )
-    masks = Masks(
-        op.mask_latents, op.mask_scale, op.mask_shift, op.mask_gate, op.mask_len,
-        max_latents,
-    )  # fmt: skip
+    constants = {
+        "HAS_RESIDUAL": op.residual is not None,
+        "NORMALIZE": op.normalize,
+        "PRECISION": precision(op.W_enc_rows.dtype),
+    }
     call = Launch(
         op,
-        Stream(
-            op.hidden_states, op.residual, op.hidden_states.stride(0), stride, d_model
-        ),
-        masks,
-        Rows(op.W_enc_rows, op.W_enc_rows.stride(0)),
-        Rows(op.W_dec_rows, op.W_dec_rows.stride(0)),
+        op.hidden_states if op.residual is None else op.residual,
+        op.slot_of_token if op.plan is None else op.plan,
         norms,
-        {"NORMALIZE": op.normalize, "PRECISION": precision(op.W_enc_rows.dtype)},
+        constants,
         num_programs(op.hidden_states.device),
     )
     elements = num_tokens * op.W_dec_rows.shape[0]
@@ -130,35 +132,44 @@ def splits_of(num_tokens: int, max_latents: int, topk: int) -> int:
 
 def _launch_tiles(call: Launch, union: bool) -> None:
     op, planned = call.op, call.op.plan is not None
-    num_tokens, max_latents = len(op.hidden_states), call.masks.max_latents
-    batch = Batch(op.slot_of_token, op.plan, num_tokens, len(op.slot_of_token))
+    (num_tokens, d_model), max_latents = (
+        op.hidden_states.shape,
+        op.mask_latents.shape[1],
+    )
+    max_tokens = op.slot_of_token.shape[0]
     blocks = SMALL if num_tokens <= FEW_TOKENS or not planned else LARGE
     num_splits = splits_of(num_tokens, max_latents, op.topk)
     hidden_pre = op.hidden_states.new_empty(
         (num_splits, num_tokens, max_latents), dtype=torch.float32
     )
     tile = {
+        "HAS_PLAN": planned,
         "HAS_UNION": union,
         "SUBTILES": TILE_TOKENS // blocks.tokens if planned else 1,
         "BLOCK_TOKENS": blocks.tokens,
         "BLOCK_LATENTS": BLOCK_LATENTS,
-        "BLOCK_D": blocks.d,
+        "num_warps": blocks.warps,
     }
     encode_kernel[(call.num_programs,)](
-        call.stream, batch, call.masks, call.W_enc_rows, op.b_enc, op.edited_tokens,
-        hidden_pre, call.norms, triton.cdiv(max_latents, BLOCK_LATENTS), num_splits,
-        **call.constants, **tile,
+        op.hidden_states, call.residual, op.slot_of_token, call.plan, op.mask_latents,
+        op.mask_len, op.W_enc_rows, op.b_enc, op.edited_tokens, hidden_pre, call.norms,
+        *call.strides, num_tokens, max_tokens, max_latents,
+        triton.cdiv(max_latents, BLOCK_LATENTS), num_splits, d_model, **call.constants,
+        **tile, BLOCK_D=blocks.encode_d,
     )  # fmt: skip
     ranks = _launch_ranks(call, hidden_pre) if op.topk > 0 else hidden_pre
     decode_kernel[(call.num_programs,)](
-        call.stream, batch, call.masks, call.W_dec_rows, hidden_pre, call.norms, ranks,
-        num_splits, NORMALIZE=op.normalize, TOPK=op.topk,
-        PRECISION=precision(op.W_dec_rows.dtype), **tile,
+        op.hidden_states, op.slot_of_token, call.plan, op.mask_latents, op.mask_scale,
+        op.mask_shift, op.mask_gate, op.mask_len, op.W_dec_rows, hidden_pre, call.norms,
+        ranks, call.strides[0], op.W_dec_rows.stride(0), num_tokens, max_tokens,
+        max_latents, num_splits, d_model, NORMALIZE=op.normalize, TOPK=op.topk,
+        PRECISION=precision(op.W_dec_rows.dtype), **tile, BLOCK_D=blocks.decode_d,
     )  # fmt: skip
 
 
 def _launch_ranks(call: Launch, hidden_pre: Tensor) -> Tensor:
-    op, num_tokens, num_rows = call.op, hidden_pre.shape[1], len(call.op.W_enc_rows)
+    op = call.op
+    (num_tokens, d_model), num_rows = op.hidden_states.shape, len(op.W_enc_rows)
     ranks = torch.zeros_like(hidden_pre[0], dtype=torch.int32)
     blocks = SMALL if num_tokens <= SMALL.tokens else LARGE
     grid = (
@@ -166,37 +177,41 @@ def _launch_ranks(call: Launch, hidden_pre: Tensor) -> Tensor:
         triton.cdiv(num_rows, ROWS_PER_PROGRAM),
     )
     rank_kernel[grid](
-        call.stream, op.slot_of_token, call.masks, call.W_enc_rows, op.b_enc,
-        hidden_pre, ranks, num_tokens, num_rows, **call.constants,
+        op.hidden_states, call.residual, op.slot_of_token, op.mask_latents,
+        op.mask_scale, op.mask_shift, op.mask_gate, op.mask_len, op.W_enc_rows,
+        op.b_enc, hidden_pre, ranks, *call.strides, num_tokens,
+        op.mask_latents.shape[1], num_rows, d_model, **call.constants,
         BLOCK_TOKENS=blocks.tokens, BLOCK_ROWS=RANK_ROWS, BLOCK_D=RANK_D,
-        ROWS_PER_PROGRAM=ROWS_PER_PROGRAM,
+        ROWS_PER_PROGRAM=ROWS_PER_PROGRAM, num_warps=blocks.warps,
     )  # fmt: skip
     return ranks
 
 
 def _launch_union(call: Launch) -> None:
-    op, num_pool = call.op, len(call.op.W_dec_rows)
-    assert op.plan is not None
-    hidden_pre = op.hidden_states.new_empty(
-        (len(op.hidden_states), num_pool), dtype=torch.float32
-    )
-    at = len(op.plan) - 2 * num_pool
-    union = Union(op.plan, at, num_pool, hidden_pre, torch.empty_like(hidden_pre))
+    op = call.op
+    (num_tokens, d_model), num_pool = op.hidden_states.shape, len(op.W_dec_rows)
+    hidden_pre = op.hidden_states.new_empty((num_tokens, num_pool), dtype=torch.float32)
+    coefficients = torch.empty_like(hidden_pre)
+    union_at = len(call.plan) - 2 * num_pool
     grid = (call.num_programs,)
     shape = {
-        "BLOCK_TOKENS": LARGE.tokens,
+        "BLOCK_TOKENS": UNION.tokens,
         "BLOCK_ROWS": UNION_ROWS,
-        "BLOCK_D": LARGE.d,
+        "num_warps": UNION.warps,
     }
     union_encode_kernel[grid](
-        call.stream, union, call.W_enc_rows, op.b_enc, call.norms, **call.constants,
-        **shape,
+        op.hidden_states, call.residual, call.plan, op.W_enc_rows, op.b_enc, hidden_pre,
+        coefficients, call.norms, *call.strides, union_at, num_pool, d_model,
+        **call.constants, **shape, BLOCK_D=UNION.encode_d,
     )  # fmt: skip
     union_clamp_kernel[grid](
-        union, op.slot_of_token, call.masks, op.edited_tokens, call.norms,
+        op.slot_of_token, call.plan, op.mask_latents, op.mask_scale, op.mask_shift,
+        op.mask_gate, op.mask_len, op.edited_tokens, hidden_pre, coefficients,
+        call.norms, union_at, op.mask_latents.shape[1], num_pool,
         NORMALIZE=op.normalize, BLOCK_LATENTS=128,
     )  # fmt: skip
     union_decode_kernel[grid](
-        call.stream, union, call.W_dec_rows, PRECISION=precision(op.W_dec_rows.dtype),
-        **shape,
+        op.hidden_states, call.plan, op.W_dec_rows, coefficients, call.strides[0],
+        op.W_dec_rows.stride(0), union_at, num_pool, d_model,
+        PRECISION=precision(op.W_dec_rows.dtype), **shape, BLOCK_D=UNION.decode_d,
     )  # fmt: skip

@@ -10,11 +10,10 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
 
 class Stream(NamedTuple):
-    """What is read at a site."""
+    """What is read at a site, as kernels hand it on."""
 
     hidden_states_ptr: Any
     residual_ptr: Any
-    """Or None."""
     hidden_states_stride: Any
     residual_stride: Any
     d_model: Any
@@ -27,33 +26,22 @@ class Rows(NamedTuple):
     stride: Any
 
 
-class Masks(NamedTuple):
-    """The slots' tables."""
+class Edits(NamedTuple):
+    """What masks do to their latents."""
 
-    latents_ptr: Any
     scale_ptr: Any
     shift_ptr: Any
     gate_ptr: Any
-    len_ptr: Any
-    max_latents: Any
-
-
-class Batch(NamedTuple):
-    """A step's tokens."""
-
-    slot_of_token_ptr: Any
-    plan_ptr: Any
-    """Or None."""
-    num_tokens: Any
-    max_tokens: Any
-    """What the plan has room for."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def tile_of(  # type: ignore[no-untyped-def]
-    batch,
-    masks,
+    plan_ptr,
+    slot_of_token_ptr,
+    mask_len_ptr,
     tile,
+    max_tokens,
+    HAS_PLAN: tl.constexpr,
     SUBTILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
@@ -62,31 +50,31 @@ def tile_of(  # type: ignore[no-untyped-def]
     Without a plan each token is a tile of its own. No latents: there is nothing to do.
     """
     lane = tl.arange(0, BLOCK_TOKENS)
-    if batch.plan_ptr is not None:
+    if HAS_PLAN:
         # Layout: plan.py.
-        entry = batch.plan_ptr + 8 + batch.max_tokens + 3 * (tile // SUBTILES)
+        entry = plan_ptr + 8 + max_tokens + 3 * (tile // SUBTILES)
         slot = tl.load(entry)
         lane += (tile % SUBTILES) * BLOCK_TOKENS
         there = lane < tl.load(entry + 2)
-        order = batch.plan_ptr + 8 + tl.load(entry + 1)
+        order = plan_ptr + 8 + tl.load(entry + 1)
         token = tl.load(order + lane, mask=there, other=0)
     else:
-        slot = tl.load(batch.slot_of_token_ptr + tile)
+        slot = tl.load(slot_of_token_ptr + tile)
         there = lane < 1
         token = tile + 0 * lane
     slot = slot.to(tl.int64)
-    num_latents = tl.load(masks.len_ptr + slot, mask=slot >= 0, other=0)
+    num_latents = tl.load(mask_len_ptr + slot, mask=slot >= 0, other=0)
     num_latents = tl.where(tl.sum(there.to(tl.int32), axis=0) > 0, num_latents, 0)
     return slot, token.to(tl.int64), there, num_latents
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def load_input(stream, token, there, d):  # type: ignore[no-untyped-def]
+def load_input(stream, token, there, d, HAS_RESIDUAL: tl.constexpr):  # type: ignore[no-untyped-def]
     """x = float32(hidden_states) + float32(residual), zero outside."""
     inside = there[:, None] & (d < stream.d_model)[None, :]
     at = token[:, None] * stream.hidden_states_stride + d[None, :]
     x = tl.load(stream.hidden_states_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if stream.residual_ptr is not None:
+    if HAS_RESIDUAL:
         at = token[:, None] * stream.residual_stride + d[None, :]
         x += tl.load(stream.residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     return x
@@ -97,6 +85,7 @@ def token_norms(  # type: ignore[no-untyped-def]
     stream,
     token,
     there,
+    HAS_RESIDUAL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -110,13 +99,13 @@ def token_norms(  # type: ignore[no-untyped-def]
     if NORMALIZE == 1:
         for d_start in range(0, d_model, BLOCK_D):
             d = d_start + tl.arange(0, BLOCK_D)
-            mean += tl.sum(load_input(stream, token, there, d), axis=1)
+            mean += tl.sum(load_input(stream, token, there, d, HAS_RESIDUAL), axis=1)
         mean = mean / d_model
     if NORMALIZE != 0:
         square = mean * 0.0
         for d_start in range(0, d_model, BLOCK_D):
             d = d_start + tl.arange(0, BLOCK_D)
-            x = load_input(stream, token, there, d)
+            x = load_input(stream, token, there, d, HAS_RESIDUAL)
             centred = tl.where((d < d_model)[None, :], x - mean[:, None], 0.0)
             square += tl.sum(centred * centred, axis=1)
         if NORMALIZE == 1:
@@ -158,6 +147,7 @@ def encode_rows(  # type: ignore[no-untyped-def]
     divisor,
     first_d,
     last_d,
+    HAS_RESIDUAL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -166,7 +156,7 @@ def encode_rows(  # type: ignore[no-untyped-def]
     total = tl.zeros((token.shape[0], row.shape[0]), dtype=tl.float32)
     for d_start in range(first_d, last_d, BLOCK_D):
         d = d_start + tl.arange(0, BLOCK_D)
-        x = load_input(stream, token, there, d)
+        x = load_input(stream, token, there, d, HAS_RESIDUAL)
         if NORMALIZE != 0:
             x = (x - mean[:, None]) / divisor[:, None]
             x = tl.where(there[:, None] & (d < stream.d_model)[None, :], x, 0.0)
@@ -180,42 +170,11 @@ def encode_rows(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def encode_tile(  # type: ignore[no-untyped-def]
-    stream,
-    W_enc_rows,
-    b_enc_ptr,
-    row_ptr,
-    norms_ptr,
-    token,
-    there,
-    live,
-    first_d,
-    last_d,
-    NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Return pre-activations over d in [first_d, last_d); store the tokens' norms."""
-    mean, divisor, out = token_norms(stream, token, there, NORMALIZE, BLOCK_D)
-    if NORMALIZE != 0:
-        tl.store(norms_ptr + token, out, mask=there)
-    # Entries beyond mask_len are garbage, also as row numbers: never loaded.
-    row = tl.load(row_ptr, mask=live, other=0).to(tl.int64)
-    hidden_pre = encode_rows(
-        stream, W_enc_rows, token, there, row, live, mean, divisor, first_d, last_d,
-        NORMALIZE, PRECISION, BLOCK_D,
-    )  # fmt: skip
-    if first_d == 0:
-        hidden_pre += tl.load(b_enc_ptr + row, mask=live, other=0.0)[None, :]
-    return hidden_pre
-
-
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def edit_of(masks, entry, live):  # type: ignore[no-untyped-def]
+def edit_of(edits, entry, live):  # type: ignore[no-untyped-def]
     """Return gate, scale and shift of masks' entries; nothing fires beyond a mask."""
-    gate = tl.load(masks.gate_ptr + entry, mask=live, other=float("inf"))
-    scale = tl.load(masks.scale_ptr + entry, mask=live, other=0.0)
-    shift = tl.load(masks.shift_ptr + entry, mask=live, other=0.0)
+    gate = tl.load(edits.gate_ptr + entry, mask=live, other=float("inf"))
+    scale = tl.load(edits.scale_ptr + entry, mask=live, other=0.0)
+    shift = tl.load(edits.shift_ptr + entry, mask=live, other=0.0)
     return gate, scale, shift
 
 
@@ -247,11 +206,10 @@ def decode_rows(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def add_change(stream, token, there, d, change, fired):  # type: ignore[no-untyped-def]
+def add_change(hidden_states, token, there, d, d_model, change, fired):  # type: ignore[no-untyped-def]
     """hidden_states += change, rounded once; neither read nor written if none fired."""
     if fired > 0:
-        at = token[:, None] * stream.hidden_states_stride + d[None, :]
-        inside = there[:, None] & (d < stream.d_model)[None, :]
-        into = stream.hidden_states_ptr + at
-        edited = tl.load(into, mask=inside, other=0.0).to(tl.float32) + change
-        tl.store(into, edited.to(into.dtype.element_ty), mask=inside)
+        at = hidden_states.ptr + token[:, None] * hidden_states.stride + d[None, :]
+        inside = there[:, None] & (d < d_model)[None, :]
+        edited = tl.load(at, mask=inside, other=0.0).to(tl.float32) + change
+        tl.store(at, edited.to(hidden_states.ptr.dtype.element_ty), mask=inside)

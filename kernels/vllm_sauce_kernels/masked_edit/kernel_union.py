@@ -8,28 +8,19 @@ Rows are read once for a tile of tokens, whatever the mix of masks in it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
 from vllm_sauce_kernels.masked_edit.kernel_parts import (
+    Edits,
+    Rows,
+    Stream,
     add_change,
     decode_rows,
     edit_of,
-    encode_tile,
+    encode_rows,
+    token_norms,
 )
-
-
-class Union(NamedTuple):
-    """The rows in use, and what is computed of them for the edited tokens."""
-
-    plan_ptr: Any
-    at: Any
-    """Where the plan lists the rows."""
-    num_pool: Any
-    hidden_pre_ptr: Any
-    coefficients_ptr: Any
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -43,11 +34,21 @@ def edited_of(plan_ptr, start, BLOCK_TOKENS: tl.constexpr):  # type: ignore[no-u
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def union_encode_kernel(  # type: ignore[no-untyped-def]
-    stream,
-    union,
-    W_enc_rows,
+    hidden_states_ptr,
+    residual_ptr,
+    plan_ptr,
+    W_enc_rows_ptr,
     b_enc_ptr,
+    hidden_pre_ptr,
+    coefficients_ptr,
     norms_ptr,
+    hidden_states_stride,
+    residual_stride,
+    W_enc_rows_stride,
+    union_at,
+    num_pool,
+    d_model,
+    HAS_RESIDUAL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -55,84 +56,112 @@ def union_encode_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
 ):
     """hidden_pre[place, u] = sae_in · W_enc_rows[union_u] + b_enc; coefficients = 0."""
-    if tl.load(union.plan_ptr) != 1:
+    if tl.load(plan_ptr) != 1:
         return
-    num_union = tl.load(union.plan_ptr + 5)
+    stream = Stream(
+        hidden_states_ptr, residual_ptr, hidden_states_stride, residual_stride, d_model
+    )
+    num_union = tl.load(plan_ptr + 5)
     blocks = tl.cdiv(num_union, BLOCK_ROWS)
-    num_items = tl.cdiv(tl.load(union.plan_ptr + 4), BLOCK_TOKENS) * blocks
+    num_items = tl.cdiv(tl.load(plan_ptr + 4), BLOCK_TOKENS) * blocks
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
         place, token, there = edited_of(
-            union.plan_ptr, item // blocks * BLOCK_TOKENS, BLOCK_TOKENS
+            plan_ptr, item // blocks * BLOCK_TOKENS, BLOCK_TOKENS
         )
-        column = item % blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        start = item % blocks * BLOCK_ROWS
+        mean, divisor, out = token_norms(
+            stream, token, there, HAS_RESIDUAL, NORMALIZE, BLOCK_D
+        )
+        if NORMALIZE != 0:
+            tl.store(norms_ptr + token, out, mask=there)
+        column = start + tl.arange(0, BLOCK_ROWS)
         live = column < num_union
-        hidden_pre = encode_tile(
-            stream, W_enc_rows, b_enc_ptr, union.plan_ptr + union.at + column,
-            norms_ptr, token, there, live, 0, stream.d_model, NORMALIZE, PRECISION,
-            BLOCK_D,
+        row = tl.load(plan_ptr + union_at + column, mask=live, other=0).to(tl.int64)
+        hidden_pre = encode_rows(
+            stream, Rows(W_enc_rows_ptr, W_enc_rows_stride), token, there, row, live,
+            mean, divisor, 0, d_model, HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_D,
         )  # fmt: skip
-        at = place[:, None] * union.num_pool + column[None, :]
+        hidden_pre += tl.load(b_enc_ptr + row, mask=live, other=0.0)[None, :]
+        at = place[:, None] * num_pool + column[None, :]
         inside = there[:, None] & live[None, :]
-        tl.store(union.hidden_pre_ptr + at, hidden_pre, mask=inside)
-        zero = 0.0 * there[:, None].to(tl.float32)
-        tl.store(union.coefficients_ptr + at, zero, mask=inside)
+        tl.store(hidden_pre_ptr + at, hidden_pre, mask=inside)
+        tl.store(
+            coefficients_ptr + at, 0.0 * there[:, None].to(tl.float32), mask=inside
+        )
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def union_clamp_kernel(  # type: ignore[no-untyped-def]
-    union,
     slot_of_token_ptr,
-    masks,
+    plan_ptr,
+    mask_latents_ptr,
+    mask_scale_ptr,
+    mask_shift_ptr,
+    mask_gate_ptr,
+    mask_len_ptr,
     edited_tokens_ptr,
+    hidden_pre_ptr,
+    coefficients_ptr,
     norms_ptr,
+    union_at,
+    max_latents,
+    num_pool,
     NORMALIZE: tl.constexpr,
     BLOCK_LATENTS: tl.constexpr,
 ):
     """coefficients[place, u] = what the token's mask makes of latent u."""
-    if tl.load(union.plan_ptr) != 1:
+    if tl.load(plan_ptr) != 1:
         return
-    num_edited = tl.load(union.plan_ptr + 4)
-    for place in range(tl.program_id(0), num_edited, tl.num_programs(0)):
-        token = tl.load(union.plan_ptr + 8 + place).to(tl.int64)
+    edits = Edits(mask_scale_ptr, mask_shift_ptr, mask_gate_ptr)
+    for place in range(tl.program_id(0), tl.load(plan_ptr + 4), tl.num_programs(0)):
+        token = tl.load(plan_ptr + 8 + place).to(tl.int64)
         slot = tl.load(slot_of_token_ptr + token).to(tl.int64)
-        num_latents = tl.load(masks.len_ptr + slot)
+        num_latents = tl.load(mask_len_ptr + slot)
         tl.atomic_add(edited_tokens_ptr + slot, 1)
         for start in range(0, num_latents, BLOCK_LATENTS):
             latent = start + tl.arange(0, BLOCK_LATENTS)
             live = latent < num_latents
-            entry = slot * masks.max_latents + latent
-            row = tl.load(masks.latents_ptr + entry, mask=live, other=0)
-            columns_ptr = union.plan_ptr + union.at + union.num_pool
-            at = place * union.num_pool + tl.load(columns_ptr + row, mask=live, other=0)
-            hidden_pre = tl.load(union.hidden_pre_ptr + at, mask=live, other=0.0)
-            gate, scale, shift = edit_of(masks, entry, live)
+            entry = slot * max_latents + latent
+            row = tl.load(mask_latents_ptr + entry, mask=live, other=0)
+            column = tl.load(plan_ptr + union_at + num_pool + row, mask=live, other=0)
+            at = place * num_pool + column
+            hidden_pre = tl.load(hidden_pre_ptr + at, mask=live, other=0.0)
+            gate, scale, shift = edit_of(edits, entry, live)
             change = scale * hidden_pre + shift
             if NORMALIZE != 0:
                 change = change * tl.load(norms_ptr + token)
             # Added: a mask may name a latent twice.
             fires = live & (hidden_pre > gate)
-            tl.atomic_add(union.coefficients_ptr + at, change, mask=fires)
+            tl.atomic_add(coefficients_ptr + at, change, mask=fires)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def union_decode_kernel(  # type: ignore[no-untyped-def]
-    stream,
-    union,
-    W_dec_rows,
+    hidden_states_ptr,
+    plan_ptr,
+    W_dec_rows_ptr,
+    coefficients_ptr,
+    hidden_states_stride,
+    W_dec_rows_stride,
+    union_at,
+    num_pool,
+    d_model,
     PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """hidden_states += coefficients @ W_dec_rows[union], rounded once."""
-    if tl.load(union.plan_ptr) != 1:
+    if tl.load(plan_ptr) != 1:
         return
-    num_union = tl.load(union.plan_ptr + 5)
-    blocks = tl.cdiv(stream.d_model, BLOCK_D)
-    num_items = tl.cdiv(tl.load(union.plan_ptr + 4), BLOCK_TOKENS) * blocks
+    hidden_states = Rows(hidden_states_ptr, hidden_states_stride)
+    W_dec_rows = Rows(W_dec_rows_ptr, W_dec_rows_stride)
+    num_union = tl.load(plan_ptr + 5)
+    blocks = tl.cdiv(d_model, BLOCK_D)
+    num_items = tl.cdiv(tl.load(plan_ptr + 4), BLOCK_TOKENS) * blocks
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
         place, token, there = edited_of(
-            union.plan_ptr, item // blocks * BLOCK_TOKENS, BLOCK_TOKENS
+            plan_ptr, item // blocks * BLOCK_TOKENS, BLOCK_TOKENS
         )
         d = item % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
         change = tl.zeros((BLOCK_TOKENS, BLOCK_D), dtype=tl.float32)
@@ -140,11 +169,13 @@ def union_decode_kernel(  # type: ignore[no-untyped-def]
         for start in range(0, num_union, BLOCK_ROWS):
             column = start + tl.arange(0, BLOCK_ROWS)
             live = column < num_union
-            at = place[:, None] * union.num_pool + column[None, :]
-            inside = there[:, None] & live[None, :]
-            coefficient = tl.load(union.coefficients_ptr + at, mask=inside, other=0.0)
+            coefficient = tl.load(
+                coefficients_ptr + place[:, None] * num_pool + column[None, :],
+                mask=there[:, None] & live[None, :],
+                other=0.0,
+            )
             change, fired = decode_rows(
-                W_dec_rows, union.plan_ptr + union.at + column, live, coefficient, d,
-                stream.d_model, change, fired, PRECISION,
+                W_dec_rows, plan_ptr + union_at + column, live, coefficient, d, d_model,
+                change, fired, PRECISION,
             )  # fmt: skip
-        add_change(stream, token, there, d, change, fired)
+        add_change(hidden_states, token, there, d, d_model, change, fired)
