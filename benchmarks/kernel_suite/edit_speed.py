@@ -195,7 +195,7 @@ def cpu_times(
     elements = case.tokens * case.latents * case.d_model
     few = case.tokens < NATIVE_TOKENS_PER_MASK * min(case.masks, case.tokens)
     most = max(NATIVE_ELEMENTS, NATIVE_ELEMENTS_TIMES_CORES // torch.get_num_threads())
-    in_cpp = (few or elements <= most) and native.reason() is None
+    in_cpp = (few or elements <= most) and native.prepare()
     if in_cpp:
         calls["PyTorch"] = rotating(masked_edit_eager, positional)
     found = machine.compare(calls)

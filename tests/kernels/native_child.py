@@ -66,7 +66,6 @@ def prepare_and_run(backend: str) -> dict[str, Any]:
     return {
         "prepared": native.prepare(),
         "how": native.how(),
-        "reason": native.reason(),
         "python_calls_before": python_calls,
         "cache_before": cache,
         "python_calls": run(),

@@ -161,7 +161,7 @@ def test_a_compiler_that_makes_no_library_is_asked_once(tmp_path: Path) -> None:
     compiler = Compiler(tmp_path, tmp_path / "text")
     found = Child(tmp_path / "cache", CXX=compiler.command).finish()
     assert not found["prepared"] and compiler.runs() == 1
-    assert "\n" not in found["reason"] and "masked_edit-" in found["reason"]
+    assert "\n" not in found["how"] and "masked_edit-" in found["how"]
 
 
 def test_processes_build_at_the_same_time(tmp_path: Path, library: Path) -> None:
@@ -193,18 +193,35 @@ def test_without_a_compiler_the_op_works(tmp_path: Path) -> None:
     """The Python form runs, in compiled graphs, too."""
     found = Child(tmp_path, CXX="", PATH="/nowhere").finish()
     assert not found["prepared"]
-    assert found["reason"] == (
-        "no C++ compiler: g++, clang++ not found; install one or set CXX"
+    assert found["how"] == (
+        "not available: no C++ compiler: g++, clang++ not found; install one or set CXX"
     )
-    assert found["how"] == f"not available: {found['reason']}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("VLLM_SAUCE_CACHE", "~/kept", "kept"),
+        ("XDG_CACHE_HOME", "~/caches", "caches/vllm_sauce"),
+        ("XDG_CACHE_HOME", "", ".cache/vllm_sauce"),
+    ],
+)
+def test_a_tilde_is_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, wanted: str
+) -> None:
+    """As for bundles, which the same variables lead to."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("VLLM_SAUCE_CACHE", raising=False)
+    monkeypatch.setenv(name, value)
+    assert native.cache_folder() == tmp_path / wanted
 
 
 @pytest.fixture
 def untried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """As if nothing had been prepared yet, for attempts that fail before loading."""
-    for name in ("_tried", "_reason", "_how"):
+    for name in ("_loaded", "_how"):
         monkeypatch.setattr(native, name, getattr(native, name))
-    native._tried = False
+    native._loaded = None
     monkeypatch.setenv("VLLM_SAUCE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", "false")
     return monkeypatch
@@ -227,8 +244,9 @@ def test_the_reason_is_one_line(
     for name, value in env.items():
         untried.setenv(name, value)
     assert not native.prepare()
-    reason = native.reason()
-    assert reason is not None and says in reason and "\n" not in reason
+    reason = native.how()
+    assert reason.startswith("not available: ")
+    assert says in reason and "\n" not in reason
 
 
 def test_a_full_disk_is_named(untried: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -237,7 +255,5 @@ def test_a_full_disk_is_named(untried: pytest.MonkeyPatch, tmp_path: Path) -> No
     compiler = Compiler(tmp_path, tmp_path, before=full)
     untried.setenv("CXX", str(compiler.command))
     assert not native.prepare()
-    reason = native.reason()
-    assert reason is not None
-    assert reason.endswith("compiler failed: fatal error: disk full")
+    assert native.how().endswith("compiler failed: fatal error: disk full")
     assert not list((tmp_path / "cache").iterdir())

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.sae.formats.oracle import numbers
+from tests.sae.formats.oracle import detect_format, numbers
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae import from_sae_lens
-from vllm_sauce.sae.formats import detect_format, load_foreign
+from vllm_sauce.sae.formats import load_foreign
 from vllm_sauce.sae.sae_lens_config import INERT, USED, parse_config
 
 pytest.importorskip("sae_lens")

@@ -34,18 +34,15 @@ class ShardWriter:
     """Name of this writer, unique among those that write at the same time."""
     shard_tokens: int
     """Tokens of all sites together at which a shard is written."""
+    _index: ShardIndex
     pending_tokens: int = 0
     """Tokens held in memory."""
     _pending: dict[str, list[Rows]] = field(default_factory=dict)
     _samples: list[int] = field(default_factory=list)
     _images: list[str] = field(default_factory=list)
-    _index: ShardIndex = field(init=False)
     _taken_samples: set[int] = field(default_factory=set)
     """On the disk, of all writers; so are the images."""
     _taken_images: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._index = ShardIndex(self.folder)
 
     @classmethod
     def open(cls, folder: Path, writer: str, shard_tokens: int = 65_536) -> ShardWriter:
@@ -56,7 +53,7 @@ class ShardWriter:
         if not writer.isidentifier():
             raise ActivationsError(f"a writer's name is a word, got {writer!r}")
         remove_unfinished(folder, writer)
-        return cls(folder, writer, shard_tokens)
+        return cls(folder, writer, shard_tokens, ShardIndex(folder))
 
     def add(
         self, sample: int, rows: Mapping[str, Rows], images: tuple[str, ...] = ()

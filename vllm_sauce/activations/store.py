@@ -69,17 +69,15 @@ class ActivationStore:
 
         Shapes: -> [num_tokens] int32, [num_tokens] int32, [num_tokens] uint8
         """
-        if not self.shards:
-            empty = torch.zeros(0, dtype=torch.int32)
-            return empty, empty, empty.to(torch.uint8)
-        columns = ([s.sample, s.position, s.role] for s in self.shards)
-        sample, position, role = map(torch.cat, zip(*columns, strict=True))
-        return sample, position, role
+        return self._column("sample"), self._column("position"), self._column("role")
 
     def tokens(self) -> Tensor:
         """Return the token's id of every row. Shapes: -> [num_tokens] int32"""
-        parts = [shard.token for shard in self.shards]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int32)
+        return self._column("token")
+
+    def _column(self, name: str) -> Tensor:
+        empty = torch.zeros(0, dtype=torch.uint8 if name == "role" else torch.int32)
+        return torch.cat([empty, *(getattr(shard, name) for shard in self.shards)])
 
     def rows(self, index: Tensor) -> Tensor:
         """Return activations by row number, in float32.

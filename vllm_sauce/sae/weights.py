@@ -123,15 +123,9 @@ class SAEWeights:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the parameters by name, as a checkpoint holds them."""
-        named = {
-            "W_enc": self.W_enc,
-            "W_dec": self.W_dec,
-            "b_enc": self.b_enc,
-            "b_dec": self.b_dec,
-        }
-        if self.threshold is not None:
-            named["threshold"] = self.threshold
-        return named
+        names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+        found = {name: getattr(self, name) for name in names}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def to(self, device: torch.device | str) -> SAEWeights:
         """Return the SAE with its parameters on a device."""

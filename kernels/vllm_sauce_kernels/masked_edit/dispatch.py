@@ -9,6 +9,7 @@ are for tests.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,33 +35,12 @@ def kernel_choice() -> str | None:
     return os.environ.get("VLLM_SAUCE_KERNEL")
 
 
-def masked_edit(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    slot_of_token: Tensor,
-    mask_latents: Tensor,
-    mask_scale: Tensor,
-    mask_shift: Tensor,
-    mask_gate: Tensor,
-    mask_len: Tensor,
-    W_enc_rows: Tensor,
-    W_dec_rows: Tensor,
-    b_enc: Tensor,
-    edited_tokens: Tensor,
-    topk: int = 0,
-    normalize: int = 0,
-    plan: Tensor | None = None,
-) -> None:
-    """Edit ``hidden_states`` in place; opaque to torch.compile.
+masked_edit: Callable[..., None] = torch.ops.vllm_sauce.masked_edit.default
+"""Edits ``hidden_states`` in place; opaque to torch.compile.
 
-    Shapes: see the package's docstring.
-    Raises: ValueError where an argument has the wrong shape, dtype or strides
-    """
-    torch.ops.vllm_sauce.masked_edit.default(
-        hidden_states, residual, slot_of_token, mask_latents, mask_scale, mask_shift,
-        mask_gate, mask_len, W_enc_rows, W_dec_rows, b_enc, edited_tokens, topk,
-        normalize, plan,
-    )  # fmt: skip
+Takes ``Arguments``, whose shapes are in the package's docstring.
+Raises: ValueError where an argument has the wrong shape, dtype or strides
+"""
 
 
 # Not under "CPU": that key is native.cpp's, which calls this for what it does not take.

@@ -139,9 +139,7 @@ def _coefficients(
     Shapes: fires, hidden_pre, rows [n, k] -> [n, k]
     """
     if op.topk:
-        fires = ranking(
-            fires, hidden_pre, sae_in, rows, op.W_enc_rows, op.b_enc, op.topk
-        )
+        fires = _ranking(op, fires, hidden_pre, sae_in, rows)
     coefficient, out = change
     if out is not None:
         coefficient = coefficient * out
@@ -149,14 +147,8 @@ def _coefficients(
     return torch.where(fires, coefficient, 0.0)
 
 
-def ranking(
-    fires: Tensor,
-    hidden_pre: Tensor,
-    sae_in: Tensor,
-    rows: Tensor,
-    W_enc_rows: Tensor,
-    b_enc: Tensor,
-    topk: int,
+def _ranking(
+    op: Arguments, fires: Tensor, hidden_pre: Tensor, sae_in: Tensor, rows: Tensor
 ) -> Tensor:
     """Return which of the latents that fire rank among the top k of the dictionary.
 
@@ -164,8 +156,7 @@ def ranking(
     token and a latent that fires, what ranks before the latent is counted, tile by
     tile; the pre-activations of all latents never exist together.
 
-    Shapes: fires, hidden_pre, rows [n, k]; sae_in [n, d_model];
-        W_enc_rows [num_rows, d_model]; b_enc [num_rows] -> [n, k] bool
+    Shapes: fires, hidden_pre, rows [n, k]; sae_in [n, d_model] -> [n, k] bool
     """
     token, column = torch.nonzero(fires, as_tuple=True)
     if not len(token):
@@ -175,12 +166,13 @@ def ranking(
     for at in torch.arange(len(token)).split(max(1, TILE_ELEMENTS // TILE_ROWS)):
         needed, pair = torch.unique(token[at], return_inverse=True)
         x = sae_in.index_select(0, needed)
-        for start in range(0, len(W_enc_rows), TILE_ROWS):
+        for start in range(0, len(op.W_enc_rows), TILE_ROWS):
             tile = slice(start, start + TILE_ROWS)
-            every = torch.addmm(b_enc[tile], x, W_enc_rows[tile].float().T)
+            W_enc = op.W_enc_rows[tile].float()
+            every = torch.addmm(op.b_enc[tile], x, W_enc.T)
             before[at] += _before(every[pair], pre[at], row[at] - start)
     kept = torch.zeros_like(fires)
-    kept[token, column] = before < topk
+    kept[token, column] = before < op.topk
     return kept
 
 

@@ -200,14 +200,11 @@ void edit_token(const Call& call, int64_t token, int32_t slot, Scratch& scratch)
 template <typename S, typename P>
 void edit_tokens(const Call& call) {
   thread_local Scratch scratch;
-  if (scratch.x.size() < static_cast<size_t>(call.d_model)) {
-    scratch.x.resize(call.d_model);
-    scratch.edited.resize(call.d_model);
-  }
-  if (scratch.fired.size() < static_cast<size_t>(call.max_latents)) {
-    scratch.fired.resize(call.max_latents);
-    scratch.coefficients.resize(call.max_latents);
-  }
+  // Allocates only where a call needs more than all before it.
+  scratch.x.resize(call.d_model);
+  scratch.edited.resize(call.d_model);
+  scratch.fired.resize(call.max_latents);
+  scratch.coefficients.resize(call.max_latents);
   for (int64_t token = 0; token < call.num_tokens; ++token) {
     const int32_t slot = call.slots[token];
     if (slot < 0 || call.lens[slot] == 0) continue;

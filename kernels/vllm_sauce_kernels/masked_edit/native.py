@@ -40,9 +40,9 @@ BUILD_TIMEOUT = 600
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _lock = threading.Lock()
-_tried = False
-_reason: str | None = "native.prepare() has not been called"
-_how = ""
+_loaded: bool | None = None
+"""None: not tried yet."""
+_how = "not available: native.prepare() has not been called"
 
 
 def prepare() -> bool:
@@ -50,41 +50,37 @@ def prepare() -> bool:
 
     Returns: whether the op runs it
     """
-    global _tried, _reason
+    global _loaded, _how
     with _lock:
-        if not _tried:
-            _tried = True
+        if _loaded is None:
             try:
-                _load()
-                _reason = None
+                _how, _loaded = _load(), True
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                _reason = " ".join(str(error).split()) or repr(error)
-        return _reason is None
-
-
-def reason() -> str | None:
-    """Return in one line why the op runs in Python, None where it does not."""
-    return _reason
+                reason = " ".join(str(error).split()) or repr(error)
+                _how, _loaded = f"not available: {reason}", False
+        return _loaded
 
 
 def how() -> str:
     """Return in one line where the C++ kernel came from or why it is missing."""
-    return _how if _reason is None else f"not available: {_reason}"
+    return _how
 
 
-def _load() -> None:
-    """Register the kernel. Raises: RuntimeError, OSError, SubprocessError"""
-    global _how
+def _load() -> str:
+    """Register the kernel and return where it came from.
+
+    Raises: RuntimeError, OSError, SubprocessError
+    """
     if os.environ.get("VLLM_SAUCE_NATIVE") == "0":
         raise RuntimeError("switched off by VLLM_SAUCE_NATIVE=0")
     compiler = find_compiler()
     library = cache_folder() / f"masked_edit-{_key(compiler)}.so"
     if whole(library):
-        _how = "from the cache"
+        source = "from the cache"
     else:
         start = time.perf_counter()
         build(compiler, library)
-        _how = f"built in {time.perf_counter() - start:.0f} s"
+        source = f"built in {time.perf_counter() - start:.0f} s"
         if not whole(library):
             raise RuntimeError(f"{library} was damaged while it was written")
     torch.ops.load_library(str(library))
@@ -92,6 +88,7 @@ def _load() -> None:
         "vllm_sauce::masked_edit", "CPU"
     ):
         raise RuntimeError(f"{library} registered no kernel")
+    return source
 
 
 def find_compiler() -> list[str]:
@@ -112,9 +109,9 @@ def find_compiler() -> list[str]:
 def cache_folder() -> Path:
     """Return where libraries are kept between processes."""
     if mine := os.environ.get("VLLM_SAUCE_CACHE"):
-        return Path(mine)
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "vllm_sauce"
+        return Path(mine).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches).expanduser() / "vllm_sauce"
 
 
 def build(compiler: list[str], library: Path) -> None:

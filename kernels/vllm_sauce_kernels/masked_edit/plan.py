@@ -54,7 +54,6 @@ class Planner:
         self.costs = costs
         """Measured on this device; without them the tiles form is taken."""
         self.rows = [np.zeros(0, np.int32)] * num_slots if rows is None else rows
-        self.max_tiles = min(max_tokens, -(-max_tokens // TILE_TOKENS) + num_slots)
         self.size = plan_size(max_tokens, num_slots, num_pool)
 
     def plan(self, slots: Sequence[int], num_tokens: Sequence[int]) -> Tensor:
@@ -77,15 +76,18 @@ class Planner:
         tiles_at = HEADER + self.max_tokens
         plan[tiles_at : tiles_at + tiles.size] = tiles.ravel()
         union = np.unique(np.concatenate([self.rows[slot] for slot, _ in groups]))
-        union_at = tiles_at + 3 * self.max_tiles
+        union_at = self.size - 2 * self.num_pool
         plan[union_at : union_at + len(union)] = union
         plan[union_at + self.num_pool + union] = np.arange(len(union))
         longest = max(len(self.rows[slot]) for slot, _ in groups)
         blocks = -(-longest // BLOCK_LATENTS)
         splits = min(MAX_SPLITS, max(1, TARGET_ITEMS // (len(tiles) * blocks)))
         plan[:6] = TILES, len(tiles), blocks, splits, len(order), len(union)
-        plan[0] = self._form(self.batch_of(torch.from_numpy(plan)))
-        return torch.from_numpy(plan)
+        found = torch.from_numpy(plan)
+        costs = None if self.ranked else self.costs
+        if costs is not None and costs.union_is_faster(self.batch_of(found)):
+            found[0] = UNION
+        return found
 
     def _groups(
         self, slots: Sequence[int], num_tokens: Sequence[int]
@@ -105,11 +107,6 @@ class Planner:
         slots = plan[tiles_at : tiles_at + 3 * num_tiles : 3].tolist()
         tile_rows = sum(len(self.rows[slot]) for slot in slots)
         return Batch(tokens, tile_rows, union * -(-tokens // TILE_TOKENS))
-
-    def _form(self, batch: Batch) -> int:
-        if self.ranked or self.costs is None:
-            return TILES
-        return UNION if self.costs.union_is_faster(batch) else TILES
 
 
 def _tiles(groups: list[tuple[int, int]]) -> np.ndarray:

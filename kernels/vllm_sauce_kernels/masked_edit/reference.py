@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,47 +32,31 @@ class Arguments(NamedTuple):
     plan: Tensor | None = None
 
 
-def masked_edit_ref(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    slot_of_token: Tensor,
-    mask_latents: Tensor,
-    mask_scale: Tensor,
-    mask_shift: Tensor,
-    mask_gate: Tensor,
-    mask_len: Tensor,
-    W_enc_rows: Tensor,
-    W_dec_rows: Tensor,
-    b_enc: Tensor,
-    edited_tokens: Tensor,
-    topk: int = 0,
-    normalize: int = 0,
-    plan: Tensor | None = None,
-) -> None:
+def masked_edit_ref(*args: Any, **kwargs: Any) -> None:
     """Edit ``hidden_states`` in place, a token and a latent at a time.
 
     Shapes: see the package's docstring.
     """
-    for token in range(hidden_states.shape[0]):
-        slot = int(slot_of_token[token])
-        if slot < 0 or mask_len[slot] == 0:
+    op = Arguments(*args, **kwargs)
+    for token in range(op.hidden_states.shape[0]):
+        slot = int(op.slot_of_token[token])
+        if slot < 0 or op.mask_len[slot] == 0:
             continue
-        x = hidden_states[token].float()
-        if residual is not None:
-            x = x + residual[token].float()
-        sae_in, out = normalized(x, normalize)
-        edited = hidden_states[token].float()
-        for j in range(int(mask_len[slot])):
-            row = int(mask_latents[slot, j])
-            hidden_pre = sae_in @ W_enc_rows[row].float() + b_enc[row].float()
-            if not hidden_pre > mask_gate[slot, j]:
+        x = edited = op.hidden_states[token].float()
+        if op.residual is not None:
+            x = x + op.residual[token].float()
+        sae_in, out = normalized(x, op.normalize)
+        for j in range(int(op.mask_len[slot])):
+            row = int(op.mask_latents[slot, j])
+            hidden_pre = sae_in @ op.W_enc_rows[row].float() + op.b_enc[row].float()
+            if not hidden_pre > op.mask_gate[slot, j]:
                 continue
-            if topk and ranks_before(sae_in, W_enc_rows, b_enc, row) >= topk:
+            if op.topk and ranks_before(op, sae_in, row) >= op.topk:
                 continue
-            coefficient = mask_scale[slot, j] * hidden_pre + mask_shift[slot, j]
-            edited = edited + out * coefficient * W_dec_rows[row].float()
-        hidden_states[token] = edited.to(hidden_states.dtype)
-        edited_tokens[slot] += 1
+            coefficient = op.mask_scale[slot, j] * hidden_pre + op.mask_shift[slot, j]
+            edited = edited + out * coefficient * op.W_dec_rows[row].float()
+        op.hidden_states[token] = edited.to(op.hidden_states.dtype)
+        op.edited_tokens[slot] += 1
 
 
 def normalized(x: Tensor, normalize: int) -> tuple[Tensor, Tensor | float]:
@@ -91,12 +75,12 @@ def normalized(x: Tensor, normalize: int) -> tuple[Tensor, Tensor | float]:
     return x, 1.0
 
 
-def ranks_before(sae_in: Tensor, W_enc_rows: Tensor, b_enc: Tensor, row: int) -> int:
+def ranks_before(op: Arguments, sae_in: Tensor, row: int) -> int:
     """Return how many latents rank before one: larger, or equal with a lower row.
 
-    Shapes: sae_in [d_model], W_enc_rows [num_rows, d_model], b_enc [num_rows]
+    Shapes: sae_in [d_model]
     """
-    hidden_pre = W_enc_rows.float() @ sae_in + b_enc
+    hidden_pre = op.W_enc_rows.float() @ sae_in + op.b_enc
     lower = torch.arange(len(hidden_pre)) < row
     mine = hidden_pre[row]
     return int(((hidden_pre > mine) | ((hidden_pre == mine) & lower)).sum())

@@ -6,7 +6,15 @@ import json
 import pytest
 import torch
 
+from vllm_sauce.sae.formats import read_checkpoint
+from vllm_sauce.sae.formats.registry import format_of
+
 D_MODEL, D_SAE = 6, 17
+
+
+def detect_format(path):
+    """Return the name of the format that a file's or folder's content is in."""
+    return format_of(read_checkpoint(path))
 
 
 def numbers(*shape, seed=0, scale=1.0):

@@ -11,12 +11,13 @@ from tests.sae.formats.oracle import (
     D_SAE,
     check_against_sae_lens,
     check_equal,
+    detect_format,
     numbers,
     sae_lens_hub,
     write_json,
 )
 from vllm_sauce.errors import ConfigError, UnsupportedSAEError
-from vllm_sauce.sae.formats import LoadOptions, detect_format, load_foreign
+from vllm_sauce.sae.formats import LoadOptions, load_foreign
 
 __all__ = ["sae_lens_hub"]
 K = 4

@@ -10,12 +10,13 @@ from tests.sae.formats.oracle import (
     D_MODEL,
     D_SAE,
     check_against_sae_lens,
+    detect_format,
     numbers,
     sae_lens_hub,
     write_json,
 )
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.formats import detect_format, load_foreign
+from vllm_sauce.sae.formats import load_foreign
 
 __all__ = ["sae_lens_hub"]
 

@@ -12,12 +12,13 @@ from tests.sae.formats.oracle import (
     D_SAE,
     check_against_sae_lens,
     check_equal,
+    detect_format,
     numbers,
     sae_lens_hub,
     write_json,
 )
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.formats import detect_format, load_foreign
+from vllm_sauce.sae.formats import load_foreign
 
 __all__ = ["sae_lens_hub"]
 NAME = "Llama3_1-8B-Base-L15R-8x"

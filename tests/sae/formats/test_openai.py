@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import linear, relu
 
-from tests.sae.formats.oracle import D_MODEL, D_SAE, check_equal, numbers
+from tests.sae.formats.oracle import D_MODEL, D_SAE, check_equal, detect_format, numbers
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.formats import detect_format, load_foreign
+from vllm_sauce.sae.formats import load_foreign
 
 K = 5
 

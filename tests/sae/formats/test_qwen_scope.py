@@ -8,11 +8,12 @@ from tests.sae.formats.oracle import (
     D_MODEL,
     D_SAE,
     check_against_sae_lens,
+    detect_format,
     numbers,
     sae_lens_hub,
 )
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.formats import LoadOptions, detect_format, load_foreign
+from vllm_sauce.sae.formats import LoadOptions, load_foreign
 
 __all__ = ["sae_lens_hub"]
 REPO = "Qwen/SAE-Res-Qwen3.5-2B-Base-W32K-L0_5"

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.sae.formats.oracle import write_json
+from tests.sae.formats.oracle import detect_format, write_json
 from tests.sae.formats.test_sparsify import write as write_sparsify
 from vllm_sauce.errors import BundleCorruptError, ConfigError, UnsupportedSAEError
-from vllm_sauce.sae.formats import FORMATS, LoadOptions, detect_format, load_foreign
+from vllm_sauce.sae.formats import FORMATS, LoadOptions, load_foreign
 
 
 def test_unknown_content_is_described_beside_what_is_known(tmp_path):

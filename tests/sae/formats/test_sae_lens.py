@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-from tests.sae.formats.oracle import D_MODEL, D_SAE, check_equal
+from tests.sae.formats.oracle import D_MODEL, D_SAE, check_equal, detect_format
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.formats import detect_format, load_foreign
+from vllm_sauce.sae.formats import load_foreign
 
 pytest.importorskip("sae_lens")
 

@@ -5,9 +5,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.sae.formats.oracle import D_MODEL, D_SAE, check_equal, numbers, write_json
+from tests.sae.formats.oracle import (
+    D_MODEL,
+    D_SAE,
+    check_equal,
+    detect_format,
+    numbers,
+    write_json,
+)
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.formats import detect_format, load_foreign
+from vllm_sauce.sae.formats import load_foreign
 
 K = 4
 

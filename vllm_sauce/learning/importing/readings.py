@@ -35,12 +35,12 @@ class Reading:
     sae: SAEWeights
     activations: Tensor
 
-    decisive: bool
-    """Whether doing better convicts. A larger input makes any SAE of ReLU denser and so
-    explain more, which says nothing of how it was meant: a hint only."""
-
     layer: str | None = None
     """The other layer that it is read at, if it is that."""
+
+    decisive: bool = True
+    """Whether doing better convicts. A larger input makes any SAE of ReLU denser and so
+    explain more, which says nothing of how it was meant: a hint only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,35 +102,32 @@ def readings(
     """Yield the usual mistakes undone: what the SAE may have been meant as."""
     x = activations[site]
     subtracted = sae.apply_b_dec_to_input
-    yield Reading(
-        f"with b_dec {'not ' if subtracted else ''}subtracted from the input",
-        replace(sae, apply_b_dec_to_input=not subtracted),
-        x,
-        True,
-    )
+    words = f"with b_dec {'not ' if subtracted else ''}subtracted from the input"
+    yield Reading(words, replace(sae, apply_b_dec_to_input=not subtracted), x)
     if sae.d_model == sae.d_sae:
         for words, turned in (
             ("W_enc", replace(sae, W_enc=sae.W_enc.T)),
             ("W_dec", replace(sae, W_dec=sae.W_dec.T)),
             ("both matrices", replace(sae, W_enc=sae.W_enc.T, W_dec=sae.W_dec.T)),
         ):
-            yield Reading(f"with {words} transposed", turned, x, True)
+            yield Reading(f"with {words} transposed", turned, x)
     for other, seen in sorted(activations.items()):
         if other != site and seen.shape[1] == sae.d_model:
-            yield Reading(f"at {other}", sae, seen, True, layer=other)
+            yield Reading(f"at {other}", sae, seen, layer=other)
     yield from _rescaled(sae, x)
 
 
 def _rescaled(sae: SAEWeights, x: Tensor) -> Iterator[Reading]:
     if sae.normalize_activations != "none":
         plain = replace(sae, normalize_activations="none")
-        yield Reading("without normalising the input", plain, x, False)
+        yield Reading("without normalising the input", plain, x, decisive=False)
         return
     scale = float(x.shape[1] ** 0.5 / x.norm(dim=1).mean())
     scaled = fold_input_scale(sae, scale)
-    yield Reading(f"with the input scaled by {scale:.3g}", scaled, x, False)
+    yield Reading(f"with the input scaled by {scale:.3g}", scaled, x, decisive=False)
     normal = replace(sae, normalize_activations="layer_norm")
-    yield Reading("with every input normalised (layer_norm)", normal, x, False)
+    words = "with every input normalised (layer_norm)"
+    yield Reading(words, normal, x, decisive=False)
 
 
 def _clearly_better(other: SAEQuality, mine: SAEQuality) -> bool:

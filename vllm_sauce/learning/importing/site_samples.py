@@ -181,21 +181,19 @@ def read_pictures(folder: Path) -> list[Any]:
     return pictures
 
 
-def drawn_pictures(count: int = 8, size: int = 336) -> list[Any]:
+def drawn_pictures() -> list[Any]:
     """Draw pictures of coloured shapes on gradients, the same every time."""
     from PIL import Image, ImageDraw
 
     colours = ("red", "green", "blue", "yellow", "white", "black", "orange", "purple")
-    drawn = []
-    for i in range(count):
+    drawn, size = [], 336
+    for i in range(8):
         ramp = Image.linear_gradient("L").resize((size, size)).rotate(90 * (i % 4))
         picture = Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))
         draw = ImageDraw.Draw(picture)
         for j in range(3):
-            left, top = (
-                (37 * i + 101 * j) % (size // 2),
-                (53 * i + 83 * j) % (size // 2),
-            )
+            left = (37 * i + 101 * j) % (size // 2)
+            top = (53 * i + 83 * j) % (size // 2)
             box = (left, top, left + size // (2 + j), top + size // 3)
             colour = colours[(i + 3 * j) % len(colours)]
             (draw.ellipse if (i + j) % 2 else draw.rectangle)(box, fill=colour)

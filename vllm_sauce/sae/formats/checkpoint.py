@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from vllm_sauce.errors import (
     UnsupportedSAEError,
 )
 from vllm_sauce.files import read_object, refuse_pointer
+from vllm_sauce.sae.config_keys import check_keys
 from vllm_sauce.sae.tensors_file import read_tensors
 
 PICKLES = (".pt", ".pth", ".bin")
@@ -70,6 +71,52 @@ class Checkpoint:
         where = self.config_path.name if self.config_path else "no JSON file"
         keys = f" with {', '.join(sorted(self.config)[:12])}" if self.config else ""
         return f"{self.path} holds {shapes or 'no tensors'}{others}; {where}{keys}"
+
+    def pick(self, **names: str) -> dict[str, Tensor]:
+        """Return tensors under our names, from those the checkpoint has.
+
+        Raises: UnsupportedSAEError if one is missing
+        """
+        missing = sorted(set(names.values()) - set(self.tensors))
+        if missing:
+            raise UnsupportedSAEError(f"no {', '.join(missing)}: {self.describe()}")
+        return {ours: self.tensors[theirs] for ours, theirs in names.items()}
+
+    def check_names(self, known: Collection[str]) -> None:
+        """Refuse tensors, or other things, that the format has not.
+
+        Raises: UnsupportedSAEError
+        """
+        if more := sorted(self.names() - set(known)):
+            raise UnsupportedSAEError(
+                f"{self.path} holds {', '.join(more)} besides an SAE; it may be a "
+                f"transcoder or an SAE of another kind. {self.describe()}"
+            )
+
+    def check_config(
+        self,
+        options: Mapping[str, tuple[object, ...]],
+        *,
+        used: Collection[str] = (),
+        inert: Collection[str] = (),
+    ) -> None:
+        """Refuse keys that nobody knows, and options with other values than the given.
+
+        ``used`` are the other keys that the format reads, ``inert`` those that change
+        nothing. What the configuration leaves out is fine.
+
+        Raises: UnsupportedSAEError
+        """
+        known = [*options, *used]
+        check_keys(self.config, self.config_path, used=known, inert=inert)
+        for name, allowed in options.items():
+            value = self.config.get(name, allowed[0])
+            if not any(type(value) is type(x) and value == x for x in allowed):
+                raise UnsupportedSAEError(
+                    f"{self.config_path}: {name} must be "
+                    f"{' or '.join(map(repr, allowed))}, got {value!r}; it changes the "
+                    "maths in a way that cannot be served"
+                )
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

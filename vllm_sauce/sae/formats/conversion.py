@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.errors import BundleCorruptError, UnsupportedSAEError
-from vllm_sauce.sae.config_keys import check_keys
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.weights import SAEWeights
 
@@ -86,41 +85,18 @@ def assemble(
         raise UnsupportedSAEError(f"k must be in 1..d_sae={d_sae}, got {k}")
     if threshold is not None and threshold.numel() == 1:
         threshold = threshold.reshape(1).expand(d_sae)
-    W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
-    return SAEWeights(
-        W_enc=_plain(oriented("W_enc", W_enc, (d_model, d_sae), stored=stored)),
-        W_dec=_plain(oriented("W_dec", W_dec, (d_sae, d_model), stored=stored)),
-        b_enc=_plain(tensors["b_enc"]),
-        b_dec=_plain(tensors["b_dec"]),
-        threshold=None if threshold is None else _plain(threshold),
+    sae = SAEWeights(
+        W_enc=oriented("W_enc", tensors["W_enc"], (d_model, d_sae), stored=stored),
+        W_dec=oriented("W_dec", tensors["W_dec"], (d_sae, d_model), stored=stored),
+        b_enc=tensors["b_enc"],
+        b_dec=tensors["b_dec"],
+        threshold=threshold,
         architecture=architecture,
         k=k,
         apply_b_dec_to_input=apply_b_dec_to_input,
         normalize_activations=normalize_activations,
     )
-
-
-def pick(checkpoint: Checkpoint, **names: str) -> dict[str, Tensor]:
-    """Return tensors under our names, from those the checkpoint has.
-
-    Raises: UnsupportedSAEError if one is missing
-    """
-    missing = sorted(set(names.values()) - set(checkpoint.tensors))
-    if missing:
-        raise UnsupportedSAEError(f"no {', '.join(missing)}: {checkpoint.describe()}")
-    return {ours: checkpoint.tensors[theirs] for ours, theirs in names.items()}
-
-
-def check_names(checkpoint: Checkpoint, known: Collection[str]) -> None:
-    """Refuse a checkpoint with tensors, or other things, that the format has not.
-
-    Raises: UnsupportedSAEError
-    """
-    if more := sorted(checkpoint.names() - set(known)):
-        raise UnsupportedSAEError(
-            f"{checkpoint.path} holds {', '.join(more)} besides an SAE; it may be a "
-            f"transcoder or an SAE of another kind. {checkpoint.describe()}"
-        )
+    return plain(sae)
 
 
 def whole_k(value: object, source: str) -> int:
@@ -165,45 +141,15 @@ def check_numbers(checkpoint: Checkpoint) -> None:
             )
 
 
-def check_config(
-    checkpoint: Checkpoint,
-    options: Mapping[str, tuple[object, ...]],
-    *,
-    used: Collection[str] = (),
-    inert: Collection[str] = (),
-) -> None:
-    """Refuse keys that nobody knows, and options with other values than the given ones.
-
-    ``used`` are the other keys that the format reads, ``inert`` those that change
-    nothing. What the configuration leaves out is fine.
-
-    Raises: UnsupportedSAEError
-    """
-    check_keys(
-        checkpoint.config,
-        checkpoint.config_path,
-        used=[*options, *used],
-        inert=inert,
-    )
-    for name, allowed in options.items():
-        value = checkpoint.config.get(name, allowed[0])
-        if not any(type(value) is type(x) and value == x for x in allowed):
-            raise UnsupportedSAEError(
-                f"{checkpoint.config_path}: {name} must be "
-                f"{' or '.join(map(repr, allowed))}, got {value!r}; it changes the "
-                "maths in a way that cannot be served"
-            )
-
-
 def plain(weights: SAEWeights) -> SAEWeights:
     """Return the same SAE in types that a bundle holds."""
-    tensors: dict[str, Any] = {n: _plain(x) for n, x in weights.tensors().items()}
-    return replace(weights, **tensors)
-
-
-def _plain(tensor: Tensor) -> Tensor:
     # A view of a bigger storage would drag it in.
-    return _as_kept(tensor).detach().clone(memory_format=torch.contiguous_format)
+    whole = torch.contiguous_format
+    tensors: dict[str, Any] = {
+        name: _as_kept(x).detach().clone(memory_format=whole)
+        for name, x in weights.tensors().items()
+    }
+    return replace(weights, **tensors)
 
 
 def _as_kept(tensor: Tensor) -> Tensor:

@@ -20,14 +20,7 @@ from vllm_sauce.errors import ConfigError, UnsupportedSAEError
 from vllm_sauce.sae.config_keys import check_keys, names
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_gated
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
-from vllm_sauce.sae.formats.conversion import (
-    Loaded,
-    LoadOptions,
-    assemble,
-    check_config,
-    pick,
-    whole_k,
-)
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, assemble, whole_k
 from vllm_sauce.sae.weights import SAEWeights
 
 LAYOUT = "ae.pt with encoder.weight or W_enc [d_model, d_sae], named as its class does"
@@ -66,7 +59,7 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
 
 
 def _check_config(checkpoint: Checkpoint) -> None:
-    check_config(checkpoint, {}, used=("trainer", "buffer"))
+    checkpoint.check_config({}, used=("trainer", "buffer"))
     for part, used, inert in (
         ("trainer", ("dict_class", "k"), TRAINER_INERT),
         ("buffer", (), BUFFER_INERT),
@@ -142,7 +135,7 @@ class _Class:
     def sae(self, checkpoint: Checkpoint, architecture: str, **more: Any) -> SAEWeights:
         """Return the SAE of its tensors."""
         return assemble(
-            pick(checkpoint, **self.names),
+            checkpoint.pick(**self.names),
             stored=self.stored,
             architecture=architecture,
             apply_b_dec_to_input=self.apply_b_dec_to_input,
@@ -155,7 +148,7 @@ def _standard(kind: _Class, checkpoint: Checkpoint, options: LoadOptions) -> Loa
 
 
 def _gated(kind: _Class, checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
-    gate = pick(checkpoint, r_mag="r_mag", b_gate="gate_bias", b_mag="mag_bias")
+    gate = checkpoint.pick(r_mag="r_mag", b_gate="gate_bias", b_mag="mag_bias")
     # mag_bias stands in for b_enc: only now are the matrices the right way round.
     sae = fold_gated(kind.sae(checkpoint, "standard"), **gate)
     return _unit_rows(sae), ("gate into a threshold", "decoder norms into the encoder")

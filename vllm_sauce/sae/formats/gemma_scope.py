@@ -14,14 +14,7 @@ from typing import Final
 
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
-from vllm_sauce.sae.formats.conversion import (
-    Loaded,
-    LoadOptions,
-    assemble,
-    check_config,
-    check_names,
-    pick,
-)
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, assemble
 
 LAYOUT = "params.npz or params.safetensors with w_enc, w_dec, b_enc, b_dec, threshold"
 _LOWER = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
@@ -49,8 +42,8 @@ def matches(checkpoint: Checkpoint) -> bool:
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     """Return the SAE; nothing needs folding."""
     hooks = ("hf_hook_point_in", "hf_hook_point_out")
-    check_config(checkpoint, OPTIONS, used=hooks, inert=INERT)
-    check_names(checkpoint, (*_LOWER, *_UPPER))
+    checkpoint.check_config(OPTIONS, used=hooks, inert=INERT)
+    checkpoint.check_names((*_LOWER, *_UPPER))
     hook_in, hook_out = map(checkpoint.config.get, hooks)
     if hook_out not in (None, hook_in):
         raise UnsupportedSAEError(
@@ -58,7 +51,7 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
             f"{hook_out}"
         )
     found = _LOWER if "w_enc" in checkpoint.tensors else _UPPER
-    tensors = pick(checkpoint, **dict(zip(_UPPER, found, strict=True)))
+    tensors = checkpoint.pick(**dict(zip(_UPPER, found, strict=True)))
     weights = assemble(
         tensors,
         stored=False,

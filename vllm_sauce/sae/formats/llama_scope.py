@@ -21,15 +21,7 @@ from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.folding import fold_decoder_norm, fold_input_scale
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
-from vllm_sauce.sae.formats.conversion import (
-    Loaded,
-    LoadOptions,
-    assemble,
-    check_config,
-    check_names,
-    pick,
-    positive,
-)
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, assemble, positive
 
 LAYOUT = "hyperparams.json with jump_relu_threshold; encoder.weight, decoder.weight"
 
@@ -92,15 +84,15 @@ def matches(checkpoint: Checkpoint) -> bool:
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     """Return the SAE with its decoder norms and its input's scale folded."""
     config = checkpoint.config
-    check_config(checkpoint, OPTIONS, used=USED, inert=INERT)
-    check_names(checkpoint, _NAMES.values())
+    checkpoint.check_config(OPTIONS, used=USED, inert=INERT)
+    checkpoint.check_names(_NAMES.values())
     if config.get("hook_point_in") != config.get("hook_point_out"):
         raise UnsupportedSAEError(
             f"{checkpoint.config_path} describes a transcoder from "
             f"{config.get('hook_point_in')} to {config.get('hook_point_out')}"
         )
     threshold = positive(config.get("jump_relu_threshold"), "jump_relu_threshold")
-    tensors = pick(checkpoint, **_NAMES)
+    tensors = checkpoint.pick(**_NAMES)
     scale = _scale(checkpoint)
     sae = assemble(
         tensors,

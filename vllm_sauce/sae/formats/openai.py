@@ -16,15 +16,7 @@ from typing import Final
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
-from vllm_sauce.sae.formats.conversion import (
-    Loaded,
-    LoadOptions,
-    assemble,
-    check_config,
-    check_names,
-    pick,
-    whole_k,
-)
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, assemble, whole_k
 
 LAYOUT = ".pt with pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
 
@@ -46,11 +38,10 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     """Return the SAE; tied weights are written out."""
-    check_config(checkpoint, {})  # the format has no JSON
-    check_names(checkpoint, _USED | INERT)
+    checkpoint.check_config({})  # the format has no JSON
+    checkpoint.check_names(_USED | INERT)
     tied = "decoder.weight" not in checkpoint.tensors
-    tensors = pick(
-        checkpoint,
+    tensors = checkpoint.pick(
         W_enc="encoder.weight",
         W_dec="encoder.weight" if tied else "decoder.weight",
         b_enc="latent_bias",

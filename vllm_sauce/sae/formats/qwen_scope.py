@@ -17,14 +17,7 @@ from typing import Final
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import PICKLES, Checkpoint
-from vllm_sauce.sae.formats.conversion import (
-    Loaded,
-    LoadOptions,
-    assemble,
-    check_config,
-    pick,
-    whole_k,
-)
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, assemble, whole_k
 
 LAYOUT = "layer<i>.sae.pt with W_enc [d_sae, d_model], W_dec, b_enc, b_dec"
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -43,10 +36,10 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     """Return the SAE; nothing needs folding."""
-    check_config(checkpoint, OPTIONS, used=("k",), inert=INERT)
+    checkpoint.check_config(OPTIONS, used=("k",), inert=INERT)
     k = options.k or _k_of(checkpoint, options)
     weights = assemble(
-        pick(checkpoint, **{name: name for name in _NAMES}),
+        checkpoint.pick(**{name: name for name in _NAMES}),
         stored=True,
         architecture="topk",
         k=k,

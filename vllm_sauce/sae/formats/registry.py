@@ -61,14 +61,6 @@ FORMATS: Final[dict[str, Format]] = {
 """Every known format by name."""
 
 
-def detect_format(path: str | Path) -> str:
-    """Return the name of the format that the content of a file or folder is in.
-
-    Raises: BundleNotFoundError, BundleCorruptError, UnsupportedSAEError
-    """
-    return _format_of(read_checkpoint(path))
-
-
 def load_foreign(
     path: str | Path, *, format: str | None = None, options: LoadOptions | None = None
 ) -> ForeignSAE:
@@ -80,7 +72,7 @@ def load_foreign(
         raise ConfigError(f"a format is one of {', '.join(FORMATS)}, got {format!r}")
     checkpoint = read_checkpoint(path)
     check_numbers(checkpoint)
-    name = format or _format_of(checkpoint)
+    name = format or format_of(checkpoint)
     weights, folded = FORMATS[name].load(checkpoint, options or LoadOptions())
     if not weights.finite():
         raise BundleCorruptError(
@@ -89,7 +81,11 @@ def load_foreign(
     return ForeignSAE(format=name, weights=weights, folded=folded)
 
 
-def _format_of(checkpoint: Checkpoint) -> str:
+def format_of(checkpoint: Checkpoint) -> str:
+    """Return the name of the format that a checkpoint's content is in.
+
+    Raises: UnsupportedSAEError
+    """
     found = [name for name, entry in FORMATS.items() if entry.matches(checkpoint)]
     if len(found) == 1:
         return found[0]

@@ -15,15 +15,7 @@ from typing import Final
 
 from vllm_sauce.sae.config_keys import names
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
-from vllm_sauce.sae.formats.conversion import (
-    Loaded,
-    LoadOptions,
-    assemble,
-    check_config,
-    check_names,
-    pick,
-    whole_k,
-)
+from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, assemble, whole_k
 
 LAYOUT = "cfg.json with d_in, k; sae.safetensors with encoder.weight, W_dec"
 _NAMES = {
@@ -66,9 +58,9 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
     """Return the SAE; nothing needs folding."""
-    check_config(checkpoint, OPTIONS, used=("k",), inert=INERT)
-    check_names(checkpoint, _NAMES.values())
-    tensors = pick(checkpoint, **_NAMES)
+    checkpoint.check_config(OPTIONS, used=("k",), inert=INERT)
+    checkpoint.check_names(_NAMES.values())
+    tensors = checkpoint.pick(**_NAMES)
     # Only the encoder is transposed; where shapes cannot tell, this can.
     tensors["W_dec"] = tensors["W_dec"].T
     source = str(checkpoint.config_path or checkpoint.path)
