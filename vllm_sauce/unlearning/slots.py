@@ -61,7 +61,7 @@ def site_rows(mask: Mask, catalogue: Catalogue, site: str) -> MaskRows:
 
     Raises: UnknownConceptError
     """
-    rows: dict[int, tuple[float, float, float]] = {}
+    rows: dict[int, tuple[float, ...]] = {}
     for name, strength in mask.concepts:
         edit = catalogue.concept(name).edits.get(site)
         if edit is None:
@@ -71,11 +71,7 @@ def site_rows(mask: Mask, catalogue: Catalogue, site: str) -> MaskRows:
         ):
             row = (strength * (gamma - 1.0), strength * shift, gate)
             seen = rows.get(latent, row)
-            rows[latent] = (
-                min(row[0], seen[0]),
-                min(row[1], seen[1]),
-                min(row[2], seen[2]),
-            )
+            rows[latent] = tuple(map(min, row, seen))
     latents = tuple(sorted(rows))
     columns = zip(*(rows[latent] for latent in latents), strict=True)
     return MaskRows(latents, *columns) if latents else MaskRows()
@@ -102,7 +98,6 @@ class SiteTable:
         *,
         fp8: bool = False,
         approximate: str | None = None,
-        zero_edits: bool = False,
     ) -> None:
         for name, value in (("num_slots", num_slots), ("max_latents", max_latents)):
             if value < 1:
@@ -110,8 +105,6 @@ class SiteTable:
         self.site = check_site(site)
         self.num_slots = num_slots
         self.max_latents = max_latents
-        self.zero_edits = zero_edits
-        """Test aid: every edit is nothing, all else alike (isolation control)."""
         self.costs: Costs | None = None
         """What the op's forms cost here, if measured; a GPU chooses by it."""
         self.generation = 0
@@ -184,7 +177,6 @@ class SiteTable:
         self.edited_tokens = torch.zeros(
             self.num_slots, dtype=torch.int64, device=device
         )
-        self.tokens_before = torch.zeros_like(self.edited_tokens)
         self.slot_rows: list[np.ndarray] = [np.zeros(0, np.int32)] * self.num_slots
         """The pool's rows of each slot's mask, for planning on the host."""
 
@@ -200,14 +192,6 @@ class SiteTable:
         return tuple(
             int(tensor.view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors
         )
-
-    @property
-    def slot_masks(self) -> tuple[str | None, ...]:
-        """The id of the mask in each slot, None where a slot was never used."""
-        masks: list[str | None] = [None] * self.num_slots
-        for mask_id, slot in self._slot_of_mask.items():
-            masks[slot] = mask_id
-        return tuple(masks)
 
     def op_args(self) -> dict[str, Any]:
         """Return the op's tensors and numbers by argument name."""
@@ -252,17 +236,8 @@ class SiteTable:
             self.mask_gate,
             self.mask_len,
             self.edited_tokens,
-            self.tokens_before,
         ):
             tensor.zero_()
-
-    def edited_by_mask(self) -> dict[str, int]:
-        """Return tokens processed under each resident mask since it became resident.
-
-        Waits for the device.
-        """
-        counts = (self.edited_tokens - self.tokens_before).tolist()
-        return {mask_id: counts[slot] for mask_id, slot in self._slot_of_mask.items()}
 
     def _distinct(self, masks: Sequence[Mask | None]) -> dict[str, MaskRows | None]:
         """Map ids of the step's editing masks to rows, None for residents."""
@@ -296,8 +271,7 @@ class SiteTable:
         pool_rows = torch.tensor([self._row_of_latent[j] for j in rows.latents])
         gate = torch.tensor(rows.gate, dtype=torch.float32)
         gate = torch.maximum(gate, self._threshold[pool_rows])
-        factor = 0.0 if self.zero_edits else 1.0
-        out = factor * self._scale_dec[pool_rows]
+        out = self._scale_dec[pool_rows]
         enc = self._scale_enc[pool_rows]
         count = len(rows)
         stage(self.mask_latents[slot, :count], pool_rows.int())
@@ -306,8 +280,6 @@ class SiteTable:
         stage(self.mask_gate[slot, :count], gate / enc)
         self.mask_len[slot] = count
         self.slot_rows[slot] = pool_rows.numpy().astype(np.int32)
-        # A copy on the device: the count of the mask before stays there unread.
-        self.tokens_before[slot].copy_(self.edited_tokens[slot])
 
 
 def stage(into: Tensor, values: Tensor) -> None:

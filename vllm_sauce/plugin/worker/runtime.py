@@ -21,10 +21,6 @@ from vllm_sauce.unlearning.mask import Checked, mask_id_of
 from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, stage
 from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
 
-KEPT_TENSORS = (*OP_TENSORS, "tokens_before")
-"""Of a ``SiteTable``, as buffers: vLLM saves those and nothing else when it sleeps."""
-
-
 KEPT_PARTS = 4096
 """Of masks, by kind of token; there may be any number of masks."""
 
@@ -244,8 +240,8 @@ class SauceRuntime(SiteAction):
 
 
 def _keep(module: Any, table: SiteTable) -> None:
-    """Make a site's tensors buffers of its module."""
-    for name in KEPT_TENSORS:
+    """Make a site's tensors buffers: vLLM saves no others when it sleeps."""
+    for name in OP_TENSORS:
         module.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
 
 
