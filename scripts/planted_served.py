@@ -22,9 +22,9 @@ _FLAGS = "tests/plugin/startup/test_flags.py"
 
 SERVED = (
     ("plugin/sites/encoder_batches.py", "found = [self._waiting.pop(id(pair), None) for pair in pairs]", "found = [self._waiting.pop(next(iter(self._waiting)), None) for pair in pairs]", "labels go by order", _BATCHES),
-    ("plugin/sites/encoder_batches.py", "cut = labels if announced.split else [None] * len(labels)", "cut = [None] * len(labels)", "a batch holds two masks", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "cut = labels if announced.edits else [None] * len(labels)", "cut = [None] * len(labels)", "a batch holds two masks", _BATCHES),
     ("plugin/sites/encoder_batches.py", "if self._batch is None and self.strict:", "if False:", "an unannounced picture passes unedited", _BATCHES),
-    ("plugin/sites/encoder_batches.py", "if missed and self._bound(labels):", "if False:", "a masked picture goes around the site", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "if not self._entered and self._bound(labels):", "if False:", "a masked picture goes around the site", _BATCHES),
     ("plugin/sites/encoder_batches.py", "if unknown := sum(entry is None for entry in found):", "if unknown := 0:", "a run with a stranger in it goes on", _BATCHES),
     ("plugin/sites/encoder_batches.py", "        finally:\n            self._batch = None", "        except ZeroDivisionError:\n            pass\n        self._batch = None", "an encoder that failed leaves its mask behind", _BATCHES),
     ("plugin/sites/encoder_batches.py", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        \"\"\"Tell of the next encoder run. A label of None asks for nothing.\n\n        Raises: CanaryError if a labelled picture of the last run was never encoded.\n        \"\"\"\n        self.finish()", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        pass", "a picture never encoded is not missed", _BATCHES),

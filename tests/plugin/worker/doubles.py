@@ -29,7 +29,7 @@ class Told(SiteAction):
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[Any] = []
-        self.announced = Announced(split=True, required=True)
+        self.announced = Announced(edits=True)
 
     def label_of(self, extra_args: Mapping[str, Any] | None) -> Any:
         return (extra_args or {}).get("label")

@@ -72,7 +72,7 @@ class ActivationTap(SiteAction):
         self._written: set[str] = set()
         self._held: dict[int, _Held] = {}
         self._pictures: dict[str, Tensor] = {}
-        self.announced: Announced = Announced(split=False, required=False)
+        self.announced: Announced = Announced(edits=False)
         self._waiting: dict[str, list[Span]] = {}
 
     def begin(self, writer: ShardWriter, written_pictures: Sequence[str] = ()) -> None:
@@ -152,7 +152,7 @@ class ActivationTap(SiteAction):
             picture; returned as they came
         Raises: ActivationsError if they cannot be told apart
         """
-        names = self.announced.enter(VISION)
+        names = self.announced.enter()
         if not names:
             return features  # profiling
         rows = features.detach().to(dtype=self.dtype, copy=True).cpu()

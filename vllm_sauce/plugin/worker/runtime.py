@@ -93,8 +93,7 @@ class VisionSite:
 
     def __init__(self, table: SiteTable) -> None:
         self.table = table
-        self.announced = Announced(split=True, required=True)
-        self.announced.paths.add(VISION)
+        self.announced = Announced(edits=True)
 
     def edit(self, image_features: Tensor) -> Tensor:
         """Return the features of the batch in the encoder, under its mask.
@@ -102,7 +101,7 @@ class VisionSite:
         Shapes: image_features [..., d_model], same out.
         Raises: CanaryError for pictures that nobody announced.
         """
-        masks = self.announced.enter(VISION)
+        masks = self.announced.enter()
         if not masks or masks[0] is None:
             return image_features  # nobody's, or profiling: nothing may be touched
         (slot,) = self.table.assign(masks[:1])
