@@ -84,11 +84,6 @@ class SiteAction(ABC):
     ) -> Sequence[Any]:
         """Return the label of each picture, None for one that asks for nothing."""
 
-    def finish_pictures(self) -> None:
-        """Check that the encoder run passed the site. Raises: CanaryError."""
-        if self.announced is not None:
-            self.announced.finish()
-
     @abstractmethod
     def at_decoder(self, site: str, layer: Any) -> StreamAct:
         """Prepare a decoder layer; return what acts on the stream that it leaves."""
@@ -96,6 +91,17 @@ class SiteAction(ABC):
     @abstractmethod
     def at_vision(self, connector: Any) -> FeaturesAct:
         """Prepare what comes after the tower; return what acts on its input."""
+
+
+def run_encoder(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Check that a runner's encoder run passed the site. Raises: CanaryError."""
+    outputs = original(self, *args, **kwargs)
+    action = action_of(self.model)
+    if action is not None and action.announced is not None:
+        action.announced.finish()
+    return outputs
 
 
 def action_of(model: Any) -> SiteAction | None:

@@ -21,7 +21,6 @@ from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin import compat
 
 _all: weakref.WeakSet[Announced] = weakref.WeakSet()
-_installed = False
 
 
 class Announced:
@@ -133,12 +132,9 @@ def refuse_unseen(features: Iterable[Any]) -> None:
 
 
 def install() -> None:
-    """Cut the batches of both runners, once."""
-    global _installed
-    if not _installed:
-        for runner in ("v1", "v2"):
-            compat.hook(runner, "group_and_batch_mm_kwargs", _by_label)
-    _installed = True
+    """Cut the batches of both runners."""
+    for runner in ("v1", "v2"):
+        compat.hook(runner, "group_and_batch_mm_kwargs", _by_label)
 
 
 def _by_label(

@@ -27,8 +27,8 @@ from vllm_sauce.unlearning.slots import SiteTable
 
 
 def install() -> None:
-    """Run the canary where a worker ends its warm-up."""
-    compat.wrap(compat.worker_cls(), "compile_or_warm_up_model", _after_warm_up)
+    """Run the canary where a worker ends its warm-up: the model is as it is served."""
+    compat.hook_worker("compile_or_warm_up_model", _after_warm_up)
 
 
 @torch.inference_mode()

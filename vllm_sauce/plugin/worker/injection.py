@@ -30,19 +30,19 @@ from vllm_sauce_kernels.masked_edit import native
 Inject = Callable[[nn.Module, Any], object]
 """Called with a loaded model and its engine's configuration."""
 
-_runners_told = False
-
 
 def install(inject: Inject) -> None:
     """Call ``inject`` with every model a loader returns, also of plain engines."""
-    global _runners_told
     around = functools.partial(_load_model, inject)
     compat.hook("worker", "BaseModelLoader.load_model", around)
-    if not _runners_told:
-        encoder_batches.install()
-        runner_v1.install()
-        runner_v2.install()
-    _runners_told = True
+    _tell_runners()
+
+
+@functools.cache
+def _tell_runners() -> None:
+    encoder_batches.install()
+    runner_v1.install()
+    runner_v2.install()
 
 
 def _load_model(

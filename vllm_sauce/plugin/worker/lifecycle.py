@@ -34,16 +34,11 @@ _FOREIGN = (
 
 def install() -> None:
     """Wrap what changes a worker's memory or weights after the start."""
-    for name, around in (
-        ("sleep", _sleep),
-        ("wake_up", _wake_up),
-        ("reload_weights", _reload_weights),
-    ):
-        compat.wrap(compat.worker_method_owner(name), name, around)
+    compat.hook_worker("sleep", _sleep)
+    compat.hook_worker("wake_up", _wake_up)
+    compat.hook_worker("reload_weights", _reload_weights)
     for name in _FOREIGN:
-        owner = compat.worker_method_owner(name, needed=False)
-        if owner is not None:
-            compat.wrap(owner, name, partial(_refuse, name))
+        compat.hook_worker(name, partial(_refuse, name), needed=False)
 
 
 def _edits(worker: Any) -> bool:
