@@ -5,7 +5,7 @@ import torch
 from tests.unlearning.catalogues import DIGEST, build_catalogue
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable, site_rows
 
 CATALOGUE = build_catalogue()

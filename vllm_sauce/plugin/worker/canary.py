@@ -22,7 +22,7 @@ from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup.settings import from_vllm_config
 from vllm_sauce.plugin.worker.op_check import SIZES, check_op, measure_forms
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
-from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
 
 

@@ -16,8 +16,7 @@ from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct, action_of
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.sites.tokens import PromptTokens
-from vllm_sauce.unlearning import Mask
-from vllm_sauce.unlearning.mask import Checked, mask_id_of
+from vllm_sauce.unlearning.mask import Checked, Mask, mask_id_of
 from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, stage
 from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
 
