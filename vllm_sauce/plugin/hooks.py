@@ -39,7 +39,7 @@ def _worker_init(
         seam_check.check_worker(vllm_config)
         if settings.section_of(vllm_config) is not None:
             install_edit()
-        if settings.harvest_section(vllm_config) is not None:
+        if settings.section_of(vllm_config, settings.HARVEST_KEY) is not None:
             install_tap()
     original(self, vllm_config, *args, **kwargs)
 

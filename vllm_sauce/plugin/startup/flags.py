@@ -145,7 +145,7 @@ def _fold(args: argparse.Namespace) -> None:
         for field in dataclasses.fields(SauceConfig)
         if (value := getattr(args, f"sauce_{field.name}", None)) is not None
     }
-    if not _asked(args):
+    if not asks(args):
         if given:
             flags = ", ".join(f"--sauce-{name.replace('_', '-')}" for name in given)
             raise ConfigError(
@@ -168,7 +168,7 @@ def _refuse_no_model(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """
     named = getattr(args, "model_tag", "") is not None
     named = named or any(arg.split("=", 1)[0] == "--model" for arg in argv)
-    if not named and _asked(args):
+    if not named and asks(args):
         last = (args.sauce_forget or [""])[-1]
         taken = f"{last!r} was read as a concept to forget; " if last else ""
         raise ConfigError(
@@ -177,5 +177,6 @@ def _refuse_no_model(args: argparse.Namespace, argv: Sequence[str]) -> None:
         )
 
 
-def _asked(args: argparse.Namespace) -> bool:
+def asks(args: argparse.Namespace) -> bool:
+    """Say whether a command line names sauce among its plugins."""
     return "sauce" in [name for names in args.plugin or [] for name in names]

@@ -46,7 +46,8 @@ _SERVICE_LINK = re.compile(
 """What Kubernetes sets in every pod beside a Service named ``vllm-sauce``."""
 
 HARVEST_KEY = "sauce_harvest"
-"""In ``additional_config``: what ``TapSettings`` reads."""
+"""In ``additional_config``: an engine that harvests, its ``sites`` and the ``dtype`` to
+keep, "float32", "bfloat16", "float16", or "auto": the model's."""
 
 _DERIVED = ("digest", "sites", "version", "num_slots", "max_num_tokens")
 """Written by us beside the user's settings: they key vLLM's compile cache, where a
@@ -94,10 +95,10 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return given
 
 
-def section_of(vllm_config: Any) -> dict[str, Any] | None:
+def section_of(vllm_config: Any, key: str = "sauce") -> dict[str, Any] | None:
     """Return what an engine's configuration says of sauce, None without sauce."""
     additional = vllm_config.additional_config
-    return additional.get("sauce") if isinstance(additional, dict) else None
+    return additional.get(key) if isinstance(additional, dict) else None
 
 
 def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
@@ -113,16 +114,10 @@ def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
     )
 
 
-def harvest_section(vllm_config: Any) -> Any:
-    """Return what an engine's configuration says of a harvest, None without one."""
-    additional = vllm_config.additional_config
-    return additional.get(HARVEST_KEY) if isinstance(additional, dict) else None
-
-
 def wants_action(vllm_config: Any) -> bool:
     """Say whether something is done at the sites of an engine's model."""
-    sections = section_of(vllm_config), harvest_section(vllm_config)
-    return any(section is not None for section in sections)
+    keys = "sauce", HARVEST_KEY
+    return any(section_of(vllm_config, key) is not None for key in keys)
 
 
 def requested(args: Any, environ: Mapping[str, str]) -> dict[str, Any] | None:
