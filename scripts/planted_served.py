@@ -46,7 +46,7 @@ SERVED = (
     ("plugin/worker/runner_v2.py", "action.live[new_req_data.req_id] = label", "action.live.setdefault(new_req_data.req_id, label)", "an id that comes again keeps its mask", _V2),
     ("plugin/worker/lifecycle.py", "self._sauce_weights_lost = level >= 2", "self._sauce_weights_lost = False", "weights that were discarded are proven", _LIFE),
     ("plugin/worker/lifecycle.py", "    check_files(runtime.bundle, self.vllm_config.model_config)\n", "", "other weights are taken for the bundle's", _LIFE),
-    ("plugin/worker/lifecycle.py", "if args or any(value is not None for value in _sources(kwargs)):", "if False:", "weights from another place", _LIFE),
+    ("plugin/worker/lifecycle.py", "if args or any(source is not None for source in sources):", "if False:", "weights from another place", _LIFE),
     ("plugin/worker/canary.py", "if table.checksum() != table.loaded_checksum:", "if False:", "rows lost in sleep", _LIFE),
     ("plugin/worker/runtime.py", "        _keep(connector, self.vision.table)\n", "", "the vision table is no buffer", _LIFE),
     ("plugin/worker/op_check.py", "if not torch.equal(got[untouched], x[untouched]):", "if False:", "an op that edits everybody passes", _OP),

@@ -47,7 +47,7 @@ def add_list(group: Any, flag: str, **options: Any) -> None:
     A list of vLLM's ``--config`` file comes as one flag and all of its values: a flag
     of one value would leave the second to be read as the model.
     """
-    group.add_argument(flag, nargs="+", action="extend", default=None, **options)
+    group.add_argument(flag, nargs="+", action="extend", **options)
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any, *a: Any, **k: Any) -> Any:
@@ -70,7 +70,6 @@ def _add_flags(group: Any) -> None:
     )
     group.add_argument(
         "--sauce-bundle",
-        default=None,
         metavar="PATH",
         help="Bundle of SAEs and concepts: a folder, or org/name@revision on the hub. "
         "Default: the folder sauce/ in the model's.",
@@ -85,7 +84,6 @@ def _add_flags(group: Any) -> None:
         "--sauce-require-decoder",
         action="store_const",
         const=True,
-        default=None,
         help="Refuse concepts that no decoder site edits: they are forgotten in "
         "pictures only, a question without one is answered as if nothing were.",
     )
@@ -99,19 +97,16 @@ def _add_flags(group: Any) -> None:
     group.add_argument(
         "--sauce-max-latents",
         type=int,
-        default=None,
         metavar="N",
         help="Most latents that the concepts of one request may use at a site.",
     )
     group.add_argument(
         "--sauce-pool-dtype",
-        default=None,
         choices=("auto", "fp8"),
         help="How SAE rows are kept on the device: the model's dtype, or fp8 (e4m3).",
     )
     group.add_argument(
         "--sauce-approximate",
-        default=None,
         choices=("relu",),
         help="For TopK SAEs: skip the rank test, which is exact, and edit a latent "
         "wherever it is positive.",
