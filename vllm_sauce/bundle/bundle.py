@@ -163,18 +163,12 @@ class Bundle:
                 check_hash(file, site.entry.sha256)
             (folder / BUNDLE_FILE).write_bytes(self._raw)
 
-    def check_model(self, model_dir: str | Path, *, weights: bool = True) -> None:
+    def check_model(self, model_dir: str | Path) -> None:
         """Refuse a model folder the bundle does not belong to.
-
-        ``weights=False`` compares architecture and sizes only.
 
         Raises: BundleMismatchError, ConfigError
         """
-        found = fingerprint_model(model_dir, weights=weights)
-        mine = self.fingerprint
-        if not weights:
-            mine = mine.model_copy(update={"weights_sha256": None})
-        differences = mine.differences(found)
+        differences = self.fingerprint.differences(fingerprint_model(model_dir))
         if differences:
             raise BundleMismatchError(
                 f"the bundle belongs to another model than {model_dir}: "

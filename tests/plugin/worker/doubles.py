@@ -24,8 +24,6 @@ FOUR_TOKENS = [("sink", 1), ("image", 2), ("prompt", 1), ("generated", 1)]
 class Told(SiteAction):
     """Takes notes. A request's label is what stands under "label"."""
 
-    prefix = "Told"
-
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[Any] = []

@@ -71,7 +71,7 @@ def test_an_action_sees_what_passes_its_sites() -> None:
     assert seen[0] is layer and seen[1] is hidden_states and seen[2] is residual
     plain = nn.Linear.forward(model.multi_modal_projector, x + 1)
     assert torch.equal(model.multi_modal_projector(x), plain)
-    assert type(layer).__name__ == "ToldLlamaDecoderLayer"
+    assert type(layer).__name__ == "SauceLlamaDecoderLayer"
     assert hasattr(model, "get_model_state_cls")
 
 

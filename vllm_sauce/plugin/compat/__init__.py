@@ -37,7 +37,6 @@ from vllm_sauce.plugin.compat.version import (
     seam_owner,
     vllm_version,
     wrap,
-    wrap_function,
 )
 from vllm_sauce.plugin.compat.worker import (
     add_worker_call,

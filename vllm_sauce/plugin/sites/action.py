@@ -32,9 +32,6 @@ ATTRIBUTE = "_sauce_action"
 class SiteAction(ABC):
     """One per loaded model. A request's label is its mask, or its sample's number."""
 
-    prefix: str
-    """Begins the name of a module's class that the action is in."""
-
     announced: Announced | None = None
     """The pictures of the encoder, where a vision site looks at them."""
 

@@ -45,8 +45,6 @@ class ActivationTap(SiteAction):
     A request's label is its sample's number, a picture's its identifier.
     """
 
-    prefix = "Tapped"
-
     def __init__(self, sites: Sequence[str], dtype: torch.dtype) -> None:
         super().__init__()
         self.sites, self.dtype = tuple(sites), dtype

@@ -68,11 +68,9 @@ def place(
     for site in sites:
         module = module_at(model, site)
         if site == VISION:
-            swap.on_input(module, action.at_vision(module), prefix=action.prefix)
+            swap.on_input(module, action.at_vision(module))
         else:
-            swap.on_stream(
-                module, action.at_decoder(site, module), prefix=action.prefix
-            )
+            swap.on_stream(module, action.at_decoder(site, module))
     object.__setattr__(model, ATTRIBUTE, action)
     runner_v2.offer_model_state(model, vllm_config, action)
 

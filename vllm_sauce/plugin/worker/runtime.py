@@ -118,8 +118,6 @@ class VisionSite:
 class SauceRuntime(SiteAction):
     """Everything the edit needs in one worker."""
 
-    prefix = "Sauce"
-
     def __init__(
         self, bundle: Bundle, tables: Mapping[str, SiteTable], max_num_tokens: int
     ) -> None:
