@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ class Admission:
                 feature.identifier = renamed(feature.identifier, mask)
 
 
-_admissions: dict[tuple[SauceConfig, str | None], Admission] = {}
+_opened = functools.cache(Admission.open)
 
 
 def admission_for(vllm_config: Any) -> Admission | None:
@@ -113,10 +114,7 @@ def admission_for(vllm_config: Any) -> Admission | None:
     config = settings.from_vllm_config(vllm_config)
     if config is None:
         return None
-    key = config, vllm_config.additional_config["sauce"].get("digest")
-    if key not in _admissions:
-        _admissions[key] = Admission.open(*key)
-    return _admissions[key]
+    return _opened(config, vllm_config.additional_config["sauce"].get("digest"))
 
 
 def _processor_init(
