@@ -204,20 +204,24 @@ class SiteTable:
 
         Raises: ConfigError
         """
-        wanted = self._distinct(masks)
-        if len(wanted) > self.num_slots:
+        distinct = {mask.mask_id: mask for mask in masks if mask is not None}
+        residents = [mask_id for mask_id in distinct if mask_id in self._slot_of_mask]
+        fresh = {
+            mask_id: rows
+            for mask_id, mask in distinct.items()
+            if mask_id not in self._slot_of_mask and (rows := self._rows(mask))
+        }
+        if (wanted := len(residents) + len(fresh)) > self.num_slots:
             raise ConfigError(
                 f"a step may hold at most {self.num_slots} distinct masks, "
-                f"got {len(wanted)}; raise num_slots"
+                f"got {wanted}; raise num_slots"
             )
-        for mask_id in wanted:
-            if mask_id in self._slot_of_mask:
-                self._slot_of_mask.move_to_end(mask_id)
+        for mask_id in residents:
+            self._slot_of_mask.move_to_end(mask_id)
         # Residents of this step are now the youngest, so eviction from the old end
         # cannot reach them: there are at least as many slots as masks.
-        for mask_id, rows in wanted.items():
-            if rows is not None:
-                self._insert(mask_id, rows)
+        for mask_id, rows in fresh.items():
+            self._insert(mask_id, rows)
         return [
             -1 if mask is None else self._slot_of_mask.get(mask.mask_id, -1)
             for mask in masks
@@ -239,24 +243,14 @@ class SiteTable:
         ):
             tensor.zero_()
 
-    def _distinct(self, masks: Sequence[Mask | None]) -> dict[str, MaskRows | None]:
-        """Map ids of the step's editing masks to rows, None for residents."""
-        wanted: dict[str, MaskRows | None] = {}
-        for mask in masks:
-            if mask is None or mask.mask_id in wanted:
-                continue
-            if mask.mask_id in self._slot_of_mask:
-                wanted[mask.mask_id] = None
-                continue
-            rows = site_rows(mask, self.catalogue, self.site)
-            if len(rows) > self.max_latents:
-                raise ConfigError(
-                    f"a mask at {self.site!r} may edit {self.max_latents} latents, "
-                    f"got {len(rows)}; raise max_latents"
-                )
-            if rows:
-                wanted[mask.mask_id] = rows
-        return wanted
+    def _rows(self, mask: Mask) -> MaskRows:
+        rows = site_rows(mask, self.catalogue, self.site)
+        if len(rows) > self.max_latents:
+            raise ConfigError(
+                f"a mask at {self.site!r} may edit {self.max_latents} latents, "
+                f"got {len(rows)}; raise max_latents"
+            )
+        return rows
 
     def _insert(self, mask_id: str, rows: MaskRows) -> None:
         if self._free:

@@ -250,18 +250,10 @@ def edit_stream(layer: Any, hidden_states: Tensor, residual: Tensor) -> None:
         hidden_states,
         residual,
         layer.sauce_slot_of_token,
-        layer.sauce_mask_latents,
-        layer.sauce_mask_scale,
-        layer.sauce_mask_shift,
-        layer.sauce_mask_gate,
-        layer.sauce_mask_len,
-        layer.sauce_W_enc_rows,
-        layer.sauce_W_dec_rows,
-        layer.sauce_b_enc,
-        layer.sauce_edited_tokens,
-        layer.sauce_topk,
-        layer.sauce_normalize,
-        layer.sauce_plan,
+        **{name: getattr(layer, f"sauce_{name}") for name in OP_TENSORS},
+        topk=layer.sauce_topk,
+        normalize=layer.sauce_normalize,
+        plan=layer.sauce_plan,
     )
 
 
