@@ -22,9 +22,9 @@ _FLAGS = "tests/plugin/startup/test_flags.py"
 
 SERVED = (
     ("plugin/sites/encoder_batches.py", "found = [self._waiting.pop(id(pair), None) for pair in pairs]", "found = [self._waiting.pop(next(iter(self._waiting)), None) for pair in pairs]", "labels go by order", _BATCHES),
-    ("plugin/sites/encoder_batches.py", "cut = labels if announced.split else [None] * len(labels)", "cut = [None] * len(labels)", "a batch holds two masks", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "cut = labels if announced.edits else [None] * len(labels)", "cut = [None] * len(labels)", "a batch holds two masks", _BATCHES),
     ("plugin/sites/encoder_batches.py", "if self._batch is None and self.strict:", "if False:", "an unannounced picture passes unedited", _BATCHES),
-    ("plugin/sites/encoder_batches.py", "if missed and self._bound(labels):", "if False:", "a masked picture goes around the site", _BATCHES),
+    ("plugin/sites/encoder_batches.py", "if not self._entered and self._bound(labels):", "if False:", "a masked picture goes around the site", _BATCHES),
     ("plugin/sites/encoder_batches.py", "if unknown := sum(entry is None for entry in found):", "if unknown := 0:", "a run with a stranger in it goes on", _BATCHES),
     ("plugin/sites/encoder_batches.py", "        finally:\n            self._batch = None", "        except ZeroDivisionError:\n            pass\n        self._batch = None", "an encoder that failed leaves its mask behind", _BATCHES),
     ("plugin/sites/encoder_batches.py", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        \"\"\"Tell of the next encoder run. A label of None asks for nothing.\n\n        Raises: CanaryError if a labelled picture of the last run was never encoded.\n        \"\"\"\n        self.finish()", "    def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:\n        pass", "a picture never encoded is not missed", _BATCHES),
@@ -46,7 +46,7 @@ SERVED = (
     ("plugin/worker/runner_v2.py", "action.live[new_req_data.req_id] = label", "action.live.setdefault(new_req_data.req_id, label)", "an id that comes again keeps its mask", _V2),
     ("plugin/worker/lifecycle.py", "self._sauce_weights_lost = level >= 2", "self._sauce_weights_lost = False", "weights that were discarded are proven", _LIFE),
     ("plugin/worker/lifecycle.py", "    check_files(runtime.bundle, self.vllm_config.model_config)\n", "", "other weights are taken for the bundle's", _LIFE),
-    ("plugin/worker/lifecycle.py", "if args or any(value is not None for value in _sources(kwargs)):", "if False:", "weights from another place", _LIFE),
+    ("plugin/worker/lifecycle.py", "if args or any(source is not None for source in sources):", "if False:", "weights from another place", _LIFE),
     ("plugin/worker/canary.py", "if table.checksum() != table.loaded_checksum:", "if False:", "rows lost in sleep", _LIFE),
     ("plugin/worker/runtime.py", "        _keep(connector, self.vision.table)\n", "", "the vision table is no buffer", _LIFE),
     ("plugin/worker/op_check.py", "if not torch.equal(got[untouched], x[untouched]):", "if False:", "an op that edits everybody passes", _OP),

@@ -7,7 +7,7 @@ import pytest
 import vllm_sauce
 
 
-@pytest.mark.parametrize("part", ["", ".sae", ".concepts", ".bundle", ".unlearning"])
+@pytest.mark.parametrize("part", ["", ".sae", ".concepts", ".bundle"])
 def test_all_is_sorted_and_is_what_the_module_exports(part):
     module = importlib.import_module(f"vllm_sauce{part}")
     present = {

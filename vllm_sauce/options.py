@@ -8,7 +8,7 @@ field, with the docstring below it as its help. ``docs/reference.md`` is made of
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +62,7 @@ def parse_pairs(given: Sequence[str], wanted: str) -> dict[str, str]:
     return found
 
 
-def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
+def engine_arguments(given: Sequence[str], wanted: str = "KEY=VALUE") -> dict[str, Any]:
     """Parse KEY=VALUE pairs for vLLM's ``LLM``; a value that is no JSON is text.
 
     Raises: ConfigError
@@ -73,7 +73,7 @@ def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
         name = key.strip().removeprefix("--").replace("-", "_")
         if not equals or not name.isidentifier():
             raise ConfigError(
-                f"wanted KEY=VALUE for the engine, as dtype=float32; got {pair!r}"
+                f"wanted {wanted} for the engine, as dtype=float32; got {pair!r}"
             )
         if name in found:
             raise ConfigError(f"{name} is given twice")
@@ -84,43 +84,30 @@ def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _site_paths(_type: object, tokens: Sequence[Token]) -> dict[str, Path]:
-    pairs = parse_pairs([token.value for token in tokens], "SITE=FOLDER")
-    return {site: Path(path) for site, path in pairs.items()}
+def _paths(given: Sequence[str], wanted: str) -> dict[str, Path]:
+    return {name: Path(path) for name, path in parse_pairs(given, wanted).items()}
 
 
-def _named_paths(_type: object, tokens: Sequence[Token]) -> dict[str, Path]:
-    pairs = parse_pairs([token.value for token in tokens], "NAME=BUNDLE")
-    return {name: Path(path) for name, path in pairs.items()}
+def _pairs(
+    metavar: str,
+    parse: Callable[[Sequence[str], str], dict[str, Any]] = parse_pairs,
+    name: str | None = None,
+) -> Parameter:
+    """Return a flag of pairs: each is one word, and the flag may be given again."""
+
+    def convert(_type: object, tokens: Sequence[Token]) -> dict[str, Any]:
+        return parse([token.value for token in tokens], metavar)
+
+    return Parameter(
+        name=name, n_tokens=-1, accepts_keys=False, converter=convert, metavar=metavar
+    )
 
 
-def _site_saes(_type: object, tokens: Sequence[Token]) -> dict[str, str]:
-    return parse_pairs([token.value for token in tokens], "SITE=SAE")
-
-
-def _engine_args(_type: object, tokens: Sequence[Token]) -> dict[str, Any]:
-    return engine_arguments([token.value for token in tokens])
-
-
-_PAIRS = Parameter(n_tokens=-1, accepts_keys=False)
-"""Each pair is one word, and the flag may be given again."""
-SitePaths = Annotated[
-    Mapping[str, Path],
-    _PAIRS,
-    Parameter(name="--sae", converter=_site_paths, metavar="SITE=FOLDER"),
-]
-NamedBundles = Annotated[
-    Mapping[str, Path], _PAIRS, Parameter(converter=_named_paths, metavar="NAME=BUNDLE")
-]
-SiteSAEs = Annotated[
-    Mapping[str, str],
-    _PAIRS,
-    Parameter(name="--sae", converter=_site_saes, metavar="SITE=SAE"),
-]
+SitePaths = Annotated[Mapping[str, Path], _pairs("SITE=FOLDER", _paths, "--sae")]
+NamedBundles = Annotated[Mapping[str, Path], _pairs("NAME=BUNDLE", _paths)]
+SiteSAEs = Annotated[Mapping[str, str], _pairs("SITE=SAE", name="--sae")]
 EngineArgs = Annotated[
-    Mapping[str, Any],
-    _PAIRS,
-    Parameter(name="--engine-arg", converter=_engine_args, metavar="KEY=VALUE"),
+    Mapping[str, Any], _pairs("KEY=VALUE", engine_arguments, "--engine-arg")
 ]
 Sites = Annotated[tuple[str, ...], Parameter(name="--site")]
 ROLE_NAMES = ("image", "text", "generated")

@@ -25,8 +25,9 @@ from vllm_sauce.batch.engine import Engine
 from vllm_sauce.batch.rows import Question
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.client import parse_request
+from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import ActorDiedError
-from vllm_sauce.unlearning import resolve_mask
+from vllm_sauce.unlearning.mask import resolve_mask
 
 ENGINE: dict[str, Any] = {
     "dtype": "float32",
@@ -228,11 +229,12 @@ def test_a_dead_engine_leaves_nobody_waiting(broken: type[Broken]) -> None:
 def check_masks(found: list[dict[str, Any]]) -> None:
     """Each row tells the mask it asked for, as the bundle resolves it."""
     bundle = Bundle.load(TINY / "latents", weights=False)
+    config = SauceConfig(bundle="unused")
     changed = set()
     for row in found:
         names = FORGET[row["row"] % len(FORGET)]
         request = parse_request(vllm_sauce.forget(*names)) if names else None
-        mask = resolve_mask(request, bundle.catalogue, (), bundle.digest, 4096)
+        mask = resolve_mask(request, bundle.catalogue, bundle.digest, config)
         assert row["mask_id"] == (mask.mask_id if mask else None)
         told = [(each["concept"], each["strength"]) for each in row["forget"]]
         assert told == [(name, 1.0) for name in sorted(names)]

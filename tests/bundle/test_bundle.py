@@ -358,7 +358,6 @@ def test_check_model_sees_other_weights(model_dir, bundle_dir):
     (model_dir / "model.safetensors").write_bytes(b"Weights")
     with pytest.raises(BundleMismatchError, match="weights_sha256"):
         bundle.check_model(model_dir)
-    bundle.check_model(model_dir, weights=False)
 
 
 def test_a_model_without_weights_fits_only_a_bundle_made_without(tmp_path, model_dir):

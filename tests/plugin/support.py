@@ -16,7 +16,8 @@ from PIL import Image
 from tests.places import ROOT
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.client import parse_request
-from vllm_sauce.unlearning import Mask, resolve_mask
+from vllm_sauce.config import SauceConfig
+from vllm_sauce.unlearning.mask import Mask, resolve_mask
 from vllm_sauce.unlearning.slots import site_rows
 from vllm_sauce_kernels.masked_edit import masked_edit_ref
 
@@ -159,7 +160,8 @@ class ReferenceModel:
         if not ask.forget:
             return None
         asked = parse_request(vllm_sauce.forget(*ask.forget, strength=ask.strength))
-        return resolve_mask(asked, self.bundle.catalogue, (), self.bundle.digest, 4096)
+        catalogue, digest = self.bundle.catalogue, self.bundle.digest
+        return resolve_mask(asked, catalogue, digest, SauceConfig(bundle="unused"))
 
     def _edit(self, x: torch.Tensor, mask: Mask, site: str) -> torch.Tensor:
         weights = self.bundle.sites[site].weights

@@ -13,8 +13,7 @@ from tests.plugin.support import Ask, cold, run
 from vllm_sauce.errors import InvalidRequestError, TooManyConceptsError
 from vllm_sauce.plugin.engine_core import check
 from vllm_sauce.plugin.frontend.admission import Admission
-from vllm_sauce.unlearning import Mask
-from vllm_sauce.unlearning.mask import Checked
+from vllm_sauce.unlearning.mask import Checked, Mask
 
 WHAT = "what is in the picture ?"
 MARKED = "without passing sauce's admission"

@@ -81,7 +81,7 @@ def wake_all(llm: Any) -> None:
 
 def test_every_tensor_of_a_site_is_a_buffer(llm: Any) -> None:
     """vLLM saves buffers before it throws the device's memory away."""
-    from vllm_sauce.plugin.worker.runtime import KEPT_TENSORS
+    from vllm_sauce.unlearning.slots import OP_TENSORS
 
     runner = runner_of(llm)
     kept = {buffer.data_ptr() for _, buffer in runner.model.named_buffers()}
@@ -90,7 +90,7 @@ def test_every_tensor_of_a_site_is_a_buffer(llm: Any) -> None:
     for table in [*tables, runtime.vision.table]:
         tensors = {n: t for n, t in vars(table).items() if isinstance(t, torch.Tensor)}
         on_device = {n: t for n, t in tensors.items() if not n.startswith("_")}
-        assert set(on_device) == set(KEPT_TENSORS)
+        assert set(on_device) == set(OP_TENSORS)
         assert all(tensor.data_ptr() in kept for tensor in on_device.values())
 
 

@@ -21,7 +21,7 @@ from tests.plugin.support import Ask, ReferenceModel, run
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.sae import reconstruct
-from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import site_rows
 
 VISION = {

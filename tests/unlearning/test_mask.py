@@ -8,27 +8,33 @@ import pytest
 from tests.unlearning.catalogues import DIGEST, build_catalogue
 from vllm_sauce.client import ForgetRequest
 from vllm_sauce.concepts import SPARING, Catalogue, Concept, SiteEdit
+from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import (
     ConfigError,
     InvalidRequestError,
     TooManyConceptsError,
     UnknownConceptError,
 )
-from vllm_sauce.unlearning import (
+from vllm_sauce.unlearning.mask import (
+    Checked,
     Mask,
     check_mandatory,
+    check_size,
+    marked,
     resolve_mask,
     without_decoder,
 )
-from vllm_sauce.unlearning.mask import Checked, marked
 
 CATALOGUE = build_catalogue()
 
 
+def config(*mandatory, **limits):
+    return SauceConfig(bundle="unused", forget=mandatory, **limits)
+
+
 def resolve(*names, strength=1.0, mandatory=(), digest=DIGEST, **limits):
     asked = ForgetRequest(forget=names, strength=strength) if names else None
-    limits = {"max_latents": 16, **limits}
-    return resolve_mask(asked, CATALOGUE, mandatory, digest, **limits)
+    return resolve_mask(asked, CATALOGUE, digest, config(*mandatory, **limits))
 
 
 def test_masks_are_canonical():
@@ -72,18 +78,20 @@ def test_limits_count_the_union_at_each_site():
         resolve("dog", "cat", max_latents=2)
     with pytest.raises(TooManyConceptsError, match="need 3 at 'vision'"):
         resolve("dog", "cat", "red", max_latents=2)
-    with pytest.raises(TooManyConceptsError, match="need 1 at 'decoder.1'"):
-        resolve("red", max_latents=0)
+    edits = {"decoder.1": SiteEdit.uniform([1, 2])}
+    wide = Catalogue([Concept(name="wide", domain="objects", edits=edits)])
+    with pytest.raises(TooManyConceptsError, match="need 2 at 'decoder.1'"):
+        check_size(["wide"], wide, config(max_latents=1))
     with pytest.raises(TooManyConceptsError, match="at most 1 concepts"):
         resolve("dog", mandatory=("cat",), max_concepts=1)
 
 
 def test_mandatory_concepts_are_checked_at_start():
-    check_mandatory(("dog",), CATALOGUE)
+    check_mandatory(CATALOGUE, config("dog"))
     with pytest.raises(ConfigError, match="did you mean 'dog'"):
-        check_mandatory(("dogs",), CATALOGUE)
+        check_mandatory(CATALOGUE, config("dogs"))
     with pytest.raises(ConfigError, match="at most 2 latents"):
-        check_mandatory(("dog", "cat"), CATALOGUE, max_latents=2)
+        check_mandatory(CATALOGUE, config("dog", "cat", max_latents=2))
 
 
 def test_wire_round_trip_and_tampering():

@@ -10,8 +10,8 @@ from tests.unlearning.catalogues import DIGEST
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae import from_sae_lens, reconstruct
-from vllm_sauce.unlearning import Mask
 from vllm_sauce.unlearning.fp8 import FP8, quantize_rows, rounded_rows
+from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import (
     masked_edit,

@@ -31,7 +31,7 @@ from vllm_sauce.files import writable
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import admission_for
 from vllm_sauce.scale import orphans
-from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.mask import Mask
 
 _WAITING = 2
 """Rows given to the engine, in multiples of those it runs at once: one batch runs and

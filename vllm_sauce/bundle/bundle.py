@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_sauce.bundle.fingerprint import fingerprint_model
-from vllm_sauce.bundle.reading import BUNDLE_FILE, Parsed, check_hash, member, parse
+from vllm_sauce.bundle.reading import BUNDLE_FILE, check_hash, member, parse
 from vllm_sauce.bundle.schema import (
     BundleFile,
     ConceptFile,
@@ -80,7 +80,7 @@ class Bundle:
         """
         folder = Path(path)
         raw = member(folder, BUNDLE_FILE).read_bytes()
-        parsed = parse(raw, folder / BUNDLE_FILE)
+        parsed, catalogue = parse(raw, folder / BUNDLE_FILE)
         sites = {}
         for name, entry in parsed.sites.items():
             _check_architecture(name, entry)
@@ -89,7 +89,7 @@ class Bundle:
             # What is not read now, and was hashed before, need not be read again.
             check_hash(file, entry.sha256, anew=weights)
             sites[name] = SiteSAE(entry, read_weights(file, entry) if weights else None)
-        return cls._of(parsed, sites, raw)
+        return cls._of(parsed, catalogue, sites, raw)
 
     @classmethod
     def build(
@@ -119,9 +119,9 @@ class Bundle:
         )
         data = described.model_dump(mode="json")
         raw = (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("ascii")
-        parsed = parse(raw, Path(BUNDLE_FILE))
+        parsed, checked = parse(raw, Path(BUNDLE_FILE))
         saes = {name: SiteSAE(parsed.sites[name], sae) for name, sae in sites.items()}
-        return cls._of(parsed, saes, raw)
+        return cls._of(parsed, checked, saes, raw)
 
     def with_together(self, together: Mapping[int, Mapping[str, float]]) -> Bundle:
         """Return the bundle with other figures of several concepts at once.
@@ -138,11 +138,16 @@ class Bundle:
         )
 
     @classmethod
-    def _of(cls, parsed: Parsed, sites: Mapping[str, SiteSAE], raw: bytes) -> Bundle:
+    def _of(
+        cls,
+        parsed: BundleFile,
+        catalogue: Catalogue,
+        sites: Mapping[str, SiteSAE],
+        raw: bytes,
+    ) -> Bundle:
+        together = {int(count): told for count, told in parsed.together.items()}
         digest = hashlib.sha256(raw).hexdigest()
-        return cls(
-            parsed.fingerprint, sites, parsed.catalogue, digest, parsed.together, raw
-        )
+        return cls(parsed.fingerprint, sites, catalogue, digest, together, raw)
 
     def save(self, path: str | Path) -> None:
         """Write the bundle; a bundle already there is replaced whole or not at all.
@@ -158,18 +163,12 @@ class Bundle:
                 check_hash(file, site.entry.sha256)
             (folder / BUNDLE_FILE).write_bytes(self._raw)
 
-    def check_model(self, model_dir: str | Path, *, weights: bool = True) -> None:
+    def check_model(self, model_dir: str | Path) -> None:
         """Refuse a model folder the bundle does not belong to.
-
-        ``weights=False`` compares architecture and sizes only.
 
         Raises: BundleMismatchError, ConfigError
         """
-        found = fingerprint_model(model_dir, weights=weights)
-        mine = self.fingerprint
-        if not weights:
-            mine = mine.model_copy(update={"weights_sha256": None})
-        differences = mine.differences(found)
+        differences = self.fingerprint.differences(fingerprint_model(model_dir))
         if differences:
             raise BundleMismatchError(
                 f"the bundle belongs to another model than {model_dir}: "

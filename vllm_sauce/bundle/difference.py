@@ -11,12 +11,9 @@ from vllm_sauce.concepts import Concept
 
 def differences(old: Bundle, new: Bundle) -> tuple[str, ...]:
     """Return one line for each change from one bundle to another; none if equal."""
-    return (*_model(old, new), *_sites(old, new), *_concepts(old, new))
-
-
-def _model(old: Bundle, new: Bundle) -> Iterator[str]:
-    for line in new.fingerprint.differences(old.fingerprint):
-        yield f"model: {line}"
+    model = new.fingerprint.differences(old.fingerprint)
+    lines = (f"model: {line}" for line in model)
+    return (*lines, *_sites(old, new), *_concepts(old, new))
 
 
 def _sites(old: Bundle, new: Bundle) -> Iterator[str]:

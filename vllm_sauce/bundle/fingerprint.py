@@ -6,16 +6,16 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import file_sha256, read_object, refuse_pointer
 
+_Sizes = TypeVar("_Sizes", TextModel, VisionModel)
+
 INDEX_FILE = "model.safetensors.index.json"
 """Says in which of several files each weight lies."""
-
-_TEXT = tuple(TextModel.model_fields)
-_VISION = tuple(VisionModel.model_fields)
 
 
 def fingerprint_model(
@@ -36,10 +36,8 @@ def fingerprint_model(
     try:
         return ModelFingerprint(
             architecture=architectures[0],
-            text=TextModel.model_validate(_pick(text, _TEXT)),
-            vision=VisionModel.model_validate(_pick(vision, _VISION))
-            if vision
-            else None,
+            text=_sizes(TextModel, text),
+            vision=_sizes(VisionModel, vision) if vision else None,
             weights_sha256=weights_sha256(folder) if weights else None,
         )
     except ValueError as error:
@@ -88,7 +86,7 @@ def _read_config(path: Path) -> dict[str, object]:
         raise ConfigError(f"no model here, cannot read {path}: {error}") from error
 
 
-def _pick(config: object, names: tuple[str, ...]) -> dict[str, object]:
+def _sizes(model: type[_Sizes], config: object) -> _Sizes:
     if not isinstance(config, dict):
         raise ConfigError("text_config and vision_config must be JSON objects")
-    return {name: config.get(name) for name in names}
+    return model.model_validate({name: config.get(name) for name in model.model_fields})

@@ -5,27 +5,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_sauce.bundle.schema import (
-    FORMAT,
-    VERSIONS,
-    BundleFile,
-    ConceptFile,
-    ModelFingerprint,
-    SiteFile,
-)
-from vllm_sauce.concepts import (
-    Catalogue,
-    Concept,
-    check_site,
-    decoder_layer_idx,
-)
+from vllm_sauce.bundle.schema import FORMAT, VERSIONS, BundleFile, ConceptFile
+from vllm_sauce.concepts import Catalogue, Concept, decoder_layer_idx
 from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigError
 from vllm_sauce.files import distinct_keys, file_sha256
 
@@ -48,18 +34,9 @@ def member(folder: Path, name: str) -> Path:
     return path
 
 
-class Parsed(NamedTuple):
-    """What bundle.json holds."""
-
-    fingerprint: ModelFingerprint
-    sites: Mapping[str, SiteFile]
-    catalogue: Catalogue
-    together: Mapping[int, Mapping[str, float]]
-
-
 # A server's start reads the same bytes at every step.
 @lru_cache(maxsize=1)
-def parse(raw: bytes, source: Path) -> Parsed:
+def parse(raw: bytes, source: Path) -> tuple[BundleFile, Catalogue]:
     """Parse bundle.json strictly, and check its catalogue against its sites.
 
     Raises: BundleCorruptError
@@ -70,8 +47,7 @@ def parse(raw: bytes, source: Path) -> Parsed:
         concepts = [entry.concept(name) for name, entry in parsed.concepts.items()]
         for concept in concepts:
             _check_edits(concept, parsed)
-        together = {int(count): said for count, said in parsed.together.items()}
-        return Parsed(parsed.fingerprint, parsed.sites, Catalogue(concepts), together)
+        return parsed, Catalogue(concepts)
     except ConfigError as error:
         raise BundleCorruptError(f"{source}: {error}") from error
 
@@ -164,7 +140,7 @@ def _check_sites(parsed: BundleFile) -> None:
         raise ConfigError("two sites share one file")
     text = parsed.fingerprint.text
     for name, site in parsed.sites.items():
-        layer_idx = decoder_layer_idx(check_site(name))
+        layer_idx = decoder_layer_idx(name)
         if layer_idx is None:
             continue
         num_layers = text.num_hidden_layers

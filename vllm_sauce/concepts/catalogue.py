@@ -14,7 +14,6 @@ from vllm_sauce.concepts.site import (
     TOKENS,
     VISION,
     check_site,
-    decoder_layer_idx,
 )
 from vllm_sauce.errors import ConfigError, UnknownConceptError
 
@@ -165,16 +164,13 @@ class Catalogue(Mapping[str, Concept]):
         """Return the sites that some concept edits, sorted."""
         return self._sites
 
+    def _edits_at(self, site: str) -> list[SiteEdit]:
+        return [one.edits[site] for one in self._concepts.values() if site in one.edits]
+
     def token_groups(self, site: str) -> int:
         """Return how many parts of one mask different tokens of a site may need."""
-        parts = {
-            tuple(
-                kind in c.edits[site].tokens
-                for c in self._concepts.values()
-                if site in c.edits
-            )
-            for kind in TOKENS
-        }
+        edits = self._edits_at(site)
+        parts = {tuple(kind in edit.tokens for edit in edits) for kind in TOKENS}
         return max(1, sum(map(any, parts)))
 
     def editing_sink(self) -> tuple[str, ...]:
@@ -182,12 +178,8 @@ class Catalogue(Mapping[str, Concept]):
         return tuple(
             site
             for site in self._sites
-            if decoder_layer_idx(site) is not None
-            and any(
-                SINK in concept.edits[site].tokens
-                for concept in self._concepts.values()
-                if site in concept.edits
-            )
+            if site != VISION
+            and any(SINK in edit.tokens for edit in self._edits_at(site))
         )
 
     def latents(self, site: str, names: Iterable[str] | None = None) -> tuple[int, ...]:

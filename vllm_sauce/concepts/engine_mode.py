@@ -22,19 +22,11 @@ def engine_mode(vllm_config: Any) -> dict[str, object]:
 
 def measured_otherwise(catalogue: Catalogue, served: dict[str, object]) -> list[str]:
     """Say how concepts were measured that are served in another way, each way once."""
-    found = {
-        (str(mode.get("dtype")), bool(mode.get("eager")))
-        for concept in catalogue.values()
-        if isinstance(mode := concept.provenance.get(MEASURED_AS), dict)
-        and mode != served
-    }
-    return [f"{dtype}, {_compiled(eager)}" for dtype, eager in sorted(found)]
+    modes = (concept.provenance.get(MEASURED_AS) for concept in catalogue.values())
+    others = (mode for mode in modes if isinstance(mode, dict) and mode != served)
+    return sorted(set(map(shown, others)))
 
 
 def shown(mode: dict[str, object]) -> str:
     """Return a mode in words."""
-    return f"{mode['dtype']}, {_compiled(bool(mode['eager']))}"
-
-
-def _compiled(eager: bool) -> str:
-    return "eager" if eager else "compiled"
+    return f"{mode.get('dtype')}, {'eager' if mode.get('eager') else 'compiled'}"

@@ -29,63 +29,47 @@ def share(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
     return with_it / (with_it.sum() + 1e-8) - without / (without.sum() + 1e-8)
 
 
-def saeuron(
-    pos: GroupStatistics, neg: GroupStatistics, percentile: float = 99.0
-) -> Tensor:
-    """Return S(i) of the latents above a percentile of S over all latents.
+def saeuron(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
+    """Return S(i) of the latents above the 99th percentile of S over all latents.
 
     The authors use 99.99 and more on SAEs of tens of thousands of latents; what is
     above decides how many are edited.
 
     Source: SAeUron (arXiv:2501.18052), feature importance and its threshold
     """
-    if not 0 <= percentile < 100:
-        raise ConfigError(f"a percentile lies in 0..100, got {percentile}")
     scores = share(pos, neg)
-    return scores.masked_fill(~(scores > scores.quantile(percentile / 100)), NEVER)
+    return scores.masked_fill(~(scores > scores.quantile(0.99)), NEVER)
 
 
-def crisp(
-    pos: GroupStatistics,
-    neg: GroupStatistics,
-    k: int = 16,
-    least_ratio: float = 3.0,
-) -> Tensor:
+def crisp(pos: GroupStatistics, neg: GroupStatistics, k: int = 16) -> Tensor:
     """Return how much more often a latent fires, for those that also fire stronger.
 
     Candidates are the 10 k latents of the largest difference of counts; those stay
-    whose summed activation is ``least_ratio`` times that without the concept, plus 1.
+    whose summed activation is three times that without the concept, plus 1.
     The authors' two corpora have as many tokens; here what is counted without
     the concept is scaled to as many.
 
     Source: CRISP (arXiv:2508.13650), feature selection, and the authors' code
     """
-    if k < 1:
-        raise ConfigError(f"k must be at least 1, got {k}")
     scale = pos.num_tokens / neg.num_tokens
     more_often = pos.num_fired - neg.num_fired * scale
     ratio = pos.sum_acts / (neg.sum_acts * scale + 1)
     places = more_often.argsort(descending=True, stable=True).argsort()
-    chosen = (places < 10 * k) & (ratio >= least_ratio)
+    chosen = (places < 10 * k) & (ratio >= 3.0)
     return more_often.masked_fill(~chosen, NEVER)
 
 
-def dsg(
-    pos: GroupStatistics, neg: GroupStatistics, ratio_percentile: float = 90.0
-) -> Tensor:
+def dsg(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
     """Return the mean squared activation of latents that the concept stands out in.
 
-    Those stay whose ratio of it with and without the concept is at or above a
+    Those stay whose ratio of it with and without the concept is at or above the 90th
     percentile of the ratio.
 
     Source: Dynamic SAE Guardrails (arXiv:2504.08192), Fisher-based feature selection
     """
-    if not 0 <= ratio_percentile < 100:
-        raise ConfigError(f"a percentile lies in 0..100, got {ratio_percentile}")
     forget, retain = pos.mean_squared, neg.mean_squared
     ratio = forget / (retain + 1e-21)
-    least = ratio.quantile(ratio_percentile / 100)
-    return forget.masked_fill(~(ratio >= least), NEVER)
+    return forget.masked_fill(~(ratio >= ratio.quantile(0.9)), NEVER)
 
 
 def rate(pos: GroupStatistics, neg: GroupStatistics) -> Tensor:
@@ -113,9 +97,9 @@ class CausalScore:
     on_others: float
     """Mean change of the model's own answer on examples without it."""
 
-    def value(self, harm_weight: float = 1.0) -> float:
+    def value(self) -> float:
         """Return what is forgotten less what others lose."""
-        return -self.on_concept - harm_weight * max(0.0, -self.on_others)
+        return -self.on_concept - max(0.0, -self.on_others)
 
 
 def ranked(scores: Tensor, pos: GroupStatistics, k: int) -> tuple[int, ...]:

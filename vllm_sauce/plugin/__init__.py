@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin's entry point. Imports only the standard library: see ``register``."""
 
-_registered = False
+import functools
 
 
+@functools.cache
 def register() -> None:
     """Install the hooks; vLLM calls this in every process it starts.
 
@@ -12,11 +13,8 @@ def register() -> None:
 
     Raises: UnsupportedVLLMError when this vLLM has no seam we know.
     """
-    global _registered
-    if _registered:
-        return
     from vllm_sauce import client
     from vllm_sauce.plugin import hooks
 
     hooks.install()
-    _registered = client.plugin_registered = True
+    client.plugin_registered = True

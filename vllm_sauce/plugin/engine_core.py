@@ -18,8 +18,14 @@ from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import POOLING, Admission, admission_for
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
-from vllm_sauce.unlearning import Mask, check_size
-from vllm_sauce.unlearning.mask import Checked, marked, mask_id_of
+from vllm_sauce.unlearning.mask import (
+    Checked,
+    Mask,
+    check_size,
+    marked,
+    mask_id_of,
+    refuse_weak,
+)
 
 
 def install() -> None:
@@ -114,8 +120,8 @@ def check(admission: Admission, request: Any) -> Mask | None:
     catalogue, config = admission.bundle.catalogue, admission.config
     sites: tuple[str, ...] = ()
     if mask is not None:
-        check_size(mask.names(), catalogue, config.max_latents, config.max_concepts)
-        admission.refuse_weak(mask)
+        check_size(mask.names(), catalogue, config)
+        refuse_weak(mask.names(), catalogue, config)
         sites = mask.sites(catalogue)
     in_tower = VISION in sites
     in_decoder = any(site != VISION for site in sites)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,6 @@ from vllm_sauce.plugin.compat import seam_check
 from vllm_sauce.plugin.frontend import admission, agreement, bench_client, entrances
 from vllm_sauce.plugin.startup import flags, settings
 from vllm_sauce.scale import orphans
-
-_placed: set[str] = set()
-"""Of a process: what its workers have needed so far."""
 
 
 def install() -> None:
@@ -41,32 +39,28 @@ def _worker_init(
         seam_check.check_worker(vllm_config)
         if settings.section_of(vllm_config) is not None:
             install_edit()
-        if settings.harvest_section(vllm_config) is not None:
+        if settings.section_of(vllm_config, settings.HARVEST_KEY) is not None:
             install_tap()
     original(self, vllm_config, *args, **kwargs)
 
 
+@functools.cache
 def install_edit() -> None:
     """Place the hooks of a process that runs an edited model, once.
 
     Left out elsewhere: they import the model runners, seconds of start-up time.
     """
-    if "edit" in _placed:
-        return
     from vllm_sauce.plugin.worker import canary, injection, lifecycle
 
     injection.install(injection.inject_edit)
     canary.install()
     lifecycle.install()
-    _placed.add("edit")
 
 
+@functools.cache
 def install_tap() -> None:
     """Place the hooks of a process that harvests activations, once."""
-    if "tap" in _placed:
-        return
     from vllm_sauce.plugin.tap.harvest_worker import inject_tap
     from vllm_sauce.plugin.worker import injection
 
     injection.install(inject_tap)
-    _placed.add("tap")

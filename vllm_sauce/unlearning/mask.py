@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mask: what one request forgets, canonical, hashable and with an id.
+"""A mask: what one request forgets, canonical, hashable and with an id; without torch.
 
 It travels as a mark in the request, and keys what caches keep of it: KV blocks by the
 request's salt, encoder outputs by the picture's identifier.
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_sauce.client import KEY, MAX_STRENGTH, ForgetRequest, means_us
 from vllm_sauce.concepts import VISION, Catalogue, Concept
 from vllm_sauce.concepts.site import GENERATED, PROMPT
+from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import (
     ConfigError,
     InvalidRequestError,
+    RequestError,
     TooManyConceptsError,
-    UnknownConceptError,
 )
 
 PREFIX = "sauce:"
@@ -143,14 +144,12 @@ def marked(
 def resolve_mask(
     request: ForgetRequest | None,
     catalogue: Catalogue,
-    mandatory: Sequence[str],
     digest: str,
-    max_latents: int,
-    max_concepts: int = 64,
+    config: SauceConfig,
 ) -> Mask | None:
     """Return the mask of a request, or None if there is nothing to forget.
 
-    A mandatory concept is in every mask, at strength 1 or more.
+    A concept of ``config.forget`` is in every mask, at strength 1 or more.
 
     Raises: UnknownConceptError, TooManyConceptsError
     """
@@ -161,30 +160,26 @@ def resolve_mask(
             catalogue.concept(name)
             if request.strength > 0:
                 strengths[name] = request.strength
-    for name in mandatory:
+    for name in config.forget:
         catalogue.concept(name)
         strengths[name] = max(1.0, strengths.get(name, 0.0))
     if not strengths:
         return None
-    check_size(strengths, catalogue, max_latents, max_concepts)
+    check_size(strengths, catalogue, config)
     return Mask.of(strengths.items(), digest)
 
 
-def check_mandatory(
-    mandatory: Sequence[str],
-    catalogue: Catalogue,
-    max_latents: int | None = None,
-    max_concepts: int | None = None,
-) -> None:
-    """Refuse mandatory concepts that the bundle does not have or the limits forbid.
+def check_mandatory(catalogue: Catalogue, config: SauceConfig) -> None:
+    """Refuse mandatory concepts that a request could not ask for.
 
     Raises: ConfigError
     """
     try:
-        for name in mandatory:
+        for name in config.forget:
             catalogue.concept(name)
-        check_size(mandatory, catalogue, max_latents, max_concepts)
-    except (UnknownConceptError, TooManyConceptsError) as error:
+        check_size(config.forget, catalogue, config)
+        refuse_weak(config.forget, catalogue, config)
+    except RequestError as error:
         raise ConfigError(f"mandatory concepts: {error}") from error
 
 
@@ -206,24 +201,19 @@ def without_decoder(names: Iterable[str], catalogue: Catalogue) -> tuple[str, ..
     )
 
 
-def refused_as_weak(
-    names: Iterable[str], catalogue: Catalogue, allowed: Iterable[str]
-) -> str | None:
-    """Say of which concepts the bundle has an edit that does not forget them.
+def refuse_weak(
+    names: Iterable[str], catalogue: Catalogue, config: SauceConfig
+) -> None:
+    """Refuse concepts that the bundle does not forget, unless the operator allows them.
 
-    None if there are none among the names, or all of them are allowed.
-
-    Raises: UnknownConceptError
+    Raises: InvalidRequestError, UnknownConceptError
     """
-    weak = [
-        catalogue.concept(name)
-        for name in sorted(set(names) - set(allowed))
-        if not catalogue.concept(name).forgotten
-    ]
+    asked = map(catalogue.concept, sorted(set(names) - set(config.allow_weak)))
+    weak = [concept for concept in asked if not concept.forgotten]
     if not weak:
-        return None
+        return
     told = "; ".join(f"{one.name!r} ({_figures(one)})" for one in weak)
-    return (
+    raise InvalidRequestError(
         f"this bundle was found not to forget {told}, and to serve it would be to "
         "answer as if it did; calibrate again, or let the operator allow it: "
         f"--sauce-allow-weak {weak[0].name}"
@@ -236,26 +226,19 @@ def _figures(concept: Concept) -> str:
     return ", ".join(told) or "no figures"
 
 
-def check_size(
-    names: Iterable[str],
-    catalogue: Catalogue,
-    max_latents: int | None,
-    max_concepts: int | None,
-) -> None:
+def check_size(names: Iterable[str], catalogue: Catalogue, config: SauceConfig) -> None:
     """Refuse a mask larger than the server's limits. Raises: TooManyConceptsError"""
     wanted = sorted(set(names))
-    if max_concepts is not None and len(wanted) > max_concepts:
+    if len(wanted) > config.max_concepts:
         raise TooManyConceptsError(
-            f"a mask holds at most {max_concepts} concepts, got {len(wanted)} "
+            f"a mask holds at most {config.max_concepts} concepts, got {len(wanted)} "
             "(mandatory ones count); forget fewer or raise max_concepts"
         )
-    if max_latents is None:
-        return
     for site in catalogue.sites():
         num_latents = len(catalogue.latents(site, wanted))
-        if num_latents > max_latents:
+        if num_latents > config.max_latents:
             raise TooManyConceptsError(
-                f"a mask edits at most {max_latents} latents at a site, these "
+                f"a mask edits at most {config.max_latents} latents at a site, these "
                 f"{len(wanted)} concepts need {num_latents} at {site!r}; "
                 "forget fewer or raise max_latents"
             )

@@ -61,7 +61,7 @@ def site_rows(mask: Mask, catalogue: Catalogue, site: str) -> MaskRows:
 
     Raises: UnknownConceptError
     """
-    rows: dict[int, tuple[float, float, float]] = {}
+    rows: dict[int, tuple[float, ...]] = {}
     for name, strength in mask.concepts:
         edit = catalogue.concept(name).edits.get(site)
         if edit is None:
@@ -71,11 +71,7 @@ def site_rows(mask: Mask, catalogue: Catalogue, site: str) -> MaskRows:
         ):
             row = (strength * (gamma - 1.0), strength * shift, gate)
             seen = rows.get(latent, row)
-            rows[latent] = (
-                min(row[0], seen[0]),
-                min(row[1], seen[1]),
-                min(row[2], seen[2]),
-            )
+            rows[latent] = tuple(map(min, row, seen))
     latents = tuple(sorted(rows))
     columns = zip(*(rows[latent] for latent in latents), strict=True)
     return MaskRows(latents, *columns) if latents else MaskRows()
@@ -102,7 +98,6 @@ class SiteTable:
         *,
         fp8: bool = False,
         approximate: str | None = None,
-        zero_edits: bool = False,
     ) -> None:
         for name, value in (("num_slots", num_slots), ("max_latents", max_latents)):
             if value < 1:
@@ -110,8 +105,6 @@ class SiteTable:
         self.site = check_site(site)
         self.num_slots = num_slots
         self.max_latents = max_latents
-        self.zero_edits = zero_edits
-        """Test aid: every edit is nothing, all else alike (isolation control)."""
         self.costs: Costs | None = None
         """What the op's forms cost here, if measured; a GPU chooses by it."""
         self.generation = 0
@@ -184,7 +177,6 @@ class SiteTable:
         self.edited_tokens = torch.zeros(
             self.num_slots, dtype=torch.int64, device=device
         )
-        self.tokens_before = torch.zeros_like(self.edited_tokens)
         self.slot_rows: list[np.ndarray] = [np.zeros(0, np.int32)] * self.num_slots
         """The pool's rows of each slot's mask, for planning on the host."""
 
@@ -201,14 +193,6 @@ class SiteTable:
             int(tensor.view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors
         )
 
-    @property
-    def slot_masks(self) -> tuple[str | None, ...]:
-        """The id of the mask in each slot, None where a slot was never used."""
-        masks: list[str | None] = [None] * self.num_slots
-        for mask_id, slot in self._slot_of_mask.items():
-            masks[slot] = mask_id
-        return tuple(masks)
-
     def op_args(self) -> dict[str, Any]:
         """Return the op's tensors and numbers by argument name."""
         return {n: getattr(self, n) for n in (*OP_TENSORS, "topk", "normalize")}
@@ -220,20 +204,24 @@ class SiteTable:
 
         Raises: ConfigError
         """
-        wanted = self._distinct(masks)
-        if len(wanted) > self.num_slots:
+        distinct = {mask.mask_id: mask for mask in masks if mask is not None}
+        residents = [mask_id for mask_id in distinct if mask_id in self._slot_of_mask]
+        fresh = {
+            mask_id: rows
+            for mask_id, mask in distinct.items()
+            if mask_id not in self._slot_of_mask and (rows := self._rows(mask))
+        }
+        if (wanted := len(residents) + len(fresh)) > self.num_slots:
             raise ConfigError(
                 f"a step may hold at most {self.num_slots} distinct masks, "
-                f"got {len(wanted)}; raise num_slots"
+                f"got {wanted}; raise num_slots"
             )
-        for mask_id in wanted:
-            if mask_id in self._slot_of_mask:
-                self._slot_of_mask.move_to_end(mask_id)
+        for mask_id in residents:
+            self._slot_of_mask.move_to_end(mask_id)
         # Residents of this step are now the youngest, so eviction from the old end
         # cannot reach them: there are at least as many slots as masks.
-        for mask_id, rows in wanted.items():
-            if rows is not None:
-                self._insert(mask_id, rows)
+        for mask_id, rows in fresh.items():
+            self._insert(mask_id, rows)
         return [
             -1 if mask is None else self._slot_of_mask.get(mask.mask_id, -1)
             for mask in masks
@@ -252,36 +240,17 @@ class SiteTable:
             self.mask_gate,
             self.mask_len,
             self.edited_tokens,
-            self.tokens_before,
         ):
             tensor.zero_()
 
-    def edited_by_mask(self) -> dict[str, int]:
-        """Return tokens processed under each resident mask since it became resident.
-
-        Waits for the device.
-        """
-        counts = (self.edited_tokens - self.tokens_before).tolist()
-        return {mask_id: counts[slot] for mask_id, slot in self._slot_of_mask.items()}
-
-    def _distinct(self, masks: Sequence[Mask | None]) -> dict[str, MaskRows | None]:
-        """Map ids of the step's editing masks to rows, None for residents."""
-        wanted: dict[str, MaskRows | None] = {}
-        for mask in masks:
-            if mask is None or mask.mask_id in wanted:
-                continue
-            if mask.mask_id in self._slot_of_mask:
-                wanted[mask.mask_id] = None
-                continue
-            rows = site_rows(mask, self.catalogue, self.site)
-            if len(rows) > self.max_latents:
-                raise ConfigError(
-                    f"a mask at {self.site!r} may edit {self.max_latents} latents, "
-                    f"got {len(rows)}; raise max_latents"
-                )
-            if rows:
-                wanted[mask.mask_id] = rows
-        return wanted
+    def _rows(self, mask: Mask) -> MaskRows:
+        rows = site_rows(mask, self.catalogue, self.site)
+        if len(rows) > self.max_latents:
+            raise ConfigError(
+                f"a mask at {self.site!r} may edit {self.max_latents} latents, "
+                f"got {len(rows)}; raise max_latents"
+            )
+        return rows
 
     def _insert(self, mask_id: str, rows: MaskRows) -> None:
         if self._free:
@@ -296,8 +265,7 @@ class SiteTable:
         pool_rows = torch.tensor([self._row_of_latent[j] for j in rows.latents])
         gate = torch.tensor(rows.gate, dtype=torch.float32)
         gate = torch.maximum(gate, self._threshold[pool_rows])
-        factor = 0.0 if self.zero_edits else 1.0
-        out = factor * self._scale_dec[pool_rows]
+        out = self._scale_dec[pool_rows]
         enc = self._scale_enc[pool_rows]
         count = len(rows)
         stage(self.mask_latents[slot, :count], pool_rows.int())
@@ -306,8 +274,6 @@ class SiteTable:
         stage(self.mask_gate[slot, :count], gate / enc)
         self.mask_len[slot] = count
         self.slot_rows[slot] = pool_rows.numpy().astype(np.int32)
-        # A copy on the device: the count of the mask before stays there unread.
-        self.tokens_before[slot].copy_(self.edited_tokens[slot])
 
 
 def stage(into: Tensor, values: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from vllm_sauce.errors import UnsupportedVLLMError
 from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.compat import version
 
 
 class Notes:
@@ -136,3 +137,20 @@ def test_v2_without_embeddings_is_left_alone(says: dict[str, bool]) -> None:
     runner = types.SimpleNamespace(supports_mm_inputs=False, **says)
     with compat.dummy_embeddings(runner, 6):
         pass
+
+
+def test_a_hook_reaches_who_has_imported_the_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM's other modules, and nobody else's."""
+
+    def answer() -> int:
+        return 1
+
+    modules = [types.ModuleType(name) for name in ("vllm.home", "vllm.other", "theirs")]
+    for module in modules:
+        monkeypatch.setattr(module, "answer", answer, raising=False)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(version, "seam_owner", lambda *_: modules[0])
+    compat.hook("http", "answer", lambda original: original() + 1, imported=True)
+    assert [module.answer() for module in modules] == [2, 2, 1]

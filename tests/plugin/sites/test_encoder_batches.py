@@ -32,10 +32,9 @@ def pair(name: str, kind: str = "image") -> Any:
     return "image", {"name": name, "kind": kind}
 
 
-def announced(split: bool = True, required: bool = True) -> Announced:
-    """Return announcements of a proven model with one path."""
-    one = Announced(split=split, required=required)
-    one.paths.add("vision")
+def announced(edits: bool = True) -> Announced:
+    """Return announcements of a proven model."""
+    one = Announced(edits=edits)
     one.strict = True
     return one
 
@@ -43,13 +42,13 @@ def announced(split: bool = True, required: bool = True) -> Announced:
 @given(
     labels=st.lists(st.sampled_from([None, "a", "b"]), min_size=1, max_size=12),
     kinds=st.randoms(use_true_random=False),
-    split=st.booleans(),
+    edits=st.booleans(),
 )
 def test_each_batch_is_encoded_under_its_pictures_labels(
-    labels: list[str | None], kinds: random.Random, split: bool
+    labels: list[str | None], kinds: random.Random, edits: bool
 ) -> None:
     """In any order that a runner makes, with equal items among them."""
-    one = announced(split)
+    one = announced(edits)
     item = {"name": "same", "kind": "image"}
     # The same item under two masks: vLLM keeps one object for one picture.
     pairs: list[Any] = [
@@ -62,10 +61,10 @@ def test_each_batch_is_encoded_under_its_pictures_labels(
     kinds.shuffle(order)
     seen: list[Any] = []
     for _, count, batch in _by_label(vllms, order, device=None):
-        inside = one.enter("vision")
+        inside = one.enter()
         assert len(inside) == count == len(batch)
         assert list(inside) == [label_of[id(p)] for p in batch]
-        assert not split or len(set(inside)) == 1
+        assert not edits or len(set(inside)) == 1
         seen += batch
     assert [id(p) for p in seen] == [id(p) for p in order]
     one.finish()
@@ -79,43 +78,41 @@ def test_equal_labels_cost_no_extra_call() -> None:
         one.announce(pairs, [label] * 4)
         batches = []
         for batch in _by_label(vllms, pairs):
-            one.enter("vision")
+            one.enter()
             batches.append(batch)
         assert len(batches) == 1
 
 
-def drain(one: Announced, pairs: Sequence[Any], paths: Sequence[str]) -> None:
-    """Encode pictures; each batch passes some paths."""
+def drain(one: Announced, pairs: Sequence[Any], *, around: bool = False) -> None:
+    """Encode pictures; each batch passes the site, or goes around it."""
     for _ in _by_label(vllms, pairs):
-        for path in paths:
-            one.enter(path)
+        if not around:
+            one.enter()
 
 
 def test_a_picture_nobody_announced_is_an_error_once_proven() -> None:
     """While the model is profiled it is not."""
     one = announced()
     with pytest.raises(CanaryError, match="nobody announced"):
-        drain(one, [pair("a")], ["vision"])
+        drain(one, [pair("a")])
     one.strict = False
-    drain(one, [pair("a")], ["vision"])
+    drain(one, [pair("a")])
     one.announce([known := pair("a")], ["m"])
     with pytest.raises(CanaryError, match="never announced"):
-        drain(one, [known, pair("b")], ["vision"])
+        drain(one, [known, pair("b")])
 
 
-def test_a_masked_picture_that_goes_around_a_path_is_an_error() -> None:
-    """Every path must be entered; what must not be edited may go where it likes."""
+def test_a_masked_picture_that_goes_around_the_site_is_an_error() -> None:
+    """What must not be edited may go where it likes."""
     one = announced()
-    one.paths.add("vision.1")
     pairs = [pair("a"), pair("b")]
     one.announce(pairs, [None, None])
-    drain(one, pairs, [])
-    for paths in ([], ["vision"], ["vision.1"]):
-        one.announce(pairs, [None, "m"])
-        with pytest.raises(CanaryError, match="without passing"):
-            drain(one, pairs, paths)
+    drain(one, pairs, around=True)
     one.announce(pairs, [None, "m"])
-    drain(one, pairs, ["vision", "vision.1"])
+    with pytest.raises(CanaryError, match="without passing vision"):
+        drain(one, pairs, around=True)
+    one.announce(pairs, [None, "m"])
+    drain(one, pairs)
 
 
 def test_a_masked_picture_that_is_never_encoded_is_an_error() -> None:
@@ -131,10 +128,10 @@ def test_a_masked_picture_that_is_never_encoded_is_an_error() -> None:
 
 def test_a_tap_lets_pictures_go_around() -> None:
     """It says so itself, of the sample that lacks them."""
-    one = announced(split=False, required=False)
+    one = announced(edits=False)
     pairs = [pair("a"), pair("b", "embeds")]
     one.announce(pairs, ["a", "b"])
-    drain(one, pairs, [])
+    drain(one, pairs, around=True)
     one.announce(pairs, ["a", "b"])
     one.finish()
 
@@ -147,7 +144,7 @@ def test_a_call_within_a_call_belongs_to_the_outer_batch() -> None:
     for _ in _by_label(vllms, pairs):
         for inner in pairs:
             next(_by_label(vllms, [inner]))
-            assert set(one.enter("vision")) == {"m"}
+            assert set(one.enter()) == {"m"}
     one.finish()
 
 
@@ -159,7 +156,7 @@ def test_an_encoder_that_fails_leaves_nothing_behind() -> None:
         one.announce(pairs, ["m", "n"])
         batches = _by_label(vllms, pairs)
         next(batches)
-        one.enter("vision")
+        one.enter()
         batches.close()  # type: ignore[attr-defined]
         assert one._batch is None
         one._waiting.clear()
@@ -174,4 +171,4 @@ def test_two_models_in_one_process_keep_apart() -> None:
     assert [count for _, count, _ in _by_label(vllms, [plain])] == [1]
     for announcer, its, label in ((other, theirs, "n"), (one, mine, "m")):
         for _ in _by_label(vllms, [its]):
-            assert announcer.enter("vision") == [label]
+            assert announcer.enter() == [label]

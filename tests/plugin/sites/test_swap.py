@@ -23,7 +23,7 @@ class Layer(nn.Module):
 def test_the_first_tensor_is_replaced_by_position_or_name() -> None:
     module = nn.Linear(3, 2)
     plain = nn.Linear.forward
-    swap.on_input(module, lambda features: features + 1, prefix="Sauce")
+    swap.on_input(module, lambda features: features + 1)
     x = torch.randn(4, 3)
     assert torch.equal(module(x), plain(module, x + 1))
     assert torch.equal(module(input=x), plain(module, x + 1))
@@ -37,7 +37,7 @@ def test_the_first_tensor_is_replaced_by_position_or_name() -> None:
 def test_a_module_called_without_a_tensor_is_an_error() -> None:
     """What cannot be seen cannot be edited."""
     module = nn.Linear(3, 2)
-    swap.on_input(module, lambda features: features, prefix="Sauce")
+    swap.on_input(module, lambda features: features)
     with pytest.raises(CanaryError, match="without a tensor"):
         module(input=None)
 
@@ -50,7 +50,7 @@ def test_a_layers_stream_may_be_written_into() -> None:
         seen.append(module)
         hidden_states.add_(residual)
 
-    swap.on_stream(layer, act, prefix="Sauce")
+    swap.on_stream(layer, act)
     one, x = torch.ones(2), torch.full((2,), 3.0)
     hidden_states, residual = layer(one, x=x)
     assert hidden_states.tolist() == [10.0, 10.0] and residual.tolist() == [6.0, 6.0]
@@ -60,6 +60,6 @@ def test_a_layers_stream_may_be_written_into() -> None:
 
 def test_a_layer_that_leaves_something_else_is_an_error() -> None:
     layer = nn.Linear(3, 2)
-    swap.on_stream(layer, lambda *_: None, prefix="Sauce")
+    swap.on_stream(layer, lambda *_: None)
     with pytest.raises(ValueError, match="unpack"):
         layer(torch.zeros(3, 3))

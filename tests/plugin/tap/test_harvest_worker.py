@@ -335,7 +335,7 @@ def test_settings_that_make_no_sense_are_refused(options, words):
 def test_what_hides_tokens_from_the_sites_is_refused(samples):
     from types import SimpleNamespace as Config
 
-    from vllm_sauce.plugin.tap.harvest_worker import TapSettings, inject_tap
+    from vllm_sauce.plugin.tap.harvest_worker import inject_tap
 
     section = {"sauce_harvest": {"sites": ["vision"], "dtype": "auto"}}
     for eager, caching, words in (
@@ -351,4 +351,7 @@ def test_what_hides_tokens_from_the_sites_is_refused(samples):
             inject_tap(torch.nn.Linear(1, 1), config)
     both = Config(additional_config={"sauce": {}, "sauce_harvest": {}})
     with pytest.raises(ConfigError, match="either harvests or edits"):
-        TapSettings.of(both)
+        inject_tap(torch.nn.Linear(1, 1), both)
+    less = Config(additional_config={"sauce_harvest": {"sites": ["vision"]}})
+    with pytest.raises(ConfigError, match="must have dtype, sites"):
+        inject_tap(torch.nn.Linear(1, 1), less)

@@ -55,8 +55,6 @@ class Kept:
         self.samples = {}
         self.pictures = []
 
-    pending_tokens = 0
-
     def add(self, sample, rows, images=()):
         assert sample not in self.samples
         self.samples[sample] = rows
@@ -141,7 +139,7 @@ def test_dummy_passes_and_strangers_leave_nothing():
     step(tap, [Span(None, 0, 2), Span(1, 0, 2)])
     begin_step(tap, [Span(1, 0, 2)])
     tap.clear_step()
-    tap.take(SITE, torch.full((2, 2), torch.nan), None)
+    tap.take(SITE, torch.full((2, 2), torch.nan), torch.zeros(2, 2))
     tap.finish([finished(1, 2, 2)])
     assert kept.samples[1][SITE].activations.tolist() == [[100.0, 0.5], [101.0, 0.5]]
 
@@ -150,8 +148,8 @@ def test_what_is_kept_is_a_copy():
     tap, kept = tapping(SITE)
     tap.begin_request(0, [])
     begin_step(tap, [Span(0, 0, 2)])
-    x = torch.ones(2, 2)
-    tap.take(SITE, x, None)
+    x, residual = torch.ones(2, 2), torch.zeros(2, 2)
+    tap.take(SITE, x, residual)
     x.zero_()
     tap.finish([finished(0, 2, 2)])
     assert kept.samples[0][SITE].activations.sum() == 4

@@ -24,12 +24,10 @@ FOUR_TOKENS = [("sink", 1), ("image", 2), ("prompt", 1), ("generated", 1)]
 class Told(SiteAction):
     """Takes notes. A request's label is what stands under "label"."""
 
-    prefix = "Told"
-
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[Any] = []
-        self.announced = Announced(split=True, required=True)
+        self.announced = Announced(edits=True)
 
     def label_of(self, extra_args: Mapping[str, Any] | None) -> Any:
         return (extra_args or {}).get("label")

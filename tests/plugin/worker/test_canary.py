@@ -66,7 +66,7 @@ def two_edits(model: Any) -> Callable[[], None]:
     """Run the op twice on every token."""
     (layer,) = [m for m in model.modules() if type(m).__name__.startswith("SauceLlama")]
     edited = type(layer)
-    swap.on_stream(layer, edit_stream, prefix="Twice")
+    swap.on_stream(layer, edit_stream)
 
     def undo() -> None:
         layer.__class__ = edited

@@ -19,7 +19,8 @@ from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
 from vllm_sauce.plugin.sites.action import action_of
 from vllm_sauce.plugin.worker.injection import inject_edit, place
-from vllm_sauce.plugin.worker.runtime import KEPT_TENSORS, SauceRuntime, runtime_of
+from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
+from vllm_sauce.unlearning.slots import OP_TENSORS
 
 D_MODEL = 8
 
@@ -70,7 +71,7 @@ def test_an_action_sees_what_passes_its_sites() -> None:
     assert seen[0] is layer and seen[1] is hidden_states and seen[2] is residual
     plain = nn.Linear.forward(model.multi_modal_projector, x + 1)
     assert torch.equal(model.multi_modal_projector(x), plain)
-    assert type(layer).__name__ == "ToldLlamaDecoderLayer"
+    assert type(layer).__name__ == "SauceLlamaDecoderLayer"
     assert hasattr(model, "get_model_state_cls")
 
 
@@ -87,11 +88,11 @@ def test_the_bundles_sites_are_edited(bundle_dir: Path, model_dir: Path) -> None
     layer = model.language_model.model.layers[1]
     buffers = dict(layer.named_buffers())
     table = runtime.tables["decoder.1"]
-    assert all(buffers[f"sauce_{n}"] is getattr(table, n) for n in KEPT_TENSORS)
+    assert all(buffers[f"sauce_{n}"] is getattr(table, n) for n in OP_TENSORS)
     assert table.num_slots == 3
     assert len(runtime.decoder["decoder.1"].slot_of_token) == 16
     kept = dict(model.multi_modal_projector.named_buffers())
-    assert set(kept) == {f"sauce_{name}" for name in KEPT_TENSORS}
+    assert set(kept) == {f"sauce_{name}" for name in OP_TENSORS}
     assert model.state_dict().keys() == saved
     x = torch.randn(4, table.W_dec_rows.shape[1])
     hidden_states, _ = layer(x)

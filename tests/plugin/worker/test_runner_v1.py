@@ -12,6 +12,7 @@ import pytest
 
 from tests.plugin.worker.doubles import FOUR_TOKENS, PICTURE, Told
 from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.sites.action import run_encoder
 from vllm_sauce.plugin.worker import runner_v1
 
 
@@ -92,7 +93,7 @@ def test_an_encoder_run_is_told_and_ended() -> None:
     assert told.notes == [(["p"], ["a"])]
     assert told.announced is not None and told.announced.expects(pairs)
     with pytest.raises(CanaryError, match="1 pictures that must be edited"):
-        runner_v1._execute_mm_encoder(original, runner(told))
+        run_encoder(original, runner(told))
 
 
 @pytest.mark.parametrize("section", ["sauce", "sauce_harvest"])
@@ -103,4 +104,4 @@ def test_a_model_without_its_action_is_not_run(section: str) -> None:
         with pytest.raises(CanaryError, match="was not injected into this model"):
             hook(original, runner(None, **{section: {}}), *args)
         assert hook(original, runner(None), *args) == (args, {})
-    assert runner_v1._execute_mm_encoder(original, runner(None), 1) == ((1,), {})
+    assert run_encoder(original, runner(None), 1) == ((1,), {})

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.plugin.worker.doubles import FOUR_TOKENS, PICTURE, Told
 from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin.sites.action import run_encoder
 from vllm_sauce.plugin.worker import runner_v2
 
 
@@ -128,7 +129,7 @@ def test_an_encoder_run_is_told_and_ended() -> None:
     assert found == listed
     assert told.notes == [(["p"], ["a"])]
     with pytest.raises(CanaryError, match="1 pictures that must be edited"):
-        runner_v2._execute_mm_encoder(lambda *_: "encoded", runner)
+        run_encoder(lambda *_: "encoded", runner)
     plain = SimpleNamespace(model=object())
     assert runner_v2._prepare_mm_inputs(lambda *_: listed, plain, {}) == listed
-    assert runner_v2._execute_mm_encoder(lambda *_: "encoded", plain) == "encoded"
+    assert run_encoder(lambda *_: "encoded", plain) == "encoded"

@@ -100,7 +100,7 @@ def connector(kind: Callable[..., nn.Module] = nn.Linear) -> tuple[VisionSite, A
     """Return a vision site and a module that it edits."""
     site = VisionSite(build_table())
     module = kind(site.table.W_dec_rows.shape[1], 3)
-    swap.on_input(module, site.edit, prefix="Sauce")
+    swap.on_input(module, site.edit)
     return site, module
 
 
@@ -229,7 +229,7 @@ def test_a_compiled_layer_is_edited_in_one_graph() -> None:
     """The tables are its buffers: what is written there later, a graph reads."""
     runtime, layer = runtime_of_one_layer(), Layer()
     act = runtime.at_decoder("decoder.1", layer)
-    swap.on_stream(layer, act, prefix=runtime.prefix)
+    swap.on_stream(layer, act)
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     graph: Any = torch.compile(layer, backend="eager", fullgraph=True)
     plain, _ = graph(x)

@@ -12,7 +12,6 @@ never be skipped.
 from vllm_sauce.plugin.compat.frontend import (
     add_innermost_middleware,
     as_client_error,
-    client_errors,
     is_sampling_params,
     messages_carry,
     read_no_prefix,
@@ -38,14 +37,12 @@ from vllm_sauce.plugin.compat.version import (
     seam_owner,
     vllm_version,
     wrap,
-    wrap_function,
 )
 from vllm_sauce.plugin.compat.worker import (
     add_worker_call,
     dummy_embeddings,
+    hook_worker,
     model_state_cls,
     on_cpu,
     prompt_length,
-    worker_cls,
-    worker_method_owner,
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,8 +37,6 @@ def is_sampling_params(params: Any) -> bool:
 
 def with_extra_args(params: Any, extra_args: Mapping[str, Any] | None) -> Any:
     """Return a copy of ``params`` with other ``extra_args``; the caller's stays."""
-    import copy
-
     changed = copy.copy(params)
     changed.extra_args = None if extra_args is None else dict(extra_args)
     return changed
@@ -56,14 +55,6 @@ def read_no_prefix(request: Any) -> None:
     request.skip_reading_prefix_cache = True
 
 
-def client_errors() -> tuple[type[Exception], ...]:
-    """Return what vLLM raises for a prompt that cannot be served."""
-    import vllm.exceptions
-
-    client_error = getattr(vllm.exceptions, "VLLMClientError", ValueError)
-    return ValueError, client_error
-
-
 def as_client_error(error: Exception) -> Exception:
     """Make vLLM answer 400 for an error of ours; it stays what it was, too.
 
@@ -74,19 +65,14 @@ def as_client_error(error: Exception) -> Exception:
 
     client_error = getattr(vllm.exceptions, "VLLMClientError", None)
     if client_error is not None and not isinstance(error, client_error):
-        error.__class__ = _client_error_cls(type(error), client_error)
+        cls: Any = type(error)
+        error.__class__ = _client_error_cls(cls, client_error)
     return error
 
 
-_client_errors: dict[type, type] = {}
-
-
+@functools.cache
 def _client_error_cls(cls: type, client_error: type) -> type:
-    if cls not in _client_errors:
-        _client_errors[cls] = type(
-            cls.__name__, (cls, client_error), {"__module__": cls.__module__}
-        )
-    return _client_errors[cls]
+    return type(cls.__name__, (cls, client_error), {"__module__": cls.__module__})
 
 
 def resend_images(processor: Any, prompt: Any, request: Any = None) -> None:

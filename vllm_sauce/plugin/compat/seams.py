@@ -61,19 +61,19 @@ GROUPING = "group_and_batch_mm_kwargs"
 """What both runners split a step's pictures into batches with: each imports the name
 into its module and calls it there, so that is where it is replaced."""
 
+GPU = "vllm.v1.worker.gpu_worker"
 _args = partial(Seam, "all", "vllm.engine.arg_utils")
 _processor = partial(Seam, "all", "vllm.v1.engine.input_processor")
 _core = partial(Seam, "all", "vllm.v1.engine.core")
 _async_llm = partial(Seam, "all", "vllm.v1.engine.async_llm")
 _llm_engine = partial(Seam, "all", "vllm.v1.engine.llm_engine")
-CPU = "vllm.v1.worker.cpu_worker"
-GPU = "vllm.v1.worker.gpu_worker"
-LOADER = "vllm.model_executor.model_loader.base_loader"
+_cpu = partial(Seam, "cpu", "vllm.v1.worker.cpu_worker")
+_gpu = partial(Seam, "gpu", GPU)
 SCHEDULED = "vllm.v1.core.sched.output"
 _v1 = partial(Seam, "v1", "vllm.v1.worker.gpu_model_runner")
 _v1_batch = partial(Seam, "v1", "vllm.v1.worker.gpu_input_batch")
 _v2 = partial(Seam, "v2", "vllm.v1.worker.gpu.model_runner")
-V2_BATCH = "vllm.v1.worker.gpu.input_batch"
+_v2_batch = partial(Seam, "v2", "vllm.v1.worker.gpu.input_batch")
 _v2_encoder = partial(Seam, "v2", "vllm.v1.worker.gpu.mm.encoder_runner")
 STATES = "vllm.v1.worker.gpu.model_states"
 _states = partial(Seam, "v2", STATES)
@@ -187,7 +187,7 @@ SEAMS = (
     # All runners and devices load through it, before profiling and compilation.
     Seam(
         "worker",
-        LOADER,
+        "vllm.model_executor.model_loader.base_loader",
         "BaseModelLoader.load_model",
         leads="self vllm_config model_config",
     ),
@@ -201,12 +201,12 @@ SEAMS = (
         leads="mm_kwargs",
         takes="device pin_memory",
     ),
-    Seam("cpu", CPU, "CPUWorker.compile_or_warm_up_model", leads="self"),
-    Seam("cpu", CPU, "CPUWorker.sleep", leads="self level"),
-    Seam("cpu", CPU, "CPUWorker.wake_up", leads="self tags"),
-    Seam("gpu", GPU, "Worker.compile_or_warm_up_model", leads="self"),
-    Seam("gpu", GPU, "Worker.sleep", leads="self level"),
-    Seam("gpu", GPU, "Worker.wake_up", leads="self tags"),
+    _cpu("CPUWorker.compile_or_warm_up_model", leads="self"),
+    _cpu("CPUWorker.sleep", leads="self level"),
+    _cpu("CPUWorker.wake_up", leads="self tags"),
+    _gpu("Worker.compile_or_warm_up_model", leads="self"),
+    _gpu("Worker.sleep", leads="self level"),
+    _gpu("Worker.wake_up", leads="self tags"),
     Seam("worker", GPU, "Worker.reload_weights", leads="self"),
     # Model runner V1, which has no per-step hook; ``CPUModelRunner`` inherits it.
     Seam(
@@ -243,9 +243,7 @@ SEAMS = (
     ),
     _v2("GPUModelRunner._dummy_run", leads="self num_tokens", takes="uniform_decode"),
     _v2("GPUModelRunner.add_requests", calls="add_request"),
-    Seam(
-        "v2",
-        V2_BATCH,
+    _v2_batch(
         "InputBatch",
         has="req_ids num_reqs num_scheduled_tokens num_computed_tokens_np",
     ),

@@ -57,12 +57,23 @@ def seam_owner(place: str, name: str) -> Any:
     return owner
 
 
-def hook(place: str, name: str, around: Callable[..., Any]) -> None:
+def hook(
+    place: str, name: str, around: Callable[..., Any], *, imported: bool = False
+) -> None:
     """``wrap`` what a row of ``seams`` names: what has no row is not hooked.
+
+    ``imported``: also where other modules of vLLM's have imported it by name.
 
     Raises: UnsupportedVLLMError when vLLM has moved or renamed it.
     """
-    wrap(seam_owner(place, name), name.rpartition(".")[2], around)
+    owner, attribute = seam_owner(place, name), name.rpartition(".")[2]
+    original = getattr(owner, attribute, None)
+    wrap(owner, attribute, around)
+    for loaded in list(sys.modules.values()) if imported else ():
+        if getattr(loaded, "__name__", "").startswith("vllm.") and (
+            vars(loaded).get(attribute) is original
+        ):
+            setattr(loaded, attribute, getattr(owner, attribute))
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -86,20 +97,6 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
         setattr(owner, name, type(raw)(wrapper))
     else:
         setattr(owner, name, wrapper)
-
-
-def wrap_function(module: Any, name: str, around: Callable[..., Any]) -> None:
-    """``wrap`` a module's function, also where other modules have imported it by name.
-
-    Raises: UnsupportedVLLMError when vLLM has renamed the seam.
-    """
-    original = getattr(module, name, None)
-    wrap(module, name, around)
-    for loaded in list(sys.modules.values()):
-        if getattr(loaded, "__name__", "").startswith("vllm.") and (
-            vars(loaded).get(name) is original
-        ):
-            setattr(loaded, name, getattr(module, name))
 
 
 def logger(name: str) -> Any:

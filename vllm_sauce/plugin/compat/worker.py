@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm_sauce.errors import UnsupportedVLLMError
-from vllm_sauce.plugin.compat.version import seam_owner, vllm_version
+from vllm_sauce.plugin.compat.version import seam_owner, vllm_version, wrap
 
 
 def add_worker_call(name: str, method: Callable[[Any], Any]) -> None:
@@ -40,35 +40,24 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def worker_cls() -> type:
-    """This platform's worker, whose ``compile_or_warm_up_model`` ends the warm-up.
-
-    Why: the canary must run in the compiled, captured model, before serving.
-    """
-    if on_cpu():
-        from vllm.v1.worker.cpu_worker import CPUWorker
-
-        return CPUWorker
-    from vllm.v1.worker.gpu_worker import Worker
-
-    return Worker
-
-
-def worker_method_owner(name: str, *, needed: bool = True) -> type | None:
-    """Return the class that defines a method of this platform's worker.
+def hook_worker(name: str, around: Callable[..., Any], *, needed: bool = True) -> None:
+    """``wrap`` a method of this platform's worker in the class that defines it.
 
     Why: CPU workers inherit some of the GPU worker's methods and override others.
     Raises: UnsupportedVLLMError for one that is needed and gone.
     """
-    for cls in worker_cls().__mro__:
-        if name in vars(cls):
-            return cls
-    if needed:
+    if on_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker as Worker
+    else:
+        from vllm.v1.worker.gpu_worker import Worker
+    owner = next((cls for cls in Worker.__mro__ if name in vars(cls)), None)
+    if owner is not None:
+        wrap(owner, name, around)
+    elif needed:
         raise UnsupportedVLLMError(
             f"vLLM {vllm_version()} has no worker method {name}; update "
             "vllm_sauce/plugin/compat/"
         )
-    return None
 
 
 def model_state_cls(vllm_config: Any, model: Any) -> type:

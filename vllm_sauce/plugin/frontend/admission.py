@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Mapping,
-)
+import functools
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +16,15 @@ from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, RequestE
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
 from vllm_sauce.plugin.startup import settings
-from vllm_sauce.unlearning import Mask, resolve_mask, without_decoder
 from vllm_sauce.unlearning.mask import (
+    Mask,
     marked,
     refuse_forged_keys,
-    refused_as_weak,
+    refuse_weak,
     renamed,
+    resolve_mask,
     salted,
+    without_decoder,
 )
 
 POOLING = (
@@ -71,31 +69,20 @@ class Admission:
 
         Raises: RequestError (a ValueError: HTTP 400).
         """
-        mask = resolve_mask(
-            parse_request(extra_args),
-            self.bundle.catalogue,
-            self.config.forget,
-            self.bundle.digest,
-            self.config.max_latents,
-            self.config.max_concepts,
-        )
-        if mask is not None:
-            self.refuse_weak(mask)
-        if mask is not None and self.config.require_decoder:
-            unread = without_decoder(mask.names(), self.bundle.catalogue)
-            if unread:
-                raise InvalidRequestError(
-                    f"{', '.join(unread)} can be forgotten in pictures only, and this "
-                    "server answers no question where that may not be enough "
-                    "(--sauce-require-decoder); name other concepts"
-                )
+        catalogue, config = self.bundle.catalogue, self.config
+        request = parse_request(extra_args)
+        mask = resolve_mask(request, catalogue, self.bundle.digest, config)
+        if mask is None:
+            return None
+        names = mask.names()
+        refuse_weak(names, catalogue, config)
+        if config.require_decoder and (unread := without_decoder(names, catalogue)):
+            raise InvalidRequestError(
+                f"{', '.join(unread)} can be forgotten in pictures only, and this "
+                "server answers no question where that may not be enough "
+                "(--sauce-require-decoder); name other concepts"
+            )
         return mask
-
-    def refuse_weak(self, mask: Mask) -> None:
-        """Refuse what the bundle does not forget. Raises: InvalidRequestError"""
-        catalogue, allowed = self.bundle.catalogue, self.config.allow_weak
-        if told := refused_as_weak(mask.names(), catalogue, allowed):
-            raise InvalidRequestError(told)
 
     def identify(self, request: Any, mask: Mask | None) -> None:
         """Give the request's KV blocks and images an identity of their mask.
@@ -116,7 +103,7 @@ class Admission:
                 feature.identifier = renamed(feature.identifier, mask)
 
 
-_admissions: dict[tuple[SauceConfig, str | None], Admission] = {}
+_opened = functools.cache(Admission.open)
 
 
 def admission_for(vllm_config: Any) -> Admission | None:
@@ -127,10 +114,7 @@ def admission_for(vllm_config: Any) -> Admission | None:
     config = settings.from_vllm_config(vllm_config)
     if config is None:
         return None
-    key = config, vllm_config.additional_config["sauce"].get("digest")
-    if key not in _admissions:
-        _admissions[key] = Admission.open(*key)
-    return _admissions[key]
+    return _opened(config, vllm_config.additional_config["sauce"].get("digest"))
 
 
 def _processor_init(

@@ -51,7 +51,7 @@ def merged_extra_body(args: argparse.Namespace) -> dict[str, Any] | None:
     body: dict[str, Any] | None = args.extra_body
     if not args.sauce_forget:
         return body
-    if "sauce" not in [name for names in args.plugin or [] for name in names]:
+    if not flags.asks(args):
         raise ConfigError("--sauce-forget given without --plugin sauce; add it")
     ours: Any = forget_body(*args.sauce_forget)["vllm_xargs"]
     xargs = {**((body or {}).get("vllm_xargs") or {}), **ours}

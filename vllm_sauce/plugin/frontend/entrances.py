@@ -31,8 +31,7 @@ def _create_model_config(
 ) -> Any:
     global _placed
     if not _placed and settings.requested(self, os.environ) is not None:
-        app_module = compat.seam_owner("http", "build_app")
-        compat.wrap_function(app_module, "build_app", _build_app)
+        compat.hook("http", "build_app", _build_app, imported=True)
         compat.hook("http", "run_batch", _run_batch)
         compat.hook("http", "handle_endpoint_request", _handle_endpoint_request)
         compat.wrap_batch_lines(_model_validate_json)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from vllm_sauce.client import means_us, parse_request
@@ -24,9 +24,8 @@ from vllm_sauce.plugin.frontend.admission import Admission, admission_of
 from vllm_sauce.plugin.frontend.routes import Place
 from vllm_sauce.unlearning.mask import refuse_forged_keys
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
@@ -69,12 +68,10 @@ _IDENTITIES = ("cache_salt", "uuid")
 class RawBodyCheck:
     """ASGI middleware that refuses a wish to forget which its route would drop."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request and hand it on, or answer 400."""
         if scope["type"] == "websocket":
             await _refuse_websocket(scope, receive, send)
@@ -131,10 +128,7 @@ def _admission(app: Any) -> Admission | None:
 
 
 def _check_json(
-    path: str,
-    place: Place | None,
-    text: bytes | str,
-    admission: Admission | None,
+    path: str, place: Place | None, text: bytes | str, admission: Admission | None
 ) -> None:
     try:
         body = Body.read(text)
@@ -142,8 +136,7 @@ def _check_json(
         raise
     except ValueError:
         return  # vLLM reads JSON by the same function, and answers for what is none
-    user_data = routes.USER_DATA.get(path, ())
-    body.check(path, place, admission, user_data)
+    body.check(path, place, admission, routes.USER_DATA.get(path, ()))
 
 
 async def _check_form(path: str, scope: Any, messages: list[Message]) -> None:

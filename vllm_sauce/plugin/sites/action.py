@@ -32,9 +32,6 @@ ATTRIBUTE = "_sauce_action"
 class SiteAction(ABC):
     """One per loaded model. A request's label is its mask, or its sample's number."""
 
-    prefix: str
-    """Begins the name of a module's class that the action is in."""
-
     announced: Announced | None = None
     """The pictures of the encoder, where a vision site looks at them."""
 
@@ -84,11 +81,6 @@ class SiteAction(ABC):
     ) -> Sequence[Any]:
         """Return the label of each picture, None for one that asks for nothing."""
 
-    def finish_pictures(self) -> None:
-        """Check that the encoder run passed the site. Raises: CanaryError."""
-        if self.announced is not None:
-            self.announced.finish()
-
     @abstractmethod
     def at_decoder(self, site: str, layer: Any) -> StreamAct:
         """Prepare a decoder layer; return what acts on the stream that it leaves."""
@@ -96,6 +88,17 @@ class SiteAction(ABC):
     @abstractmethod
     def at_vision(self, connector: Any) -> FeaturesAct:
         """Prepare what comes after the tower; return what acts on its input."""
+
+
+def run_encoder(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Check that a runner's encoder run passed the site. Raises: CanaryError."""
+    outputs = original(self, *args, **kwargs)
+    action = action_of(self.model)
+    if action is not None and action.announced is not None:
+        action.announced.finish()
+    return outputs
 
 
 def action_of(model: Any) -> SiteAction | None:

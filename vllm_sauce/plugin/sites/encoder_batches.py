@@ -16,28 +16,25 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
+from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin import compat
 
 _all: weakref.WeakSet[Announced] = weakref.WeakSet()
-_installed = False
 
 
 class Announced:
     """The pictures that a model's encoder is about to see, each with a label."""
 
-    def __init__(self, *, split: bool, required: bool) -> None:
-        self.split = split
-        """Whether a batch may hold pictures of one label only."""
-        self.required = required
-        """Whether a picture whose label is not None must pass every path."""
+    def __init__(self, *, edits: bool) -> None:
+        self.edits = edits
+        """Whether a batch may hold pictures of one label only, and one whose label is
+        not None must pass the site."""
         self.strict = False
         """Whether a picture nobody announced is an error (not so while profiling)."""
-        self.paths: set[str] = set()
-        """Names of the modules that see every picture."""
         self._waiting: dict[int, tuple[Any, Any]] = {}
         self._batch: Sequence[Any] | None = None
-        self._entered: set[str] = set()
+        self._entered = False
         _all.add(self)
 
     def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:
@@ -81,34 +78,33 @@ class Announced:
     def encoding(self, labels: Sequence[Any]) -> Iterator[None]:
         """Say that a batch of these labels is in the encoder.
 
-        Raises: CanaryError if a labelled picture did not pass every path.
+        Raises: CanaryError if a labelled picture did not pass the site.
         """
-        self._batch, self._entered = labels, set()
+        self._batch, self._entered = labels, False
         try:
             yield
         finally:
             self._batch = None
-        missed = self.paths - self._entered
-        if missed and self._bound(labels):
+        if not self._entered and self._bound(labels):
             raise CanaryError(
-                f"{len(labels)} pictures were encoded without passing "
-                f"{', '.join(sorted(missed))}; refusing to serve them unedited"
+                f"{len(labels)} pictures were encoded without passing {VISION}; "
+                "refusing to serve them unedited"
             )
 
     def _bound(self, labels: Iterable[Any]) -> int:
-        return sum(label is not None for label in labels) if self.required else 0
+        return sum(label is not None for label in labels) if self.edits else 0
 
-    def enter(self, path: str) -> Sequence[Any]:
-        """Return the labels of the batch in the encoder, for the module at ``path``.
+    def enter(self) -> Sequence[Any]:
+        """Return the labels of the batch in the encoder, for the module at the site.
 
         Nothing while a model is profiled.
 
         Raises: CanaryError if the picture was not announced and must have been.
         """
-        self._entered.add(path)
+        self._entered = True
         if self._batch is None and self.strict:
             raise CanaryError(
-                f"a picture nobody announced entered {path}; refusing to serve it "
+                f"a picture nobody announced entered {VISION}; refusing to serve it "
                 "unedited"
             )
         return self._batch or ()
@@ -136,12 +132,9 @@ def refuse_unseen(features: Iterable[Any]) -> None:
 
 
 def install() -> None:
-    """Cut the batches of both runners, once."""
-    global _installed
-    if not _installed:
-        for runner in ("v1", "v2"):
-            compat.hook(runner, "group_and_batch_mm_kwargs", _by_label)
-    _installed = True
+    """Cut the batches of both runners."""
+    for runner in ("v1", "v2"):
+        compat.hook(runner, "group_and_batch_mm_kwargs", _by_label)
 
 
 def _by_label(
@@ -154,7 +147,7 @@ def _by_label(
         yield from original(mm_kwargs, **kwargs)
         return
     labels = announced.labels(mm_kwargs)
-    cut = labels if announced.split else [None] * len(labels)
+    cut = labels if announced.edits else [None] * len(labels)
     at = 0
     for _, run in groupby(cut):
         end = at + len(list(run))

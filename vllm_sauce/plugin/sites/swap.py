@@ -15,7 +15,7 @@ from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin.sites.action import FeaturesAct, StreamAct
 
 
-def on_input(module: Any, act: FeaturesAct, *, prefix: str) -> None:
+def on_input(module: Any, act: FeaturesAct) -> None:
     """Let ``act`` see, and replace, the first tensor that a module is called with."""
     base: Any = type(module)
 
@@ -30,11 +30,10 @@ def on_input(module: Any, act: FeaturesAct, *, prefix: str) -> None:
                     return super().forward(*args, **{**kwargs, name: act(value)})
             raise CanaryError(f"{base.__name__} was called without a tensor")
 
-    _rename(Swapped, prefix, base)
-    module.__class__ = Swapped
+    _swap(module, Swapped)
 
 
-def on_stream(layer: Any, act: StreamAct, *, prefix: str) -> None:
+def on_stream(layer: Any, act: StreamAct) -> None:
     """Let ``act`` see, and write into, the residual stream that a layer leaves."""
     base: Any = type(layer)
 
@@ -44,9 +43,9 @@ def on_stream(layer: Any, act: StreamAct, *, prefix: str) -> None:
             act(self, hidden_states, residual)
             return hidden_states, residual
 
-    _rename(Swapped, prefix, base)
-    layer.__class__ = Swapped
+    _swap(layer, Swapped)
 
 
-def _rename(cls: type, prefix: str, base: type) -> None:
-    cls.__name__ = cls.__qualname__ = f"{prefix}{base.__name__}"
+def _swap(module: Any, swapped: type) -> None:
+    swapped.__name__ = swapped.__qualname__ = f"Sauce{type(module).__name__}"
+    module.__class__ = swapped

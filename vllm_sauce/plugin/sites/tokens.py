@@ -31,6 +31,11 @@ class PictureSpan:
         at = feature.mm_position
         return cls(feature.identifier, at.offset, at.length, at.is_embed)
 
+    def mark(self, kinds: Tensor, kind: int) -> None:
+        """Write a kind at the picture's patches. Shapes: kinds [num_tokens]"""
+        mine = kinds[self.offset : self.offset + self.length]
+        mine[slice(None) if self.is_embed is None else self.is_embed] = kind
+
 
 class PromptTokens:
     """The kinds of a request's tokens; what comes after the prompt is generated.
@@ -42,9 +47,7 @@ class PromptTokens:
     def __init__(self, length: int, pictures: Iterable[PictureSpan] = ()) -> None:
         kinds = torch.full((length + 1,), TOKENS.index(PROMPT))
         for picture in pictures:
-            mine = kinds[picture.offset : picture.offset + picture.length]
-            patches = picture.is_embed
-            mine[slice(None) if patches is None else patches] = TOKENS.index(IMAGE)
+            picture.mark(kinds, TOKENS.index(IMAGE))
         kinds[0], kinds[length] = TOKENS.index(SINK), TOKENS.index(GENERATED)
         found, counts = kinds.unique_consecutive(return_counts=True)
         self._kinds = [TOKENS[kind] for kind in found.tolist()]

@@ -14,8 +14,6 @@ from vllm_sauce.plugin import compat
 def _get(config: Any, path: str) -> Any:
     for name in path.split("."):
         config = getattr(config, name, None)
-        if config is None:
-            return None
     return config
 
 

@@ -47,7 +47,7 @@ def add_list(group: Any, flag: str, **options: Any) -> None:
     A list of vLLM's ``--config`` file comes as one flag and all of its values: a flag
     of one value would leave the second to be read as the model.
     """
-    group.add_argument(flag, nargs="+", action="extend", default=None, **options)
+    group.add_argument(flag, nargs="+", action="extend", **options)
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any, *a: Any, **k: Any) -> Any:
@@ -70,7 +70,6 @@ def _add_flags(group: Any) -> None:
     )
     group.add_argument(
         "--sauce-bundle",
-        default=None,
         metavar="PATH",
         help="Bundle of SAEs and concepts: a folder, or org/name@revision on the hub. "
         "Default: the folder sauce/ in the model's.",
@@ -85,7 +84,6 @@ def _add_flags(group: Any) -> None:
         "--sauce-require-decoder",
         action="store_const",
         const=True,
-        default=None,
         help="Refuse concepts that no decoder site edits: they are forgotten in "
         "pictures only, a question without one is answered as if nothing were.",
     )
@@ -99,19 +97,16 @@ def _add_flags(group: Any) -> None:
     group.add_argument(
         "--sauce-max-latents",
         type=int,
-        default=None,
         metavar="N",
         help="Most latents that the concepts of one request may use at a site.",
     )
     group.add_argument(
         "--sauce-pool-dtype",
-        default=None,
         choices=("auto", "fp8"),
         help="How SAE rows are kept on the device: the model's dtype, or fp8 (e4m3).",
     )
     group.add_argument(
         "--sauce-approximate",
-        default=None,
         choices=("relu",),
         help="For TopK SAEs: skip the rank test, which is exact, and edit a latent "
         "wherever it is positive.",
@@ -145,7 +140,7 @@ def _fold(args: argparse.Namespace) -> None:
         for field in dataclasses.fields(SauceConfig)
         if (value := getattr(args, f"sauce_{field.name}", None)) is not None
     }
-    if not _asked(args):
+    if not asks(args):
         if given:
             flags = ", ".join(f"--sauce-{name.replace('_', '-')}" for name in given)
             raise ConfigError(
@@ -168,7 +163,7 @@ def _refuse_no_model(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """
     named = getattr(args, "model_tag", "") is not None
     named = named or any(arg.split("=", 1)[0] == "--model" for arg in argv)
-    if not named and _asked(args):
+    if not named and asks(args):
         last = (args.sauce_forget or [""])[-1]
         taken = f"{last!r} was read as a concept to forget; " if last else ""
         raise ConfigError(
@@ -177,5 +172,6 @@ def _refuse_no_model(args: argparse.Namespace, argv: Sequence[str]) -> None:
         )
 
 
-def _asked(args: argparse.Namespace) -> bool:
+def asks(args: argparse.Namespace) -> bool:
+    """Say whether a command line names sauce among its plugins."""
     return "sauce" in [name for names in args.plugin or [] for name in names]

@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm_sauce import __version__
 from vllm_sauce.bundle import Bundle, hub
+from vllm_sauce.concepts import Catalogue
 from vllm_sauce.concepts.engine_mode import engine_mode, measured_otherwise, shown
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import (
@@ -21,8 +22,7 @@ from vllm_sauce.errors import (
 )
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import features
-from vllm_sauce.unlearning import check_mandatory, without_decoder
-from vllm_sauce.unlearning.mask import refused_as_weak
+from vllm_sauce.unlearning.mask import check_mandatory, without_decoder
 
 ENVIRONMENT = {
     "VLLM_SAUCE_BUNDLE": "bundle",
@@ -46,7 +46,8 @@ _SERVICE_LINK = re.compile(
 """What Kubernetes sets in every pod beside a Service named ``vllm-sauce``."""
 
 HARVEST_KEY = "sauce_harvest"
-"""In ``additional_config``: what ``TapSettings`` reads."""
+"""In ``additional_config``: an engine that harvests, its ``sites`` and the ``dtype`` to
+keep, "float32", "bfloat16", "float16", or "auto": the model's."""
 
 _DERIVED = ("digest", "sites", "version", "num_slots", "max_num_tokens")
 """Written by us beside the user's settings: they key vLLM's compile cache, where a
@@ -94,10 +95,10 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return given
 
 
-def section_of(vllm_config: Any) -> dict[str, Any] | None:
+def section_of(vllm_config: Any, key: str = "sauce") -> dict[str, Any] | None:
     """Return what an engine's configuration says of sauce, None without sauce."""
     additional = vllm_config.additional_config
-    return additional.get("sauce") if isinstance(additional, dict) else None
+    return additional.get(key) if isinstance(additional, dict) else None
 
 
 def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
@@ -113,16 +114,10 @@ def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
     )
 
 
-def harvest_section(vllm_config: Any) -> Any:
-    """Return what an engine's configuration says of a harvest, None without one."""
-    additional = vllm_config.additional_config
-    return additional.get(HARVEST_KEY) if isinstance(additional, dict) else None
-
-
 def wants_action(vllm_config: Any) -> bool:
     """Say whether something is done at the sites of an engine's model."""
-    sections = section_of(vllm_config), harvest_section(vllm_config)
-    return any(section is not None for section in sections)
+    keys = "sauce", HARVEST_KEY
+    return any(section_of(vllm_config, key) is not None for key in keys)
 
 
 def requested(args: Any, environ: Mapping[str, str]) -> dict[str, Any] | None:
@@ -184,12 +179,7 @@ def resolve(args: Any) -> Bundle | None:
             f"the bundle {config.bundle} changed while the server started: wanted "
             f"{wanted}, found {bundle.digest}; start again"
         )
-    check_mandatory(
-        config.forget, bundle.catalogue, config.max_latents, config.max_concepts
-    )
-    _check_weak(config, bundle)
-    if config.require_decoder:
-        _refuse_without_decoder(config, bundle)
+    _check_concepts(config, bundle.catalogue)
     args.additional_config = {
         **(args.additional_config or {}),
         "sauce": {
@@ -208,19 +198,15 @@ def _model_dir(args: Any) -> Path | None:
     return compat.local_model_dir(model, getattr(args, "revision", None))
 
 
-def _check_weak(config: SauceConfig, bundle: Bundle) -> None:
+def _check_concepts(config: SauceConfig, catalogue: Catalogue) -> None:
     try:
         for name in config.allow_weak:
-            bundle.catalogue.concept(name)
+            catalogue.concept(name)
     except UnknownConceptError as error:
         raise ConfigError(f"--sauce-allow-weak: {error}") from error
-    told = refused_as_weak(config.forget, bundle.catalogue, config.allow_weak)
-    if told:
-        raise ConfigError(f"mandatory concepts: {told}")
-
-
-def _refuse_without_decoder(config: SauceConfig, bundle: Bundle) -> None:
-    if names := without_decoder(config.forget, bundle.catalogue):
+    check_mandatory(catalogue, config)
+    names = without_decoder(config.forget, catalogue)
+    if names and config.require_decoder:
         raise ConfigError(
             f"{_NO_DECODER.format(', '.join(names))}, which --sauce-require-decoder "
             "forbids; forget others, or take a bundle that edits them in the decoder"

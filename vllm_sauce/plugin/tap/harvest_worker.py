@@ -8,7 +8,6 @@ see.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,9 @@ from vllm_sauce.activations.shards import read_index
 from vllm_sauce.errors import ConfigError, UnsupportedFeatureError
 from vllm_sauce.plugin.sites.action import action_of
 from vllm_sauce.plugin.startup import features
-from vllm_sauce.plugin.startup.settings import HARVEST_KEY, harvest_section, section_of
+from vllm_sauce.plugin.startup.settings import HARVEST_KEY, section_of
 from vllm_sauce.plugin.tap.tap import ActivationTap, Finished
 from vllm_sauce.plugin.worker.injection import place
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TapSettings:
-    """What a worker needs to know to harvest."""
-
-    sites: list[str]
-    dtype: str
-    """ "float32", "bfloat16", "float16", or "auto": the model's."""
-
-    @classmethod
-    def of(cls, vllm_config: Any) -> TapSettings | None:
-        """Return the settings of an engine, None if it does not harvest.
-
-        Raises: ConfigError
-        """
-        section = harvest_section(vllm_config)
-        if section is None:
-            return None
-        if section_of(vllm_config) is not None:
-            raise ConfigError(
-                "an engine either harvests or edits; its activations would be edited "
-                "ones: give only one of 'sauce' and 'sauce_harvest'"
-            )
-        names = {item.name for item in fields(cls)}
-        if not isinstance(section, dict) or set(section) != names:
-            raise ConfigError(f"{HARVEST_KEY} must have {', '.join(sorted(names))}")
-        return cls(**section)
 
 
 class HarvestWorker:
@@ -63,9 +34,9 @@ class HarvestWorker:
             ShardWriter.open(Path(folder), writer, shard_tokens), done
         )
 
-    def sauce_harvest_finish(self, finished: list[tuple[int, int, list[int]]]) -> int:
+    def sauce_harvest_finish(self, finished: list[tuple[int, int, list[int]]]) -> None:
         """Write finished samples (number, prompt tokens, all tokens' ids)."""
-        return self._sauce_tap().finish([Finished(*one) for one in finished])
+        self._sauce_tap().finish([Finished(*one) for one in finished])
 
     def sauce_harvest_drop(self, sample: int) -> None:
         """Forget a sample whose request failed."""
@@ -89,10 +60,18 @@ def inject_tap(model: nn.Module, vllm_config: Any) -> None:
 
     Raises: UnsupportedFeatureError, UnsupportedVLLMError, ConfigError
     """
-    settings = TapSettings.of(vllm_config)
-    if settings is None:
+    section = section_of(vllm_config, HARVEST_KEY)
+    if section is None:
         return
-    features.refuse_unproven(vllm_config, sites=tuple(settings.sites))
+    if section_of(vllm_config) is not None:
+        raise ConfigError(
+            "an engine either harvests or edits; its activations would be edited "
+            "ones: give only one of 'sauce' and 'sauce_harvest'"
+        )
+    if not isinstance(section, dict) or set(section) != {"dtype", "sites"}:
+        raise ConfigError(f"{HARVEST_KEY} must have dtype, sites")
+    sites: tuple[str, ...] = tuple(section["sites"])
+    features.refuse_unproven(vllm_config, sites=sites)
     if not vllm_config.model_config.enforce_eager:
         raise UnsupportedFeatureError("harvesting needs enforce_eager=True")
     if vllm_config.cache_config.enable_prefix_caching:
@@ -100,6 +79,6 @@ def inject_tap(model: nn.Module, vllm_config: Any) -> None:
             "harvesting needs enable_prefix_caching=False: cached tokens pass no site"
         )
     dtype: torch.dtype = vllm_config.model_config.dtype
-    if settings.dtype != "auto":
-        dtype = getattr(torch, settings.dtype)
-    place(model, vllm_config, ActivationTap(settings.sites, dtype), settings.sites)
+    if section["dtype"] != "auto":
+        dtype = getattr(torch, section["dtype"])
+    place(model, vllm_config, ActivationTap(sites, dtype), sites)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,30 +22,13 @@ SAMPLE = "harvest_sample"
 """In a request's ``extra_args``: its sample's number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A run of tokens of one sample in the current step."""
-
-    sample: int | None
-    """The sample's number; None for a request that is not harvested."""
-    start: int
-    """Position of the first token in its sample."""
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """A sample whose tokens have all passed the sites."""
 
     sample: int
     num_prompt_tokens: int
     tokens: Sequence[int]
     """Ids, with the generated ones that were fed back."""
-
-    @property
-    def num_tokens(self) -> int:
-        """How many there are."""
-        return len(self.tokens)
 
 
 @dataclass(slots=True)
@@ -62,8 +45,6 @@ class ActivationTap(SiteAction):
     A request's label is its sample's number, a picture's its identifier.
     """
 
-    prefix = "Tapped"
-
     def __init__(self, sites: Sequence[str], dtype: torch.dtype) -> None:
         super().__init__()
         self.sites, self.dtype = tuple(sites), dtype
@@ -72,8 +53,10 @@ class ActivationTap(SiteAction):
         self._written: set[str] = set()
         self._held: dict[int, _Held] = {}
         self._pictures: dict[str, Tensor] = {}
-        self.announced: Announced = Announced(split=False, required=False)
-        self._waiting: dict[str, list[Span]] = {}
+        self.announced: Announced = Announced(edits=False)
+        self._waiting: dict[str, list[tuple[int | None, int, int]]] = {}
+        """Sites to come in this step; of each run of tokens its sample, None for a
+        request that is not harvested, the first one's position, and their number."""
 
     def begin(self, writer: ShardWriter, written_pictures: Sequence[str] = ()) -> None:
         """Start a run; what an earlier one left unfinished is forgotten.
@@ -102,7 +85,7 @@ class ActivationTap(SiteAction):
         num_tokens: Sequence[int],
     ) -> None:
         """Announce the tokens of the next forward pass, in the order of the batch."""
-        spans = list(map(Span, labels, starts, num_tokens))
+        spans = list(zip(labels, starts, num_tokens, strict=True))
         self._waiting = {site: spans for site in self._decoder}
 
     def clear_step(self) -> None:
@@ -125,7 +108,7 @@ class ActivationTap(SiteAction):
         """Copy what the tower leaves."""
         return self.take_pictures
 
-    def take(self, site: str, hidden_states: Tensor, residual: Tensor | None) -> None:
+    def take(self, site: str, hidden_states: Tensor, residual: Tensor) -> None:
         """Keep one step's activations of a decoder site.
 
         Shapes: hidden_states, residual [num_tokens or more, d_model]; their sum is the
@@ -134,16 +117,14 @@ class ActivationTap(SiteAction):
         spans = self._waiting.pop(site, None)
         if spans is None:
             return
-        total = sum(span.count for span in spans)
-        x = hidden_states[:total].float()
-        if residual is not None:
-            x = x + residual[:total].float()
-        # A copy: vLLM's buffers are written again in the next step.
-        rows = x.to(dtype=self.dtype, copy=True).cpu()
-        for span, part in zip(spans, rows.split([s.count for s in spans]), strict=True):
-            held = None if span.sample is None else self._held.get(span.sample)
+        counts = [count for *_, count in spans]
+        total = sum(counts)
+        x = hidden_states[:total].float() + residual[:total].float()
+        rows = x.to(self.dtype).cpu()
+        for (sample, start, _), part in zip(spans, rows.split(counts), strict=True):
+            held = None if sample is None else self._held.get(sample)
             if held is not None:
-                held.chunks.setdefault(site, []).append((span.start, part))
+                held.chunks.setdefault(site, []).append((start, part))
 
     def take_pictures(self, features: Tensor) -> Tensor:
         """Keep the vision site's activations of the batch in the encoder.
@@ -152,7 +133,7 @@ class ActivationTap(SiteAction):
             picture; returned as they came
         Raises: ActivationsError if they cannot be told apart
         """
-        names = self.announced.enter(VISION)
+        names = self.announced.enter()
         if not names:
             return features  # profiling
         rows = features.detach().to(dtype=self.dtype, copy=True).cpu()
@@ -169,8 +150,8 @@ class ActivationTap(SiteAction):
                 self._pictures[name] = part.clone()
         return features
 
-    def finish(self, finished: Sequence[Finished]) -> int:
-        """Write samples whose requests have ended; return the tokens still in memory.
+    def finish(self, finished: Sequence[Finished]) -> None:
+        """Write samples whose requests have ended.
 
         Raises: ActivationsError if a token never passed a site, or the disk is full
         """
@@ -186,7 +167,6 @@ class ActivationTap(SiteAction):
             self._written.update(fresh)
             for name in fresh:
                 del self._pictures[name]
-        return self.writer.pending_tokens
 
     def drop(self, sample: int) -> None:
         """Forget a sample whose request failed."""
@@ -197,26 +177,26 @@ class ActivationTap(SiteAction):
 
         A preempted request brings tokens twice: the later ones count.
         """
-        chunks = held.chunks.get(site, [])
-        seen = torch.zeros(one.num_tokens, dtype=torch.bool)
+        chunks, num_tokens = held.chunks.get(site, []), len(one.tokens)
+        seen = torch.zeros(num_tokens, dtype=torch.bool)
         d_model = chunks[0][1].shape[1] if chunks else 0
-        x = torch.empty(one.num_tokens, d_model, dtype=self.dtype)
+        x = torch.empty(num_tokens, d_model, dtype=self.dtype)
         for start, part in chunks:
-            stop = min(start + len(part), one.num_tokens)
+            stop = min(start + len(part), num_tokens)
             x[start:stop], seen[start:stop] = part[: stop - start], True
         if not seen.all():
             raise ActivationsError(
-                f"{int((~seen).sum())} of {one.num_tokens} tokens of sample "
+                f"{int((~seen).sum())} of {num_tokens} tokens of sample "
                 f"{one.sample} never passed {site}"
             )
-        role = torch.full((one.num_tokens,), Role.TEXT, dtype=torch.uint8)
+        role = torch.full((num_tokens,), Role.TEXT, dtype=torch.uint8)
         role[one.num_prompt_tokens :] = Role.GENERATED
         for picture in held.pictures:
-            mine = role[picture.offset : picture.offset + picture.length]
-            patches = picture.is_embed
-            mine[slice(None) if patches is None else patches] = Role.IMAGE
+            picture.mark(role, Role.IMAGE)
+        sample = torch.full((num_tokens,), one.sample, dtype=torch.int32)
+        position = torch.arange(num_tokens, dtype=torch.int32)
         token = torch.tensor(one.tokens, dtype=torch.int32)
-        return Rows(x, *_labels(one.sample, one.num_tokens), role, token)
+        return Rows(x, sample, position, role, token)
 
     def _fresh_pictures(self, held: _Held) -> tuple[str, ...]:
         names = dict.fromkeys(picture.identifier for picture in held.pictures)
@@ -230,13 +210,8 @@ class ActivationTap(SiteAction):
 
     def _picture_rows(self, sample: int, names: Sequence[str]) -> Rows:
         x = torch.cat([self._pictures[name] for name in names])
+        number = torch.full((len(x),), sample, dtype=torch.int32)
         position = [torch.arange(len(self._pictures[name])) for name in names]
         role = torch.full((len(x),), Role.IMAGE, dtype=torch.uint8)
-        number, _ = _labels(sample, len(x))
         token = torch.full((len(x),), -1, dtype=torch.int32)
         return Rows(x, number, torch.cat(position).int(), role, token)
-
-
-def _labels(sample: int, count: int) -> tuple[Tensor, Tensor]:
-    number = torch.full((count,), sample, dtype=torch.int32)
-    return number, torch.arange(count, dtype=torch.int32)

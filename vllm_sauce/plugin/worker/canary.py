@@ -22,13 +22,13 @@ from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup.settings import from_vllm_config
 from vllm_sauce.plugin.worker.op_check import SIZES, check_op, measure_forms
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
-from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
 
 
 def install() -> None:
-    """Run the canary where a worker ends its warm-up."""
-    compat.wrap(compat.worker_cls(), "compile_or_warm_up_model", _after_warm_up)
+    """Run the canary where a worker ends its warm-up: the model is as it is served."""
+    compat.hook_worker("compile_or_warm_up_model", _after_warm_up)
 
 
 @torch.inference_mode()

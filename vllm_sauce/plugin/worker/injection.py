@@ -30,19 +30,19 @@ from vllm_sauce_kernels.masked_edit import native
 Inject = Callable[[nn.Module, Any], object]
 """Called with a loaded model and its engine's configuration."""
 
-_runners_told = False
-
 
 def install(inject: Inject) -> None:
     """Call ``inject`` with every model a loader returns, also of plain engines."""
-    global _runners_told
     around = functools.partial(_load_model, inject)
     compat.hook("worker", "BaseModelLoader.load_model", around)
-    if not _runners_told:
-        encoder_batches.install()
-        runner_v1.install()
-        runner_v2.install()
-    _runners_told = True
+    _tell_runners()
+
+
+@functools.cache
+def _tell_runners() -> None:
+    encoder_batches.install()
+    runner_v1.install()
+    runner_v2.install()
 
 
 def _load_model(
@@ -68,11 +68,9 @@ def place(
     for site in sites:
         module = module_at(model, site)
         if site == VISION:
-            swap.on_input(module, action.at_vision(module), prefix=action.prefix)
+            swap.on_input(module, action.at_vision(module))
         else:
-            swap.on_stream(
-                module, action.at_decoder(site, module), prefix=action.prefix
-            )
+            swap.on_stream(module, action.at_decoder(site, module))
     object.__setattr__(model, ATTRIBUTE, action)
     runner_v2.offer_model_state(model, vllm_config, action)
 

@@ -34,20 +34,15 @@ _FOREIGN = (
 
 def install() -> None:
     """Wrap what changes a worker's memory or weights after the start."""
-    for name, around in (
-        ("sleep", _sleep),
-        ("wake_up", _wake_up),
-        ("reload_weights", _reload_weights),
-    ):
-        compat.wrap(compat.worker_method_owner(name), name, around)
+    compat.hook_worker("sleep", _sleep)
+    compat.hook_worker("wake_up", _wake_up)
+    compat.hook_worker("reload_weights", _reload_weights)
     for name in _FOREIGN:
-        owner = compat.worker_method_owner(name, needed=False)
-        if owner is not None:
-            compat.wrap(owner, name, partial(_refuse, name))
+        compat.hook_worker(name, partial(_refuse, name), needed=False)
 
 
 def _edits(worker: Any) -> bool:
-    return settings.from_vllm_config(worker.vllm_config) is not None
+    return settings.section_of(worker.vllm_config) is not None
 
 
 def _refuse(
@@ -93,7 +88,8 @@ def _reload_weights(
 ) -> Any:
     if not _edits(self):
         return original(self, *args, **kwargs)
-    if args or any(value is not None for value in _sources(kwargs)):
+    sources = (kwargs.get(name) for name in ("weights_iterator", "weights_path"))
+    if args or any(source is not None for source in sources):
         _refuse("reload_weights from another place", original, self)
     runtime = runtime_of(self.model_runner.model)
     assert runtime is not None
@@ -103,10 +99,6 @@ def _reload_weights(
     self._sauce_weights_lost = False
     _prove_if_whole(self)
     return result
-
-
-def _sources(kwargs: dict[str, Any]) -> list[Any]:
-    return [kwargs.get(name) for name in ("weights_iterator", "weights_path")]
 
 
 def _prove_if_whole(worker: Any) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.worker.runtime import make_plan, run_edit
-from vllm_sauce.unlearning import Mask
+from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import Costs, masked_edit_ref
 from vllm_sauce_kernels.masked_edit.costs import FormCost

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.sites.action import SiteAction, action_of
+from vllm_sauce.plugin.sites.action import SiteAction, action_of, run_encoder
 from vllm_sauce.plugin.sites.tokens import PromptTokens
 from vllm_sauce.plugin.startup import settings
 
@@ -19,7 +19,7 @@ def install() -> None:
         ("_prepare_inputs", _prepare_inputs),
         ("_dummy_run", _dummy_run),
         ("_batch_mm_inputs_from_scheduler", _batch_mm_inputs),
-        ("_execute_mm_encoder", _execute_mm_encoder),
+        ("_execute_mm_encoder", run_encoder),
     ):
         compat.hook("v1", f"GPUModelRunner.{name}", around)
 
@@ -83,12 +83,3 @@ def _batch_mm_inputs(
         req_ids = list(scheduler_output.scheduled_encoder_inputs)
         action.announce(batched[0], batched[1], req_ids)
     return batched
-
-
-def _execute_mm_encoder(
-    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
-) -> Any:
-    outputs = original(self, *args, **kwargs)
-    if (action := action_of(self.model)) is not None:
-        action.finish_pictures()
-    return outputs

@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.sites.action import SiteAction, action_of
+from vllm_sauce.plugin.sites.action import SiteAction, action_of, run_encoder
 from vllm_sauce.plugin.sites.tokens import PromptTokens
 
 
 def install() -> None:
     """Wrap what runs the encoder; steps come through ``offer_model_state``."""
     compat.hook("v2", "EncoderRunner.prepare_mm_inputs", _prepare_mm_inputs)
-    compat.hook("v2", "EncoderRunner.execute_mm_encoder", _execute_mm_encoder)
+    compat.hook("v2", "EncoderRunner.execute_mm_encoder", run_encoder)
 
 
 def offer_model_state(model: nn.Module, vllm_config: Any, action: SiteAction) -> None:
@@ -83,12 +83,3 @@ def _prepare_mm_inputs(
     if (action := action_of(self.model)) is not None:
         action.announce(identifiers, pairs, list(scheduled_encoder_inputs))
     return identifiers, pairs
-
-
-def _execute_mm_encoder(
-    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
-) -> Any:
-    outputs = original(self, *args, **kwargs)
-    if (action := action_of(self.model)) is not None:
-        action.finish_pictures()
-    return outputs

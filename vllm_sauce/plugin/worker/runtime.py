@@ -16,14 +16,9 @@ from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct, action_of
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.sites.tokens import PromptTokens
-from vllm_sauce.unlearning import Mask
-from vllm_sauce.unlearning.mask import Checked, mask_id_of
+from vllm_sauce.unlearning.mask import Checked, Mask, mask_id_of
 from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, stage
 from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
-
-KEPT_TENSORS = (*OP_TENSORS, "tokens_before")
-"""Of a ``SiteTable``, as buffers: vLLM saves those and nothing else when it sleeps."""
-
 
 KEPT_PARTS = 4096
 """Of masks, by kind of token; there may be any number of masks."""
@@ -97,8 +92,7 @@ class VisionSite:
 
     def __init__(self, table: SiteTable) -> None:
         self.table = table
-        self.announced = Announced(split=True, required=True)
-        self.announced.paths.add(VISION)
+        self.announced = Announced(edits=True)
 
     def edit(self, image_features: Tensor) -> Tensor:
         """Return the features of the batch in the encoder, under its mask.
@@ -106,7 +100,7 @@ class VisionSite:
         Shapes: image_features [..., d_model], same out.
         Raises: CanaryError for pictures that nobody announced.
         """
-        masks = self.announced.enter(VISION)
+        masks = self.announced.enter()
         if not masks or masks[0] is None:
             return image_features  # nobody's, or profiling: nothing may be touched
         (slot,) = self.table.assign(masks[:1])
@@ -123,8 +117,6 @@ class VisionSite:
 
 class SauceRuntime(SiteAction):
     """Everything the edit needs in one worker."""
-
-    prefix = "Sauce"
 
     def __init__(
         self, bundle: Bundle, tables: Mapping[str, SiteTable], max_num_tokens: int
@@ -244,8 +236,8 @@ class SauceRuntime(SiteAction):
 
 
 def _keep(module: Any, table: SiteTable) -> None:
-    """Make a site's tensors buffers of its module."""
-    for name in KEPT_TENSORS:
+    """Make a site's tensors buffers: vLLM saves no others when it sleeps."""
+    for name in OP_TENSORS:
         module.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
 
 
@@ -258,18 +250,10 @@ def edit_stream(layer: Any, hidden_states: Tensor, residual: Tensor) -> None:
         hidden_states,
         residual,
         layer.sauce_slot_of_token,
-        layer.sauce_mask_latents,
-        layer.sauce_mask_scale,
-        layer.sauce_mask_shift,
-        layer.sauce_mask_gate,
-        layer.sauce_mask_len,
-        layer.sauce_W_enc_rows,
-        layer.sauce_W_dec_rows,
-        layer.sauce_b_enc,
-        layer.sauce_edited_tokens,
-        layer.sauce_topk,
-        layer.sauce_normalize,
-        layer.sauce_plan,
+        **{name: getattr(layer, f"sauce_{name}") for name in OP_TENSORS},
+        topk=layer.sauce_topk,
+        normalize=layer.sauce_normalize,
+        plan=layer.sauce_plan,
     )
 
 
