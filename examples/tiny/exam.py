@@ -129,9 +129,7 @@ def build_exam(
     rng = np.random.default_rng(seed)
     # A few hundred questions are asked of thousands of pictures.
     tokens_of = cache(tiny.block)
-    pages = [
-        _Page(tiny, tokens_of, p, rng, phrasings, longest_block) for p in pictures
-    ]
+    pages = [_Page(tiny, tokens_of, p, rng, phrasings, longest_block) for p in pictures]
     sheet = Sheet(
         prefix_ids=torch.tensor(tiny.prefix_ids),
         suffix_ids=pad_blocks([p.blocks for p in pages], 0),

@@ -19,6 +19,9 @@ import pytest
 from tests.plugin.misplaced import BODIES, NOBODY, contents
 from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
 
+# Each builds vLLM's application.
+pytestmark = pytest.mark.engine
+
 XARGS = {"vllm_xargs": {"sauce_forget": NOBODY}}
 CHAT = "/v1/chat/completions"
 OURS = re.compile("forg[eo]t|sauce|strength|unknown concept|too deeply")
