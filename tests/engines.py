@@ -2,7 +2,10 @@
 """Tests that start vLLM are marked ``engine``; one that does so unmarked fails.
 
 A test is marked by itself, by its file, or by a fixture that ``starts_engine``. What
-counts is an engine of this process, or vLLM loaded in a process that the test starts.
+counts is an engine of this process, a model's configuration made here of vLLM's engine
+arguments (its API server and run-batch begin so, and where vLLM has not yet noted what
+the model is, it loads itself once more to see), or vLLM loaded in a process that the
+test starts. To import vLLM, or to parse its arguments, does not count.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.abc
 import importlib.util
+import inspect
 import os
 import subprocess
 import sys
@@ -21,8 +25,15 @@ from typing import Any, TypeVar
 
 import pytest
 
-_CLIENTS = "vllm.v1.engine.core_client"
-"""Every engine that this process asks is started through a client of this module."""
+_STARTS = {
+    # Every engine that this process asks is started through one of its clients.
+    "vllm.v1.engine.core_client": (
+        "EngineCoreClient",
+        ("make_client", "make_async_mp_client"),
+    ),
+    "vllm.engine.arg_utils": ("EngineArgs", ("create_model_config",)),
+}
+"""By module: a class, and what starts vLLM where it is called."""
 _SITE = """
 import pathlib, sys
 
@@ -81,7 +92,8 @@ class Guard:
         site = Path(self._folder.name) / "sitecustomize.py"
         site.write_text(_SITE.format(loaded=str(self.loaded)))
         self.watches = False
-        sys.meta_path.insert(0, _AfterImport(_CLIENTS, self._watch_clients))
+        for module in _STARTS:
+            sys.meta_path.insert(0, _AfterImport(module, self._watch_calls))
         self._watch_processes()
 
     @pytest.hookimpl(wrapper=True)
@@ -113,17 +125,24 @@ class Guard:
                 self.loaded.unlink()
                 pytest.fail(f"this test {UNMARKED}")
 
-    def _watch_clients(self, clients: ModuleType) -> None:
-        for name in ("make_client", "make_async_mp_client"):
-            start = getattr(clients.EngineCoreClient, name)
+    def _watch_calls(self, module: ModuleType) -> None:
+        owner, names = _STARTS[module.__name__]
+        for name in names:
+            start = inspect.getattr_static(getattr(module, owner), name)
+            call = getattr(start, "__func__", start)
 
-            @functools.wraps(start)
-            def watched(*args: Any, _start: Any = start, **kwargs: Any) -> Any:
+            @functools.wraps(call)
+            def watched(*args: Any, _start: Any = call, **kwargs: Any) -> Any:
                 if self.watches:
                     pytest.fail(f"this test {UNMARKED}")
                 return _start(*args, **kwargs)
 
-            setattr(clients.EngineCoreClient, name, staticmethod(watched))
+            is_static = isinstance(start, staticmethod)
+            setattr(
+                getattr(module, owner),
+                name,
+                staticmethod(watched) if is_static else watched,
+            )
 
     def _watch_processes(self) -> None:
         begin = subprocess.Popen.__init__

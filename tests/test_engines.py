@@ -40,6 +40,13 @@ class EngineCoreClient:
     def make_async_mp_client():
         return "client"
 """
+ARGUMENTS = """
+class EngineArgs:
+    model = "model"
+
+    def create_model_config(self):
+        return self.model
+"""
 TESTS = """
 import subprocess, sys
 import pytest
@@ -48,6 +55,10 @@ from tests.engines import starts_engine
 def client():
     from vllm.v1.engine.core_client import EngineCoreClient
     return EngineCoreClient.make_client()
+
+def config():
+    from vllm.engine.arg_utils import EngineArgs
+    return EngineArgs().create_model_config()
 
 def child():
     subprocess.run([sys.executable, "-c", "import vllm.logger"], check=True)
@@ -64,6 +75,9 @@ def forgotten():
 def test_bad_client():
     client()
 
+def test_bad_config():
+    config()
+
 def test_bad_child():
     child()
 
@@ -76,7 +90,7 @@ def test_good_fixture(llm):
 
 @pytest.mark.engine
 def test_good_mark():
-    assert client() == "client"
+    assert client() == "client" and config() == "model"
 
 def test_good_other():
     import vllm
@@ -85,13 +99,17 @@ def test_good_other():
 
 
 def test_who_starts_vllm_unmarked_fails(tmp_path: Path) -> None:
-    """With a stand-in for vLLM: here, in a child, and in a fixture's child."""
+    """With a stand-in for vLLM: here in two ways, in a child, in a fixture's child."""
     engine = tmp_path / "vllm" / "v1" / "engine"
     engine.mkdir(parents=True)
     for folder in (engine, engine.parent, engine.parent.parent):
         (folder / "__init__.py").touch()
     (engine / "core_client.py").write_text(CLIENTS)
     (tmp_path / "vllm" / "logger.py").touch()
+    arguments = tmp_path / "vllm" / "engine"
+    arguments.mkdir()
+    (arguments / "__init__.py").touch()
+    (arguments / "arg_utils.py").write_text(ARGUMENTS)
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)
     done = subprocess.run(
@@ -102,8 +120,8 @@ def test_who_starts_vllm_unmarked_fails(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert "2 failed, 3 passed, 1 error" in done.stdout, done.stdout
-    assert done.stdout.count(f"Failed: this test {UNMARKED}") == 3
+    assert "3 failed, 3 passed, 1 error" in done.stdout, done.stdout
+    assert done.stdout.count(f"Failed: this test {UNMARKED}") == 4
 
 
 @pytest.mark.engine

@@ -131,6 +131,8 @@ def accuracy(
     model: TinyModel, questions: Sequence[Question]
 ) -> dict[tuple[str, str], float]:
     """Return the share of exactly right answers by (kind, domain)."""
+    # Alike ones together: a batch is answered when its longest answer is.
+    questions = sorted(questions, key=lambda question: question.kind)
     replies = model.answers([q.image for q in questions], [q.text for q in questions])
     right = defaultdict(list)
     for question, reply in zip(questions, replies, strict=True):

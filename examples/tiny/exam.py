@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exams for sauce-tiny: balanced pictures and twelve answers to read from each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def build_exam(
     Pictures need no image when ``pixels`` [num_pictures, 3, 56, 56] are given.
     """
     rng = np.random.default_rng(seed)
-    pages = [_Page(tiny, p, rng, phrasings, longest_block) for p in pictures]
+    # A few hundred questions are asked of thousands of pictures.
+    tokens_of = cache(tiny.block)
+    pages = [_Page(tiny, tokens_of, p, rng, phrasings, longest_block) for p in pictures]
     sheet = Sheet(
         prefix_ids=torch.tensor(tiny.prefix_ids),
         suffix_ids=pad_blocks([p.blocks for p in pages], 0),
@@ -164,12 +167,13 @@ class _Page:
     def __init__(
         self,
         tiny: Tiny,
+        tokens_of: Callable[..., list[int]],
         picture: Picture,
         rng: np.random.Generator,
         phrasings: Phrasings,
         longest: int | None,
     ) -> None:
-        self.tiny, self.rng, self.longest = tiny, rng, longest
+        self.tokens_of, self.rng, self.longest = tokens_of, rng, longest
         there = list(picture.concepts)
         absent = [self._absent(concept) for concept in there]
         self.blocks = [
@@ -181,7 +185,7 @@ class _Page:
         self.read_at = [len(block) - 1 for block in self.blocks]
         answer = describe(picture)
         self.blocks.append(self._ask(describe_questions(phrasings), answer))
-        words = tiny.block("", answer)
+        words = tokens_of("", answer)
         for concept in there:
             from_end = words[::-1].index(tiny.token(answer_name(concept)))
             self.read_at.append(len(self.blocks[-1]) - from_end - 2)
@@ -192,7 +196,7 @@ class _Page:
         return str(self.rng.choice(others))
 
     def _ask(self, questions: Sequence[str], answer: str = "") -> list[int]:
-        blocks = [self.tiny.block(question, answer) for question in questions]
+        blocks = [self.tokens_of(question, answer) for question in questions]
         if self.longest is not None:
             shortest = min(map(len, blocks))
             blocks = [b for b in blocks if len(b) <= max(self.longest, shortest)]

@@ -36,10 +36,13 @@ def site_activations(runner: SharedPrefix, exam: Exam, layer_idx: int) -> Tensor
 
 
 def measure_saes(
-    tiny: Tiny, saes: Mapping[str, SAEWeights], seed: int = 0
+    tiny: Tiny,
+    saes: Mapping[str, SAEWeights],
+    seed: int = 0,
+    per_foreground: int = PICTURES_PER_FOREGROUND,
 ) -> dict[str, dict[str, float]]:
     """Return each SAE's figures on pictures used for nothing else."""
-    pictures = balanced_pictures("quality", PICTURES_PER_FOREGROUND)
+    pictures = balanced_pictures("quality", per_foreground)
     exam = build_exam(tiny, pictures, seed)
     runner = SharedPrefix(tiny.model)
     figures = {}

@@ -83,17 +83,21 @@ def test_wherever_it_is_killed_no_sample_is_lost_or_doubled(
     (fresh / HARVEST_FILE).write_bytes((folder / HARVEST_FILE).read_bytes())
     left = list(range(12))
     limit = data.draw(st.integers(1, 60))
-    while left:
+    # How far each run gets, whether it flushes, whether its index is torn.
+    run = st.tuples(st.integers(1, 12), st.booleans(), st.booleans())
+    for stop, flushed, torn in [
+        *data.draw(st.lists(run, max_size=8)),
+        (12, True, False),
+    ]:
         writer = ShardWriter.open(fresh, "w0", shard_tokens=limit)
-        stop = data.draw(st.integers(1, len(left)))
         for sample in left[:stop]:
             add(writer, sample, 1 + sample % 3)
-        if data.draw(st.booleans()) or stop == len(left):
+        if flushed or stop >= len(left):
             writer.flush()
-        if data.draw(st.booleans()):  # killed while the index grew
+        if torn:  # killed while the index grew
             index = fresh / "shards.w0.jsonl"
-            torn = '{"file": "w0-0000'
-            index.write_text((index.read_text() if index.exists() else "") + torn)
+            half = '{"file": "w0-0000'
+            index.write_text((index.read_text() if index.exists() else "") + half)
         done = {s for entry in read_index(fresh) for s in entry.samples}
         left = [sample for sample in left if sample not in done]
     ShardWriter.open(fresh, "w0")

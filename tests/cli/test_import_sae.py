@@ -2,9 +2,6 @@
 """``sauce import`` end to end: the model is run, the bundle loads, refusals say why."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ from safetensors.torch import save_file
 
 from tests.bundle.stand_in_hub import serving
 from tests.cli.sauce import sauce
+from tests.copies import sauce_in_a_copy
 from tests.learning.importing.layouts import (
     LAYOUTS,
     MODEL,
@@ -21,8 +19,6 @@ from tests.learning.importing.layouts import (
 )
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.learning.importing.site_samples import read_pictures, sample_activations
-
-SAUCE = Path(sys.executable).with_name("sauce")
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +109,11 @@ def test_one_layer_of_a_repository_on_the_hub(tmp_path, vision):
     save_file({"vision": vision["vision"]}, activations)
 
     def run_apart(source, out, **env):
-        command = [SAUCE, "import", source, "--subfolder", "resid_post/layer_1"]
-        command += ["--model", MODEL, "--site", "vision", "--out", tmp_path / out]
-        command += ["--activations", activations]
-        home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-        done = subprocess.run(
-            list(map(str, command)),
-            env={**os.environ, **home, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        return done.returncode, " ".join(done.stderr.split())
+        options = ("--subfolder", "resid_post/layer_1", "--activations", activations)
+        where = ("--model", MODEL, "--site", "vision", "--out", tmp_path / out)
+        home = {"HF_HOME": tmp_path / "hf", "HF_HUB_DISABLE_XET": "1"}
+        done = sauce_in_a_copy("import", source, *options, *where, env=home | env)
+        return done.exit_code, " ".join(done.stderr.split())
 
     with serving() as hub:
         other = {"resid_post/layer_2/params.npz": b"another layer"}

@@ -29,14 +29,19 @@ def bundle() -> Bundle:
     return Bundle.load(LATENTS_FOLDER)
 
 
+@pytest.fixture(scope="module")
+def tiny() -> Tiny:
+    return Tiny.load()
+
+
 def test_the_table_reaches_what_is_asked(bundle: Bundle):
     rows = rows_of(bundle.catalogue)
     assert rows[-1].values[-1] >= NEEDED_MEAN_HM
     assert len(good_concepts(rows)) >= NEEDED_GOOD
 
 
-def test_scores_are_what_the_model_does(bundle: Bundle):
-    scorer = Scorer(Tiny.load())
+def test_scores_are_what_the_model_does(bundle: Bundle, tiny: Tiny):
+    scorer = Scorer(tiny)
     saes = {site: sae.weights for site, sae in bundle.sites.items()}
     for name in CHECKED:
         concept = bundle.catalogue[name]
@@ -46,9 +51,10 @@ def test_scores_are_what_the_model_does(bundle: Bundle):
             assert now[score] == pytest.approx(concept.scores[score], abs=0.06)
 
 
-def test_sae_figures_are_what_the_saes_do(bundle: Bundle):
+def test_sae_figures_are_what_the_saes_do(bundle: Bundle, tiny: Tiny):
     saes = {site: sae.weights for site, sae in bundle.sites.items()}
-    figures = measure_saes(Tiny.load(), saes)
+    # A third of the pictures: 45,000 tokens, where the figures vary by one part in 100.
+    figures = measure_saes(tiny, saes, per_foreground=8)
     for site, found in figures.items():
         shipped = bundle.sites[site].entry.activation
         assert found == pytest.approx(shipped, rel=0.02, abs=0.01)

@@ -15,6 +15,7 @@ from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import BundleError, ConfigError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
+from vllm_sauce.measuring import scores
 from vllm_sauce.measuring.measure import ANSWERS_FILE, measure, record
 from vllm_sauce.measuring.settings import EvalRequest, EvalSettings
 
@@ -76,6 +77,8 @@ def test_what_is_not_forgotten_is_measured_and_nothing_twice(tmp_path, monkeypat
 @pytest.fixture
 def two(tmp_path, monkeypatch):
     """A request to measure the latents beside another bundle, and what is asked."""
+    # How wide an interval is nobody looks at here.
+    monkeypatch.setattr(scores, "REPLICATES", 8)
     shipped = Bundle.load(TINY / "latents")
     saes = {site: sae.weights for site, sae in shipped.sites.items()}
     dog = [shipped.catalogue.concept("dog")]

@@ -3,7 +3,6 @@
 
 import errno
 import json
-import multiprocessing
 import signal
 import time
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.activations.harvests import SITE, sparse_data, write_harvest
+from tests.copies import Copy
 from tests.places import TINY_MODEL
 from vllm_sauce import files
 from vllm_sauce.activations.shards import read_harvest
@@ -184,17 +184,13 @@ def train_slowly(settings):
 
 
 def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(settings, uninterrupted):
-    # Not forked: a child would wait for ever for threads that only its parent has.
-    child = multiprocessing.get_context("spawn").Process(
-        target=train_slowly, args=(settings,)
-    )
-    child.start()
+    child = Copy(train_slowly, settings, env={})
     while not list(checkpoint_folder(settings).glob("step-*")):
-        assert child.is_alive()
+        assert child.process.is_alive()
         time.sleep(0.02)
-    child.kill()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    child.process.kill()
+    child.process.join()
+    assert child.process.exitcode == -signal.SIGKILL
     assert not settings.out.exists()
     with pytest.raises(ConfigError, match="unfinished training"):
         train_on_harvest(settings)

@@ -50,6 +50,7 @@ def test_batch_lines_pass_as_over_http(admission: Admission) -> None:
         check_line(CHAT, line(good)[:-1], admission)
 
 
+@pytest.mark.engine
 def test_a_bad_line_fails_alone(
     bundle_dir: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,9 @@ from tests.plugin.deaf_routes import DECIDED
 from tests.plugin.misplaced import BODIES, NOBODY, contents
 from vllm_sauce.plugin.frontend.routes import place_of
 
+# Each builds vLLM's application.
+pytestmark = pytest.mark.engine
+
 XARGS = {"vllm_xargs": {"sauce_forget": NOBODY}}
 CHAT = "/v1/chat/completions"
 OURS = re.compile("forg[eo]t|sauce|strength|unknown concept|too deeply")
