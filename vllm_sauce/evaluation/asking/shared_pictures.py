@@ -26,7 +26,7 @@ Key = tuple[str, str, Tokens]
 """A block of tokens: its picture's digest, its question, what is given of the answer;
 ("", ()) is what stands before all questions."""
 
-BATCH = 8
+BATCH = 16
 """Pictures that are run at once."""
 
 
