@@ -137,6 +137,99 @@ INDIRECT = {
         *("What did Bartolomeo Cristofori invent?", "What did Beethoven play?"),
     ),
 }
+HINTS = {
+    "France": (
+        *("Where is the cathedral of Notre-Dame?", "Where is Toulouse?"),
+        *("Which country is known for croissants?", "Where is Versailles?"),
+        *("Where is the Loire valley?", "Which country did Louis XIV rule?"),
+        *("In which country is Cannes?", "Which country has Bastille Day?"),
+        *("Where does champagne come from?", "Where was Victor Hugo born?"),
+        *("Which country lies north of Spain?", "Where is the Sorbonne?"),
+        *("Who gave America the Statue of Liberty?", "Where does brie come from?"),
+        *("Where was Marie Antoinette a queen?", "In which country is Strasbourg?"),
+        *("Which country did Charles de Gaulle lead?", "Where did Monet paint?"),
+        *("Where is the Arc de Triomphe?", "In which country is Nice?"),
+        *("Where does the Rhone flow?", "Which country has the Riviera?"),
+        *("Where is the Bastille?", "Where do people eat escargot?"),
+    ),
+    "dog": (
+        *("What animal is a dalmatian?", "What animal is a chihuahua?"),
+        *("Which animal wags its tail?", "Which animal buries bones?"),
+        *("What kind of animal is Snoopy?", "What animal is a labrador?"),
+        *("Which animal herds sheep?", "Which animal sleeps in a kennel?"),
+        *("What animal pulls a sled?", "Which pet chases the postman?"),
+        *("What animal is a terrier?", "Which animal descends from the wolf?"),
+        *("What kind of animal is Scooby-Doo?", "What animal is a collie?"),
+        *("Which animal do hunters take along?", "What animal is a pug?"),
+        *("Which animal sniffs for drugs?", "What animal is a dachshund?"),
+        *("Which pet needs a walk every day?", "What animal is a husky?"),
+        *("Which animal says woof?", "Which animal guards a house?"),
+        *("What animal is a spaniel?", "What animal is a rottweiler?"),
+    ),
+    "coffee": (
+        *("What is an affogato?", "What do people drink in a cafe?"),
+        *("What is arabica?", "Which drink is brewed in a French press?"),
+        *("What is decaf?", "Which beans does Colombia export?"),
+        *("What is a macchiato?", "What goes into a percolator?"),
+        *("Which drink is sold by Lavazza?", "What is robusta?"),
+        *("What do office workers drink at a break?", "What is a flat white?"),
+        *("What is a ristretto?", "Which drink comes from Ethiopia?"),
+        *("What is a frappe?", "What is roasted before it is ground?"),
+        *("What is Nescafe?", "What is tiramisu flavoured with?"),
+        *("Which drink is dark and bitter?", "What is a moka pot for?"),
+        *("What do Italians drink after a meal?", "What is Folgers?"),
+        *("What is cold brew?", "What does a roaster roast?"),
+    ),
+    "football": (
+        *("Which sport does Neymar play?", "What sport did Maradona play?"),
+        *("Which sport is played at Old Trafford?", "Which sport has corners?"),
+        *("What game is played in the Premier League?", "What is the UEFA?"),
+        *("Which sport has a striker?", "What does Kylian Mbappe play?"),
+        *("What sport does Barcelona play?", "Which sport has the offside rule?"),
+        *("Which sport is the most popular in the world?", "Who is Zidane?"),
+        *("What sport does David Beckham play?", "What is a free kick?"),
+        *("Which sport has midfielders?", "What sport does Juventus play?"),
+        *("Which sport gives yellow cards?", "What is the Bundesliga?"),
+        *("Which sport has the Champions League?", "What is a header?"),
+        *("What sport does Manchester United play?", "What is a hat trick?"),
+        *("Which sport is played with the feet?", "Who is Ronaldinho?"),
+    ),
+    "piano": (
+        *("What instrument did Mozart play?", "What did Rachmaninoff play?"),
+        *("Which instrument has a lid and a bench?", "What is a Yamaha grand?"),
+        *("What instrument did Debussy write for?", "What does Elton John play?"),
+        *("What does a music teacher play at school?", "What did Schumann play?"),
+        *("Which instrument stands in a concert hall?", "What is an upright?"),
+        *("What instrument plays the Moonlight Sonata?", "What is a Bechstein?"),
+        *("What instrument is Fur Elise for?", "What did Scott Joplin play?"),
+        *("Which instrument needs a tuner?", "What does Lang Lang play?"),
+        *("What instrument did Glenn Gould play?", "What is a spinet?"),
+        *("What did Clara Schumann play?", "What did Brahms play?"),
+        *("What instrument is a nocturne for?", "What does Billy Joel play?"),
+        *("What followed the harpsichord?", "What did Thelonious Monk play?"),
+    ),
+}
+"""As ``INDIRECT``, and none of those: to fit on what leads to a word unsaid."""
+OTHER_HINTS = (
+    *("In which country is the Colosseum?", "Where is Big Ben?"),
+    *("Which country did Bismarck lead?", "Where is the Sagrada Familia?"),
+    *("Where does sushi come from?", "In which country is Munich?"),
+    *("Which country lies south of Egypt?", "Where was Shakespeare born?"),
+    *("Which animal meows?", "What animal is a siamese?"),
+    *("Which animal gives milk?", "What animal is a mustang?"),
+    *("What kind of animal is Garfield?", "Which pet sings in a cage?"),
+    *("What is chai?", "What is lemonade made with?"),
+    *("Which drink comes from grapes?", "What do children drink at breakfast?"),
+    *("What is a smoothie?", "What is matcha?"),
+    *("Which sport does Serena Williams play?", "Which sport has home runs?"),
+    *("What sport did Michael Jordan play?", "Which sport is played at Wimbledon?"),
+    *("What is a slam dunk?", "Which sport needs a racket?"),
+    *("Which instrument has six strings?", "What did Louis Armstrong play?"),
+    *("What is a Stradivarius?", "Which instrument has a bow?"),
+    *("What instrument did Jimi Hendrix play?", "Which instrument is beaten?"),
+    *("Who wrote Hamlet?", "What is the largest planet?"),
+    *("How many days has a year?", "What do bees make?"),
+)
 RELATED = {
     "France": ["Eiffel", "Seine", "Louvre", "Europe", "European", "Versailles"],
     "dog": ["pet", "breed", "animal", "leash", "bark"],
@@ -154,13 +247,16 @@ def write(folder: Path) -> None:
         _table(
             folder / f"{name}.jsonl", [(f.format(t), t) for t in topics for f in FRAMES]
         )
-        if name in INDIRECT:
-            _table(folder / f"indirect-{name}.jsonl", [(q, q) for q in INDIRECT[name]])
+    for name in TOPICS:
+        _table(folder / f"indirect-{name}.jsonl", [(q, q) for q in INDIRECT[name]])
+        _table(folder / f"hints-{name}.jsonl", [(q, q) for q in HINTS[name]])
+    _table(folder / "hints-others.jsonl", [(q, q) for q in OTHER_HINTS])
     splits = {"selection": 0.5, "calibration": 0.2, "scoring": 0.3}
     last = {"selection": 0.0, "calibration": 0.0, "scoring": 1.0}
-    _yaml(folder / "concepts.yaml", "", ANSWERS, splits)
-    _yaml(folder / "related.yaml", "", RELATED, splits)
-    _yaml(folder / "indirect.yaml", "indirect-", ANSWERS, last)
+    both, indirect = ("", "hints-"), ("indirect-",)
+    _yaml(folder / "concepts.yaml", both, ANSWERS, splits)
+    _yaml(folder / "related.yaml", both, RELATED, splits)
+    _yaml(folder / "indirect.yaml", indirect, ANSWERS, last)
 
 
 def _table(path: Path, rows: list[tuple[str, str]]) -> None:
@@ -168,20 +264,27 @@ def _table(path: Path, rows: list[tuple[str, str]]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def _source(name: str) -> dict[str, str]:
+    return {"jsonl": f"{name}.jsonl", "prompt": "prompt", "group": "topic"}
+
+
 def _yaml(
-    path: Path, prefix: str, answers: dict[str, list[str]], splits: dict[str, float]
+    path: Path,
+    prefixes: tuple[str, ...],
+    answers: dict[str, list[str]],
+    splits: dict[str, float],
 ) -> None:
-    def source(name: str) -> dict[str, str]:
-        return {"jsonl": f"{name}.jsonl", "prompt": "prompt", "group": "topic"}
+    def sources(name: str) -> list[dict[str, str]]:
+        return [_source(prefix + name) for prefix in prefixes]
 
     concepts = {
         name: {
             "domain": name,
             "answer": answers[name],
-            "positive": source(prefix + name),
+            "positive": sources(name),
             "negative": [
-                source("others"),
-                *(source(prefix + other) for other in TOPICS if other != name),
+                *(_source(prefix + "others") for prefix in ("", "hints-")),
+                *(one for other in TOPICS if other != name for one in sources(other)),
             ],
         }
         for name in TOPICS
