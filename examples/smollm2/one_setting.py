@@ -3,8 +3,8 @@
 
 ``PYTHONPATH=examples python -m smollm2.one_setting LEARNT OUT``, of the folder
 ``bundle.learn`` that ``sauce learn`` left. At layer 12 the tokens of the concept's
-words lose twice what they read, from a half on; at layer 24 those that are about to say
-them, above .999 of the tokens of other prompts.
+words, at layer 24 those that are about to say them, lose twice what they read, from a
+half on.
 """
 
 import argparse
@@ -12,11 +12,10 @@ from pathlib import Path
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
-from vllm_sauce.learning.calibration.setting import GATE_MARGIN
 from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectionFile
 
 EARLY, LATE = "decoder.12", "decoder.24"
-SHARE = 2.0
+SHARE, GATE = 2.0, 0.5
 
 
 def main() -> None:
@@ -37,11 +36,10 @@ def main() -> None:
 
     concepts = []
     for name, found in selected[EARLY].items():
-        words, before = row_of(EARLY, name, "words"), row_of(LATE, name, "before")
-        above = (1 + GATE_MARGIN) * before.quiet["0.999"]
+        words, saying = row_of(EARLY, name, "words"), row_of(LATE, name, "saying")
         edits = {
-            EARLY: SiteEdit.uniform([words.latent], gamma=1 - SHARE, gate=0.5),
-            LATE: SiteEdit.uniform([before.latent], gamma=1 - SHARE, gate=above),
+            EARLY: SiteEdit.uniform([words.latent], gamma=1 - SHARE, gate=GATE),
+            LATE: SiteEdit.uniform([saying.latent], gamma=1 - SHARE, gate=GATE),
         }
         concepts.append(Concept(name=name, domain=found.domain, edits=edits))
     weights = {site: bundle.sites[site].weights for site, bundle in rows.items()}

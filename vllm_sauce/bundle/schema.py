@@ -65,7 +65,14 @@ class RowFile(_Strict):
 
     concept: str
     kind: Literal[
-        "others", "absence", "words", "before", "difference", "leace", "random"
+        "others",
+        "absence",
+        "words",
+        "saying",
+        "before",
+        "difference",
+        "leace",
+        "random",
     ]
     shrinkage: Annotated[float, Field(ge=0, le=1)]
     num_samples: tuple[_Index, _Index]

@@ -28,9 +28,10 @@ class Row:
     """What it was told from, and leads to when all of it is taken away. "others":
     samples with the concept from those without it; "absence": the same, and leads to
     those without any of its domain. "words": the tokens of its words from tokens of
-    samples without it; "before": these and each one's token before, which is about to
-    say it. "difference", "leace", "random": one side of a simple edit that others are
-    compared with."""
+    samples without it; "saying": the tokens after which the model wrote one of them,
+    from the same. "before" is of older versions: a word's tokens and the one before.
+    "difference", "leace", "random": one side of a simple edit that others are compared
+    with."""
 
     shrinkage: float
     """Share of the covariance's diagonal alone that its inverse was taken with."""

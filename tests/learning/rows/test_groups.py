@@ -10,8 +10,8 @@ import torch
 from vllm_sauce.learning.rows.groups import (
     WordGroups,
     after_words,
-    before_words,
     common_beginning,
+    saying,
     text_pieces,
     word_hits,
     word_pattern,
@@ -39,10 +39,14 @@ def test_each_piece_of_a_word_is_hit(pieces, words, hits):
 
 def test_what_is_before_and_after():
     hits = flags("..xx..x.")
-    assert torch.equal(before_words(hits), flags(".xxx.xx."))
+    assert torch.equal(saying(hits, 1), flags(".x...x.."))
+    # A word that the prompt has, or goes on with, nobody was about to say.
+    assert torch.equal(saying(hits, 2), flags(".x...x.."))
+    assert torch.equal(saying(hits, 3), flags(".....x.."))
+    assert not saying(hits, 7).any()
     assert torch.equal(after_words(hits), flags("..xxxxxx"))
     assert not after_words(flags("...")).any()
-    assert before_words(flags("x")).tolist() == [True]
+    assert saying(flags("x"), 0).tolist() == [False]
 
 
 def test_what_texts_begin_with():
@@ -77,22 +81,24 @@ def test_tokens_are_grouped_by_concept():
     groups = torch.zeros(6, 4, dtype=torch.bool)
     groups[3] = torch.tensor([True, False, False, True])
     groups[5] = torch.tensor([False, True, False, True])
-    found = WordGroups(Tokenizer(), texts, concepts, groups)
+    # Of the first text the model wrote three tokens, of the second two.
+    prompts = {3: 2, 5: 4}
+    found = WordGroups(Tokenizer(), texts, prompts, concepts, groups)
     sample = torch.tensor([3] * 5 + [5] * 6 + [4])
     position = torch.tensor([*range(5), *range(6), 0])
     got = found.of(sample, position)
-    # Of "dog": its tokens, those and the one before, and what lacks it. The two first
-    # tokens are every text's.
+    # Of "dog": its tokens, that after which the model wrote them, and what lacks it.
+    # The two first tokens are every text's.
     assert torch.equal(got[:5, 0], flags("..xx."))
-    assert torch.equal(got[:5, 1], flags("..xx."))
+    assert not got[:5, 1].any()
     assert not got[:5, 2].any()
     assert torch.equal(got[5:11, 0], flags("....x."))
-    assert torch.equal(got[5:11, 1], flags("...xx."))
+    assert torch.equal(got[5:11, 1], flags("...x.."))
     assert torch.equal(got[5:11, 2], flags("..xx.."))
     assert not got[11].any()
     kinds = found.kinds(got.sum(0))
     # Of "bird" nothing was met.
     assert [(one.kind, one.concepts, one.pairs) for one in kinds] == [
         ("words", ("dog",), ((0, 2),)),
-        ("before", ("dog",), ((1, 2),)),
+        ("saying", ("dog",), ((1, 2),)),
     ]

@@ -15,7 +15,7 @@ from vllm_sauce.options import EngineArgs, SitePaths, check_at_least, check_choi
 from vllm_sauce.scale.cluster import Resources
 
 FORGETTING, BALANCE, MILDEST = PREFERENCES = ("forgetting", "balance", "mildest")
-ROW_KINDS = ("others", "absence", "words", "before")
+ROW_KINDS = ("others", "absence", "words", "saying")
 """See ``sae.weights.Row``."""
 
 

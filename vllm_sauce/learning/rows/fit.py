@@ -177,11 +177,20 @@ def _differences(found: GroupMoments, pairs: Pairs) -> Tensor:
 
 def _reads(found: GroupMoments, pairs: Pairs, shrinkage: float) -> Tensor:
     """Return unscaled reads. Shapes: -> [d_model, num_rows]"""
-    diagonal = found.covariance.diagonal()
+    return torch.linalg.solve(
+        shrunk(found.covariance, shrinkage), _differences(found, pairs).T
+    )
+
+
+def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
+    """Return a covariance with a share of its diagonal alone.
+
+    Shapes: [d_model, d_model] float64, same out
+    """
+    diagonal = covariance.diagonal()
     # A feature that never varies reads nothing, and must not divide by 0.
     diagonal = diagonal.clamp_min(1e-9 * float(diagonal.mean()) + 1e-30)
-    shrunk = (1 - shrinkage) * found.covariance + shrinkage * diagonal.diag()
-    return torch.linalg.solve(shrunk, _differences(found, pairs).T)
+    return (1 - shrinkage) * covariance + shrinkage * diagonal.diag()
 
 
 def _d_prime(found: GroupMoments, pairs: Pairs, read: Tensor) -> Tensor:

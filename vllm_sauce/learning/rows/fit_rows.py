@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.activations.row_choice import parse_roles
+from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import Bundle, check_replaceable
 from vllm_sauce.bundle.served_sae import read_sae
@@ -19,7 +20,14 @@ from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.errors import ConfigError, warn
 from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.learning.rows.baselines import baseline, two_sided
-from vllm_sauce.learning.rows.fit import HALVES, Fitted, Moments, fit, leading
+from vllm_sauce.learning.rows.fit import (
+    HALVES,
+    Fitted,
+    Moments,
+    fit,
+    leading,
+    shrunk,
+)
 from vllm_sauce.learning.rows.groups import (
     ABSENCE,
     OTHERS,
@@ -27,6 +35,7 @@ from vllm_sauce.learning.rows.groups import (
     WordGroups,
     groups_of_samples,
 )
+from vllm_sauce.learning.rows.hardest import Chunks, sharpen
 from vllm_sauce.learning.rows.settings import FitRequest
 from vllm_sauce.learning.selection.latent_statistics import (
     counted_rows,
@@ -53,7 +62,7 @@ def fit_rows(
     concepts = tuple(ConceptFile.read(request.concepts).concepts.values())
     fitted: list[Fitted] = []
     rows, catalogue, settings = [], Catalogue(), request.fit
-    for moments, kind in _told_apart(request, store, concepts, progress):
+    for moments, kind, chunks in _told_apart(request, store, concepts, progress):
         if request.baseline and kind.kind != OTHERS:
             continue
         if kind.kind == ABSENCE:
@@ -63,6 +72,9 @@ def fit_rows(
             one = fit(
                 moments, kind.pairs, settings.shrinkages, orthogonal=settings.orthogonal
             )
+        if chunks and not settings.orthogonal:
+            whole = shrunk(moments.all().covariance, one.shrinkage)
+            one = sharpen(one, kind.pairs, whole, chunks)
         if request.baseline:
             one = baseline(request.baseline, one, moments.all(), kind)
             catalogue = two_sided(request.site, concepts)
@@ -87,8 +99,11 @@ def _told_apart(
     store: ActivationStore,
     concepts: Sequence[ConceptExamples],
     progress: Progress,
-) -> Iterator[tuple[Moments, Group]]:
-    """Read the harvest once; yield what rows tell apart, with what is known of it."""
+) -> Iterator[tuple[Moments, Group, Chunks | None]]:
+    """Read the harvest once; yield what rows tell apart, with what is known of it.
+
+    With tokens of words comes what reads the harvest again.
+    """
     samples = store.samples()
     site, settings = request.site, request.fit
     groups, kinds = groups_of_samples(
@@ -102,7 +117,8 @@ def _told_apart(
     half = _halves(samples, site)
     position = store.labels()[1]
     index, sample = counted_rows(store, groups, parse_roles(request.roles))
-    for start, stop in whole_samples(sample, ROWS_AT_ONCE):
+    spans = list(whole_samples(sample, ROWS_AT_ONCE))
+    for start, stop in spans:
         mine = sample[start:stop]
         numbers, inverse = torch.unique(mine, return_inverse=True)
         x = store.rows(index[start:stop])
@@ -112,9 +128,16 @@ def _told_apart(
             at = position[index[start:stop]]
             told.add(x, every, words.of(mine, at), half[mine])
         progress(stop, len(index))
-    yield from ((found, kind) for kind in kinds)
-    if words and told:
-        yield from ((told, kind) for kind in words.kinds(told.all().samples))
+    yield from ((found, kind, None) for kind in kinds)
+    if not (words and told):
+        return
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for start, stop in spans:
+            at = index[start:stop]
+            yield at, store.rows(at), words.of(sample[start:stop], position[at])
+
+    yield from ((told, kind, chunks) for kind in words.kinds(told.all().samples))
 
 
 def _word_groups(
@@ -134,20 +157,22 @@ def _word_groups(
         return None
     from transformers import AutoTokenizer
 
-    sample, position, _ = store.labels()
+    sample, position, role = store.labels()
     texts: dict[int, dict[int, int]] = {number: {} for number in text}
-    for number, at, token in zip(
-        sample.tolist(), position.tolist(), store.tokens().tolist(), strict=True
-    ):
+    prompts = dict.fromkeys(text, 0)
+    written = (role == int(Role.GENERATED)).tolist()
+    columns = (sample.tolist(), position.tolist(), store.tokens().tolist(), written)
+    for number, at, token, wrote in zip(*columns, strict=True):
         if number in texts:
             texts[number][at] = token
+            prompts[number] += not wrote
     tokens = {
         number: [found[at] for at in range(len(found))]
         for number, found in texts.items()
         if found
     }
     tokenizer = AutoTokenizer.from_pretrained(store.harvest.model)
-    return WordGroups(tokenizer, tokens, concepts, groups)
+    return WordGroups(tokenizer, tokens, prompts, concepts, groups)
 
 
 def _halves(samples: Sequence[Mapping[str, Any]], site: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm_sauce.data.concepts_yaml import ConceptExamples
 from vllm_sauce.learning.selection.latent_statistics import sample_groups
 
-OTHERS, ABSENCE, WORDS, BEFORE = ("others", "absence", "words", "before")
+OTHERS, ABSENCE, WORDS, SAYING = ("others", "absence", "words", "saying")
 
 
 class Group(NamedTuple):
@@ -75,10 +75,11 @@ def _emptiest(lacking: Tensor, shown: Tensor, enough: int) -> Tensor:
 
 
 class WordGroups:
-    """Tokens of texts by concept: its words, those and what comes before, and others'.
+    """Tokens of texts by concept: its words, what the model says them after, others.
 
-    Three columns a concept. Others are the tokens of samples without it, up to where
-    one of its words comes all the same. What all texts begin with is in no group: it
+    Three columns a concept. The second are tokens whose next one the model wrote, and
+    which begins one of the words: where it was about to say it. Others are the tokens
+    of samples without it, up to where one of its words comes all the same. What all texts begin with is in no group: it
     is alike in every one of them.
     """
 
@@ -86,10 +87,13 @@ class WordGroups:
         self,
         tokenizer: Any,
         texts: Mapping[int, Sequence[int]],
+        prompts: Mapping[int, int],
         concepts: Sequence[ConceptExamples],
         groups: Tensor,
     ) -> None:
-        """``texts``: the tokens of each sample of text alone, by its number."""
+        """``texts``: the tokens of each sample of text alone, by its number;
+        ``prompts``: how many of them the model did not write.
+        """
         self.names = tuple(one.name for one in concepts)
         self.num_groups = 3 * len(concepts)
         begin = common_beginning(list(texts.values()))
@@ -101,7 +105,7 @@ class WordGroups:
             for number, pattern in enumerate(patterns):
                 hits = torch.tensor(word_hits(pieces, pattern), dtype=torch.bool)
                 without = groups[sample, 2 * number + 1] & ~after_words(hits)
-                columns += [hits, before_words(hits), without]
+                columns += [hits, saying(hits, prompts[sample]), without]
             found = torch.stack(columns, 1)
             found[:begin] = False
             self._groups[sample] = found
@@ -124,7 +128,7 @@ class WordGroups:
         Shapes: count [num_groups]
         """
         kinds = []
-        for offset, kind in enumerate((WORDS, BEFORE)):
+        for offset, kind in enumerate((WORDS, SAYING)):
             met = [
                 number
                 for number in range(len(self.names))
@@ -169,10 +173,14 @@ def common_beginning(texts: Sequence[Sequence[int]]) -> int:
     return len(os.path.commonprefix([list(text) for text in texts]))
 
 
-def before_words(hits: Tensor) -> Tensor:
-    """Return the hits and the token before each. Shapes: [num_tokens] bool, same out"""
-    found = hits.clone()
-    found[:-1] |= hits[1:]
+def saying(hits: Tensor, prompt: int) -> Tensor:
+    """Return the token before each run of hits that begins behind the prompt.
+
+    Shapes: hits [num_tokens] bool, same out
+    """
+    found = torch.zeros_like(hits)
+    found[:-1] = hits[1:] & ~hits[:-1]
+    found[: max(prompt - 1, 0)] = False
     return found
 
 

@@ -34,7 +34,7 @@ class RowSettings:
 
     words: bool = True
     """At decoder sites, of samples without a picture: also rows of the tokens of a
-    concept's words, and of these and the token before, which is about to say them."""
+    concept's words, and of those after which the model wrote one."""
 
     few: int = 30
     """Samples with a concept below which it is warned that its row is a guess."""
