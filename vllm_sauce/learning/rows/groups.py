@@ -79,8 +79,8 @@ class WordGroups:
 
     Three columns a concept. The second are tokens whose next one the model wrote, and
     which begins one of the words: where it was about to say it. Others are the tokens
-    of samples without it, up to where one of its words comes all the same. What all texts begin with is in no group: it
-    is alike in every one of them.
+    of samples without it, up to where one of its words comes all the same. What all
+    texts begin with is in no group: it is alike in every one of them.
     """
 
     def __init__(
