@@ -7,6 +7,7 @@ No engine runs: what is refused never reaches one, and what is not is counted.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from argparse import Namespace
 from collections.abc import Iterator
@@ -56,6 +57,14 @@ def built(model_dir: Path, bundle_dir: Path, *more: str) -> Any:
     processor = SimpleNamespace(vllm_config=vllm_config)
     app.state.engine_client = SimpleNamespace(input_processor=processor)
     return app
+
+
+@pytest.fixture(scope="module", autouse=True)
+def level_of_the_root_logger() -> Iterator[None]:
+    """What building the application leaves at ERROR, for all files behind this one."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="module")
