@@ -20,8 +20,8 @@ def without_jinja(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
     patch.setitem(sys.modules, "jinja2", None)
 
 
-def with_a_full_disk(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
-    (request.folder / "frontier.html").symlink_to("/dev/full")
+def with_a_folder_there(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
+    (request.folder / "frontier.html").mkdir()
 
 
 def with_damaged_trials(request: CalibrateRequest, patch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ def with_damaged_trials(request: CalibrateRequest, patch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "broken", [without_jinja, with_a_full_disk, with_damaged_trials]
+    "broken", [without_jinja, with_a_folder_there, with_damaged_trials]
 )
 def test_a_drawing_that_fails_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Any

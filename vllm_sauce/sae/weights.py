@@ -40,7 +40,8 @@ class Row:
     """With the concept, and those it was told from; of words, tokens."""
 
     d_prime: float
-    """How far apart the two are on samples it was not fitted on, in deviations."""
+    """How far apart the two are on samples it was not fitted on, in deviations; of
+    rows of words, before they were told from what is most like them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

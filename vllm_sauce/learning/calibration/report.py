@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_sauce import __version__
 from vllm_sauce.concepts import Catalogue
+from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.metrics import NAMES
+from vllm_sauce.files import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +46,10 @@ def table(catalogue: Catalogue) -> Table:
 
 
 def write_frontiers(folder: Path) -> Path:
-    """Draw every concept's trials and frontier into one HTML file; return its path."""
+    """Draw every concept's trials and frontier into one HTML file; return its path.
+
+    Raises: LearnError if it cannot be written
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     entries = [
@@ -59,7 +64,8 @@ def write_frontiers(folder: Path) -> Path:
     environment.filters["edit"] = _edit
     page = environment.get_template(TEMPLATE.name)
     path = folder / FRONTIER_FILE
-    path.write_text(page.render(entries=entries, version=__version__), "utf-8")
+    text = page.render(entries=entries, version=__version__)
+    write_whole(path, text.encode(), LearnError)
     return path
 
 
