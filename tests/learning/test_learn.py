@@ -193,6 +193,25 @@ def test_a_report_that_fails_loses_nothing(request_):
     assert again.ran == ["inspect"]
 
 
+@pytest.mark.parametrize("name", ["harvest", "train", "fit", "select", "calibrate"])
+def test_a_stage_that_left_its_result_is_done(request_, name):
+    """However this process ended before it could write down that the stage had."""
+    sauce = Sauce(request_)
+
+    def is_killed(command, told):
+        status = sauce(command, told)
+        return -15 if command == name else status
+
+    with pytest.raises(LearnError, match="was killed by signal 15"):
+        learn(request_, run=is_killed)
+    again = Sauce(request_)
+    learn(request_, run=again)
+    # A harvest's shards are many; it finds for itself which are there.
+    twice = ["harvest"] if name == "harvest" else []
+    every = [one.split()[0] for one in names(request_)]
+    assert sauce.ran + again.ran == twice + every
+
+
 def test_a_lost_result_is_made_again(request_):
     learn(request_, run=Sauce(request_))
     (request_.folder / "selection-vision.json").unlink()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from vllm_sauce.learning.request import LearnRequest
+from vllm_sauce.scale import orphans
 from vllm_sauce.scale.cluster import actors_wanted
 
 
@@ -67,7 +69,11 @@ def learn(
 
 
 def run_apart(name: str, request: Any) -> int:
-    """Run a subcommand in a process of its own; return its exit status."""
+    """Run a subcommand in a process of its own; return its exit status.
+
+    It ends with this process: what went on by itself would meet the next run's.
+    """
     command = [sys.executable, "-m", "vllm_sauce.cli.stage"]
     given = pickle.dumps((name, request))
-    return subprocess.run(command, input=given, check=False).returncode
+    env = {**os.environ, orphans.VARIABLE: str(os.getpid())}
+    return subprocess.run(command, input=given, env=env, check=False).returncode

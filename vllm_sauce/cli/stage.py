@@ -8,6 +8,8 @@ import pickle
 import sys
 
 from vllm_sauce.cli.app import run_request
+from vllm_sauce.scale import orphans
 
 if __name__ == "__main__":
+    orphans.install()
     sys.exit(run_request(*pickle.load(sys.stdin.buffer)))

@@ -2,8 +2,8 @@
 """``sauce learn``: from pictures to a bundle, each stage a subcommand of its own.
 
 A stage runs in a process of its own, so that what it held on a GPU is free for the
-next. What each leaves is in ``<out>.learn``; a stage that has left its result is not
-run again, and each can itself be gone on with.
+next. What each leaves is in ``<out>.learn``. A result is written whole and last, so a
+stage whose result is there is not run again; each can itself be gone on with.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def learn(
     seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     for number, stage in enumerate(todo, 1):
         tell = partial(announce, number, len(todo), stage.name)
-        if stage.name in seconds and stage.result.exists():
+        if stage.result.exists():
             tell("done before")
             continue
         tell("running")

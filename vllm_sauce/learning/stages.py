@@ -137,8 +137,6 @@ def _fit(request: LearnRequest, site: str) -> Stage:
         out=request.edited_path(site),
         sae=None if request.edits == "rows" else request.sae_path(site),
         fit=request.rows,
-        # What is there is of a stage that was cut off, or it would not run again.
-        overwrite=True,
     )
     return Stage(f"fit {site}", told, told.out / "bundle.json")
 
