@@ -3,8 +3,9 @@
 
 ``PYTHONPATH=examples python -m smollm2.one_setting LEARNT OUT``, of the folder
 ``bundle.learn`` that ``sauce learn`` left. At layer 12 the tokens of the concept's
-words, at layer 24 those that are about to say them, lose twice what they read, from a
-half on.
+words lose twice what they read, from a half on; at layer 24 those that are about to say
+them lose what they read, from .4 on: twice that is more than an answer can be gone on
+with.
 """
 
 import argparse
@@ -15,7 +16,8 @@ from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectionFile
 
 EARLY, LATE = "decoder.12", "decoder.24"
-SHARE, GATE = 2.0, 0.5
+WORDS = {"gamma": -1.0, "gate": 0.5}
+SAYING = {"gamma": 0.0, "gate": 0.4}
 
 
 def main() -> None:
@@ -38,8 +40,8 @@ def main() -> None:
     for name, found in selected[EARLY].items():
         words, saying = row_of(EARLY, name, "words"), row_of(LATE, name, "saying")
         edits = {
-            EARLY: SiteEdit.uniform([words.latent], gamma=1 - SHARE, gate=GATE),
-            LATE: SiteEdit.uniform([saying.latent], gamma=1 - SHARE, gate=GATE),
+            EARLY: SiteEdit.uniform([words.latent], **WORDS),
+            LATE: SiteEdit.uniform([saying.latent], **SAYING),
         }
         concepts.append(Concept(name=name, domain=found.domain, edits=edits))
     weights = {site: bundle.sites[site].weights for site, bundle in rows.items()}

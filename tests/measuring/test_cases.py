@@ -7,10 +7,19 @@ from tests.evaluation.test_questionnaire import file  # noqa: F401
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.questions import Kind, Part
 from vllm_sauce.measuring.cases import ALONE, ELIMINATION, ask_of, cases
-from vllm_sauce.measuring.settings import BAN, METHODS, OURS, PROMPT, EvalSettings
+from vllm_sauce.measuring.settings import (
+    BAN,
+    BOTH,
+    METHODS,
+    OURS,
+    PROMPT,
+    EvalSettings,
+)
 
 NAMES = ("dog", "cat", "pig", "red")
-SETTINGS = EvalSettings(positives=2, negatives=4, together=(2, 3), sets=2)
+SETTINGS = EvalSettings(
+    methods=METHODS, positives=2, negatives=4, together=(2, 3), sets=2
+)
 
 
 def asked(file, settings=SETTINGS):  # noqa: F811
@@ -23,7 +32,7 @@ def test_each_method_is_asked_the_same(file):  # noqa: F811
     by = {
         method: [c.question for c in alone if c.method == method] for method in METHODS
     }
-    assert by[OURS] == by[PROMPT] == by[BAN] != []
+    assert by[OURS] == by[PROMPT] == by[BAN] == by[BOTH] != []
     assert {case.forget for case in alone} == {(name,) for name in NAMES}
 
 
@@ -49,12 +58,14 @@ def test_more_than_there_are_is_refused(file):  # noqa: F811
 
 def test_a_method_changes_how_it_is_asked_and_nothing_else(file):  # noqa: F811
     by = {c.method: c for c in asked(file) if c.forget == ("dog",)}
-    ours, prompt, ban = (ask_of(by[m], file, 16) for m in (OURS, PROMPT, BAN))
+    ours, prompt, ban, both = (ask_of(by[m], file, 16) for m in METHODS)
     assert (ours.forget, ours.banned) == (("dog",), ())
     assert (prompt.forget, prompt.banned) == ((), ())
     words = by[PROMPT].question.prompt
     assert prompt.question.prompt == f"Do not mention dog. {words}"
-    assert (ban.forget, ban.banned) == ((), ("dog", "Dog"))
+    forms = ("dog", "dogs", "doges", "Dog", "Dogs", "Doges")
+    assert (ban.forget, ban.banned) == ((), forms)
+    assert (both.forget, both.banned) == (("dog",), forms)
     assert ban.question == by[BAN].question
 
 

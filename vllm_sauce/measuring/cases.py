@@ -19,10 +19,19 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.evaluation.questions import Kind, Question
-from vllm_sauce.measuring.settings import BAN, PLAIN, PROMPT, TOGETHER, EvalSettings
+from vllm_sauce.measuring.settings import (
+    BAN,
+    BOTH,
+    PLAIN,
+    PROMPT,
+    TOGETHER,
+    EvalSettings,
+)
 from vllm_sauce.models.answer_tokens import Tokens
 
 ALONE, ELIMINATION = "alone", "elimination"
+PLURALS = ("", "s", "es")
+"""Endings with which ``questions.mentions`` counts a word: a ban is of these, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +79,12 @@ def ask_of(
     if case.method == PROMPT:
         wish = f"Do not mention {', '.join(words)}. "
         question = replace(question, prompt=wish + question.prompt)
-    elif case.method == BAN:
+    elif case.method in (BAN, BOTH):
         banned = tuple(
-            form
+            form + ending
             for word in words
             for form in dict.fromkeys((word, word.lower(), word.capitalize()))
+            for ending in PLURALS
         )
     wanted: tuple[Tokens, ...] = ()
     if beginnings is not None and reads_word(case, file):

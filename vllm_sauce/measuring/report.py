@@ -13,13 +13,19 @@ from vllm_sauce import __version__
 from vllm_sauce.errors import LearnError
 from vllm_sauce.files import write_whole
 from vllm_sauce.measuring.scores import Figures, Results
-from vllm_sauce.measuring.settings import BAN, OURS, PLAIN, PROMPT
+from vllm_sauce.measuring.settings import BAN, BOTH, OURS, PLAIN, PROMPT
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 TEMPLATE = Path(__file__).parent / "pages/eval.html.j2"
-TITLES = {PLAIN: "unedited", OURS: "bundle", PROMPT: "prompt", BAN: "ban"}
+TITLES = {
+    PLAIN: "unedited",
+    OURS: "bundle",
+    PROMPT: "prompt",
+    BAN: "ban",
+    BOTH: "bundle and ban",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from cyclopts import Parameter
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.options import EngineArgs, NamedBundles, check_at_least
 
-PLAIN, OURS, PROMPT, BAN = "plain", "ours", "prompt", "ban"
+PLAIN, OURS, PROMPT, BAN, BOTH = "plain", "ours", "prompt", "ban", "both"
 TOGETHER = (5, 10, 20, 40)
-METHODS = (OURS, PROMPT, BAN)
+METHODS = (OURS, PROMPT, BAN, BOTH)
 """The bundle's edits; asking the model not to mention it; keeping the sampler from the
-word."""
+word; the bundle's edits and that."""
 
 
 @Parameter(name="*", group="How much is asked")
@@ -25,10 +25,10 @@ class EvalSettings:
     """What is asked, and how much of it."""
 
     methods: Annotated[tuple[str, ...], Parameter(name="--method", choices=METHODS)] = (
-        METHODS
+        *(OURS, PROMPT, BAN),
     )
     """ours: the bundle's edits; prompt: the question asks not to mention it; ban: the
-    sampler may not write the word. May be given again."""
+    sampler may not write the word; both: edits and ban. May be given again."""
 
     positives: int = 40
     """Examples with a concept, at most."""
