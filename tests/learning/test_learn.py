@@ -212,6 +212,19 @@ def test_a_stage_that_left_its_result_is_done(request_, name):
     assert sauce.ran + again.ran == twice + every
 
 
+def test_a_bundle_that_came_before_its_stages_is_not_taken_for_theirs(request_):
+    """The stage is run, and refuses to replace it."""
+    with pytest.raises(LearnError, match="harvest concepts ended"):
+        learn(request_, run=Sauce(request_, fails_at=("harvest",)))
+    request_.out.mkdir()
+    (request_.out / "bundle.json").write_text("of somebody else")
+    refusing = Sauce(request_, fails_at=("calibrate",))
+    with pytest.raises(LearnError, match="calibrate ended with status 2"):
+        learn(request_, run=refusing)
+    assert refusing.ran[-1] == "calibrate"
+    assert (request_.out / "bundle.json").read_text() == "of somebody else"
+
+
 def test_a_lost_result_is_made_again(request_):
     learn(request_, run=Sauce(request_))
     (request_.folder / "selection-vision.json").unlink()

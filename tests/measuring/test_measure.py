@@ -16,7 +16,7 @@ from vllm_sauce.errors import BundleError, ConfigError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.measuring import scores
-from vllm_sauce.measuring.measure import ANSWERS_FILE, measure, record
+from vllm_sauce.measuring.measure import ANSWERS_FILE, RUN_FILE, measure, record
 from vllm_sauce.measuring.settings import EvalRequest, EvalSettings
 
 
@@ -65,6 +65,11 @@ def test_what_is_not_forgotten_is_measured_and_nothing_twice(tmp_path, monkeypat
     assert measure(request) == first and len(says.asked) == count
     with pytest.raises(ConfigError, match="differs in model"):
         measure(replace(request, model="other"))
+    run = json.loads((request.out / RUN_FILE).read_text())
+    (request.out / RUN_FILE).write_text(json.dumps(run | {"banned_endings": [""]}))
+    with pytest.raises(ConfigError, match="differs in banned_endings"):
+        measure(request)
+    (request.out / RUN_FILE).write_text(json.dumps(run))
     # Kept by a version that read no probabilities: those are asked again.
     kept = request.out / ANSWERS_FILE
     lines = [json.loads(line) for line in kept.read_text().splitlines()]

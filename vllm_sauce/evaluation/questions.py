@@ -96,12 +96,20 @@ def _repeats(text: str) -> bool:
     )
 
 
+PLURALS = ("", "s", "es")
+"""Endings with which a word is still that word."""
+
+
+def word_pattern(words: Sequence[str]) -> re.Pattern[str]:
+    """Return what matches one of the words, whole, in any case, plural or not."""
+    choices = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    endings = "|".join(PLURALS)
+    return re.compile(rf"(?<!\w)(?:{choices})(?:{endings})(?!\w)", re.IGNORECASE)
+
+
 def mentions(text: str, words: Sequence[str]) -> bool:
-    """Say whether a text has one of the words, whole, in any case, plural or not."""
-    return any(
-        re.search(rf"(?<!\w){re.escape(word)}(s|es)?(?!\w)", text, re.IGNORECASE)
-        for word in words
-    )
+    """Say whether a text has one of the words, as ``word_pattern`` matches them."""
+    return bool(words) and word_pattern(words).search(text) is not None
 
 
 def first_word(text: str) -> str:

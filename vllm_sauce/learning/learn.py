@@ -3,7 +3,8 @@
 
 A stage runs in a process of its own, so that what it held on a GPU is free for the
 next. What each leaves is in ``<out>.learn``. A result is written whole and last, so a
-stage whose result is there is not run again; each can itself be gone on with.
+stage whose result is there is not run again, unless what it is made from was not there
+yet: then it is another's. Each stage can itself be gone on with.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ def learn(
     _begin(request)
     file = request.folder / STAGES_FILE
     seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    ran = False
     for number, stage in enumerate(todo, 1):
         tell = partial(announce, number, len(todo), stage.name)
-        if stage.result.exists():
+        if stage.result.exists() and (stage.name in seconds or not ran):
             tell("done before")
             continue
         tell("running")
+        ran = True
         before = time.monotonic()
         status = run(stage.name.split()[0], stage.request)
         some_failed = status == 1 and stage.failures and stage.failures.exists()

@@ -18,7 +18,7 @@ from vllm_sauce.data.samples import picture_digest
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.questionnaire import Questionnaire
-from vllm_sauce.evaluation.questions import Kind, Question
+from vllm_sauce.evaluation.questions import PLURALS, Kind, Question
 from vllm_sauce.measuring.settings import (
     BAN,
     BOTH,
@@ -30,8 +30,6 @@ from vllm_sauce.measuring.settings import (
 from vllm_sauce.models.answer_tokens import Tokens
 
 ALONE, ELIMINATION = "alone", "elimination"
-PLURALS = ("", "s", "es")
-"""Endings with which ``questions.mentions`` counts a word: a ban is of these, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError, LearnError, UnknownConceptError
 from vllm_sauce.evaluation.asking.asker import Asker, Progress
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
+from vllm_sauce.evaluation.questions import PLURALS
 from vllm_sauce.files import file_sha256, write_whole
 from vllm_sauce.measuring.answers import Answered, AnswerFile, Kept
 from vllm_sauce.measuring.cases import Case, ask_of, cases, reads_word
@@ -175,6 +176,7 @@ def _begin(request: EvalRequest, bundle: Bundle, beside: Mapping[str, Bundle]) -
         "bundle": bundle.digest,
         "beside": {name: other.digest for name, other in beside.items()},
         "concepts_sha256": file_sha256(request.concepts),
+        "banned_endings": list(PLURALS),
     }
     path = request.out / RUN_FILE
     if path.exists():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from vllm_sauce.evaluation.questions import word_pattern
 from vllm_sauce.learning.rows.groups import (
     WordGroups,
     after_words,
@@ -14,7 +15,6 @@ from vllm_sauce.learning.rows.groups import (
     saying,
     text_pieces,
     word_hits,
-    word_pattern,
 )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.data.concepts_yaml import ConceptExamples
+from vllm_sauce.evaluation.questions import word_pattern
 from vllm_sauce.learning.selection.latent_statistics import sample_groups
 
 OTHERS, ABSENCE, WORDS, SAYING = ("others", "absence", "words", "saying")
@@ -138,12 +139,6 @@ class WordGroups:
             names = tuple(self.names[one] for one in met)
             kinds += [Group(kind, names, pairs)] if met else []
         return kinds
-
-
-def word_pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """Return what matches one of the words, whole, in any case, plural or not."""
-    choices = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
-    return re.compile(rf"(?<!\w)(?:{choices})(?:s|es)?(?!\w)", re.IGNORECASE)
 
 
 def text_pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
