@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.places import TINY_MODEL, TINY_PICTURES
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.models.families import decoder_layers, projector
+from vllm_sauce.models.families import connector, decoder_layers
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 
@@ -62,8 +62,8 @@ def test_a_model_of_text_alone_is_loaded_and_read_at_a_site(llama):
     assert torch.equal(seen["decoder.1"], out.hidden_states[2])
     assert len(decoder_layers(loaded.model)) == 3
     assert loaded.image_token_id == -1
-    with pytest.raises(ConfigError, match="a llama has no vision site"):
-        projector(loaded.model)
+    with pytest.raises(ConfigError, match="LlamaForCausalLM has no vision site"):
+        connector(loaded.model)
 
 
 def test_a_picture_is_cut_into_tiles_only_for_who_can_do_with_them(monkeypatch):

@@ -87,7 +87,7 @@ def test_every_tensor_of_a_site_is_a_buffer(llm: Any) -> None:
     kept = {buffer.data_ptr() for _, buffer in runner.model.named_buffers()}
     runtime = runner.model._sauce_action
     tables = [site.table for site in runtime.decoder.values()]
-    for table in [*tables, runtime.vision.table]:
+    for table in [*tables, runtime.vision["vision"].table]:
         tensors = {n: t for n, t in vars(table).items() if isinstance(t, torch.Tensor)}
         on_device = {n: t for n, t in tensors.items() if not n.startswith("_")}
         assert set(on_device) == set(OP_TENSORS)
@@ -119,8 +119,8 @@ def test_rows_lost_in_sleep_are_found(
 ) -> None:
     """What comes back empty is not served; the engine stays asleep."""
     runtime = runner_of(llm).model._sauce_action
-    table = {"vision": runtime.vision, "decoder": runtime.decoder["decoder.1"]}
-    rows = table[site].table.W_dec_rows
+    tables = runtime.tables
+    rows = {"vision": tables["vision"], "decoder": tables["decoder.1"]}[site].W_dec_rows
     kept = rows.clone()
     llm.sleep(1)
     rows.zero_()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm_sauce.activations.shards import Role, Rows
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import ConfigError
 
 
@@ -61,7 +61,7 @@ def parse_roles(names: Sequence[str]) -> frozenset[Role]:
 
 def skips_first(site: str) -> bool:
     """Return whether a site's position 0 is a sink; patch 0 of a picture is none."""
-    return site != VISION
+    return not is_vision(site)
 
 
 def held_out_samples(

@@ -9,6 +9,7 @@ from vllm_sauce.concepts.site import (
     VISION,
     check_site,
     decoder_layer_idx,
+    is_vision,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "SiteEdit",
     "check_site",
     "decoder_layer_idx",
+    "is_vision",
 ]

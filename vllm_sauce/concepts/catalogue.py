@@ -12,8 +12,8 @@ from vllm_sauce.concepts.site import (
     SINK,
     SPARING,
     TOKENS,
-    VISION,
     check_site,
+    is_vision,
 )
 from vllm_sauce.errors import ConfigError, UnknownConceptError
 
@@ -105,7 +105,7 @@ class Concept:
             raise ConfigError(f"concept {self.name!r} edits no site")
         for site, edit in self.edits.items():
             check_site(site)
-            if site == VISION and IMAGE not in edit.tokens:
+            if is_vision(site) and IMAGE not in edit.tokens:
                 raise ConfigError(
                     f"concept {self.name!r} would edit no picture: the vision site has "
                     f"tokens of {IMAGE} alone, got {', '.join(edit.tokens)}"
@@ -178,7 +178,7 @@ class Catalogue(Mapping[str, Concept]):
         return tuple(
             site
             for site in self._sites
-            if site != VISION
+            if not is_vision(site)
             and any(SINK in edit.tokens for edit in self._edits_at(site))
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
 from vllm_sauce.models.sample_batches import SampleBatch, sample_batches
@@ -80,7 +80,7 @@ class SitePeaks:
 
 def _counted(batch: SampleBatch, site: str) -> Tensor:
     """Return which tokens of a site count. Shape [batch, T] bool"""
-    if site == VISION:
+    if is_vision(site):
         shape = batch.activations[site].shape[:2]
         return torch.ones(shape, dtype=torch.bool, device=batch.real.device)
     # The first token's activation is huge in most models and says nothing.
@@ -223,7 +223,7 @@ def _map_of(
     Shapes: acts [T]
     """
     row = batch.rows[at]
-    if site == VISION:
+    if is_vision(site):
         grid = acts.view(patch_grid(len(acts)))
         return ActivationMap(row, float(acts.max()), grid)
     ids, real = batch.input_ids[at].cpu(), batch.real[at].cpu()

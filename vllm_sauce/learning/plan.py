@@ -14,14 +14,14 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.learning.calibration.coordinate_search import most_settings
 from vllm_sauce.learning.counts import Counts, count, pictures_alone
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.learning.training.settings import BUFFER_MIB
+from vllm_sauce.models.architectures import VISION_MODELS, WHERE
 from vllm_sauce.models.model_size import ModelSize
-from vllm_sauce.plugin.sites.architectures import with_vision
 
 PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of a prompt that the model cannot count."""
@@ -89,7 +89,7 @@ def _fit(site: str, rows: int, counts: Counts, size: ModelSize) -> Line:
 
 def _rows(site: str, counts: Counts, size: ModelSize) -> int:
     """Return a harvest's rows at a site; a picture passes the tower once."""
-    if site == VISION:
+    if is_vision(site):
         return counts.pictures * size.picture.patches
     return _prompt_rows(counts, size)
 
@@ -120,7 +120,7 @@ def _harvest(
         rows = _rows(site, counts, size)
         per_sample = math.ceil(_prompt_tokens(counts)) + told.max_tokens
         per_sample += size.picture.prompt_tokens
-        if site == VISION:
+        if is_vision(site):
             per_sample = size.picture.patches
         # A row's sample, position and role take nine bytes.
         row = size.width(site) * number + 9
@@ -194,7 +194,7 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     tokens += (pictures + scored.pictures) * size.picture.prompt_tokens
     # Only at the vision site does each mask encode its pictures anew.
     encoded = searched.distinct + scored.distinct
-    if request.sites == (VISION,):
+    if all(map(is_vision, request.sites)):
         encoded = pictures + scored.pictures
     operations = 2.0 * tokens * size.text_parameters
     operations += encoded * size.picture_operations
@@ -284,10 +284,10 @@ def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:
             f"{size.architecture}: every picture counted with all tiles, "
             f"{size.picture.patches:,} patches; others take less"
         )
-    if VISION in request.sites and size.architecture not in with_vision():
+    if any(map(is_vision, request.sites)) and size.architecture not in VISION_MODELS:
         found.append(
-            f"a plan only: vLLM is refused the vision site of {size.architecture}, "
-            f"it is proven for {', '.join(with_vision())}"
+            f"a plan only: the vision site of {size.architecture} is not proven; "
+            f"{WHERE}"
         )
     source = counts.training or counts
     tokens = request.training.training_tokens

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from vllm_sauce.concepts import VISION, check_site
+from vllm_sauce.concepts import check_site, is_vision
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.harvest.settings import HarvestSettings, check_sites
@@ -98,7 +98,7 @@ class LearnRequest:
         check_sites(self.sites)
         if self.train_texts is not None and self.train_pictures is not None:
             raise ConfigError("give either --train-pictures or --train-texts")
-        if self.train_texts is not None and VISION in self.trained:
+        if self.train_texts is not None and any(map(is_vision, self.trained)):
             raise ConfigError(
                 "the vision site sees no texts; give --train-pictures, or an SAE for it"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sauce.bundle.served_sae import is_served_sae
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.inspection.settings import InspectRequest
 from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.harvest.settings import HarvestRequest, ShownSamples
@@ -124,7 +124,7 @@ def _import(request: LearnRequest, site: str, out: Path) -> Stage:
         site=site,
         out=out,
         pictures=_folder(request.train_pictures),
-        texts=None if site == VISION else request.train_texts,
+        texts=None if is_vision(site) else request.train_texts,
     )
     return Stage(f"import {site}", told, out / "bundle.json")
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
+from vllm_sauce.models.architectures import vision_model
 
 
 def language_model(model: Any) -> Any:
@@ -19,19 +21,34 @@ def language_model(model: Any) -> Any:
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """Return the language model's layers; ``decoder.<i>`` is the output of the i-th."""
-    layers: nn.ModuleList = language_model(model).layers
-    return layers
+    """Return the language model's layers; ``decoder.<i>`` is the output of the i-th.
+
+    Raises: ConfigError
+    """
+    decoder = model.get_decoder()
+    for name in ("layers", "h"):
+        if isinstance(layers := getattr(decoder, name, None), nn.ModuleList):
+            return layers
+    raise ConfigError(
+        f"cannot find the decoder layers of a {model.config.model_type}: its "
+        f"{type(decoder).__name__} has neither layers nor h"
+    )
 
 
-def projector(model: Any) -> nn.Module:
-    """Return the module whose input is the vision site. Raises: ConfigError"""
-    module: nn.Module | None = getattr(model.model, "multi_modal_projector", None)
-    if module is None:
+def connector(model: Any, site: str = VISION) -> nn.Module:
+    """Return the module whose input is a vision site.
+
+    Raises: ConfigError for a model that has no such site, UnsupportedFeatureError for
+        one that the table of architectures lacks
+    """
+    row = vision_model(model.config, type(model).__name__)
+    paths = row.modules(model.config)
+    if site not in paths:
         raise ConfigError(
-            f"a {model.config.model_type} has no vision site: nothing is called "
-            "multi_modal_projector in it; name a decoder site"
+            f"a {model.config.model_type} has no site {site}; at its tower it has "
+            f"{', '.join(paths)}"
         )
+    module: nn.Module = model.get_submodule(row.prefix + paths[site])
     return module
 
 

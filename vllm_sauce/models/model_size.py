@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import decoder_layer_idx, is_vision
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import read_object
 from vllm_sauce.models.families import (
@@ -91,10 +91,10 @@ class ModelSize:
 
     def width(self, site: str) -> int:
         """Return d_model of a site. Raises: ConfigError if there is no such site"""
-        if site == VISION and self.d_vision:
+        if is_vision(site) and self.d_vision:
             return self.d_vision
-        number = int(site.removeprefix("decoder.")) if site != VISION else self.layers
-        if number < self.layers:
+        number = decoder_layer_idx(site)
+        if number is not None and number < self.layers:
             return self.d_text
         tower = ", and vision" if self.d_vision else ", and no vision tower"
         raise ConfigError(

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
@@ -48,7 +48,7 @@ def sample_batches(
     pictured = [row for row in chosen if samples[row].picture is not None]
     plain = [row for row in chosen if samples[row].picture is None]
     # The vision site has nothing to say about a text.
-    words_only = [site for site in sites if site != VISION]
+    words_only = [site for site in sites if not is_vision(site)]
     for group, read in ((pictured, list(sites)), (plain, words_only)):
         for start in range(0, len(group) if read else 0, batch_size):
             part = group[start : start + batch_size]

@@ -18,10 +18,10 @@ from torch import Tensor
 from vllm_sauce.concepts import decoder_layer_idx
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.models.families import (
+    connector,
     decoder_layers,
     image_token_id,
     language_model,
-    projector,
 )
 from vllm_sauce.models.site_hooks import SiteFn
 
@@ -73,7 +73,7 @@ class SharedPrefix:
         words = self.model.get_input_embeddings()
         ids = torch.where(is_image, 0, sheet.prefix_ids)
         prefix = words(ids).expand(len(sheet), -1, -1).clone()
-        prefix[:, is_image] = projector(self.model)(vision)
+        prefix[:, is_image] = connector(self.model)(vision)
         return torch.cat([prefix, words(sheet.suffix_ids).flatten(1, 2)], dim=1)
 
     def layout(self, sheet: Sheet) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import SINK, SPARING, TOKENS, VISION, SiteEdit
+from vllm_sauce.concepts import SINK, SPARING, TOKENS, SiteEdit, is_vision
 from vllm_sauce.errors import UnsupportedFeatureError, UnsupportedSAEError
 from vllm_sauce.models.site_hooks import SiteFn
 from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct
@@ -170,8 +170,8 @@ def site_actions(
     found: dict[str, SiteAction] = {}
     for site, edit in edits.items() if strength else ():
         sae = saes[site]
-        sparing = site != VISION and SINK not in edit.tokens
-        if site != VISION and edit.tokens not in (TOKENS, SPARING):
+        sparing = not is_vision(site) and SINK not in edit.tokens
+        if not is_vision(site) and edit.tokens not in (TOKENS, SPARING):
             raise UnsupportedFeatureError(
                 f"transformers is asked about edits of all tokens, or of all but the "
                 f"sink; the edit at {site} is of {', '.join(edit.tokens)}: ask vLLM"

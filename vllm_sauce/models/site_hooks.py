@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import VISION, decoder_layer_idx
+from vllm_sauce.concepts import VISION, decoder_layer_idx, is_vision
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.models.families import decoder_layers, projector
+from vllm_sauce.models.families import connector, decoder_layers
 
 SiteFn = Callable[[Tensor], Tensor]
 """Takes a site's activations [..., d_model] and returns what replaces them."""
@@ -24,8 +24,8 @@ def site_hook(model: Any, site: str, fn: SiteFn) -> Iterator[None]:
 
     Raises: ConfigError if the model has no such site
     """
-    if site == VISION:
-        handle = projector(model).register_forward_pre_hook(
+    if is_vision(site):
+        handle = connector(model, site).register_forward_pre_hook(
             lambda module, args: (fn(args[0]), *args[1:])
         )
     else:

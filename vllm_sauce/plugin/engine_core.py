@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm_sauce.client import KEY, has_sauce_keys
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import POOLING, Admission, admission_for
@@ -123,8 +123,8 @@ def check(admission: Admission, request: Any) -> Mask | None:
         check_size(mask.names(), catalogue, config)
         refuse_weak(mask.names(), catalogue, config)
         sites = mask.sites(catalogue)
-    in_tower = VISION in sites
-    in_decoder = any(site != VISION for site in sites)
+    in_tower = any(map(is_vision, sites))
+    in_decoder = any(not is_vision(site) for site in sites)
     _check_key(request.cache_salt or "", mask if in_decoder else None, "cache_salt")
     features = request.mm_features or ()
     for feature in features:

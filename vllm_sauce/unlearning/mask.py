@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_sauce.client import KEY, MAX_STRENGTH, ForgetRequest, means_us
-from vllm_sauce.concepts import VISION, Catalogue, Concept
+from vllm_sauce.concepts import Catalogue, Concept, is_vision
 from vllm_sauce.concepts.site import GENERATED, PROMPT
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import (
@@ -70,7 +70,7 @@ class Mask:
             edit
             for name in self.names()
             for site, edit in catalogue.concept(name).edits.items()
-            if site != VISION
+            if not is_vision(site)
         ]
         return any((PROMPT in e.tokens) != (GENERATED in e.tokens) for e in edits)
 
@@ -196,7 +196,7 @@ def without_decoder(names: Iterable[str], catalogue: Catalogue) -> tuple[str, ..
         if not any(
             {PROMPT, GENERATED} & set(edit.tokens)
             for site, edit in catalogue.concept(name).edits.items()
-            if site != VISION
+            if not is_vision(site)
         )
     )
 

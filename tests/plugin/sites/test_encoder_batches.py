@@ -32,9 +32,12 @@ def pair(name: str, kind: str = "image") -> Any:
     return "image", {"name": name, "kind": kind}
 
 
-def announced(edits: bool = True) -> Announced:
-    """Return announcements of a proven model."""
-    one = Announced(edits=edits)
+SITE = "vision"
+
+
+def announced(*more: str) -> Announced:
+    """Return announcements of a proven model, with more sites than one if told."""
+    one = Announced([SITE, *more])
     one.strict = True
     return one
 
@@ -42,13 +45,12 @@ def announced(edits: bool = True) -> Announced:
 @given(
     labels=st.lists(st.sampled_from([None, "a", "b"]), min_size=1, max_size=12),
     kinds=st.randoms(use_true_random=False),
-    edits=st.booleans(),
 )
 def test_each_batch_is_encoded_under_its_pictures_labels(
-    labels: list[str | None], kinds: random.Random, edits: bool
+    labels: list[str | None], kinds: random.Random
 ) -> None:
     """In any order that a runner makes, with equal items among them."""
-    one = announced(edits)
+    one = announced()
     item = {"name": "same", "kind": "image"}
     # The same item under two masks: vLLM keeps one object for one picture.
     pairs: list[Any] = [
@@ -61,10 +63,10 @@ def test_each_batch_is_encoded_under_its_pictures_labels(
     kinds.shuffle(order)
     seen: list[Any] = []
     for _, count, batch in _by_label(vllms, order, device=None):
-        inside = one.enter()
+        inside = one.enter(SITE)
         assert len(inside) == count == len(batch)
         assert list(inside) == [label_of[id(p)] for p in batch]
-        assert not edits or len(set(inside)) == 1
+        assert len(set(inside)) == 1
         seen += batch
     assert [id(p) for p in seen] == [id(p) for p in order]
     one.finish()
@@ -78,7 +80,7 @@ def test_equal_labels_cost_no_extra_call() -> None:
         one.announce(pairs, [label] * 4)
         batches = []
         for batch in _by_label(vllms, pairs):
-            one.enter()
+            one.enter(SITE)
             batches.append(batch)
         assert len(batches) == 1
 
@@ -87,7 +89,7 @@ def drain(one: Announced, pairs: Sequence[Any], *, around: bool = False) -> None
     """Encode pictures; each batch passes the site, or goes around it."""
     for _ in _by_label(vllms, pairs):
         if not around:
-            one.enter()
+            one.enter(SITE)
 
 
 def test_a_picture_nobody_announced_is_an_error_once_proven() -> None:
@@ -126,13 +128,17 @@ def test_a_masked_picture_that_is_never_encoded_is_an_error() -> None:
     one.finish()
 
 
-def test_a_tap_lets_pictures_go_around() -> None:
-    """It says so itself, of the sample that lacks them."""
-    one = announced(edits=False)
-    pairs = [pair("a"), pair("b", "embeds")]
-    one.announce(pairs, ["a", "b"])
-    drain(one, pairs, around=True)
-    one.announce(pairs, ["a", "b"])
+def test_a_masked_picture_must_pass_every_site() -> None:
+    """Of a tower that hands on several layers, each is a way around the others."""
+    one = announced("vision.1")
+    pairs = [pair("a"), pair("b")]
+    one.announce(pairs, [None, "m"])
+    with pytest.raises(CanaryError, match=r"without passing vision\.1;"):
+        drain(one, pairs)
+    one.announce(pairs, [None, "m"])
+    for _ in _by_label(vllms, pairs):
+        for site in (SITE, "vision.1"):
+            one.enter(site)
     one.finish()
 
 
@@ -144,7 +150,7 @@ def test_a_call_within_a_call_belongs_to_the_outer_batch() -> None:
     for _ in _by_label(vllms, pairs):
         for inner in pairs:
             next(_by_label(vllms, [inner]))
-            assert set(one.enter()) == {"m"}
+            assert set(one.enter(SITE)) == {"m"}
     one.finish()
 
 
@@ -156,7 +162,7 @@ def test_an_encoder_that_fails_leaves_nothing_behind() -> None:
         one.announce(pairs, ["m", "n"])
         batches = _by_label(vllms, pairs)
         next(batches)
-        one.enter()
+        one.enter(SITE)
         batches.close()  # type: ignore[attr-defined]
         assert one._batch is None
         one._waiting.clear()
@@ -171,4 +177,4 @@ def test_two_models_in_one_process_keep_apart() -> None:
     assert [count for _, count, _ in _by_label(vllms, [plain])] == [1]
     for announcer, its, label in ((other, theirs, "n"), (one, mine, "m")):
         for _ in _by_label(vllms, [its]):
-            assert announcer.enter() == [label]
+            assert announcer.enter(SITE) == [label]

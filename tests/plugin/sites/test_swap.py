@@ -46,11 +46,12 @@ def test_a_layers_stream_may_be_written_into() -> None:
     layer, other = Layer(), Layer()
     seen: list[Any] = []
 
-    def act(module: Any, hidden_states: Tensor, residual: Tensor) -> None:
+    def act(module: Any, hidden_states: Tensor, residual: Tensor | None) -> None:
         seen.append(module)
+        assert residual is not None
         hidden_states.add_(residual)
 
-    swap.on_stream(layer, act)
+    swap.on_stream(layer, "sum", act)
     one, x = torch.ones(2), torch.full((2,), 3.0)
     hidden_states, residual = layer(one, x=x)
     assert hidden_states.tolist() == [10.0, 10.0] and residual.tolist() == [6.0, 6.0]
@@ -58,8 +59,24 @@ def test_a_layers_stream_may_be_written_into() -> None:
     assert other(one, x)[0].tolist() == [4.0, 4.0], "one layer only"
 
 
-def test_a_layer_that_leaves_something_else_is_an_error() -> None:
-    layer = nn.Linear(3, 2)
-    swap.on_stream(layer, lambda *_: None)
-    with pytest.raises(ValueError, match="unpack"):
-        layer(torch.zeros(3, 3))
+@pytest.mark.parametrize(
+    ("form", "left", "stream"),
+    [
+        ("sum", (1, 2), (1, 2)),
+        ("sum", (1, 2, 3), (1, 2)),
+        ("first", (1, 2), (1, None)),
+        ("single", 1, (1, None)),
+        ("single", (1, None), (1, None)),
+    ],
+)
+def test_the_stream_is_where_the_table_says(form: Any, left: Any, stream: Any) -> None:
+    assert swap.stream_of(left, form) == stream
+
+
+@pytest.mark.parametrize(
+    ("form", "left"),
+    [("sum", 1), ("sum", (1, None)), ("first", (1,)), ("single", (1, 2))],
+)
+def test_a_layer_that_leaves_something_else_is_an_error(form: Any, left: Any) -> None:
+    with pytest.raises(CanaryError, match=f"listed as '{form}' left [12] tensors"):
+        swap.stream_of(left, form)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_sauce.activations.shards import Role
-from vllm_sauce.errors import ActivationsError
+from vllm_sauce.errors import ActivationsError, CanaryError
 from vllm_sauce.plugin.tap.tap import ActivationTap, Finished
 
 SITE = "decoder.0"
@@ -155,13 +155,21 @@ def test_what_is_kept_is_a_copy():
     assert kept.samples[0][SITE].activations.sum() == 4
 
 
+def show(tap: ActivationTap, name: str, *parts: torch.Tensor) -> None:
+    """Encode a picture, its features in parts."""
+    assert tap.announced is not None
+    with tap.announced.encoding([name]):
+        for x in parts:
+            assert tap.take_picture("vision", x) is x
+
+
 def test_a_picture_is_written_once():
     tap, kept = tapping("vision", written=["old"])
     for sample, names in enumerate((["a", "old"], ["a"], ["b", "b"])):
         spans = [picture(name, i, 1) for i, name in enumerate(names)]
         tap.begin_request(sample, spans)
-    with tap.announced.encoding(["a", "old", "b"]):
-        tap.take_pictures(torch.stack([torch.full((2, 3), i) for i in (1.0, 2.0, 3.0)]))
+    for name, i in (("a", 1.0), ("old", 2.0), ("b", 3.0)):
+        show(tap, name, torch.full((1, 2, 3), i))
     tap.finish([finished(s, 2, 2) for s in range(3)])
     assert kept.pictures == ["a", "b"]
     assert set(kept.samples[0]) == {"vision"}
@@ -170,29 +178,28 @@ def test_a_picture_is_written_once():
     assert kept.samples[2]["vision"].position.tolist() == [0, 1]
 
 
-def test_pictures_that_cannot_be_told_apart_are_errors():
+def test_a_picture_that_goes_around_the_site_is_an_error():
     tap, _ = tapping("vision")
-    tap.take_pictures(torch.zeros(4, 2, 3))  # profiling: none was announced
-    with tap.announced.encoding(["a", "b"]):
-        for features in (torch.zeros(3, 2, 3), torch.zeros(1, 2, 3), torch.zeros(4, 3)):
-            with pytest.raises(ActivationsError, match="cannot tell whose is whose"):
-                tap.take_pictures(features)
+    tap.take_picture("vision", torch.zeros(4, 2, 3))  # profiling: none was announced
+    with pytest.raises(CanaryError, match="without passing vision"):
+        show(tap, "a")
     tap.begin_request(0, [picture("a", 0, 1)])
     with pytest.raises(ActivationsError, match="without passing the vision site"):
         tap.finish([finished(0, 1, 1)])
 
 
-def test_all_rows_of_a_batch_of_one_picture_are_its_own():
+@pytest.mark.parametrize("shape", [(1, 6, 3), (2, 3, 3), (6, 3)])
+def test_all_rows_of_a_picture_are_its_own(shape):
     """Towers that cut a picture into tiles, or hand on rows without a batch."""
-    for shape in ((1, 6, 3), (2, 3, 3), (6, 3)):
-        tap, kept = tapping("vision")
-        tap.begin_request(0, [picture("a", 0, 1)])
-        x = torch.arange(18.0).reshape(shape)
-        with tap.announced.encoding(["a"]):
-            assert tap.take_pictures(x) is x
-        tap.finish([finished(0, 1, 1)])
-        rows = kept.samples[0]["vision"].activations
-        assert torch.equal(rows, x.reshape(6, 3))
+    tap, kept = tapping("vision")
+    tap.begin_request(0, [picture("a", 0, 1)])
+    x = torch.arange(18.0).reshape(shape)
+    # Encoded before, and thrown out of the encoder cache.
+    show(tap, "a", x + 1)
+    show(tap, "a", *x.split(1) if len(shape) == 3 else (x,))
+    tap.finish([finished(0, 1, 1)])
+    rows = kept.samples[0]["vision"].activations
+    assert torch.equal(rows, x.reshape(6, 3))
 
 
 def test_a_new_run_forgets_the_last():

@@ -27,7 +27,7 @@ class Told(SiteAction):
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[Any] = []
-        self.announced = Announced(edits=True)
+        self.announced = Announced(["vision"])
 
     def label_of(self, extra_args: Mapping[str, Any] | None) -> Any:
         return (extra_args or {}).get("label")
@@ -59,5 +59,5 @@ class Told(SiteAction):
     def at_decoder(self, site: str, layer: Any) -> Any:
         return lambda *seen: self.notes.append((site, layer, seen))
 
-    def at_vision(self, connector: Any) -> Any:
+    def at_vision(self, site: str, connector: Any) -> Any:
         return lambda features: features + 1

@@ -66,7 +66,7 @@ def two_edits(model: Any) -> Callable[[], None]:
     """Run the op twice on every token."""
     (layer,) = [m for m in model.modules() if type(m).__name__.startswith("SauceLlama")]
     edited = type(layer)
-    swap.on_stream(layer, edit_stream)
+    swap.on_stream(layer, "sum", edit_stream)
 
     def undo() -> None:
         layer.__class__ = edited
@@ -107,9 +107,45 @@ def no_vision(model: Any) -> Callable[[], None]:
     return undo
 
 
+def a_way_around(model: Any) -> Callable[[], None]:
+    """Add what enters the connector to what leaves it, in a tenth of the columns."""
+    projector = model.multi_modal_projector
+    edited: Any = type(projector)
+
+    class Around(edited):  # type: ignore[misc]
+        def forward(self, features: Any) -> Any:
+            left = super().forward(features)
+            width = left.shape[-1] // 10
+            left[..., :width] += features[..., :width]
+            return left
+
+    projector.__class__ = Around
+
+    def undo() -> None:
+        projector.__class__ = edited
+
+    return undo
+
+
+def another_form(form: str) -> Callable[[Any], Callable[[], None]]:
+    """List the layer's class with a form that is not its own."""
+
+    def spoil(model: Any) -> Callable[[], None]:
+        (layer,) = model._sauce_action.layers.values()
+        edited: Any = type(layer)
+        layer.__class__ = type(edited.__name__, (edited,), {"sauce_form": form})
+
+        def undo() -> None:
+            layer.__class__ = edited
+
+        return undo
+
+    return spoil
+
+
 def zero_rows(model: Any) -> Callable[[], None]:
     """Lose what the vision site decodes with."""
-    rows = model._sauce_action.vision.table.W_dec_rows
+    rows = model._sauce_action.vision["vision"].table.W_dec_rows
     kept = rows.clone()
     rows.zero_()
     return lambda: rows.copy_(kept)
@@ -121,7 +157,10 @@ def zero_rows(model: Any) -> Callable[[], None]:
         (no_edit, "counted 0 edited tokens"),
         (two_edits, "counted .* edited tokens"),
         (no_effect, "the model's output did not change"),
-        (no_vision, "without passing vision"),
+        (no_vision, "100% of the numbers .* go around vision"),
+        (a_way_around, "10% of the numbers .* go around vision"),
+        (another_form("first"), "are listed as 'first', but the model does not"),
+        (another_form("single"), "listed as 'single' left 2 tensors"),
         (zero_rows, "not those that were loaded"),
     ],
 )

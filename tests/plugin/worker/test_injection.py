@@ -44,13 +44,20 @@ class LlavaForConditionalGeneration(nn.Module):
         self.multi_modal_projector = nn.Linear(D_MODEL, 3)
 
 
+LLAVA = SimpleNamespace(
+    architectures=["LlavaForConditionalGeneration"],
+    model_type="llava",
+    vision_config=SimpleNamespace(),
+)
+
+
 def config_of(bundle_dir: Path, model_dir: Path, digest: str) -> Any:
     """Return what of an engine's configuration is read."""
     section = SauceConfig(bundle=str(bundle_dir)).to_mapping()
     return SimpleNamespace(
         additional_config={"sauce": {**section, "digest": digest}},
         model_config=SimpleNamespace(
-            model=str(model_dir), revision=None, dtype=torch.float32
+            model=str(model_dir), revision=None, dtype=torch.float32, hf_config=LLAVA
         ),
         scheduler_config=SimpleNamespace(max_num_seqs=3, max_num_batched_tokens=16),
         compilation_config=SimpleNamespace(cudagraph_capture_sizes=[1, 2]),
@@ -61,7 +68,8 @@ def test_an_action_sees_what_passes_its_sites() -> None:
     model, told = LlavaForConditionalGeneration(), Told()
     layer = model.language_model.model.layers[1]
     before = model.state_dict().keys()
-    place(model, None, told, ("decoder.1", "vision"))
+    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=LLAVA))
+    place(model, config, told, ("decoder.1", "vision"))
     assert action_of(model) is told and runtime_of(model) is None
     assert model.state_dict().keys() == before
     x = torch.ones(2, D_MODEL)
@@ -130,5 +138,5 @@ def test_a_site_that_is_not_proven_is_refused(
         pass
 
     config = config_of(bundle_dir, model_dir, Bundle.load(bundle_dir).digest)
-    with pytest.raises(UnsupportedFeatureError, match="not proven for Other"):
+    with pytest.raises(UnsupportedFeatureError, match="as OtherFor"):
         inject_edit(OtherForConditionalGeneration(), config)

@@ -15,6 +15,7 @@ from tests.unlearning.test_slots import build_sae, build_table, mask
 from vllm_sauce.concepts import TOKENS, Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites import swap
+from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.sites.tokens import PictureSpan, PromptTokens
 from vllm_sauce.plugin.worker.runtime import (
     DecoderSite,
@@ -98,7 +99,7 @@ def build_table_of(name: str) -> SiteTable:
 
 def connector(kind: Callable[..., nn.Module] = nn.Linear) -> tuple[VisionSite, Any]:
     """Return a vision site and a module that it edits."""
-    site = VisionSite(build_table())
+    site = VisionSite(build_table(), Announced(["vision"]))
     module = kind(site.table.W_dec_rows.shape[1], 3)
     swap.on_input(module, site.edit)
     return site, module
@@ -229,7 +230,7 @@ def test_a_compiled_layer_is_edited_in_one_graph() -> None:
     """The tables are its buffers: what is written there later, a graph reads."""
     runtime, layer = runtime_of_one_layer(), Layer()
     act = runtime.at_decoder("decoder.1", layer)
-    swap.on_stream(layer, act)
+    swap.on_stream(layer, "sum", act)
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     graph: Any = torch.compile(layer, backend="eager", fullgraph=True)
     plain, _ = graph(x)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vllm_sauce.activations.shards import HarvestFile, SiteFormat
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.data.samples import Sample, open_picture
 from vllm_sauce.errors import SauceError
 from vllm_sauce.evaluation.asking.asker import Progress
@@ -22,6 +22,7 @@ from vllm_sauce.learning.harvest.folder import (
     check_or_write,
 )
 from vllm_sauce.learning.harvest.settings import HarvestRequest
+from vllm_sauce.models.architectures import vision_model
 from vllm_sauce.plugin import compat
 
 HARVEST_WORKER: Final = "vllm_sauce.plugin.tap.harvest_worker.HarvestWorker"
@@ -193,7 +194,6 @@ def _messages(given: NumberedSample) -> list[dict[str, Any]]:
 
 
 def _width(config: Any, site: str) -> int:
-    hf = config.hf_config
-    if site == VISION:
-        return int(hf.vision_config.hidden_size)
+    if is_vision(site):
+        return vision_model(config.hf_config).width(config.hf_config)
     return int(config.get_hidden_size())

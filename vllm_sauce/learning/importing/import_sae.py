@@ -17,7 +17,7 @@ from vllm_sauce.bundle import (
     fingerprint_model,
     read_concepts,
 )
-from vllm_sauce.concepts import VISION, Catalogue
+from vllm_sauce.concepts import Catalogue, is_vision
 from vllm_sauce.errors import BundleError, ConfigError
 from vllm_sauce.learning.importing import sources
 from vllm_sauce.learning.importing.readings import (
@@ -93,7 +93,7 @@ def import_sae(
     report("finding the model")
     model_dir = sources.model_path(request.model)
     fingerprint = fingerprint_model(model_dir)
-    if request.site != VISION:
+    if not is_vision(request.site):
         check_width(foreign.weights, request.site, fingerprint.text.hidden_size)
     report("sampling activations")
     activations = _activations(request, model_dir)

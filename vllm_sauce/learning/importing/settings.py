@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from vllm_sauce.concepts import VISION, check_site
+from vllm_sauce.concepts import check_site, is_vision
 from vllm_sauce.errors import ConfigError
 
 MIN_EXPLAINED_VARIANCE: Final = 0.3
@@ -74,7 +74,7 @@ class ImportRequest:
         check_site(self.site)
         if self.activations and (self.pictures or self.texts):
             raise ConfigError("give either --activations or --pictures and --texts")
-        if self.site == VISION and self.texts:
+        if is_vision(self.site) and self.texts:
             raise ConfigError("the vision site sees no texts; give --pictures alone")
         if self.k is not None and self.k < 1:
             raise ConfigError(f"--k must be at least 1, got {self.k}")

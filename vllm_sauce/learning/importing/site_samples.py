@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vllm_sauce.concepts import VISION, check_site, decoder_layer_idx
+from vllm_sauce.concepts import VISION, check_site, decoder_layer_idx, is_vision
 from vllm_sauce.data.pictures import SUFFIXES, picture_files
 from vllm_sauce.data.sample_sources import text_samples
 from vllm_sauce.data.samples import PictureFile, open_picture
@@ -87,8 +87,8 @@ def _sampled(
     model = loaded.model
     sites = sites_compared(site, len(decoder_layers(model)))
     kept: dict[str, list[Tensor]] = {name: [] for name in sites}
-    first = 0 if site == VISION else 1
-    inputs = pictures or (drawn_pictures() if site == VISION else texts or TEXTS)
+    first = 0 if is_vision(site) else 1
+    inputs = pictures or (drawn_pictures() if is_vision(site) else texts or TEXTS)
     most = -(-MOST_TOKENS // len(inputs))
 
     def keep(name: str, x: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def _sampled(
     with ExitStack() as hooks, torch.inference_mode():
         for name in sites:
             hooks.enter_context(site_hook(model, name, partial(keep, name)))
-        if site == VISION:
+        if is_vision(site):
             shown = _shown(loaded, inputs)
             model.get_image_features(**shown)
             for layer in tower_layers_near(model, TOWER_NEIGHBOURS):

@@ -15,7 +15,7 @@ from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import Bundle, check_replaceable
 from vllm_sauce.bundle.served_sae import read_sae
-from vllm_sauce.concepts import VISION, Catalogue
+from vllm_sauce.concepts import Catalogue, is_vision
 from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.errors import ConfigError, warn
 from vllm_sauce.evaluation.asking.asker import Progress
@@ -110,7 +110,7 @@ def _told_apart(
         samples, concepts, request.split, site, settings.few
     )
     words = None
-    if site != VISION and settings.words:
+    if not is_vision(site) and settings.words:
         words = _word_groups(store, samples, concepts, groups)
     found = Moments(groups.shape[1], store.d_model)
     told = Moments(words.num_groups, store.d_model) if words else None
@@ -177,7 +177,7 @@ def _word_groups(
 
 def _halves(samples: Sequence[Mapping[str, Any]], site: str) -> Tensor:
     """Return the half that each sample is in, as if by chance. Shapes: [num_samples]"""
-    name = "picture" if site == VISION else "key"
+    name = "picture" if is_vision(site) else "key"
     digests = (hashlib.sha256(str(one[name]).encode()).digest() for one in samples)
     return torch.tensor([digest[0] % HALVES for digest in digests])
 

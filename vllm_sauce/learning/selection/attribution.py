@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.concepts.scores import NEVER, ranked
 from vllm_sauce.data.concepts_yaml import ConceptFile, Example
 from vllm_sauce.data.samples import Sample
@@ -216,7 +216,7 @@ def _effects(
         if not held:  # text alone does not pass the tower
             return [torch.zeros(sae.d_sae)] * len(part)
         (gradient,) = torch.autograd.grad(margins.sum(), held)
-    if site != VISION:
+    if not is_vision(site):
         # No edit acts on the sink.
         first = inputs["attention_mask"].argmax(1)
         gradient[torch.arange(len(part)), first] = 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from vllm_sauce.activations.row_choice import skips_first
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.concepts.statistics import LatentStatistics
 from vllm_sauce.data.concepts_yaml import ConceptExamples
 from vllm_sauce.errors import ActivationsError, ConfigError
@@ -45,7 +45,7 @@ def sample_groups(
     Raises: ActivationsError if a concept has no sample there
     """
     groups = torch.zeros(len(samples), 2 * len(concepts), dtype=torch.bool)
-    name = "picture" if site == VISION else "key"
+    name = "picture" if is_vision(site) else "key"
     rows: dict[str, list[int]] = {}
     content_of = {}
     for number, sample in enumerate(samples):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vllm_sauce.activations.row_choice import RowChoice
 from vllm_sauce.activations.shards import Role
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import file_sha256
@@ -94,7 +94,7 @@ def measure_fidelity(
     )
     totals, num_samples, num_tokens = torch.zeros(5, dtype=torch.float64), 0, 0
     for sample in samples:
-        if site == VISION and sample.picture is None:
+        if is_vision(site) and sample.picture is None:
             continue
         prompt = loaded.inputs([sample], tiled=True)
         tokens = loaded.model.generate(
@@ -146,7 +146,7 @@ def replaced_rows(
 
     Shapes: tokens [1, num_tokens] -> [num_tokens], or [1] at "vision": all or none
     """
-    if site == VISION:
+    if is_vision(site):
         return torch.tensor([Role.IMAGE in choice.roles], device=tokens.device)
     ids = tokens[0]
     role = torch.full_like(ids, Role.TEXT)

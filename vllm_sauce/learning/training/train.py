@@ -33,6 +33,7 @@ from vllm_sauce.activations.shards import HarvestFile, read_index
 from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import fingerprint_model
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import ConfigError, TrainingError
 from vllm_sauce.files import new_folder
 from vllm_sauce.learning.training.checkpoints import Checkpoints
@@ -197,7 +198,7 @@ class _Session:
         samples = measurable_samples(
             self.samples, held_out, settings.pictures, settings.samples
         )
-        if self.settings.site == "vision":
+        if is_vision(self.settings.site):
             samples = [sample for sample in samples if sample.picture is not None]
         if not samples:
             reason = NO_SAMPLES if settings.samples else "not asked for"

@@ -41,8 +41,10 @@ from vllm_sauce.plugin.compat.version import (
 from vllm_sauce.plugin.compat.worker import (
     add_worker_call,
     dummy_embeddings,
+    dummy_picture,
     hook_worker,
     model_state_cls,
     on_cpu,
     prompt_length,
+    uncompiled,
 )

@@ -201,6 +201,34 @@ SEAMS = (
         leads="mm_kwargs",
         takes="device pin_memory",
     ),
+    # The canary's picture, and where it finds decoder layers.
+    Seam(
+        "worker",
+        "vllm.multimodal.registry",
+        "MultiModalRegistry.create_processor",
+        leads="self model_config",
+    ),
+    Seam(
+        "worker",
+        "vllm.multimodal.registry",
+        "MultiModalRegistry.get_dummy_mm_inputs",
+        leads="self model_config mm_counts",
+        takes="processor",
+        versions="<0.31",
+    ),
+    Seam(
+        "worker",
+        "vllm.multimodal.processing.processor",
+        "BaseMultiModalProcessor.get_dummy_mm_inputs",
+        leads="self mm_counts",
+        versions=">=0.31",
+    ),
+    Seam(
+        "worker",
+        "vllm.model_executor.models.interfaces",
+        "SupportsMultiModal.get_language_model",
+        leads="self",
+    ),
     _cpu("CPUWorker.compile_or_warm_up_model", leads="self"),
     _cpu("CPUWorker.sleep", leads="self level"),
     _cpu("CPUWorker.wake_up", leads="self tags"),
@@ -223,7 +251,7 @@ SEAMS = (
     _v1(
         "GPUModelRunner._dummy_run",
         leads="self num_tokens",
-        takes="force_attention uniform_decode",
+        takes="force_attention uniform_decode is_profile",
     ),
     _v1(
         "GPUModelRunner._batch_mm_inputs_from_scheduler", leads="self scheduler_output"
@@ -241,7 +269,11 @@ SEAMS = (
         "GPUModelRunner",
         has="model model_state supports_mm_inputs vllm_config model_config",
     ),
-    _v2("GPUModelRunner._dummy_run", leads="self num_tokens", takes="uniform_decode"),
+    _v2(
+        "GPUModelRunner._dummy_run",
+        leads="self num_tokens",
+        takes="uniform_decode is_profile",
+    ),
     _v2("GPUModelRunner.add_requests", calls="add_request"),
     _v2_batch(
         "InputBatch",

@@ -87,6 +87,40 @@ def model_state_cls(vllm_config: Any, model: Any) -> type:
 
 
 @contextmanager
+def uncompiled(model: Any) -> Iterator[None]:
+    """Let a model run as its source says, past what vLLM has compiled of it."""
+    compiled = [one for one in model.modules() if hasattr(one, "do_not_compile")]
+    kept = [one.do_not_compile for one in compiled]
+    for one in compiled:
+        one.do_not_compile = True
+    try:
+        yield
+    finally:
+        for one, value in zip(compiled, kept, strict=True):
+            one.do_not_compile = value
+
+
+def dummy_picture(vllm_config: Any, like: Any) -> dict[str, Any]:
+    """Return what ``embed_multimodal`` takes of the picture that vLLM profiles with.
+
+    On the device of a tensor.
+    """
+    from vllm.multimodal import MULTIMODAL_REGISTRY as registry
+    from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+    model_config = vllm_config.model_config
+    processor = registry.create_processor(model_config)
+    counts = {"image": 1}
+    if hasattr(processor, "get_dummy_mm_inputs"):
+        made = processor.get_dummy_mm_inputs(counts)
+    else:
+        made = registry.get_dummy_mm_inputs(model_config, counts, processor=processor)
+    (item,) = made["mm_kwargs"]["image"]
+    ((_, _, inputs),) = group_and_batch_mm_kwargs([("image", item)], device=like.device)
+    return dict(inputs)
+
+
+@contextmanager
 def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
     """Let dummy runs of a multimodal model see random embeddings instead of zeros.
 

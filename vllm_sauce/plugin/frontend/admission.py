@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.client import has_sauce_keys, parse_request
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
@@ -95,9 +95,9 @@ class Admission:
         if mask is None:
             return
         sites = mask.sites(self.bundle.catalogue)
-        if any(site != VISION for site in sites):
+        if any(not is_vision(site) for site in sites):
             request.cache_salt = salted(request.cache_salt, mask)
-        if VISION in sites:
+        if any(map(is_vision, sites)):
             refuse_unseen(features)
             for feature in features:
                 feature.identifier = renamed(feature.identifier, mask)

@@ -17,9 +17,9 @@ from torch import Tensor
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.sites.tokens import PromptTokens
 
-StreamAct = Callable[[Any, Tensor, Tensor], None]
+StreamAct = Callable[[Any, Tensor, Tensor | None], None]
 """Called with a layer, hidden_states and residual [num_tokens or more, d_model], whose
-sum is the residual stream; it may write into the first."""
+sum is the residual stream (None: the first is); it may write into the first."""
 
 FeaturesAct = Callable[[Tensor], Tensor]
 """Called with features [..., d_model] of the pictures in the encoder; returns those to
@@ -33,7 +33,7 @@ class SiteAction(ABC):
     """One per loaded model. A request's label is its mask, or its sample's number."""
 
     announced: Announced | None = None
-    """The pictures of the encoder, where a vision site looks at them."""
+    """The pictures of the encoder, where vision sites look at them."""
 
     def __init__(self) -> None:
         self.live: dict[str, Any] = {}
@@ -86,7 +86,7 @@ class SiteAction(ABC):
         """Prepare a decoder layer; return what acts on the stream that it leaves."""
 
     @abstractmethod
-    def at_vision(self, connector: Any) -> FeaturesAct:
+    def at_vision(self, site: str, connector: Any) -> FeaturesAct:
         """Prepare what comes after the tower; return what acts on its input."""
 
 

@@ -11,12 +11,11 @@ mask, say) changes, and while a batch is encoded its labels are what a site read
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
-from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin import compat
 
@@ -24,17 +23,19 @@ _all: weakref.WeakSet[Announced] = weakref.WeakSet()
 
 
 class Announced:
-    """The pictures that a model's encoder is about to see, each with a label."""
+    """The pictures that a model's encoder is about to see, each with a label.
 
-    def __init__(self, *, edits: bool) -> None:
-        self.edits = edits
-        """Whether a batch may hold pictures of one label only, and one whose label is
-        not None must pass the site."""
+    A batch holds pictures of one label only, and those whose label is not None must
+    pass every one of the sites.
+    """
+
+    def __init__(self, sites: Collection[str]) -> None:
+        self.sites = frozenset(sites)
         self.strict = False
         """Whether a picture nobody announced is an error (not so while profiling)."""
         self._waiting: dict[int, tuple[Any, Any]] = {}
         self._batch: Sequence[Any] | None = None
-        self._entered = False
+        self._entered: set[str] = set()
         _all.add(self)
 
     def announce(self, pairs: Sequence[Any], labels: Sequence[Any]) -> None:
@@ -54,7 +55,7 @@ class Announced:
         Raises: CanaryError.
         """
         left, self._waiting = self._waiting, {}
-        if missed := self._bound(label for _, label in left.values()):
+        if missed := sum(label is not None for _, label in left.values()):
             raise CanaryError(
                 f"{missed} pictures that must be edited never came to the encoder; "
                 "refusing to serve them unedited"
@@ -78,33 +79,31 @@ class Announced:
     def encoding(self, labels: Sequence[Any]) -> Iterator[None]:
         """Say that a batch of these labels is in the encoder.
 
-        Raises: CanaryError if a labelled picture did not pass the site.
+        Raises: CanaryError if a labelled picture did not pass every site.
         """
-        self._batch, self._entered = labels, False
+        self._batch, self._entered = labels, set()
         try:
             yield
         finally:
             self._batch = None
-        if not self._entered and self._bound(labels):
+        missed = self.sites - self._entered
+        if missed and any(label is not None for label in labels):
             raise CanaryError(
-                f"{len(labels)} pictures were encoded without passing {VISION}; "
-                "refusing to serve them unedited"
+                f"{len(labels)} pictures were encoded without passing "
+                f"{', '.join(sorted(missed))}; refusing to serve them unedited"
             )
 
-    def _bound(self, labels: Iterable[Any]) -> int:
-        return sum(label is not None for label in labels) if self.edits else 0
-
-    def enter(self) -> Sequence[Any]:
-        """Return the labels of the batch in the encoder, for the module at the site.
+    def enter(self, site: str) -> Sequence[Any]:
+        """Return the labels of the batch in the encoder, for the module at a site.
 
         Nothing while a model is profiled.
 
         Raises: CanaryError if the picture was not announced and must have been.
         """
-        self._entered = True
+        self._entered.add(site)
         if self._batch is None and self.strict:
             raise CanaryError(
-                f"a picture nobody announced entered {VISION}; refusing to serve it "
+                f"a picture nobody announced entered {site}; refusing to serve it "
                 "unedited"
             )
         return self._batch or ()
@@ -147,9 +146,8 @@ def _by_label(
         yield from original(mm_kwargs, **kwargs)
         return
     labels = announced.labels(mm_kwargs)
-    cut = labels if announced.edits else [None] * len(labels)
     at = 0
-    for _, run in groupby(cut):
+    for _, run in groupby(labels):
         end = at + len(list(run))
         for modality, num_items, batch in original(mm_kwargs[at:end], **kwargs):
             with announced.encoding(labels[at : at + num_items]):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vllm_sauce.errors import CanaryError
+from vllm_sauce.models.architectures import Form
 from vllm_sauce.plugin.sites.action import FeaturesAct, StreamAct
 
 
@@ -33,17 +34,34 @@ def on_input(module: Any, act: FeaturesAct) -> None:
     _swap(module, Swapped)
 
 
-def on_stream(layer: Any, act: StreamAct) -> None:
+def on_stream(layer: Any, form: Form, act: StreamAct) -> None:
     """Let ``act`` see, and write into, the residual stream that a layer leaves."""
     base: Any = type(layer)
 
     class Swapped(base):  # type: ignore[misc, valid-type]
-        def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            hidden_states, residual = super().forward(*args, **kwargs)
-            act(self, hidden_states, residual)
-            return hidden_states, residual
+        sauce_form = form
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            left = super().forward(*args, **kwargs)
+            act(self, *stream_of(left, form))
+            return left
 
     _swap(layer, Swapped)
+
+
+def stream_of(left: Any, form: Form) -> tuple[Tensor, Tensor | None]:
+    """Return hidden_states and residual, whose sum is the stream; None if it is alone.
+
+    Raises: CanaryError if a layer left something else than its class should.
+    """
+    parts = left if isinstance(left, tuple) else (left,)
+    residual = parts[1] if len(parts) > 1 else None
+    if (residual is None) != (form == "single"):
+        raise CanaryError(
+            f"a decoder layer whose stream is listed as {form!r} left "
+            f"{sum(part is not None for part in parts)} tensors"
+        )
+    return parts[0], residual if form == "sum" else None
 
 
 def _swap(module: Any, swapped: type) -> None:

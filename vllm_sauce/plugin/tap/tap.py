@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import Role, Rows
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import ActivationsError
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct
 from vllm_sauce.plugin.sites.encoder_batches import Announced
@@ -49,11 +50,15 @@ class ActivationTap(SiteAction):
         super().__init__()
         self.sites, self.dtype = tuple(sites), dtype
         self.writer: ShardWriter | None = None
-        self._decoder = tuple(site for site in sites if site != VISION)
+        self._decoder = tuple(site for site in sites if not is_vision(site))
+        self._vision = tuple(site for site in sites if is_vision(site))
         self._written: set[str] = set()
         self._held: dict[int, _Held] = {}
-        self._pictures: dict[str, Tensor] = {}
-        self.announced: Announced = Announced(edits=False)
+        self._pictures: dict[str, dict[str, Tensor]] = {}
+        """By identifier and site."""
+        self._seen: Sequence[str] = ()
+        """The labels of the batch whose pictures were kept last."""
+        self.announced = Announced(self._vision) if self._vision else None
         self._waiting: dict[str, list[tuple[int | None, int, int]]] = {}
         """Sites to come in this step; of each run of tokens its sample, None for a
         request that is not harvested, the first one's position, and their number."""
@@ -95,7 +100,7 @@ class ActivationTap(SiteAction):
     def picture_labels(
         self, identifiers: Sequence[str], req_ids: Sequence[str]
     ) -> Sequence[str]:
-        """Return the pictures' identifiers; which did not pass is found at the end."""
+        """Return the pictures' identifiers, so that each is encoded alone."""
         return identifiers
 
     def at_decoder(self, site: str, layer: Any) -> StreamAct:
@@ -104,50 +109,50 @@ class ActivationTap(SiteAction):
             site, hidden_states, residual
         )
 
-    def at_vision(self, connector: Any) -> FeaturesAct:
+    def at_vision(self, site: str, connector: Any) -> FeaturesAct:
         """Copy what the tower leaves."""
-        return self.take_pictures
+        return partial(self.take_picture, site)
 
-    def take(self, site: str, hidden_states: Tensor, residual: Tensor) -> None:
+    def take(self, site: str, hidden_states: Tensor, residual: Tensor | None) -> None:
         """Keep one step's activations of a decoder site.
 
         Shapes: hidden_states, residual [num_tokens or more, d_model]; their sum is the
-            residual stream
+            residual stream, or the first alone
         """
         spans = self._waiting.pop(site, None)
         if spans is None:
             return
         counts = [count for *_, count in spans]
         total = sum(counts)
-        x = hidden_states[:total].float() + residual[:total].float()
+        x = hidden_states[:total].float()
+        if residual is not None:
+            x = x + residual[:total].float()
         rows = x.to(self.dtype).cpu()
         for (sample, start, _), part in zip(spans, rows.split(counts), strict=True):
             held = None if sample is None else self._held.get(sample)
             if held is not None:
                 held.chunks.setdefault(site, []).append((start, part))
 
-    def take_pictures(self, features: Tensor) -> Tensor:
-        """Keep the vision site's activations of the batch in the encoder.
+    def take_picture(self, site: str, features: Tensor) -> Tensor:
+        """Keep a vision site's activations of the picture in the encoder.
 
-        Shapes: features [num_pictures, num_patches, d_model], or [..., d_model] of one
-            picture; returned as they came
-        Raises: ActivationsError if they cannot be told apart
+        A model may take its tiles one by one.
+
+        Shapes: features [..., d_model], returned as they came
         """
-        names = self.announced.enter()
+        assert self.announced is not None
+        names = self.announced.enter(site)
         if not names:
             return features  # profiling
-        rows = features.detach().to(dtype=self.dtype, copy=True).cpu()
-        if len(names) == 1:
-            rows = rows.reshape(1, -1, rows.shape[-1])
-        elif features.dim() != 3 or len(rows) != len(names):
-            raise ActivationsError(
-                f"the vision site got features of shape {tuple(features.shape)} for "
-                f"{len(names)} pictures; cannot tell whose is whose"
-            )
-        for name, part in zip(names, rows, strict=True):
-            if name not in self._written:
-                # Rows of a batch share memory; a picture kept alone must not keep all.
-                self._pictures[name] = part.clone()
+        (name,) = names
+        if name in self._written:
+            return features
+        if names is not self._seen:
+            # It may have been encoded before, and have left the cache since.
+            self._pictures[name], self._seen = {}, names
+        rows = features.detach().to(dtype=self.dtype, copy=True).cpu().flatten(0, -2)
+        parts = self._pictures[name]
+        parts[site] = torch.cat([parts[site], rows]) if site in parts else rows
         return features
 
     def finish(self, finished: Sequence[Finished]) -> None:
@@ -160,9 +165,9 @@ class ActivationTap(SiteAction):
         for one in finished:
             held = self._held.pop(one.sample)
             rows = {site: self._decoder_rows(one, held, site) for site in self._decoder}
-            fresh = self._fresh_pictures(held) if VISION in self.sites else ()
-            if fresh:
-                rows[VISION] = self._picture_rows(one.sample, fresh)
+            fresh = self._fresh_pictures(held) if self._vision else ()
+            for site in self._vision if fresh else ():
+                rows[site] = self._picture_rows(one.sample, site, fresh)
             self.writer.add(one.sample, rows, fresh)
             self._written.update(fresh)
             for name in fresh:
@@ -208,10 +213,11 @@ class ActivationTap(SiteAction):
                 )
         return fresh
 
-    def _picture_rows(self, sample: int, names: Sequence[str]) -> Rows:
-        x = torch.cat([self._pictures[name] for name in names])
+    def _picture_rows(self, sample: int, site: str, names: Sequence[str]) -> Rows:
+        parts = [self._pictures[name][site] for name in names]
+        x = torch.cat(parts)
         number = torch.full((len(x),), sample, dtype=torch.int32)
-        position = [torch.arange(len(self._pictures[name])) for name in names]
+        position = [torch.arange(len(part)) for part in parts]
         role = torch.full((len(x),), Role.IMAGE, dtype=torch.uint8)
         token = torch.full((len(x),), -1, dtype=torch.int32)
         return Rows(x, number, torch.cat(position).int(), role, token)

@@ -20,6 +20,8 @@ from torch import Tensor
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup.settings import from_vllm_config
+from vllm_sauce.plugin.worker.cut_check import prove_cut
+from vllm_sauce.plugin.worker.form_check import prove_form
 from vllm_sauce.plugin.worker.op_check import SIZES, check_op, measure_forms
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
 from vllm_sauce.unlearning.mask import Mask
@@ -79,8 +81,8 @@ def _prove_sites(runner: Any) -> None:
     runtime.proven, runtime.in_canary = False, True
     try:
         _prove_decoders(runner, runtime)
-        if runtime.vision is not None:
-            _prove_vision(runner.model, runtime)
+        if runtime.vision:
+            _prove_vision(runner, runtime)
     finally:
         runtime.in_canary = False
         runtime.clear_step()
@@ -174,6 +176,8 @@ def _prove_decoders(runner: Any, runtime: SauceRuntime) -> None:
             before = _hidden(runner, batch)
             for site in runtime.decoder:
                 _prove_decoder(runner, runtime, site, batch, before)
+    for site, layer in runtime.layers.items():
+        prove_form(runner, site, layer)
 
 
 def _prove_decoder(
@@ -200,6 +204,27 @@ def _prove_decoder(
         )
 
 
+def _prove_vision(runner: Any, runtime: SauceRuntime) -> None:
+    """Prove that pictures pass the sites, and that each site's op changes them."""
+    picture = prove_cut(runner, runtime)
+    before = picture.embedding()
+    for site, vision in runtime.vision.items():
+        mask = _masks(runtime, site)[0]
+        (slot,) = vision.table.assign([mask])
+        with (
+            _firing_everywhere(vision.table, slot),
+            vision.announced.encoding([mask]),
+        ):
+            after = picture.embedding()
+            counted = int(vision.table.edited_tokens.sum())
+        changed = _changed(before, after)
+        if counted == 0 or not changed:
+            raise CanaryError(
+                f"site {site}: the op counted {counted} patches and the image "
+                f"embedding {'changed' if changed else 'did not change'}"
+            )
+
+
 def _hidden(runner: Any, batch: DummyBatch) -> Tensor:
     """Return the model's output for a dummy batch that attends to itself.
 
@@ -215,23 +240,3 @@ def _hidden(runner: Any, batch: DummyBatch) -> Tensor:
 def _changed(before: Tensor, after: Tensor) -> bool:
     finite = before.isfinite() & after.isfinite()
     return bool((before != after)[finite].any())
-
-
-def _prove_vision(model: Any, runtime: SauceRuntime) -> None:
-    vision = runtime.vision
-    assert vision is not None
-    size = model.config.vision_config.image_size
-    weight = next(model.parameters())
-    pixels = torch.rand(1, 3, size, size, device=weight.device, dtype=weight.dtype)
-    before = model.embed_multimodal(pixel_values=pixels)[0].float().clone()
-    mask = _masks(runtime, "vision")[0]
-    (slot,) = vision.table.assign([mask])
-    with _firing_everywhere(vision.table, slot), vision.announced.encoding([mask]):
-        after = model.embed_multimodal(pixel_values=pixels)[0].float().clone()
-        counted = int(vision.table.edited_tokens.sum())
-    changed = _changed(before, after)
-    if counted == 0 or not changed:
-        raise CanaryError(
-            f"site vision: the op counted {counted} patches and the image embedding "
-            f"{'changed' if changed else 'did not change'}"
-        )

@@ -14,13 +14,14 @@ from typing import Any
 from torch import nn
 
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.concepts import VISION
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.config import SauceConfig
-from vllm_sauce.errors import BundleMismatchError
+from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
+from vllm_sauce.models.architectures import vision_model
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites import encoder_batches, swap
 from vllm_sauce.plugin.sites.action import ATTRIBUTE, SiteAction
-from vllm_sauce.plugin.sites.architectures import module_at
+from vllm_sauce.plugin.sites.modules import form_of, modules_at
 from vllm_sauce.plugin.startup import settings
 from vllm_sauce.plugin.worker import runner_v1, runner_v2
 from vllm_sauce.plugin.worker.runtime import SauceRuntime
@@ -65,12 +66,13 @@ def place(
 
     Raises: ConfigError, UnsupportedVLLMError, UnsupportedFeatureError.
     """
-    for site in sites:
-        module = module_at(model, site)
-        if site == VISION:
-            swap.on_input(module, action.at_vision(module))
+    hf_config = vllm_config.model_config.hf_config
+    for site, module in modules_at(model, hf_config, sites).items():
+        if is_vision(site):
+            swap.on_input(module, action.at_vision(site, module))
         else:
-            swap.on_stream(module, action.at_decoder(site, module))
+            form = form_of(module)
+            swap.on_stream(module, form, action.at_decoder(site, module))
     object.__setattr__(model, ATTRIBUTE, action)
     runner_v2.offer_model_state(model, vllm_config, action)
 
@@ -91,6 +93,7 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
             f"{expected}, found {bundle.digest}; start again"
         )
     check_files(bundle, vllm_config.model_config)
+    check_towers(bundle, vllm_config.model_config.hf_config)
     device = next(model.parameters()).device
     sites = sorted(bundle.sites)
     tables = {s: _table(bundle, s, vllm_config, config, device) for s in sites}
@@ -115,6 +118,27 @@ def check_files(bundle: Bundle, model_config: Any) -> None:
             "belongs to them; give a local folder as the model"
         )
     bundle.check_model(folder)
+
+
+def check_towers(bundle: Bundle, hf_config: Any) -> None:
+    """Refuse a bundle that leaves pictures a way around its vision sites.
+
+    Raises: UnsupportedFeatureError
+    """
+    if not any(map(is_vision, bundle.sites)):
+        return
+    wanted = set(vision_model(hf_config).modules(hf_config))
+    edited = {
+        f"concept {concept.name!r}": {s for s in concept.edits if is_vision(s)}
+        for concept in bundle.catalogue.values()
+    }
+    for who, sites in {"the bundle": set(bundle.sites), **edited}.items():
+        if sites and (missed := sorted(wanted - sites)):
+            raise UnsupportedFeatureError(
+                f"{who} edits the vision tower, but not at {', '.join(missed)}: this "
+                "model hands on several layers of its tower, and pictures would go "
+                "around the edit; edit all of these sites, or decoder layers alone"
+            )
 
 
 def _table(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.client import KEY, has_sauce_keys
-from vllm_sauce.concepts import VISION
-from vllm_sauce.errors import CanaryError, InvalidRequestError
+from vllm_sauce.concepts import is_vision
+from vllm_sauce.errors import BundleMismatchError, CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct, action_of
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.sites.tokens import PromptTokens
@@ -88,11 +88,12 @@ class DecoderSite:
 
 
 class VisionSite:
-    """The vision tower's table; a batch in the encoder is edited by its one mask."""
+    """A vision site's table; a batch in the encoder is edited by its one mask."""
 
-    def __init__(self, table: SiteTable) -> None:
-        self.table = table
-        self.announced = Announced(edits=True)
+    def __init__(self, table: SiteTable, announced: Announced) -> None:
+        self.table, self.announced = table, announced
+        self.constant: float | None = None
+        """What the canary puts in the place of all features, to cut a model here."""
 
     def edit(self, image_features: Tensor) -> Tensor:
         """Return the features of the batch in the encoder, under its mask.
@@ -100,7 +101,15 @@ class VisionSite:
         Shapes: image_features [..., d_model], same out.
         Raises: CanaryError for pictures that nobody announced.
         """
-        masks = self.announced.enter()
+        masks = self.announced.enter(self.table.site)
+        d_model = self.table.W_dec_rows.shape[1]
+        if image_features.shape[-1] != d_model:
+            raise BundleMismatchError(
+                f"site {self.table.site}: the model's features are "
+                f"{image_features.shape[-1]} wide, the bundle's SAE is for {d_model}"
+            )
+        if self.constant is not None:
+            return torch.full_like(image_features, self.constant)
         if not masks or masks[0] is None:
             return image_features  # nobody's, or profiling: nothing may be touched
         (slot,) = self.table.assign(masks[:1])
@@ -127,11 +136,14 @@ class SauceRuntime(SiteAction):
         self.decoder = {
             site: DecoderSite(table, max_num_tokens)
             for site, table in tables.items()
-            if site != VISION
+            if not is_vision(site)
         }
-        self.vision = VisionSite(tables[VISION]) if VISION in tables else None
-        if self.vision is not None:
-            self.announced = self.vision.announced
+        announced = Announced([site for site in tables if is_vision(site)])
+        self.vision = {s: VisionSite(tables[s], announced) for s in announced.sites}
+        if self.vision:
+            self.announced = announced
+        self.layers: dict[str, Any] = {}
+        """The module of each decoder site."""
         self._proven = False
 
     @property
@@ -220,6 +232,7 @@ class SauceRuntime(SiteAction):
     def at_decoder(self, site: str, layer: Any) -> StreamAct:
         """Give a layer its site's tensors, which ``edit_stream`` reads."""
         decoder = self.decoder[site]
+        self.layers[site] = layer
         _keep(layer, decoder.table)
         for name in ("slot_of_token", "plan"):
             tensor = getattr(decoder, name)
@@ -228,11 +241,10 @@ class SauceRuntime(SiteAction):
         layer.sauce_normalize = decoder.table.normalize
         return edit_stream
 
-    def at_vision(self, connector: Any) -> FeaturesAct:
+    def at_vision(self, site: str, connector: Any) -> FeaturesAct:
         """Give the module behind the tower the site's tensors."""
-        assert self.vision is not None
-        _keep(connector, self.vision.table)
-        return self.vision.edit
+        _keep(connector, self.vision[site].table)
+        return self.vision[site].edit
 
 
 def _keep(module: Any, table: SiteTable) -> None:
@@ -241,7 +253,7 @@ def _keep(module: Any, table: SiteTable) -> None:
         module.register_buffer(f"sauce_{name}", getattr(table, name), persistent=False)
 
 
-def edit_stream(layer: Any, hidden_states: Tensor, residual: Tensor) -> None:
+def edit_stream(layer: Any, hidden_states: Tensor, residual: Tensor | None) -> None:
     """Run the op on what a layer leaves; the change is added to the first tensor.
 
     By the layer's buffers, one by one: so they are inputs of its compiled graph.

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The architectures: where the sites of a model are, in vLLM and in transformers.
+
+The one list of the project. A vision-language model is a row of ``VISION_MODELS``, a
+class of decoder layers a word in ``LAYERS``; docs/models.md says what was measured of
+each. Nothing here is trusted at the start of a server: the canary proves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from vllm_sauce.concepts import VISION
+from vllm_sauce.errors import ConfigError, UnsupportedFeatureError
+
+Form = Literal["sum", "first", "single"]
+"""What of a decoder layer's output is the residual stream: ``hidden_states`` and
+``residual`` together, ``hidden_states`` alone though a second tensor stands beside it,
+or the only tensor there is."""
+
+LAYERS: Final[dict[str, Form]] = {
+    "Gemma3DecoderLayer": "sum",
+    "LlamaDecoderLayer": "sum",
+}
+"""By vLLM's exact class: a subclass may leave something else."""
+
+
+def _tower_width(config: Any) -> int:
+    return int(config.vision_config.hidden_size)
+
+
+def _concatenated(config: Any) -> int:
+    """A list of layers to read makes features of all of them, side by side."""
+    read = getattr(config, "vision_feature_layer", None)
+    return _tower_width(config) * (len(read) if isinstance(read, list | tuple) else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionModel:
+    """Where a vision-language model's pictures enter what comes after its tower.
+
+    The sites are the inputs of connectors, each a module whose first tensor is
+    ``[..., d_model]`` of the pictures in the encoder.
+    """
+
+    model: str
+    """Architecture that config.json names, which is transformers' class."""
+
+    vllm: str = ""
+    """vLLM's class, if its name is another."""
+
+    connector: str = "multi_modal_projector"
+    """Path of the module in vLLM; its input is ``vision``."""
+
+    branches: str = ""
+    """Path of a list of connectors that further layers of the tower go through, if
+    there is one; their inputs are ``vision.1``, ``vision.2``, …"""
+
+    num_branches: Callable[[Any], int] = lambda config: 0
+    """Told the model's config."""
+
+    prefix: str = "model."
+    """What stands before these paths in transformers."""
+
+    width: Callable[[Any], int] = _tower_width
+    """d_model of all vision sites, told the model's config."""
+
+    refuse: Callable[[Any], str | None] = lambda config: None
+    """Why a model of this config has no proven vision site, None if it has."""
+
+    def modules(self, config: Any) -> dict[str, str]:
+        """Return the path of each vision site's module in vLLM.
+
+        Raises: UnsupportedFeatureError for a model that the row refuses
+        """
+        if reason := self.refuse(config):
+            raise UnsupportedFeatureError(
+                f"{self.model} has no proven vision site: {reason}; edit its decoder "
+                "layers instead"
+            )
+        branches = {
+            f"{VISION}.{i + 1}": f"{self.branches}.{i}"
+            for i in range(self.num_branches(config))
+        }
+        return {VISION: self.connector, **branches}
+
+
+def _deepstack(config: Any) -> int:
+    return len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
+
+
+def _qwen(model: str, **row: Any) -> VisionModel:
+    return VisionModel(model=model, connector="visual.merger", **row)
+
+
+_DEEPSTACK: Final[dict[str, Any]] = {
+    "branches": "visual.deepstack_merger_list",
+    "num_branches": _deepstack,
+}
+
+_ROWS: Final = (
+    VisionModel(model="LlavaForConditionalGeneration", width=_concatenated),
+)
+
+VISION_MODELS: Final = {row.model: row for row in _ROWS}
+"""By the architecture that config.json names."""
+
+WHERE: Final = "docs/models.md lists what is, and how to add a row"
+
+
+def vision_model(config: Any, model: str | None = None) -> VisionModel:
+    """Return the row of a model's config, or of a class of transformers'.
+
+    Raises: ConfigError for a model without a tower, UnsupportedFeatureError for one
+        that has no row
+    """
+    named = model or next(iter(config.architectures or ()), config.model_type)
+    row = VISION_MODELS.get(named)
+    if row is None and not hasattr(config, "vision_config"):
+        raise ConfigError(f"{named} has no vision site; name a decoder site")
+    if row is None:
+        raise UnsupportedFeatureError(
+            f"the vision site of {named} is not proven: it has no row in the table of "
+            f"architectures; {WHERE}. Its decoder layers may be editable"
+        )
+    return row

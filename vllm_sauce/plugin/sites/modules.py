@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules of a vLLM model that its sites are at, by the table of architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from vllm_sauce.concepts import check_site, decoder_layer_idx, is_vision
+from vllm_sauce.errors import (
+    ConfigError,
+    UnsupportedFeatureError,
+    UnsupportedVLLMError,
+)
+from vllm_sauce.models.architectures import LAYERS, WHERE, Form, vision_model
+
+
+def modules_at(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, Any]:
+    """Return the one module that each site is at.
+
+    Raises: ConfigError for a site that the model does not have,
+        UnsupportedFeatureError where it is not proven, UnsupportedVLLMError.
+    """
+    wanted = [check_site(site) for site in sites]
+    towers = [site for site in wanted if is_vision(site)]
+    found = _connectors(model, hf_config, towers) if towers else {}
+    layers = decoder_layers(model) if len(towers) < len(wanted) else ()
+    for site in wanted:
+        layer_idx = decoder_layer_idx(site)
+        if layer_idx is None:
+            continue
+        if layer_idx >= len(layers):
+            raise ConfigError(
+                f"site {site} wants decoder layer {layer_idx}, the model has "
+                f"{len(layers)}"
+            )
+        found[site] = layers[layer_idx]
+    return found
+
+
+def form_of(layer: Any) -> Form:
+    """Return what of a layer's output is the stream; one whose class is listed."""
+    return LAYERS[type(layer).__name__]
+
+
+def _connectors(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, Any]:
+    row = vision_model(hf_config)
+    name = type(model).__name__
+    if name != (row.vllm or row.model):
+        raise UnsupportedFeatureError(
+            f"the vision site is proven for vLLM's {row.vllm or row.model}; this vLLM "
+            f"runs {row.model} as {name}; {WHERE}"
+        )
+    paths = row.modules(hf_config)
+    modules = {site: _at(model, site, paths) for site in sites}
+    for site, module in modules.items():
+        if not isinstance(module, nn.Module):
+            raise UnsupportedVLLMError(
+                f"{name} has no {paths[site]}, which site {site} is at; this vLLM "
+                "is not one that sauce knows"
+            )
+    return modules
+
+
+def _at(model: Any, site: str, paths: Mapping[str, str]) -> Any:
+    if site not in paths:
+        raise ConfigError(
+            f"the model has no site {site}; at its tower it has {', '.join(paths)}"
+        )
+    for name in paths[site].split("."):
+        model = getattr(model, name, None)
+    return model
+
+
+def decoder_layers(model: Any) -> Any:
+    """Return the language model's stack of layers, each of a class in the table.
+
+    Raises: UnsupportedFeatureError, UnsupportedVLLMError
+    """
+    shows = getattr(model, "supports_multimodal", False)
+    inner = model.get_language_model() if shows else model
+    stacks = [one for one in _stacks(inner) if all(map(_listed, one))]
+    if len(stacks) == 1:
+        return stacks[0]
+    name = type(model).__name__
+    if stacks:
+        raise UnsupportedVLLMError(
+            f"{name} has {len(stacks)} stacks of decoder layers, so 'decoder.<layer>' "
+            "names none"
+        )
+    longest = max(_stacks(inner), key=len, default=())
+    classes = dict.fromkeys(type(layer).__name__ for layer in longest)
+    raise UnsupportedFeatureError(
+        f"decoder layers of {', '.join(classes) or 'no class'} ({name}) are not "
+        f"proven: the table of architectures does not list them; {WHERE}"
+    )
+
+
+def _stacks(model: Any) -> list[nn.ModuleList]:
+    found = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
+    return [one for one in found if len(one)]
+
+
+def _listed(layer: Any) -> bool:
+    return type(layer).__name__ in LAYERS
