@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from tests.plugin.support import LONG, Ask, cold, run, runner_of
 from vllm_sauce.errors import (
