@@ -28,7 +28,10 @@ _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 _EXPERTS: dict[str, Any] = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
+    # Not half of the width, so that loaders see which way round a matrix is.
+    "moe_intermediate_size": 48,
+    # transformers has dropped it, public checkpoints and vLLM have it.
+    "norm_topk_prob": True,
 }
 
 
@@ -140,8 +143,9 @@ def qwen3_5(tokenizer_dir: Path) -> Built:
             tokenizer,
             rope_parameters=rope,
             layer_types=["linear_attention", "full_attention"] * 2,
-            linear_key_head_dim=16,
-            linear_value_head_dim=16,
+            # The least that the CPU's kernels take.
+            linear_key_head_dim=64,
+            linear_value_head_dim=64,
             linear_num_key_heads=2,
             linear_num_value_heads=4,
         ),

@@ -95,18 +95,21 @@ def save(folder: Path, built: Built) -> None:
     )
     built.model.save_pretrained(folder)
     built.processor.save_pretrained(folder)
-    if built.model.config.vision_config.model_type in (
-        CLIP["model_type"],
-        SIGLIP["model_type"],
-    ):
-        _rename_tower(folder / "model.safetensors")
+    _lay_out(folder / "model.safetensors", built.model.config)
 
 
-def _rename_tower(path: Path) -> None:
-    """Name the tower's weights as public checkpoints do and vLLM's loaders want."""
-    short, long = "vision_tower.", "vision_tower.vision_model."
-    tensors = {
-        name if long in name else name.replace(short, long, 1): tensor
-        for name, tensor in load_file(path).items()
-    }
+def _lay_out(path: Path, config: Any) -> None:
+    """Lay out the weights as public checkpoints do and vLLM's loaders want."""
+    tensors = load_file(path)
+    if config.vision_config.model_type in (CLIP["model_type"], SIGLIP["model_type"]):
+        short, long = "vision_tower.", "vision_tower.vision_model."
+        tensors = {
+            name if long in name else name.replace(short, long, 1): tensor
+            for name, tensor in tensors.items()
+        }
+    if config.model_type == "qwen3_vl_moe":
+        tensors = {
+            name: tensor.mT.contiguous() if ".experts." in name else tensor
+            for name, tensor in tensors.items()
+        }
     save_file(tensors, path, metadata={"format": "pt"})

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from tests.plugin.models import crops, grids
 from tests.plugin.models.parts import Built, randomise, save
 
@@ -28,7 +26,7 @@ class VisionModel:
     """How one architecture is built and asked."""
 
     build: Callable[[Path], Built]
-    # What stands for a picture in a prompt.
+    # What stands for a picture in a prompt; nothing where pictures go before it.
     word: str
     # vLLM's limit_mm_per_prompt.
     limits: dict[str, int] = field(default_factory=_pictures)
@@ -51,7 +49,7 @@ VISION_MODELS: dict[str, VisionModel] = {
     "idefics3": VisionModel(crops.idefics3, "<image>"),
     "smolvlm": VisionModel(crops.smolvlm, "<image>"),
     "gemma3": VisionModel(crops.gemma3, "<start_of_image>"),
-    "paligemma": VisionModel(crops.paligemma, "<image>", {"image": 1}),
+    "paligemma": VisionModel(crops.paligemma, "", {"image": 1}),
 }
 
 
