@@ -301,7 +301,7 @@ def gemma3(tokenizer_dir: Path) -> Built:
 
 
 def paligemma(tokenizer_dir: Path) -> Built:
-    """PaliGemma 2: one picture a prompt, all of it attended both ways."""
+    """PaliGemma 2: one picture, before the prompt."""
     from transformers import (
         PaliGemmaConfig,
         PaliGemmaForConditionalGeneration,
@@ -315,7 +315,12 @@ def paligemma(tokenizer_dir: Path) -> Built:
     config = PaliGemmaConfig(
         vision_config=SIGLIP | {"vision_use_head": False},
         text_config=text(
-            tokenizer, model_type="gemma2", sliding_window=64, query_pre_attn_scalar=32
+            tokenizer,
+            model_type="gemma2",
+            sliding_window=64,
+            query_pre_attn_scalar=32,
+            # transformers' PaliGemma leaves out the cap that vLLM's applies.
+            final_logit_softcapping=None,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),
         projection_dim=D_MODEL,

@@ -3,16 +3,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.plugin.models.parts import D_MODEL, D_VISION, Built, text, tokenizer_with
+from tests.plugin.models.parts import (
+    D_MODEL,
+    D_VISION,
+    SIDE,
+    Built,
+    text,
+    tokenizer_with,
+)
 
 _QWEN = {
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
+}
+_GLM = {
+    "image_token_id": "<|image|>",
+    "video_token_id": "<|video|>",
+    "image_start_token_id": "<|begin_of_image|>",
+    "image_end_token_id": "<|end_of_image|>",
+    "video_start_token_id": "<|begin_of_video|>",
+    "video_end_token_id": "<|end_of_video|>",
 }
 _TOWER: dict[str, Any] = {
     "depth": 3,
@@ -40,13 +56,18 @@ def _pixels(patch: int) -> dict[str, int]:
     return {"min_pixels": 4 * (2 * patch) ** 2, "max_pixels": 64 * (2 * patch) ** 2}
 
 
-def _qwen_words(tokenizer_dir: Path) -> tuple[Any, dict[str, int]]:
+def _words(
+    tokenizer_dir: Path, words: dict[str, str], more: Iterable[str] = ()
+) -> tuple[Any, dict[str, int]]:
     # The processors ask the tokenizer first, and it may know another word.
-    named = {name: _QWEN[f"{name}_id"] for name in ("image_token", "video_token")}
-    words = [*_QWEN.values(), "<|im_start|>", "<|im_end|>"]
-    tokenizer = tokenizer_with(tokenizer_dir, words, named)
-    ids = {name: tokenizer.convert_tokens_to_ids(word) for name, word in _QWEN.items()}
+    named = {name: words[f"{name}_id"] for name in ("image_token", "video_token")}
+    tokenizer = tokenizer_with(tokenizer_dir, [*words.values(), *more], named)
+    ids = {name: tokenizer.convert_tokens_to_ids(word) for name, word in words.items()}
     return tokenizer, ids
+
+
+def _qwen_words(tokenizer_dir: Path) -> tuple[Any, dict[str, int]]:
+    return _words(tokenizer_dir, _QWEN, ["<|im_start|>", "<|im_end|>"])
 
 
 def qwen2_vl(tokenizer_dir: Path) -> Built:
@@ -179,4 +200,50 @@ def _qwen3_processor(tokenizer: Any) -> Any:
         Qwen2VLImageProcessor(patch_size=16, **_pixels(16)),
         tokenizer,
         Qwen3VLVideoProcessor(**_pixels(16)),
+    )
+
+
+def glm4v(tokenizer_dir: Path) -> Built:
+    """GLM-4.1V: a convolution joins four patches before the merger."""
+    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+
+    tokenizer, ids = _words(tokenizer_dir, _GLM)
+    config = Glm4vConfig(
+        text_config=text(tokenizer, rope_parameters=_glm_rope()),
+        vision_config=_TOWER | {"image_size": SIDE},
+        **ids,
+    )
+    return Built(Glm4vForConditionalGeneration(config), _glm_processor(tokenizer))
+
+
+def glm4v_moe(tokenizer_dir: Path) -> Built:
+    """GLM-4.5V: GLM-4.1V's tower, experts behind the first layer."""
+    from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
+
+    tokenizer, ids = _words(tokenizer_dir, _GLM)
+    experts = {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "first_k_dense_replace": 1,
+    }
+    config = Glm4vMoeConfig(
+        text_config=text(tokenizer, rope_parameters=_glm_rope(), **experts),
+        vision_config=_TOWER | {"image_size": SIDE},
+        **ids,
+    )
+    return Built(Glm4vMoeForConditionalGeneration(config), _glm_processor(tokenizer))
+
+
+def _glm_rope() -> dict[str, Any]:
+    return _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
+
+
+def _glm_processor(tokenizer: Any) -> Any:
+    from transformers import Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
+
+    # These count the pixels of two frames.
+    size = {"shortest_edge": 8 * 28**2, "longest_edge": 128 * 28**2}
+    return Glm4vProcessor(
+        Glm4vImageProcessor(size=size), tokenizer, Glm4vVideoProcessor(size=size)
     )

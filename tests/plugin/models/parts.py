@@ -74,13 +74,19 @@ def text(tokenizer: Any, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def randomise(model: Any) -> None:
-    """Draw all weights but the norms': some projectors initialise to zero."""
+def randomise(model: Any, rounded: bool) -> None:
+    """Draw all weights but the norms': some projectors initialise to zero.
+
+    Where results are `rounded` to bfloat16 weights are smaller: a picture must change
+    more than the rounding does.
+    """
+    std, head = (0.1, 0.05) if rounded else (0.2, 0.2)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
-                weight.normal_(0, 0.2, generator=generator)
+                spread = head if name.startswith("lm_head.") else std
+                weight.normal_(0, spread, generator=generator)
             elif "norm" not in name.lower():
                 weight.normal_(0, 0.05, generator=generator)
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.plugin.models import crops, grids
+from tests.plugin.models import crops, grids, tiles
 from tests.plugin.models.parts import Built, randomise, save
 
 _QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
+_GLM = "<|begin_of_image|><|image|><|end_of_image|>"
 
 
 def _pictures() -> dict[str, int]:
@@ -32,6 +33,9 @@ class VisionModel:
     limits: dict[str, int] = field(default_factory=_pictures)
     # bfloat16 where the CPU's kernels take nothing else.
     dtype: str = "float32"
+    # All of transformers' token_type_ids, where its default lets the picture's rows see
+    # later ones: vLLM's CPU backend lets none.
+    token_type: int | None = None
 
 
 VISION_MODELS: dict[str, VisionModel] = {
@@ -44,18 +48,21 @@ VISION_MODELS: dict[str, VisionModel] = {
     "qwen3_vl": VisionModel(grids.qwen3_vl, _QWEN, _no_videos()),
     "qwen3_vl_moe": VisionModel(grids.qwen3_vl_moe, _QWEN, _no_videos()),
     "qwen3_5": VisionModel(grids.qwen3_5, _QWEN, _no_videos(), "bfloat16"),
+    "glm4v": VisionModel(grids.glm4v, _GLM, _no_videos()),
+    "glm4v_moe": VisionModel(grids.glm4v_moe, _GLM, _no_videos()),
+    "llama4": VisionModel(tiles.llama4, "<|image|>"),
     "internvl": VisionModel(crops.internvl, "<IMG_CONTEXT>", _no_videos()),
     "mistral3": VisionModel(crops.mistral3, "[IMG]"),
     "idefics3": VisionModel(crops.idefics3, "<image>"),
     "smolvlm": VisionModel(crops.smolvlm, "<image>"),
-    "gemma3": VisionModel(crops.gemma3, "<start_of_image>"),
-    "paligemma": VisionModel(crops.paligemma, "", {"image": 1}),
+    "gemma3": VisionModel(crops.gemma3, "<start_of_image>", token_type=0),
+    "paligemma": VisionModel(crops.paligemma, "", {"image": 1}, token_type=1),
 }
 
 
 def write_vision_model(folder: Path, name: str, tokenizer_dir: Path) -> Path:
     """Write the model called `name`, its processor and tokenizer into `folder`."""
     built = VISION_MODELS[name].build(tokenizer_dir)
-    randomise(built.model)
+    randomise(built.model, VISION_MODELS[name].dtype == "bfloat16")
     save(folder, built)
     return folder
