@@ -319,7 +319,8 @@ def paligemma(tokenizer_dir: Path) -> Built:
             model_type="gemma2",
             sliding_window=64,
             query_pre_attn_scalar=32,
-            # transformers' PaliGemma leaves out the cap that vLLM's applies.
+            # transformers leaves out these caps (the first one in SDPA), vLLM does not.
+            attn_logit_softcapping=None,
             final_logit_softcapping=None,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),

@@ -209,7 +209,7 @@ def glm4v(tokenizer_dir: Path) -> Built:
 
     tokenizer, ids = _words(tokenizer_dir, _GLM)
     config = Glm4vConfig(
-        text_config=text(tokenizer, rope_parameters=_glm_rope()),
+        text_config=text(tokenizer, rope_parameters=_glm_rope(), attention_bias=True),
         vision_config=_TOWER | {"image_size": SIDE},
         **ids,
     )
@@ -226,6 +226,8 @@ def glm4v_moe(tokenizer_dir: Path) -> Built:
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 48,
         "first_k_dense_replace": 1,
+        # transformers has dropped it, public checkpoints and vLLM have it.
+        "use_qk_norm": False,
     }
     config = Glm4vMoeConfig(
         text_config=text(tokenizer, rope_parameters=_glm_rope(), **experts),
