@@ -57,6 +57,10 @@ VISION_MODELS: dict[str, VisionModel] = {
     "smolvlm": VisionModel(crops.smolvlm, "<image>"),
     "gemma3": VisionModel(crops.gemma3, "<start_of_image>", token_type=0),
     "paligemma": VisionModel(crops.paligemma, "", {"image": 1}, token_type=1),
+    "aria": VisionModel(tiles.aria, "<image>"),
+    "cohere2_vision": VisionModel(tiles.cohere2_vision, "<|IMG_PATCH|>"),
+    "lfm2_vl": VisionModel(tiles.lfm2_vl, "<image>"),
+    "gemma4": VisionModel(tiles.gemma4, "<|image|>", _no_videos()),
 }
 
 
