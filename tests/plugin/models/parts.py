@@ -107,7 +107,7 @@ def save(folder: Path, built: Built) -> None:
 def _lay_out(path: Path, config: Any) -> None:
     """Lay out the weights as public checkpoints do and vLLM's loaders want."""
     tensors = load_file(path)
-    if config.vision_config.model_type in (CLIP["model_type"], SIGLIP["model_type"]):
+    if config.vision_config.model_type.startswith(("clip_", "siglip")):
         short, long = "vision_tower.", "vision_tower.vision_model."
         tensors = {
             name if long in name else name.replace(short, long, 1): tensor

@@ -97,9 +97,10 @@ def aria(tokenizer_dir: Path) -> Built:
     )
 
     tokenizer = tokenizer_with(tokenizer_dir, named={"image_token": "<image>"})
-    # The processor makes every picture one of 70 x 70 patches.
+    # The processor makes every picture one of 70 x 70 patches. A grid of 71 x 71
+    # positions: vLLM and transformers round differently where they meet at edges.
     config = AriaConfig(
-        vision_config=TOWER | {"image_size": 980},
+        vision_config=TOWER | {"image_size": 71 * 14},
         text_config=text(
             tokenizer,
             model_type="aria_text",
@@ -154,19 +155,27 @@ def lfm2_vl(tokenizer_dir: Path) -> Built:
     )
 
     tiles = [
-        f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5)
+        f"<|img_row_{row}_col_{column}|>"
+        for row in range(1, 5)
+        for column in range(1, 5)
     ]
     tokenizer = tokenizer_with(tokenizer_dir, tiles, named=_LFM2)
-    tower = SIGLIP | {"model_type": "siglip2_vision_model", "patch_size": 16}
+    tower = TOWER | {
+        "model_type": "siglip2_vision_model",
+        "patch_size": 16,
+        "num_patches": 16,
+        "vision_use_head": False,
+    }
     config = Lfm2VlConfig(
-        vision_config=tower | {"num_patches": 16},
+        vision_config=tower,
         text_config=text(
             tokenizer,
             model_type="lfm2",
             layer_types=["conv", "full_attention"] * 2,
             block_auto_adjust_ff_dim=False,
-            # transformers has dropped it, public checkpoints and vLLM have it.
+            # transformers has dropped these, public checkpoints and vLLM have them.
             conv_dim=D_MODEL,
+            block_dim=D_MODEL,
             tie_word_embeddings=True,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
