@@ -21,8 +21,22 @@ Form = Literal["sum", "first", "single"]
 or the only tensor there is."""
 
 LAYERS: Final[dict[str, Form]] = {
+    "CohereDecoderLayer": "first",
+    "Gemma2DecoderLayer": "sum",
     "Gemma3DecoderLayer": "sum",
+    "Gemma4DecoderLayer": "single",
+    "GemmaDecoderLayer": "sum",
+    "Glm4DecoderLayer": "sum",
+    "Glm4MoeDecoderLayer": "sum",
+    "Llama4DecoderLayer": "sum",
     "LlamaDecoderLayer": "sum",
+    "MistralDecoderLayer": "sum",
+    "Qwen2DecoderLayer": "sum",
+    "Qwen3DecoderLayer": "sum",
+    "Qwen3MoeDecoderLayer": "sum",
+    "Qwen3VLDecoderLayer": "sum",
+    "Qwen3VLMoeDecoderLayer": "sum",
+    "Qwen3_5DecoderLayer": "sum",
 }
 """By vLLM's exact class: a subclass may leave something else."""
 
@@ -91,17 +105,59 @@ def _deepstack(config: Any) -> int:
     return len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
 
 
-def _qwen(model: str, **row: Any) -> VisionModel:
-    return VisionModel(model=model, connector="visual.merger", **row)
+def _shuffled(config: Any) -> int:
+    """The patches of a square side by side, before the connector's first matrix."""
+    return int(_tower_width(config) / config.downsample_ratio**2)
 
 
+_MERGER: Final[dict[str, Any]] = {"connector": "visual.merger"}
 _DEEPSTACK: Final[dict[str, Any]] = {
+    **_MERGER,
     "branches": "visual.deepstack_merger_list",
     "num_branches": _deepstack,
 }
+_IDEFICS: Final[dict[str, Any]] = {"connector": "model.connector", "prefix": ""}
 
 _ROWS: Final = (
     VisionModel(model="LlavaForConditionalGeneration", width=_concatenated),
+    VisionModel(model="LlavaNextForConditionalGeneration", width=_concatenated),
+    VisionModel(model="LlavaOnevisionForConditionalGeneration", width=_concatenated),
+    VisionModel(
+        model="Qwen2VLForConditionalGeneration",
+        width=lambda config: int(config.vision_config.embed_dim),
+        **_MERGER,
+    ),
+    VisionModel(model="Qwen2_5_VLForConditionalGeneration", **_MERGER),
+    VisionModel(model="Qwen3VLForConditionalGeneration", **_DEEPSTACK),
+    VisionModel(model="Qwen3VLMoeForConditionalGeneration", **_DEEPSTACK),
+    VisionModel(model="Qwen3_5ForConditionalGeneration", **_DEEPSTACK),
+    VisionModel(
+        model="InternVLForConditionalGeneration",
+        vllm="InternS1ForConditionalGeneration",
+        width=_shuffled,
+    ),
+    VisionModel(model="Mistral3ForConditionalGeneration", width=_concatenated),
+    VisionModel(model="Idefics3ForConditionalGeneration", **_IDEFICS),
+    VisionModel(model="SmolVLMForConditionalGeneration", **_IDEFICS),
+    VisionModel(model="Gemma3ForConditionalGeneration"),
+    VisionModel(model="PaliGemmaForConditionalGeneration"),
+    VisionModel(
+        model="Llama4ForConditionalGeneration",
+        connector="vision_model.vision_adapter",
+        prefix="",
+    ),
+    VisionModel(
+        model="Glm4vForConditionalGeneration",
+        width=lambda config: int(config.vision_config.out_hidden_size),
+        **_MERGER,
+    ),
+    VisionModel(
+        model="Glm4vMoeForConditionalGeneration",
+        width=lambda config: int(config.vision_config.out_hidden_size),
+        **_MERGER,
+    ),
+    VisionModel(model="Cohere2VisionForConditionalGeneration"),
+    VisionModel(model="Gemma4ForConditionalGeneration", connector="embed_vision"),
 )
 
 VISION_MODELS: Final = {row.model: row for row in _ROWS}

@@ -77,6 +77,9 @@ def _noise(name: str, value: Any, rng: torch.Generator) -> Any:
     """Return noise in the place of pixels, and all else as it is."""
     if isinstance(value, list | tuple):
         return type(value)(_noise(name, part, rng) for part in value)
-    if not name.startswith("pixel_values") or not value.is_floating_point():
+    if not name.startswith("pixel_values"):
         return value
-    return torch.randn(value.shape, generator=rng).to(value)
+    if value.is_floating_point():
+        return torch.randn(value.shape, generator=rng).to(value)
+    # Pixels that the model itself scales.
+    return torch.randint(256, value.shape, generator=rng).to(value)

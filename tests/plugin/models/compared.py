@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A random model and a random bundle of all its sites, in vLLM and in transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import vllm_sauce
+from tests.plugin.conftest import RUNNER, engine
+from tests.plugin.random_bundle import random_sae
+from vllm_sauce.bundle import Bundle, fingerprint_model
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, is_vision
+from vllm_sauce.models.architectures import vision_model
+from vllm_sauce.models.site_edits import site_actions, sparing_sink
+from vllm_sauce.models.site_hooks import site_hook
+
+COMPILED = os.environ.get("SAUCE_TEST_MODE") == "compiled"
+"""Whether models are compiled, and not run eagerly."""
+RECORD = os.environ.get("SAUCE_TEST_RECORD")
+"""A file that takes what was compared, a line of JSON each; docs/models.md reads it."""
+LOGPROBS = 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, with a picture or without, and what to forget."""
+
+    prompt: str
+    picture: Any = None
+    forget: tuple[str, ...] = ()
+
+    def given(self) -> dict[str, Any]:
+        """Return what ``LLM.generate`` takes."""
+        shown = {"multi_modal_data": {"image": self.picture}} if self.picture else {}
+        return {"prompt": self.prompt, **shown}
+
+
+def picture(seed: int, width: int = 112, height: int = 84) -> Any:
+    """Return blocks of random colours."""
+    shape = (max(height // 28, 2), max(width // 28, 2), 3)
+    blocks = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
+
+
+def widths(config: Any) -> dict[str, int]:
+    """Return d_model of a model's vision sites and of its second decoder layer."""
+    found = {"decoder.1": int(config.get_text_config().hidden_size)}
+    if hasattr(config, "vision_config"):
+        row = vision_model(config)
+        found |= dict.fromkeys(row.modules(config), row.width(config))
+    return found
+
+
+def write_bundle(folder: Path, model_dir: Path) -> Path:
+    """Write a bundle: "seen" at all vision sites, "read" behind a layer, "both"."""
+    from transformers import AutoConfig
+
+    wide = widths(AutoConfig.from_pretrained(model_dir))
+    edit = SiteEdit.uniform(range(7, 40), gamma=-4.0, shift=-1.0, gate=0.05)
+    places = {
+        "seen": [site for site in wide if is_vision(site)],
+        "read": ["decoder.1"],
+        "both": list(wide),
+    }
+    concepts = [
+        Concept(name=name, domain="random", edits=dict.fromkeys(sites, edit))
+        for name, sites in places.items()
+        if sites
+    ]
+    saes = {
+        site: random_sae(i, d_model) for i, (site, d_model) in enumerate(wide.items())
+    }
+    Bundle.build(fingerprint_model(model_dir), saes, Catalogue(concepts)).save(folder)
+    return folder
+
+
+def start(model_dir: Path, bundle_dir: Path, **options: Any) -> Any:
+    """Start an engine of the runner and mode that the environment names."""
+    return engine(
+        model_dir,
+        {"bundle": str(bundle_dir)},
+        enforce_eager=not COMPILED,
+        max_num_seqs=4,
+        max_num_batched_tokens=2048,
+        **options,
+    )
+
+
+def logprobs(llm: Any, asked: Sequence[Asked]) -> list[dict[int, float]]:
+    """Return the likeliest next tokens of each prompt, all of them one batch."""
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=1,
+            logprobs=LOGPROBS,
+            ignore_eos=True,
+            extra_args=vllm_sauce.forget(*one.forget) if one.forget else None,
+        )
+        for one in asked
+    ]
+    outputs = llm.generate([one.given() for one in asked], params, use_tqdm=False)
+    found = [output.outputs[0].logprobs[0] for output in outputs]
+    return [{token: entry.logprob for token, entry in one.items()} for one in found]
+
+
+class Reference:
+    """The same model in transformers, with the same edits on the same modules."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        bundle_dir: Path,
+        dtype: str = "float32",
+        token_type: int | None = None,
+    ) -> None:
+        import transformers
+
+        self.bundle, self.token_type = Bundle.load(bundle_dir), token_type
+        config = transformers.AutoConfig.from_pretrained(model_dir)
+        shows = hasattr(config, "vision_config")
+        auto = (
+            transformers.AutoModelForImageTextToText
+            if shows
+            else transformers.AutoModelForCausalLM
+        )
+        loaded = auto.from_pretrained(model_dir, dtype=getattr(torch, dtype))
+        self.model: Any = loaded.eval()
+        self.processor: Any = transformers.AutoProcessor.from_pretrained(model_dir)
+
+    @cached_property
+    def saes(self) -> Mapping[str, Any]:
+        """By site."""
+        return {site: held.weights for site, held in self.bundle.sites.items()}
+
+    def inputs(self, asked: Asked) -> dict[str, Any]:
+        """Return what the model takes of a prompt."""
+        shown = {"images": [asked.picture]} if asked.picture else {}
+        made = dict(self.processor(text=asked.prompt, return_tensors="pt", **shown))
+        if self.token_type is not None and "token_type_ids" in made:
+            made["token_type_ids"].fill_(self.token_type)
+        return {
+            name: value.to(self.model.dtype) if value.is_floating_point() else value
+            for name, value in made.items()
+        }
+
+    @torch.inference_mode()
+    def logprobs(self, asked: Asked) -> torch.Tensor:
+        """Return those of the next token. Shapes: -> [vocabulary]"""
+        with ExitStack() as hooks:
+            for name in asked.forget:
+                edits = self.bundle.catalogue.concept(name).edits
+                for site, action in site_actions(self.saes, edits, 1.0).items():
+                    hooks.enter_context(
+                        site_hook(self.model, site, sparing_sink(action))
+                    )
+            logits = self.model(**self.inputs(asked), use_cache=False).logits
+        return torch.log_softmax(logits[0, -1].float(), -1)
+
+
+def largest(got: Mapping[int, float], wanted: torch.Tensor) -> float:
+    """Return the largest difference among tokens that vLLM told of."""
+    return max(abs(float(wanted[token]) - value) for token, value in got.items())
+
+
+def record(name: str, sites: Sequence[str], difference: float, moved: float) -> None:
+    """Note what was compared, if somebody wants to know."""
+    if RECORD is None:
+        return
+    line = {
+        "model": name,
+        "sites": list(sites),
+        "runner": RUNNER,
+        "mode": "compiled" if COMPILED else "eager",
+        "difference": difference,
+        "moved": moved,
+    }
+    with open(RECORD, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every vision-language row of the table: edited as transformers would be."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.models.compared import (
+    Asked,
+    Reference,
+    largest,
+    logprobs,
+    picture,
+    record,
+    start,
+    write_bundle,
+)
+from tests.plugin.models.vision_models import VISION_MODELS, write_vision_model
+
+pytestmark = pytest.mark.engine
+
+SIZES = [(112, 84), (56, 112), (112, 84), (112, 112)]
+MASKS: list[tuple[str, ...]] = [("seen",), (), ("both",), ("seen",)]
+CLOSE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+@pytest.mark.parametrize("name", VISION_MODELS)
+def test_a_mixed_batch_is_edited_as_in_transformers(
+    name: str, tmp_path: Path, model_dir: Path
+) -> None:
+    """Pictures of several sizes in one encoder run, under masks that alternate."""
+    told = VISION_MODELS[name]
+    model = write_vision_model(tmp_path / "model", name, model_dir)
+    bundle = write_bundle(tmp_path / "bundle", model)
+    reference = Reference(model, bundle, told.dtype, told.token_type)
+    llm = start(model, bundle, dtype=told.dtype, limit_mm_per_prompt=told.limits)
+    asked = [
+        Asked(f"is there {told.word} a dog ?", picture(i, *size), mask)
+        for i, (size, mask) in enumerate(zip(SIZES, MASKS, strict=True))
+    ]
+    mixed = logprobs(llm, asked)
+    plain = logprobs(llm, [Asked(one.prompt, one.picture) for one in asked])
+    worst, least = 0.0, float("inf")
+    for one, got, before in zip(asked, mixed, plain, strict=True):
+        worst = max(worst, largest(got, reference.logprobs(one)))
+        unedited = reference.logprobs(Asked(one.prompt, one.picture))
+        worst = max(worst, largest(before, unedited))
+        if one.forget:
+            least = min(least, largest(got, unedited))
+        else:
+            assert got == before
+    record(name, reference.bundle.catalogue.sites(), worst, least)
+    assert worst < CLOSE[told.dtype]
+    assert least > 20 * worst, "the edit moves more than the two differ by"
+    del llm
+    gc.collect()
