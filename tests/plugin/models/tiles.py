@@ -171,7 +171,7 @@ def lfm2_vl(tokenizer_dir: Path) -> Built:
         text_config=text(
             tokenizer,
             model_type="lfm2",
-            # vLLM's rotary kernel for CPUs misreads several heads as this model has them.
+            # vLLM's rotary kernel for CPUs misreads the heads of this class's queries.
             num_attention_heads=1,
             head_dim=D_MODEL,
             layer_types=["conv", "full_attention"] * 2,
