@@ -171,6 +171,9 @@ def lfm2_vl(tokenizer_dir: Path) -> Built:
         text_config=text(
             tokenizer,
             model_type="lfm2",
+            # vLLM's rotary kernel for CPUs misreads the heads of this class's queries.
+            num_attention_heads=1,
+            head_dim=D_MODEL,
             layer_types=["conv", "full_attention"] * 2,
             block_auto_adjust_ff_dim=False,
             # transformers has dropped these, public checkpoints and vLLM have them.

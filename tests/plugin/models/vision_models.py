@@ -36,6 +36,8 @@ class VisionModel:
     # All of transformers' token_type_ids, where its default lets the picture's rows see
     # later ones: vLLM's CPU backend lets none.
     token_type: int | None = None
+    # Only square pictures compare: vLLM's tower attends to the padding of others.
+    square: bool = False
 
 
 VISION_MODELS: dict[str, VisionModel] = {
@@ -57,7 +59,7 @@ VISION_MODELS: dict[str, VisionModel] = {
     "smolvlm": VisionModel(crops.smolvlm, "<image>"),
     "gemma3": VisionModel(crops.gemma3, "<start_of_image>", token_type=0),
     "paligemma": VisionModel(crops.paligemma, "", {"image": 1}, token_type=1),
-    "aria": VisionModel(tiles.aria, "<image>"),
+    "aria": VisionModel(tiles.aria, "<image>", square=True),
     "cohere2_vision": VisionModel(tiles.cohere2_vision, "<|IMG_PATCH|>"),
     "lfm2_vl": VisionModel(tiles.lfm2_vl, "<image>"),
     "gemma4": VisionModel(tiles.gemma4, "<|image|>", _no_videos()),
