@@ -8,7 +8,7 @@ serving a model that is not `native` changes transformers' classes for good.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -50,16 +50,27 @@ class TextModel:
         return model.config_class(**given | dict(self.own))
 
 
-def _foreign(name: str, own: Mapping[str, Any] | None = None, **rest: Any) -> TextModel:
-    """A model whose layers are transformers' own."""
-    return TextModel(
-        f"{name}ForCausalLM",
-        (rest.pop("layer", f"{name}DecoderLayer"),),
-        "single",
-        own or {},
-        native=False,
-        **rest,
-    )
+def _rows(form: Form, native: bool = True) -> Callable[..., TextModel]:
+    """Makes rows of one form; most names are those of the architecture."""
+
+    def row(
+        name: str,
+        own: Mapping[str, Any] | None = None,
+        *,
+        architecture: str | None = None,
+        layers: tuple[str, ...] | None = None,
+        **rest: Any,
+    ) -> TextModel:
+        return TextModel(
+            architecture or f"{name}ForCausalLM",
+            layers or (f"{name}DecoderLayer",),
+            form,
+            own or {},
+            native=native,
+            **rest,
+        )
+
+    return row
 
 
 HALF_ROTARY = {
@@ -82,7 +93,7 @@ ROUTED = {
     "moe_intermediate_size": 64,
 }
 GPT = {"n_inner": 128}
-# One head: on CPUs vLLM turns the first head only of what these models hand it.
+# One head: on CPUs vLLM rotates only the first head of what these models hand it.
 CONVOLUTIONS = {
     "num_attention_heads": 1,
     "head_dim": 64,
@@ -98,11 +109,10 @@ MAMBA = {
     "mamba_expand": 2,
 }
 
+_sum = _rows("sum")
 SUM: dict[str, TextModel] = {
-    "afmoe": TextModel(
-        "AfmoeForCausalLM",
-        ("AfmoeDecoderLayer",),
-        "sum",
+    "afmoe": _sum(
+        "Afmoe",
         {
             **EXPERTS,
             **SLIDING,
@@ -115,12 +125,10 @@ SUM: dict[str, TextModel] = {
             "topk_group": 1,
         },
     ),
-    "apertus": TextModel("ApertusForCausalLM", ("ApertusDecoderLayer",), "sum"),
-    "ernie4_5": TextModel("Ernie4_5ForCausalLM", ("LlamaDecoderLayer",), "sum"),
-    "ernie4_5_moe": TextModel(
-        "Ernie4_5_MoeForCausalLM",
-        ("Ernie4_5_MoeDecoderLayer",),
-        "sum",
+    "apertus": _sum("Apertus"),
+    "ernie4_5": _sum("Ernie4_5", layers=("LlamaDecoderLayer",)),
+    "ernie4_5_moe": _sum(
+        "Ernie4_5_Moe",
         {
             "moe_num_experts": 4,
             "moe_k": 2,
@@ -130,10 +138,8 @@ SUM: dict[str, TextModel] = {
             "moe_num_shared_experts": 1,
         },
     ),
-    "exaone_moe": TextModel(
-        "ExaoneMoeForCausalLM",
-        ("ExaoneMoeDecoderLayer",),
-        "sum",
+    "exaone_moe": _sum(
+        "ExaoneMoe",
         {
             **EXPERTS,
             **SLIDING,
@@ -142,27 +148,14 @@ SUM: dict[str, TextModel] = {
             "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
         },
     ),
-    "gemma": TextModel("GemmaForCausalLM", ("GemmaDecoderLayer",), "sum", TIED),
-    "gemma2": TextModel(
-        "Gemma2ForCausalLM", ("Gemma2DecoderLayer",), "sum", {**TIED, **SLIDING}
-    ),
-    "gemma3": TextModel(
-        "Gemma3ForCausalLM", ("Gemma3DecoderLayer",), "sum", {**TIED, **SLIDING}
-    ),
-    "glm4": TextModel("Glm4ForCausalLM", ("Glm4DecoderLayer",), "sum", HALF_ROTARY),
-    "glm4_moe": TextModel(
-        "Glm4MoeForCausalLM",
-        ("Glm4MoeDecoderLayer",),
-        "sum",
-        {**HALF_ROTARY, **ROUTED, "first_k_dense_replace": 1},
-    ),
-    "gpt_oss": TextModel(
-        "GptOssForCausalLM", ("TransformerBlock",), "sum", {**LOCAL, **SLIDING}
-    ),
-    "lfm2": TextModel(
-        "Lfm2ForCausalLM",
-        ("Lfm2AttentionDecoderLayer", "Lfm2ShortConvDecoderLayer"),
-        "sum",
+    "gemma": _sum("Gemma", TIED),
+    "gemma2": _sum("Gemma2", {**TIED, **SLIDING}),
+    "gemma3": _sum("Gemma3", {**TIED, **SLIDING}),
+    "glm4": _sum("Glm4", HALF_ROTARY),
+    "glm4_moe": _sum("Glm4Moe", {**HALF_ROTARY, **ROUTED, "first_k_dense_replace": 1}),
+    "gpt_oss": _sum("GptOss", {**LOCAL, **SLIDING}, layers=("TransformerBlock",)),
+    "lfm2": _sum(
+        "Lfm2",
         {
             **CONVOLUTIONS,
             "conv_dim": 64,
@@ -170,18 +163,22 @@ SUM: dict[str, TextModel] = {
             "block_ff_dim": 128,
             "block_auto_adjust_ff_dim": False,
         },
+        layers=(
+            "Lfm2AttentionDecoderLayer",
+            "Lfm2ShortConvDecoderLayer",
+        ),
     ),
-    "lfm2_moe": TextModel(
-        "Lfm2MoeForCausalLM",
-        ("Lfm2MoeAttentionDecoderLayer", "Lfm2MoeShortConvDecoderLayer"),
-        "sum",
+    "lfm2_moe": _sum(
+        "Lfm2Moe",
         {**CONVOLUTIONS, **EXPERTS, "num_dense_layers": 1},
+        layers=(
+            "Lfm2MoeAttentionDecoderLayer",
+            "Lfm2MoeShortConvDecoderLayer",
+        ),
     ),
-    "llama": TextModel("LlamaForCausalLM", ("LlamaDecoderLayer",), "sum"),
-    "llama4": TextModel(
-        "Llama4ForCausalLM",
-        ("Llama4DecoderLayer",),
-        "sum",
+    "llama": _sum("Llama"),
+    "llama4": _sum(
+        "Llama4",
         {
             "num_local_experts": 4,
             "num_experts_per_tok": 1,
@@ -192,10 +189,8 @@ SUM: dict[str, TextModel] = {
             "no_rope_layers": [1, 0] * 2,
         },
     ),
-    "mamba2": TextModel(
-        "Mamba2ForCausalLM",
-        ("Mamba2DecoderLayer",),
-        "sum",
+    "mamba2": _sum(
+        "Mamba2",
         {
             "state_size": 16,
             "num_heads": 4,
@@ -206,20 +201,12 @@ SUM: dict[str, TextModel] = {
         },
         path="backbone.layers",
     ),
-    "ministral3": TextModel("Ministral3ForCausalLM", ("MistralDecoderLayer",), "sum"),
-    "mistral": TextModel("MistralForCausalLM", ("MistralDecoderLayer",), "sum"),
-    "mixtral": TextModel("MixtralForCausalLM", ("MixtralDecoderLayer",), "sum", LOCAL),
-    "nemotron": TextModel(
-        "NemotronForCausalLM", ("NemotronDecoderLayer",), "sum", HALF_ROTARY
-    ),
-    "nemotron_h": TextModel(
-        "NemotronHForCausalLM",
-        (
-            "NemotronHAttentionDecoderLayer",
-            "NemotronHMLPDecoderLayer",
-            "NemotronHMambaDecoderLayer",
-        ),
-        "sum",
+    "ministral3": _sum("Ministral3", layers=("MistralDecoderLayer",)),
+    "mistral": _sum("Mistral"),
+    "mixtral": _sum("Mixtral", LOCAL),
+    "nemotron": _sum("Nemotron", HALF_ROTARY),
+    "nemotron_h": _sum(
+        "NemotronH",
         {
             "hybrid_override_pattern": "M*-M*-",
             "num_hidden_layers": 6,
@@ -229,50 +216,28 @@ SUM: dict[str, TextModel] = {
             "n_groups": 1,
             "chunk_size": 16,
         },
+        layers=(
+            "NemotronHAttentionDecoderLayer",
+            "NemotronHMLPDecoderLayer",
+            "NemotronHMambaDecoderLayer",
+        ),
     ),
-    "olmoe": TextModel(
-        "OlmoeForCausalLM",
-        ("OlmoeDecoderLayer",),
-        "sum",
-        {"num_experts": 4, "num_experts_per_tok": 2},
-    ),
-    "phi3": TextModel(
-        "Phi3ForCausalLM", ("LlamaDecoderLayer",), "sum", {"sliding_window": None}
-    ),
-    "qwen2": TextModel("Qwen2ForCausalLM", ("Qwen2DecoderLayer",), "sum"),
-    "qwen2_moe": TextModel(
-        "Qwen2MoeForCausalLM",
-        ("Qwen2MoeDecoderLayer",),
-        "sum",
-        {**EXPERTS, "shared_expert_intermediate_size": 64},
-    ),
-    "qwen3": TextModel("Qwen3ForCausalLM", ("Qwen3DecoderLayer",), "sum"),
-    "qwen3_moe": TextModel(
-        "Qwen3MoeForCausalLM", ("Qwen3MoeDecoderLayer",), "sum", EXPERTS
-    ),
+    "olmoe": _sum("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "phi3": _sum("Phi3", {"sliding_window": None}, layers=("LlamaDecoderLayer",)),
+    "qwen2": _sum("Qwen2"),
+    "qwen2_moe": _sum("Qwen2Moe", {**EXPERTS, "shared_expert_intermediate_size": 64}),
+    "qwen3": _sum("Qwen3"),
+    "qwen3_moe": _sum("Qwen3Moe", EXPERTS),
 }
 
+_first = _rows("first")
 FIRST: dict[str, TextModel] = {
-    "cohere": TextModel("CohereForCausalLM", ("CohereDecoderLayer",), "first", TIED),
-    "cohere2": TextModel(
-        "Cohere2ForCausalLM", ("CohereDecoderLayer",), "first", {**TIED, **SLIDING}
-    ),
-    "cohere2_moe": TextModel(
-        "Cohere2MoeForCausalLM",
-        ("Cohere2MoeDecoderLayer",),
-        "first",
-        {**TIED, **SLIDING, **EXPERTS},
-    ),
-    "exaone4": TextModel(
-        "Exaone4ForCausalLM", ("Exaone4DecoderLayer",), "first", SLIDING
-    ),
-    "granite_moe_hybrid": TextModel(
-        "GraniteMoeHybridForCausalLM",
-        (
-            "GraniteMoeHybridAttentionDecoderLayer",
-            "GraniteMoeHybridMambaDecoderLayer",
-        ),
-        "first",
+    "cohere": _first("Cohere", TIED),
+    "cohere2": _first("Cohere2", {**TIED, **SLIDING}, layers=("CohereDecoderLayer",)),
+    "cohere2_moe": _first("Cohere2Moe", {**TIED, **SLIDING, **EXPERTS}),
+    "exaone4": _first("Exaone4", SLIDING),
+    "granite_moe_hybrid": _first(
+        "GraniteMoeHybrid",
         {
             **LOCAL,
             **MAMBA,
@@ -280,42 +245,35 @@ FIRST: dict[str, TextModel] = {
             "layer_types": ["mamba", "attention"] * 2,
             "position_embedding_type": "rope",
         },
+        layers=(
+            "GraniteMoeHybridAttentionDecoderLayer",
+            "GraniteMoeHybridMambaDecoderLayer",
+        ),
     ),
-    "hyperclovax": TextModel(
-        "HyperCLOVAXForCausalLM", ("HyperCLOVAXDecoderLayer",), "first"
-    ),
-    "phimoe": TextModel(
-        "PhimoeForCausalLM",
-        ("PhiMoEDecoderLayer",),
-        "first",
+    "hyperclovax": _first("HyperCLOVAX"),
+    "phimoe": _first(
+        "Phimoe",
         {**LOCAL, "attention_bias": True, "lm_head_bias": True},
         served_as="PhiMoEForCausalLM",
+        layers=("PhiMoEDecoderLayer",),
     ),
-    "stablelm": TextModel("StableLmForCausalLM", ("StablelmDecoderLayer",), "first"),
+    "stablelm": _first("StableLm", layers=("StablelmDecoderLayer",)),
 }
 
+_single = _rows("single")
 SINGLE: dict[str, TextModel] = {
-    "bloom": TextModel(
-        "BloomForCausalLM", ("BloomBlock",), "single", TIED, "transformer.h"
-    ),
-    "falcon": TextModel(
-        "FalconForCausalLM",
-        ("FalconDecoderLayer",),
-        "single",
+    "bloom": _single("Bloom", TIED, path="transformer.h", layers=("BloomBlock",)),
+    "falcon": _single(
+        "Falcon",
         {"new_decoder_architecture": True, "num_kv_heads": 1},
-        "transformer.h",
+        path="transformer.h",
         without=("head_dim",),
     ),
-    "falcon_h1": TextModel(
-        "FalconH1ForCausalLM",
-        ("FalconH1ParallelHybrid",),
-        "single",
-        {**MAMBA, "mamba_d_ssm": 128},
+    "falcon_h1": _single(
+        "FalconH1", {**MAMBA, "mamba_d_ssm": 128}, layers=("FalconH1ParallelHybrid",)
     ),
-    "gemma4": TextModel(
-        "Gemma4ForCausalLM",
-        ("Gemma4DecoderLayer",),
-        "single",
+    "gemma4": _single(
+        "Gemma4",
         {
             **TIED,
             **SLIDING,
@@ -324,45 +282,37 @@ SINGLE: dict[str, TextModel] = {
             "num_kv_shared_layers": 0,
         },
     ),
-    "gpt2": TextModel(
-        "GPT2LMHeadModel", ("GPT2Block",), "single", {**GPT, **TIED}, "transformer.h"
+    "gpt2": _single(
+        "GPT2",
+        {**GPT, **TIED},
+        path="transformer.h",
+        layers=("GPT2Block",),
+        architecture="GPT2LMHeadModel",
     ),
-    "gpt_j": TextModel(
-        "GPTJForCausalLM",
-        ("GPTJBlock",),
-        "single",
-        {**GPT, "rotary_dim": 16},
-        "transformer.h",
+    "gpt_j": _single(
+        "GPTJ", {**GPT, "rotary_dim": 16}, path="transformer.h", layers=("GPTJBlock",)
     ),
-    "granite": TextModel("GraniteForCausalLM", ("GraniteDecoderLayer",), "single"),
-    "granite_moe": TextModel(
-        "GraniteMoeForCausalLM", ("GraniteMoeDecoderLayer",), "single", LOCAL
+    "granite": _single("Granite"),
+    "granite_moe": _single("GraniteMoe", LOCAL),
+    "granite_moe_shared": _single(
+        "GraniteMoeShared", {**LOCAL, "shared_intermediate_size": 64}
     ),
-    "granite_moe_shared": TextModel(
-        "GraniteMoeSharedForCausalLM",
-        ("GraniteMoeSharedDecoderLayer",),
-        "single",
-        {**LOCAL, "shared_intermediate_size": 64},
-    ),
-    "opt": TextModel(
-        "OPTForCausalLM",
-        ("OPTDecoderLayer",),
-        "single",
-        {"ffn_dim": 128, "word_embed_proj_dim": 64},
-        "model.decoder.layers",
+    "opt": _single(
+        "OPT", {"ffn_dim": 128, "word_embed_proj_dim": 64}, path="model.decoder.layers"
     ),
 }
 
+_foreign = _rows("single", native=False)
 FOREIGN: dict[str, TextModel] = {
     "arcee": _foreign("Arcee"),
     "glm": _foreign("Glm", HALF_ROTARY),
     "gpt_bigcode": _foreign(
-        "GPTBigCode", GPT, layer="GPTBigCodeBlock", path="transformer.h"
+        "GPTBigCode", GPT, layers=("GPTBigCodeBlock",), path="transformer.h"
     ),
     # vLLM would believe the config that there are fewer heads of keys.
     "gpt_neox": _foreign(
         "GPTNeoX",
-        layer="GPTNeoXLayer",
+        layers=("GPTNeoXLayer",),
         path="gpt_neox.layers",
         without=("num_key_value_heads",),
     ),
@@ -403,7 +353,7 @@ def write_text_model(folder: Path, name: str, tokenizer_dir: Path) -> Path:
         "max_position_embeddings": 4096,
         "tie_word_embeddings": False,
     }
-    # Not every architecture's weights are all set at random below.
+    # Some weights are not set below.
     torch.manual_seed(0)
     model = getattr(transformers, row.architecture)(row.config({**sizes, **ends}))
     _randomise(model.float())
