@@ -87,18 +87,38 @@ SLIDING = {
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
-ROUTED = {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 64,
-}
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 GPT = {"n_inner": 128}
-# One head: on CPUs vLLM rotates only the first head of what these models hand it.
+# One head: on CPUs vLLM rotates several wrongly that come as [tokens, heads, d].
 CONVOLUTIONS = {
     "num_attention_heads": 1,
     "head_dim": 64,
     "layer_types": ["conv", "full_attention"] * 2,
     **TIED,
+}
+# YaRN, as they are published: on CPUs vLLM's other rotation misreads latent keys,
+# and its latent attention has this width only.
+LATENT = {
+    **ROUTED,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "q_lora_rank": None,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 32,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 1024,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
 }
 MAMBA = {
     "mamba_n_heads": 4,
@@ -126,6 +146,7 @@ SUM: dict[str, TextModel] = {
         },
     ),
     "apertus": _sum("Apertus"),
+    "deepseek_v2": _sum("DeepseekV2", {**LATENT, "topk_method": "greedy"}),
     "ernie4_5": _sum("Ernie4_5", layers=("LlamaDecoderLayer",)),
     "ernie4_5_moe": _sum(
         "Ernie4_5_Moe",
@@ -153,6 +174,7 @@ SUM: dict[str, TextModel] = {
     "gemma3": _sum("Gemma3", {**TIED, **SLIDING}),
     "glm4": _sum("Glm4", HALF_ROTARY),
     "glm4_moe": _sum("Glm4Moe", {**HALF_ROTARY, **ROUTED, "first_k_dense_replace": 1}),
+    "glm4_moe_lite": _sum("Glm4MoeLite", LATENT),
     "gpt_oss": _sum("GptOss", {**LOCAL, **SLIDING}, layers=("TransformerBlock",)),
     "lfm2": _sum(
         "Lfm2",
@@ -163,18 +185,12 @@ SUM: dict[str, TextModel] = {
             "block_ff_dim": 128,
             "block_auto_adjust_ff_dim": False,
         },
-        layers=(
-            "Lfm2AttentionDecoderLayer",
-            "Lfm2ShortConvDecoderLayer",
-        ),
+        layers=("Lfm2AttentionDecoderLayer", "Lfm2ShortConvDecoderLayer"),
     ),
     "lfm2_moe": _sum(
         "Lfm2Moe",
         {**CONVOLUTIONS, **EXPERTS, "num_dense_layers": 1},
-        layers=(
-            "Lfm2MoeAttentionDecoderLayer",
-            "Lfm2MoeShortConvDecoderLayer",
-        ),
+        layers=("Lfm2MoeAttentionDecoderLayer", "Lfm2MoeShortConvDecoderLayer"),
     ),
     "llama": _sum("Llama"),
     "llama4": _sum(
