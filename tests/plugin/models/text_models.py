@@ -369,7 +369,6 @@ def write_text_model(folder: Path, name: str, tokenizer_dir: Path) -> Path:
         "max_position_embeddings": 4096,
         "tie_word_embeddings": False,
     }
-    # Some weights are not set below.
     torch.manual_seed(0)
     model = getattr(transformers, row.architecture)(row.config({**sizes, **ends}))
     _randomise(model.float())
