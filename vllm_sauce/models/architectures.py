@@ -20,25 +20,82 @@ Form = Literal["sum", "first", "single"]
 ``residual`` together, ``hidden_states`` alone though a second tensor stands beside it,
 or the only tensor there is."""
 
+TRANSFORMERS: Final = "transformers"
+
 LAYERS: Final[dict[str, Form]] = {
+    "AfmoeDecoderLayer": "sum",
+    "ApertusDecoderLayer": "sum",
+    "AriaTextDecoderLayer": "sum",
+    "BloomBlock": "single",
+    "Cohere2MoeDecoderLayer": "first",
     "CohereDecoderLayer": "first",
+    "DeepseekV2DecoderLayer": "sum",
+    "Ernie4_5_MoeDecoderLayer": "sum",
+    "Exaone4DecoderLayer": "first",
+    "ExaoneMoeDecoderLayer": "sum",
+    "FalconDecoderLayer": "single",
+    "FalconH1ParallelHybrid": "single",
+    "GPT2Block": "single",
+    "GPTJBlock": "single",
     "Gemma2DecoderLayer": "sum",
     "Gemma3DecoderLayer": "sum",
     "Gemma4DecoderLayer": "single",
     "GemmaDecoderLayer": "sum",
     "Glm4DecoderLayer": "sum",
     "Glm4MoeDecoderLayer": "sum",
+    "Glm4MoeLiteDecoderLayer": "sum",
+    "GraniteDecoderLayer": "single",
+    "GraniteMoeDecoderLayer": "single",
+    "GraniteMoeHybridAttentionDecoderLayer": "first",
+    "GraniteMoeHybridMambaDecoderLayer": "first",
+    "GraniteMoeSharedDecoderLayer": "single",
+    "HyperCLOVAXDecoderLayer": "first",
+    "Lfm2AttentionDecoderLayer": "sum",
+    "Lfm2MoeAttentionDecoderLayer": "sum",
+    "Lfm2MoeShortConvDecoderLayer": "sum",
+    "Lfm2ShortConvDecoderLayer": "sum",
     "Llama4DecoderLayer": "sum",
     "LlamaDecoderLayer": "sum",
+    "Mamba2DecoderLayer": "sum",
     "MistralDecoderLayer": "sum",
+    "MixtralDecoderLayer": "sum",
+    "NemotronDecoderLayer": "sum",
+    "NemotronHAttentionDecoderLayer": "sum",
+    "NemotronHMLPDecoderLayer": "sum",
+    "NemotronHMambaDecoderLayer": "sum",
+    "OPTDecoderLayer": "single",
+    "OlmoeDecoderLayer": "sum",
+    "PhiMoEDecoderLayer": "first",
     "Qwen2DecoderLayer": "sum",
+    "Qwen2MoeDecoderLayer": "sum",
     "Qwen3DecoderLayer": "sum",
     "Qwen3MoeDecoderLayer": "sum",
     "Qwen3VLDecoderLayer": "sum",
     "Qwen3VLMoeDecoderLayer": "sum",
     "Qwen3_5DecoderLayer": "sum",
+    "StablelmDecoderLayer": "first",
+    "TransformerBlock": "sum",
+    "transformers.ArceeDecoderLayer": "single",
+    "transformers.GPTBigCodeBlock": "single",
+    "transformers.GPTNeoXLayer": "single",
+    "transformers.GlmDecoderLayer": "single",
+    "transformers.HeliumDecoderLayer": "single",
+    "transformers.HunYuanDenseV1DecoderLayer": "single",
+    "transformers.Olmo2DecoderLayer": "single",
+    "transformers.Olmo3DecoderLayer": "single",
+    "transformers.OlmoDecoderLayer": "single",
+    "transformers.PhiDecoderLayer": "single",
+    "transformers.SeedOssDecoderLayer": "single",
+    "transformers.SmolLM3DecoderLayer": "single",
+    "transformers.SolarOpenDecoderLayer": "single",
+    "transformers.Starcoder2DecoderLayer": "single",
 }
-"""By vLLM's exact class: a subclass may leave something else."""
+"""By exact class: a subclass may leave something else. "transformers." stands before
+those of transformers, which vLLM runs where it has none; ``TransformerBlock`` is
+gpt-oss's."""
+
+NOT_IN_FLOAT16: Final = frozenset({"DeepseekV2DecoderLayer", "Glm4MoeLiteDecoderLayer"})
+"""Layers that scale the stream there, so that it is another than in transformers."""
 
 
 def _tower_width(config: Any) -> int:
@@ -158,6 +215,10 @@ _ROWS: Final = (
     ),
     VisionModel(model="Cohere2VisionForConditionalGeneration"),
     VisionModel(model="Gemma4ForConditionalGeneration", connector="embed_vision"),
+    VisionModel(model="AriaForConditionalGeneration"),
+    VisionModel(
+        model="Lfm2VlForConditionalGeneration", vllm="Lfm2VLForConditionalGeneration"
+    ),
 )
 
 VISION_MODELS: Final = {row.model: row for row in _ROWS}

@@ -26,9 +26,11 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     Raises: ConfigError
     """
     decoder = model.get_decoder()
-    for name in ("layers", "h"):
-        if isinstance(layers := getattr(decoder, name, None), nn.ModuleList):
-            return layers
+    # A language model with its head is one more step down.
+    for holder in (decoder, getattr(decoder, "model", None)):
+        for name in ("layers", "h"):
+            if isinstance(layers := getattr(holder, name, None), nn.ModuleList):
+                return layers
     raise ConfigError(
         f"cannot find the decoder layers of a {model.config.model_type}: its "
         f"{type(decoder).__name__} has neither layers nor h"

@@ -138,7 +138,8 @@ class Reference:
         )
         loaded = auto.from_pretrained(model_dir, dtype=getattr(torch, dtype))
         self.model: Any = loaded.eval()
-        self.processor: Any = transformers.AutoProcessor.from_pretrained(model_dir)
+        reader = transformers.AutoProcessor if shows else transformers.AutoTokenizer
+        self.processor: Any = reader.from_pretrained(model_dir)
 
     @cached_property
     def saes(self) -> Mapping[str, Any]:
@@ -149,6 +150,7 @@ class Reference:
         """Return what the model takes of a prompt."""
         shown = {"images": [asked.picture]} if asked.picture else {}
         made = dict(self.processor(text=asked.prompt, return_tensors="pt", **shown))
+        made.pop("labels", None)
         if self.token_type is not None and "token_type_ids" in made:
             made["token_type_ids"].fill_(self.token_type)
         return {

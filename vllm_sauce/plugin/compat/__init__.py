@@ -40,11 +40,12 @@ from vllm_sauce.plugin.compat.version import (
 )
 from vllm_sauce.plugin.compat.worker import (
     add_worker_call,
+    clear_dummy_state,
     dummy_embeddings,
+    dummy_output,
     dummy_picture,
     hook_worker,
     model_state_cls,
     on_cpu,
     prompt_length,
-    uncompiled,
 )

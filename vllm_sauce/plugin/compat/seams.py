@@ -201,7 +201,20 @@ SEAMS = (
         leads="mm_kwargs",
         takes="device pin_memory",
     ),
-    # The canary's picture, and where it finds decoder layers.
+    # The canary's picture, what it silences, and where decoder layers are found.
+    Seam(
+        "worker",
+        "vllm.model_executor.layers.mamba.abstract",
+        "MambaBase",
+        has="kv_cache",
+    ),
+    Seam(
+        "worker",
+        "vllm.model_executor.layers.attention.attention",
+        "Attention.forward",
+        leads="self query key value",
+        takes="output_shape",
+    ),
     Seam(
         "worker",
         "vllm.multimodal.registry",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from vllm_sauce.errors import UnsupportedVLLMError
@@ -86,18 +87,68 @@ def model_state_cls(vllm_config: Any, model: Any) -> type:
     return DefaultModelState
 
 
+def clear_dummy_state(model: Any) -> None:
+    """Let the next dummy batch begin as the last one did.
+
+    Layers with a state (Mamba, convolutions, gated delta nets) read in the null block,
+    which no request has, what the dummy batch before has left there.
+    """
+    from vllm.model_executor.layers.mamba.abstract import MambaBase
+
+    for layer in model.modules():
+        if isinstance(layer, MambaBase):
+            for state in getattr(layer, "kv_cache", ()):
+                state[:1].zero_()
+
+
 @contextmanager
-def uncompiled(model: Any) -> Iterator[None]:
-    """Let a model run as its source says, past what vLLM has compiled of it."""
+def _run_as_written(model: Any) -> Iterator[None]:
+    """Let a model run as its source says, without what is compiled and cached.
+
+    What attention makes of a dummy batch depends on the cache's garbage: in hybrid
+    models that is states of other layers, and not a number.
+    """
+    from vllm.model_executor.layers.attention.attention import Attention
+
     compiled = [one for one in model.modules() if hasattr(one, "do_not_compile")]
     kept = [one.do_not_compile for one in compiled]
+    attention = [one for one in model.modules() if isinstance(one, Attention)]
     for one in compiled:
         one.do_not_compile = True
+    for one in attention:
+        one.forward = partial(_nothing, one)
     try:
         yield
     finally:
         for one, value in zip(compiled, kept, strict=True):
             one.do_not_compile = value
+        for one in attention:
+            del one.forward
+
+
+def _nothing(
+    attention: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    output_shape: Any = None,
+    output_dtype: Any = None,
+) -> Any:
+    width = attention.num_heads * attention.head_size_v
+    shape = output_shape or (query.shape[0], width)
+    return query.new_zeros(shape, dtype=output_dtype)
+
+
+def dummy_output(runner: Any, num_tokens: int) -> Any:
+    """Return a model's output for dummy tokens: no graph, nothing attended to.
+
+    Shapes: -> [num_tokens, d_model] float32
+    """
+    clear_dummy_state(runner.model)
+    with _run_as_written(runner.model):
+        # Of a profile neither runner replays a graph.
+        hidden = runner._dummy_run(num_tokens, force_attention=True, is_profile=True)
+    return hidden[0].float().clone()
 
 
 def dummy_picture(vllm_config: Any, like: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from vllm_sauce.concepts import check_site, decoder_layer_idx, is_vision
@@ -14,7 +15,14 @@ from vllm_sauce.errors import (
     UnsupportedFeatureError,
     UnsupportedVLLMError,
 )
-from vllm_sauce.models.architectures import LAYERS, WHERE, Form, vision_model
+from vllm_sauce.models.architectures import (
+    LAYERS,
+    NOT_IN_FLOAT16,
+    TRANSFORMERS,
+    WHERE,
+    Form,
+    vision_model,
+)
 
 
 def modules_at(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, Any]:
@@ -42,7 +50,7 @@ def modules_at(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, An
 
 def form_of(layer: Any) -> Form:
     """Return what of a layer's output is the stream; one whose class is listed."""
-    return LAYERS[type(layer).__name__]
+    return LAYERS[_class_of(layer)]
 
 
 def _connectors(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, Any]:
@@ -82,7 +90,11 @@ def decoder_layers(model: Any) -> Any:
     shows = getattr(model, "supports_multimodal", False)
     inner = model.get_language_model() if shows else model
     stacks = [one for one in _stacks(inner) if all(map(_listed, one))]
+    # A part of a stack may have a name of its own.
+    parts = [one for one in stacks if any(_within(one, other) for other in stacks)]
+    stacks = [one for one in stacks if not any(one is part for part in parts)]
     if len(stacks) == 1:
+        _check_dtype(stacks[0])
         return stacks[0]
     name = type(model).__name__
     if stacks:
@@ -91,11 +103,20 @@ def decoder_layers(model: Any) -> Any:
             "names none"
         )
     longest = max(_stacks(inner), key=len, default=())
-    classes = dict.fromkeys(type(layer).__name__ for layer in longest)
+    classes = dict.fromkeys(map(_class_of, longest))
     raise UnsupportedFeatureError(
         f"decoder layers of {', '.join(classes) or 'no class'} ({name}) are not "
         f"proven: the table of architectures does not list them; {WHERE}"
     )
+
+
+def _check_dtype(layers: nn.ModuleList) -> None:
+    scaled = NOT_IN_FLOAT16 & set(map(_class_of, layers))
+    if scaled and next(layers.parameters()).dtype == torch.float16:
+        raise UnsupportedFeatureError(
+            f"{', '.join(sorted(scaled))} scales its stream in float16, which no SAE "
+            "was made for; serve it with --dtype bfloat16"
+        )
 
 
 def _stacks(model: Any) -> list[nn.ModuleList]:
@@ -103,5 +124,17 @@ def _stacks(model: Any) -> list[nn.ModuleList]:
     return [one for one in found if len(one)]
 
 
+def _within(one: nn.ModuleList, other: nn.ModuleList) -> bool:
+    inner, outer = ({id(layer) for layer in stack} for stack in (one, other))
+    return inner < outer or (inner == outer and id(one) > id(other))
+
+
+def _class_of(layer: Any) -> str:
+    """Return a layer's class as the table has it: vLLM may run transformers' own."""
+    cls = type(layer)
+    own = cls.__module__.partition(".")[0] == TRANSFORMERS
+    return f"{TRANSFORMERS}.{cls.__name__}" if own else cls.__name__
+
+
 def _listed(layer: Any) -> bool:
-    return type(layer).__name__ in LAYERS
+    return _class_of(layer) in LAYERS

@@ -61,7 +61,10 @@ def stream_of(left: Any, form: Form) -> tuple[Tensor, Tensor | None]:
             f"a decoder layer whose stream is listed as {form!r} left "
             f"{sum(part is not None for part in parts)} tensors"
         )
-    return parts[0], residual if form == "sum" else None
+    stream = parts[0]
+    if stream.dim() > 2:  # [1, num_tokens, d_model] of transformers' own layers
+        stream = stream.view(-1, stream.shape[-1])
+    return stream, residual if form == "sum" else None
 
 
 def _swap(module: Any, swapped: type) -> None:

@@ -35,15 +35,12 @@ def prove_form(runner: Any, site: str, layer: Any) -> None:
     """
     form: Form = layer.sauce_form
     tokens = min(_TOKENS, runner.vllm_config.scheduler_config.max_num_batched_tokens)
+    shift, still = _SHIFTS.get(form), 0.0
     with compat.dummy_embeddings(runner, tokens):
         plain = _output(runner, layer, tokens, (0, 0))
         moved = _distance(_output(runner, layer, tokens, (1, 0)), plain)
-        shift = _SHIFTS.get(form)
-        still = (
-            0.0
-            if shift is None
-            else _distance(_output(runner, layer, tokens, shift), plain)
-        )
+        if shift is not None:
+            still = _distance(_output(runner, layer, tokens, shift), plain)
     if not moved > 0 or not still <= _TOLERANCE * moved:
         raise CanaryError(
             f"site {site}: layers of {type(layer).__mro__[1].__name__} are listed as "
@@ -78,11 +75,7 @@ def _output(runner: Any, layer: Any, num_tokens: int, shift: tuple[int, int]) ->
 
     layer.forward = shifted
     try:
-        with compat.uncompiled(runner.model):
-            # Of a profile neither runner replays a graph.
-            hidden: Tensor = runner._dummy_run(
-                num_tokens, force_attention=True, is_profile=True
-            )[0]
+        output: Tensor = compat.dummy_output(runner, num_tokens)
     finally:
         del layer.forward
     if passed == 0:
@@ -90,4 +83,4 @@ def _output(runner: Any, layer: Any, num_tokens: int, shift: tuple[int, int]) ->
             f"a layer of {type(layer).__mro__[1].__name__} was not called when the "
             "model ran without compilation and graphs; nothing can be proven of it"
         )
-    return hidden.float().clone()
+    return output

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every class of decoder layers in the table: edited as transformers would be."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.models.compared import (
+    Asked,
+    Reference,
+    largest,
+    logprobs,
+    record,
+    start,
+    write_bundle,
+)
+from tests.plugin.models.text_models import TEXT_MODELS, write_text_model
+from vllm_sauce.models.architectures import LAYERS
+
+PROMPTS = ("is there a dog ?", "what is its colour ? what is it made of ? " * 4)
+LOOSE = {"gemma2", "bloom"}
+"""Differ from transformers on CPUs by more, unedited too."""
+
+
+def test_every_class_of_the_table_is_tried() -> None:
+    tried = {
+        layer if row.native else f"transformers.{layer}": row.form
+        for row in TEXT_MODELS.values()
+        for layer in row.layers
+    }
+    by_pictures = {name for name in LAYERS if name.startswith(("Qwen3VL", "AriaText"))}
+    assert tried.items() <= LAYERS.items()
+    assert LAYERS.keys() - tried == by_pictures | {"Qwen3_5DecoderLayer"}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_an_edit_behind_a_layer_is_as_in_transformers(
+    name: str, tmp_path: Path, model_dir: Path
+) -> None:
+    """Plain and edited prompts in one batch."""
+    model = write_text_model(tmp_path, name, model_dir)
+    bundle = write_bundle(tmp_path / "bundle", model)
+    reference = Reference(model, bundle)
+    asked = [
+        Asked(prompt, forget=forget) for prompt in PROMPTS for forget in ((), ("read",))
+    ]
+    wanted = [reference.logprobs(one) for one in asked]
+    unedited = [reference.logprobs(Asked(one.prompt)) for one in asked]
+    llm = start(model, bundle, dtype="float32")
+    got = logprobs(llm, asked)
+    worst = max(map(largest, got, wanted))
+    moved = [
+        largest(edited, plain)
+        for one, edited, plain in zip(asked, got, unedited, strict=True)
+        if one.forget
+    ]
+    record(name, ["decoder.1"], worst, min(moved))
+    assert worst < (2e-3 if name in LOOSE else 2e-4)
+    assert min(moved) > 20 * worst
+    del llm
+    gc.collect()
