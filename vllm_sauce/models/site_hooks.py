@@ -26,7 +26,7 @@ def site_hook(model: Any, site: str, fn: SiteFn) -> Iterator[None]:
     """
     if is_vision(site):
         handle = connector(model, site).register_forward_pre_hook(
-            lambda module, args: (fn(args[0]), *args[1:])
+            lambda module, args, kwargs: _on_first(fn, args, kwargs), with_kwargs=True
         )
     else:
         layer_idx = decoder_layer_idx(site)
@@ -42,6 +42,16 @@ def site_hook(model: Any, site: str, fn: SiteFn) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _on_first(
+    fn: SiteFn, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Replace the first that a module is called with, by position or by name."""
+    if args:
+        return (fn(args[0]), *args[1:]), kwargs
+    name = next(iter(kwargs))
+    return args, {**kwargs, name: fn(kwargs[name])}
 
 
 @torch.inference_mode()

@@ -91,6 +91,8 @@ def start(model_dir: Path, bundle_dir: Path, **options: Any) -> Any:
         model_dir,
         {"bundle": str(bundle_dir)},
         enforce_eager=not COMPILED,
+        # vLLM keeps states of Mamba 2 for it that its kernel for CPUs does not return.
+        enable_prefix_caching=False,
         max_num_seqs=4,
         max_num_batched_tokens=2048,
         **options,
