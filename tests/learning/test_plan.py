@@ -220,11 +220,13 @@ def test_what_must_be_known_is_said(paper):
     few = replace(FEW, training=pictures_alone(100))
     told = " / ".join(notes(paper, few, size))
     assert "all tiles, 2,880 patches" in told
-    assert "refused the vision site of LlavaNextForConditionalGeneration" in told
     # 2,560,000 rows out of 100 x 2,880.
     assert "shown 8.9 times" in told
     size = ModelSize.read(paper.model)
-    assert notes(paper, replace(FEW, training=pictures_alone(4500)), size) == []
+    whole = replace(FEW, training=pictures_alone(4500))
+    assert notes(paper, whole, size) == []
+    (told,) = notes(paper, whole, replace(size, architecture="MolmoForCausalLM"))
+    assert "a plan only: the vision site of MolmoForCausalLM is not proven" in told
 
 
 def test_texts_to_train_on_are_counted_as_the_model_reads_them(paper, tmp_path):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,15 @@ def logprobs(llm: Any, asked: Sequence[Asked]) -> list[dict[int, float]]:
     return [{token: entry.logprob for token, entry in one.items()} for one in found]
 
 
+def write_template(model_dir: Path, word: str) -> None:
+    """Let a chat of one message be its pictures and its text, without more."""
+    (model_dir / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% for part in message.content %}"
+        "{{ '" + word + " ' if part.type == 'image' else part.text }}"
+        "{% endfor %}{% endfor %}"
+    )
+
+
 class Reference:
     """The same model in transformers, with the same edits on the same modules."""
 
@@ -159,6 +168,23 @@ class Reference:
             name: value.to(self.model.dtype) if value.is_floating_point() else value
             for name, value in made.items()
         }
+
+    @torch.inference_mode()
+    def activations(
+        self, asked: Asked, sites: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Return what passes sites. Shapes: -> [num_tokens, d_model] by site"""
+        found: dict[str, torch.Tensor] = {}
+
+        def keep(site: str, x: torch.Tensor) -> torch.Tensor:
+            found[site] = x.flatten(0, -2).clone()
+            return x
+
+        with ExitStack() as hooks:
+            for site in sites:
+                hooks.enter_context(site_hook(self.model, site, partial(keep, site)))
+            self.model(**self.inputs(asked), use_cache=False)
+        return found
 
     @torch.inference_mode()
     def logprobs(self, asked: Asked) -> torch.Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from tests.plugin.models.compared import (
     write_bundle,
 )
 from tests.plugin.models.vision_models import VISION_MODELS, write_vision_model
+from vllm_sauce.errors import CanaryError
+from vllm_sauce.models.architectures import VISION_MODELS as VISION_ROWS
 
 pytestmark = pytest.mark.engine
 
@@ -58,3 +61,18 @@ def test_a_mixed_batch_is_edited_as_in_transformers(
     assert least > 20 * worst, "the edit moves more than the two differ by"
     del llm
     gc.collect()
+
+
+def test_a_server_does_not_start_where_features_go_around(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the table wrong: a deepstack with one of its three ways cut."""
+    known = VISION_ROWS["Qwen3VLForConditionalGeneration"]
+    wrong = replace(known, num_branches=lambda config: 0)
+    monkeypatch.setitem(VISION_ROWS, known.model, wrong)
+    model = write_vision_model(tmp_path / "model", "qwen3_vl", model_dir)
+    bundle = write_bundle(tmp_path / "bundle", model)
+    with pytest.raises(CanaryError, match=r"67% of the numbers .* go around vision of"):
+        start(
+            model, bundle, dtype="float32", limit_mm_per_prompt={"image": 1, "video": 0}
+        )

@@ -59,23 +59,40 @@ def test_a_layers_stream_may_be_written_into() -> None:
     assert other(one, x)[0].tolist() == [4.0, 4.0], "one layer only"
 
 
+ONE, TWO = torch.ones(2, 3), torch.zeros(2, 3)
+
+
 @pytest.mark.parametrize(
-    ("form", "left", "stream"),
+    ("form", "left", "residual"),
     [
-        ("sum", (1, 2), (1, 2)),
-        ("sum", (1, 2, 3), (1, 2)),
-        ("first", (1, 2), (1, None)),
-        ("single", 1, (1, None)),
-        ("single", (1, None), (1, None)),
+        ("sum", (ONE, TWO), TWO),
+        ("sum", (ONE, TWO, TWO), TWO),
+        ("first", (ONE, TWO), None),
+        ("single", ONE, None),
+        ("single", (ONE, None), None),
     ],
 )
-def test_the_stream_is_where_the_table_says(form: Any, left: Any, stream: Any) -> None:
-    assert swap.stream_of(left, form) == stream
+def test_the_stream_is_where_the_table_says(
+    form: Any, left: Any, residual: Any
+) -> None:
+    stream, beside = swap.stream_of(left, form)
+    assert stream is ONE and beside is residual
+
+
+def test_a_layer_of_transformers_has_one_batch() -> None:
+    """What is written into its rows must be what it leaves."""
+    left = torch.zeros(1, 4, 3)
+    stream, _ = swap.stream_of(left, "single")
+    assert stream.shape == (4, 3)
+    stream.add_(1)
+    assert bool((left == 1).all())
+    with pytest.raises(RuntimeError, match="view"):
+        swap.stream_of(torch.zeros(4, 2, 3).transpose(0, 1), "single")
 
 
 @pytest.mark.parametrize(
     ("form", "left"),
-    [("sum", 1), ("sum", (1, None)), ("first", (1,)), ("single", (1, 2))],
+    [("sum", ONE), ("sum", (ONE, None)), ("first", (ONE,)), ("single", (ONE, TWO))],
 )
 def test_a_layer_that_leaves_something_else_is_an_error(form: Any, left: Any) -> None:
     with pytest.raises(CanaryError, match=f"listed as '{form}' left [12] tensors"):

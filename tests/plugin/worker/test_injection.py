@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from tests.plugin.worker.doubles import Told
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import Catalogue, Concept
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
 from vllm_sauce.plugin.sites.action import action_of
-from vllm_sauce.plugin.worker.injection import inject_edit, place
+from vllm_sauce.plugin.worker.injection import check_towers, inject_edit, place
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
 from vllm_sauce.unlearning.slots import OP_TENSORS
 
@@ -140,3 +141,30 @@ def test_a_site_that_is_not_proven_is_refused(
     config = config_of(bundle_dir, model_dir, Bundle.load(bundle_dir).digest)
     with pytest.raises(UnsupportedFeatureError, match="as OtherFor"):
         inject_edit(OtherForConditionalGeneration(), config)
+
+
+def test_pictures_have_no_way_around_a_bundles_sites(bundle_dir: Path) -> None:
+    """A tower that hands on several layers is edited at all of them, or at none."""
+    bundle = Bundle.load(bundle_dir)
+    qwen = SimpleNamespace(
+        architectures=["Qwen3VLForConditionalGeneration"],
+        model_type="qwen3_vl",
+        vision_config=SimpleNamespace(deepstack_visual_indexes=[1, 2]),
+    )
+    with pytest.raises(UnsupportedFeatureError, match=r"not at vision\.1, vision\.2:"):
+        check_towers(bundle, qwen)
+    sae, edit = bundle.sites["vision"].weights, bundle.catalogue["seen"].edits["vision"]
+    sites = ("vision", "vision.1", "vision.2")
+    whole = Concept(name="a", domain="d", edits=dict.fromkeys(sites, edit))
+    part = Concept(name="b", domain="d", edits=dict.fromkeys(sites[:2], edit))
+    text = Concept(name="c", domain="d", edits={"decoder.1": edit})
+    layer = bundle.sites["decoder.1"].weights
+    saes = {**dict.fromkeys(sites, sae), "decoder.1": layer}
+
+    def built(*concepts: Concept) -> Bundle:
+        return Bundle.build(bundle.fingerprint, saes, Catalogue(concepts))
+
+    check_towers(built(whole, text), qwen)
+    with pytest.raises(UnsupportedFeatureError, match=r"'b' .* not at vision\.2:"):
+        check_towers(built(whole, part), qwen)
+    check_towers(built(text), LLAVA)
