@@ -48,6 +48,11 @@ if RUNNER == "v2":
 
     libdevice.log1p = lambda x: tl.log(1.0 + x)
     hasten(pytest.MonkeyPatch())
+
+    # vLLM compiles some functions of its own though it is eager: for the driver above.
+    import torch._dynamo
+
+    torch._dynamo.config.disable = True
 else:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 

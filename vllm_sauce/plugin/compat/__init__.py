@@ -48,4 +48,5 @@ from vllm_sauce.plugin.compat.worker import (
     model_state_cls,
     on_cpu,
     prompt_length,
+    tokens_without_graph,
 )

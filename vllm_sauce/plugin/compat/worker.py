@@ -139,15 +139,29 @@ def _nothing(
     return query.new_zeros(shape, dtype=output_dtype)
 
 
-def dummy_output(runner: Any, num_tokens: int) -> Any:
+def tokens_without_graph(vllm_config: Any) -> tuple[int, bool]:
+    """Return how many dummy tokens no graph is replayed for, and whether there are.
+
+    There are none if graphs are captured up to all tokens that a step may have.
+    """
+    captured = max(vllm_config.compilation_config.cudagraph_capture_sizes or [15])
+    most = vllm_config.scheduler_config.max_num_batched_tokens
+    return min(captured + 1, most), captured < most
+
+
+def dummy_output(runner: Any) -> Any:
     """Return a model's output for dummy tokens: no graph, nothing attended to.
 
     Shapes: -> [num_tokens, d_model] float32
     """
+    num_tokens, without = tokens_without_graph(runner.vllm_config)
     clear_dummy_state(runner.model)
     with _run_as_written(runner.model):
-        # Of a profile neither runner replays a graph.
-        hidden = runner._dummy_run(num_tokens, force_attention=True, is_profile=True)
+        # Neither runner replays a graph for a profile, but V2 leaves out what layers
+        # with a state need.
+        hidden = runner._dummy_run(
+            num_tokens, force_attention=True, is_profile=not without
+        )
     return hidden[0].float().clone()
 
 

@@ -210,14 +210,14 @@ def _changes_quietly(runner: Any, runtime: SauceRuntime, site: str) -> bool:
     With it, hybrid models make of a dummy batch what is not a number.
     """
     decoder = runtime.decoder[site]
-    mask, tokens = _masks(runtime, site)[0], decoder.slot_of_token.shape[0]
-    tokens = min(tokens, 16)
+    mask = _masks(runtime, site)[0]
+    tokens, _ = compat.tokens_without_graph(runner.vllm_config)
     with compat.dummy_embeddings(runner, tokens):
-        before = compat.dummy_output(runner, tokens)
+        before = compat.dummy_output(runner)
         (slot,) = decoder.table.assign([mask])
         with _firing_everywhere(decoder.table, slot):
             decoder.set_spans([mask], [tokens])
-            after = compat.dummy_output(runner, tokens)
+            after = compat.dummy_output(runner)
     runtime.clear_step()
     return _changed(before, after)
 

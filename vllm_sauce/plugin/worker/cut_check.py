@@ -41,7 +41,13 @@ def prove_cut(runner: Any, runtime: SauceRuntime) -> Picture:
     Raises: CanaryError with the share of elements that go around
     """
     first, second = _pictures(runner)
-    if torch.equal(first.embedding(), second.embedding()):
+    before = first.embedding()
+    if not bool(before.isfinite().all()):
+        raise CanaryError(
+            "the model makes of a picture of noise what is not a number, so nothing can "
+            "be proven of the vision site; serve it with another --dtype"
+        )
+    if torch.equal(before, second.embedding()):
         raise CanaryError(
             "two pictures of noise have the same embedding, so nothing can be proven "
             "of the vision site; are the model's weights whole?"

@@ -18,7 +18,6 @@ from vllm_sauce.models.architectures import Form
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites.swap import stream_of
 
-_TOKENS = 16
 _TOLERANCE = 0.1
 """Of what the vector changes where it counts. Measured on random models: up to 2e-6 in
 float32 where the form is right, 0.05 and more of the logits where it is wrong; bfloat16
@@ -34,13 +33,13 @@ def prove_form(runner: Any, site: str, layer: Any) -> None:
     Raises: CanaryError
     """
     form: Form = layer.sauce_form
-    tokens = min(_TOKENS, runner.vllm_config.scheduler_config.max_num_batched_tokens)
+    tokens, _ = compat.tokens_without_graph(runner.vllm_config)
     shift, still = _SHIFTS.get(form), 0.0
     with compat.dummy_embeddings(runner, tokens):
-        plain = _output(runner, layer, tokens, (0, 0))
-        moved = _distance(_output(runner, layer, tokens, (1, 0)), plain)
+        plain = _output(runner, layer, (0, 0))
+        moved = _distance(_output(runner, layer, (1, 0)), plain)
         if shift is not None:
-            still = _distance(_output(runner, layer, tokens, shift), plain)
+            still = _distance(_output(runner, layer, shift), plain)
     if not moved > 0 or not still <= _TOLERANCE * moved:
         raise CanaryError(
             f"site {site}: layers of {type(layer).__mro__[1].__name__} are listed as "
@@ -54,7 +53,7 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).square().mean().sqrt())
 
 
-def _output(runner: Any, layer: Any, num_tokens: int, shift: tuple[int, int]) -> Tensor:
+def _output(runner: Any, layer: Any, shift: tuple[int, int]) -> Tensor:
     passed = 0
 
     def shifted(*args: Any, **kwargs: Any) -> Any:
@@ -75,7 +74,7 @@ def _output(runner: Any, layer: Any, num_tokens: int, shift: tuple[int, int]) ->
 
     layer.forward = shifted
     try:
-        output: Tensor = compat.dummy_output(runner, num_tokens)
+        output: Tensor = compat.dummy_output(runner)
     finally:
         del layer.forward
     if passed == 0:
