@@ -21,6 +21,7 @@ from vllm_sauce.errors import ConfigError, LearnError
 from vllm_sauce.files import file_sha256, write_whole
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.stages import stages
+from vllm_sauce.models.model_size import check_sites
 
 RUN_FILE = "learn.json"
 STAGES_FILE = "stages.json"
@@ -80,6 +81,7 @@ def learn(
 def _begin(request: LearnRequest) -> None:
     if not request.concepts.is_file():
         raise ConfigError(f"no concepts.yaml at {request.concepts}")
+    check_sites(request.model, request.sites)
     folder = request.folder
     told = {
         **request.to_json(),

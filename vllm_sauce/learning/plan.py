@@ -21,7 +21,7 @@ from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.learning.training.settings import BUFFER_MIB
 from vllm_sauce.models.architectures import VISION_MODELS, WHERE
-from vllm_sauce.models.model_size import ModelSize
+from vllm_sauce.models.model_size import ModelSize, check_sites
 
 PROMPT_TOKENS: Final = 24
 """Taken for the words and the template of a prompt that the model cannot count."""
@@ -267,6 +267,7 @@ def planned(request: LearnRequest, train_pictures: int | None = None) -> Table:
     Raises: ConfigError, ActivationsError
     """
     size = ModelSize.read(request.model)
+    check_sites(request.model, request.sites)
     counts = count(request)
     if train_pictures is not None:
         counts = replace(counts, training=pictures_alone(train_pictures))
@@ -283,6 +284,12 @@ def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:
         found.append(
             f"{size.architecture}: every picture counted with all tiles, "
             f"{size.picture.patches:,} patches; others take less"
+        )
+    if size.picture.of is not None:
+        wide, high = size.picture.of
+        found.append(
+            f"{size.architecture} takes pictures at their own size: each counted as "
+            f"{wide} x {high}, {size.picture.patches:,} rows"
         )
     if any(map(is_vision, request.sites)) and size.architecture not in VISION_MODELS:
         found.append(

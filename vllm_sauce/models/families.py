@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
@@ -79,17 +79,33 @@ def layer_parameters(config: Any, layers: int, *, gated: int = 2) -> int:
 
     ``gated``: matrices of its feed-forward part, three with a gate.
     """
-    d_model, heads = config.hidden_size, config.num_attention_heads
+    d_model = _of(config, "embed_dim", "hidden_size")
+    heads = _of(config, "num_attention_heads", "num_heads")
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or d_model // heads
     attention = 2 * d_model * head_dim * (heads + kv_heads)
-    return int(layers * (attention + gated * d_model * config.intermediate_size))
+    inner = getattr(config, "intermediate_size", None) or d_model * config.mlp_ratio
+    if routed := getattr(config, "num_experts_per_tok", None):
+        # What a token passes, not what there is.
+        inner = routed * getattr(config, "moe_intermediate_size", inner)
+    return int(layers * (attention + gated * d_model * inner))
+
+
+def _of(config: Any, *names: str) -> int:
+    """Return the first of these that a config has: towers call the same otherwise.
+
+    Raises: AttributeError
+    """
+    for name in names:
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    raise AttributeError(f"{config.model_type} has none of {', '.join(names)}")
 
 
 def tower_parameters(config: Any) -> int:
     """Count the layers up to the one that is read, which are all that vLLM builds."""
     read = getattr(config, "vision_feature_layer", None)
-    layers = config.vision_config.num_hidden_layers
+    layers = _of(config.vision_config, "num_hidden_layers", "depth")
     if read is not None:
         chosen: Iterable[int] = read if isinstance(read, list | tuple) else (read,)
         # -1 is after the last layer; 0 would be before the first.
@@ -105,6 +121,36 @@ def projector_parameters(config: Any) -> int:
     return int(d_text * (config.vision_config.hidden_size + d_text))
 
 
+OWN_SIZE: Final = (640, 480)
+"""Of the picture that a model is planned with that takes any size."""
+
+
+def _side(value: Any) -> int:
+    first = value[0] if isinstance(value, list | tuple) else value
+    return first if isinstance(first, int) else 0
+
+
+def _merged(config: Any) -> int:
+    """Return the side of the square of patches that makes one token of a prompt."""
+    vision = config.vision_config
+    for holder, name in (
+        (vision, "spatial_merge_size"),
+        (config, "spatial_merge_size"),
+    ):
+        if isinstance(side := getattr(holder, name, None), int):
+            return side
+    for holder, name in ((config, "downsample_ratio"), (vision, "pixel_shuffle_ratio")):
+        if ratio := getattr(holder, name, None):
+            return round(1 / ratio)
+    side = getattr(config, "scale_factor", None)
+    return int(side or getattr(config, "downsample_factor", None) or 1)
+
+
+def _reads_merged(config: Any) -> bool:
+    """Say whether the square is one row at the vision site already."""
+    return config.model_type.startswith(("internvl", "glm"))
+
+
 @dataclass(frozen=True, slots=True)
 class PictureSize:
     """What one picture is to a model; of tiled models, one that fills all tiles."""
@@ -117,6 +163,9 @@ class PictureSize:
     """What it takes in a prompt."""
     tiled: bool = False
     """Whether pictures of other shapes take less."""
+    of: tuple[int, int] | None = None
+    """Width and height of the picture that was counted, where the model's own size
+    depends on them."""
 
 
 def picture_size(config: Any) -> PictureSize:
@@ -127,13 +176,25 @@ def picture_size(config: Any) -> PictureSize:
       each with a newline token.
     - gemma3: patches pooled to ``mm_tokens_per_image``, pan-and-scan off; a token
       before and one after them.
-    - others: as llava.
+    - those that take pictures at their own size (Qwen, GLM, Pixtral): one of 640 x 480,
+      its patches merged by squares in the prompt.
+    - others: as llava, as one tile.
 
     Source: transformers' LlavaNextProcessor._get_number_of_features and Gemma3Processor
     """
     vision: Any = getattr(config, "vision_config", None)
-    size, patch = (getattr(vision, n, None) for n in ("image_size", "patch_size"))
-    if not isinstance(size, int) or not isinstance(patch, int):
+    if vision is None:
+        return PictureSize(0, 0, 0)
+    size, patch = (
+        _side(getattr(vision, n, None)) for n in ("image_size", "patch_size")
+    )
+    merged = _merged(config)
+    if config.model_type.startswith(("qwen", "glm")) or vision.model_type == "pixtral":
+        wide, high = (n // (patch * merged) * merged for n in OWN_SIZE)
+        rows = wide * high // (merged**2 if _reads_merged(config) else 1)
+        prompt = wide * high // merged**2
+        return PictureSize(rows, wide * high, prompt, of=OWN_SIZE)
+    if not size or not patch:
         return PictureSize(0, 0, 0)
     side = size // patch
     patches = side * side
@@ -142,7 +203,8 @@ def picture_size(config: Any) -> PictureSize:
     # CLIP's class token is read by the tower and dropped after it.
     classes = int(vision.model_type == "clip_vision_model")
     if config.model_type != "llava_next":
-        return PictureSize(patches, patches + classes, patches)
+        rows = patches // (merged**2 if _reads_merged(config) else 1)
+        return PictureSize(rows, patches + classes, patches // merged**2)
     shapes = [
         (high // size, wide // size) for high, wide in config.image_grid_pinpoints
     ]

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.concepts import decoder_layer_idx, is_vision
+from vllm_sauce.concepts import VISION, decoder_layer_idx, is_vision
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import read_object
+from vllm_sauce.models.architectures import VISION_MODELS
 from vllm_sauce.models.families import (
     PictureSize,
     layer_parameters,
@@ -31,7 +33,9 @@ class ModelSize:
     """Of the language model's layers' matrices, embeddings left out."""
     embedding_parameters: int
     d_vision: int
-    """0 without a tower."""
+    """Of all vision sites; 0 without a tower."""
+    vision_sites: tuple[str, ...]
+    """All that pictures pass on their way to the language model."""
     tower_parameters: int
     """Of the matrices of the tower's layers that are run."""
     projector_parameters: int
@@ -60,13 +64,15 @@ class ModelSize:
                 embedding_parameters=text.vocab_size
                 * text.hidden_size
                 * (1 if config.tie_word_embeddings else 2),
-                d_vision=vision.hidden_size if vision else 0,
+                d_vision=_vision_width(config) if vision else 0,
+                vision_sites=_vision_sites(config) if vision else (),
                 tower_parameters=tower_parameters(config) if vision else 0,
                 projector_parameters=projector_parameters(config) if vision else 0,
                 picture=picture_size(config),
                 dtype=_dtype(config, text),
             )
-        except (AttributeError, TypeError, ZeroDivisionError) as error:
+        # Configs of some families raise errors of their own for what varies by layer.
+        except Exception as error:
             raise ConfigError(
                 f"{Path(model) / 'config.json'} does not say how large a "
                 f"{config.model_type} this is: {error}"
@@ -91,16 +97,52 @@ class ModelSize:
 
     def width(self, site: str) -> int:
         """Return d_model of a site. Raises: ConfigError if there is no such site"""
-        if is_vision(site) and self.d_vision:
+        if site in self.vision_sites:
             return self.d_vision
         number = decoder_layer_idx(site)
         if number is not None and number < self.layers:
             return self.d_text
-        tower = ", and vision" if self.d_vision else ", and no vision tower"
+        raise _no_site(self.architecture, site, self.layers, self.vision_sites)
+
+
+def check_sites(model: str | Path, sites: Sequence[str]) -> None:
+    """Refuse sites that a model folder's config.json rules out.
+
+    Those that the model lacks, and some of its vision sites without the others.
+
+    Raises: ConfigError
+    """
+    config = _config(Path(model) / "config.json")
+    vision = _vision_sites(config) if hasattr(config, "vision_config") else ()
+    layers = config.get_text_config().num_hidden_layers
+    for site in sites:
+        number = decoder_layer_idx(site)
+        if site not in vision and (number is None or number >= layers):
+            raise _no_site(f"a {config.model_type}", site, layers, vision)
+    missed = [site for site in vision if site not in sites]
+    if missed and any(map(is_vision, sites)):
         raise ConfigError(
-            f"{self.architecture} has no site {site!r}: it has decoder.0 to "
-            f"decoder.{self.layers - 1}{tower}"
+            f"a {config.model_type} hands on several layers of its tower; pictures "
+            f"would go around an edit that leaves out {', '.join(missed)}: give all of "
+            "these sites, or decoder layers alone"
         )
+
+
+def _no_site(model: str, site: str, layers: int, vision: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{model} has no site {site!r}: it has decoder.0 to decoder.{layers - 1}, and "
+        f"{', '.join(vision) or 'no vision tower'}"
+    )
+
+
+def _vision_width(config: Any) -> int:
+    row = VISION_MODELS.get(next(iter(config.architectures or ()), ""))
+    return row.width(config) if row else int(config.vision_config.hidden_size)
+
+
+def _vision_sites(config: Any) -> tuple[str, ...]:
+    row = VISION_MODELS.get(next(iter(config.architectures or ()), ""))
+    return tuple(row.modules(config)) if row else (VISION,)
 
 
 def _config(path: Path) -> Any:

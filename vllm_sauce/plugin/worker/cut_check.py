@@ -44,8 +44,8 @@ def prove_cut(runner: Any, runtime: SauceRuntime) -> Picture:
     before = first.embedding()
     if not bool(before.isfinite().all()):
         raise CanaryError(
-            "the model makes of a picture of noise what is not a number, so nothing can "
-            "be proven of the vision site; serve it with another --dtype"
+            "the model makes of a picture of noise what is not a number, so nothing "
+            "can be proven of the vision site; serve it with another --dtype"
         )
     if torch.equal(before, second.embedding()):
         raise CanaryError(

@@ -128,9 +128,11 @@ def check_towers(bundle: Bundle, hf_config: Any) -> None:
     if not any(map(is_vision, bundle.sites)):
         return
     wanted = set(vision_model(hf_config).modules(hf_config))
+    # Calibration may find that a part is enough; then it says how well that forgets.
     edited = {
         f"concept {concept.name!r}": {s for s in concept.edits if is_vision(s)}
         for concept in bundle.catalogue.values()
+        if concept.scores.get("UAg") is None
     }
     for who, sites in {"the bundle": set(bundle.sites), **edited}.items():
         if sites and (missed := sorted(wanted - sites)):
