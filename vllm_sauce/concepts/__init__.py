@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which latents carry a concept; what ranks them is in ``scores``."""
 
-from vllm_sauce.concepts.catalogue import Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts.catalogue import TRIAL, Catalogue, Concept, SiteEdit
 from vllm_sauce.concepts.site import (
     SINK,
     SPARING,
@@ -16,6 +16,7 @@ __all__ = [
     "SINK",
     "SPARING",
     "TOKENS",
+    "TRIAL",
     "VISION",
     "Catalogue",
     "Concept",

@@ -17,6 +17,9 @@ from vllm_sauce.concepts.site import (
 )
 from vllm_sauce.errors import ConfigError, UnknownConceptError
 
+TRIAL = "trial"
+"""In the provenance of a concept that is one of calibration's candidates."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteEdit:

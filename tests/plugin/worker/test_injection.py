@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,4 +168,7 @@ def test_pictures_have_no_way_around_a_bundles_sites(bundle_dir: Path) -> None:
     check_towers(built(whole, text), qwen)
     with pytest.raises(UnsupportedFeatureError, match=r"'b' .* not at vision\.2:"):
         check_towers(built(whole, part), qwen)
+    # Measured, or about to be.
+    check_towers(built(replace(part, scores={"UAg": 0.9})), qwen)
+    check_towers(built(replace(part, provenance={"trial": True})), qwen)
     check_towers(built(text), LLAVA)

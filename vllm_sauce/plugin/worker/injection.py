@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.concepts import is_vision
+from vllm_sauce.concepts import TRIAL, is_vision
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
 from vllm_sauce.models.architectures import vision_model
@@ -128,11 +128,11 @@ def check_towers(bundle: Bundle, hf_config: Any) -> None:
     if not any(map(is_vision, bundle.sites)):
         return
     wanted = set(vision_model(hf_config).modules(hf_config))
-    # Calibration may find that a part is enough; then it says how well that forgets.
+    # Calibration tries parts, too, and says how well the best it finds forgets.
     edited = {
         f"concept {concept.name!r}": {s for s in concept.edits if is_vision(s)}
         for concept in bundle.catalogue.values()
-        if concept.scores.get("UAg") is None
+        if concept.scores.get("UAg") is None and TRIAL not in concept.provenance
     }
     for who, sites in {"the bundle": set(bundle.sites), **edited}.items():
         if sites and (missed := sorted(wanted - sites)):
