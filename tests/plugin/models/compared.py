@@ -19,11 +19,14 @@ from PIL import Image
 import vllm_sauce
 from tests.plugin.conftest import RUNNER, engine
 from tests.plugin.random_bundle import random_sae
+from tests.plugin.support import runner_of
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, is_vision
 from vllm_sauce.models.architectures import vision_model
 from vllm_sauce.models.site_edits import site_actions, sparing_sink
 from vllm_sauce.models.site_hooks import site_hook
+from vllm_sauce.plugin.sites.modules import table_name
+from vllm_sauce.plugin.worker.runtime import runtime_of
 
 COMPILED = os.environ.get("SAUCE_TEST_MODE") == "compiled"
 """Whether models are compiled, and not run eagerly."""
@@ -54,23 +57,27 @@ def picture(seed: int, width: int = 112, height: int = 84) -> Any:
 
 
 def widths(config: Any) -> dict[str, int]:
-    """Return d_model of a model's vision sites and of its second decoder layer."""
-    found = {"decoder.1": int(config.get_text_config().hidden_size)}
-    if hasattr(config, "vision_config"):
-        row = vision_model(config)
-        found |= dict.fromkeys(row.modules(config), row.width(config))
-    return found
+    """Return d_model of a model's sites: of a text model all layers but the first."""
+    text = config.get_text_config()
+    d_model, layers = int(text.hidden_size), range(1, text.num_hidden_layers)
+    if not hasattr(config, "vision_config"):
+        return {f"decoder.{i}": d_model for i in layers}
+    row = vision_model(config)
+    return {
+        "decoder.1": d_model,
+        **dict.fromkeys(row.modules(config), row.width(config)),
+    }
 
 
 def write_bundle(folder: Path, model_dir: Path) -> Path:
-    """Write a bundle: "seen" at all vision sites, "read" behind a layer, "both"."""
+    """Write a bundle: "seen" at all vision sites, "read" behind layers, "both"."""
     from transformers import AutoConfig
 
     wide = widths(AutoConfig.from_pretrained(model_dir))
     edit = SiteEdit.uniform(range(7, 40), gamma=-4.0, shift=-1.0, gate=0.05)
     places = {
         "seen": [site for site in wide if is_vision(site)],
-        "read": ["decoder.1"],
+        "read": [site for site in wide if not is_vision(site)],
         "both": list(wide),
     }
     concepts = [
@@ -205,15 +212,28 @@ def largest(got: Mapping[int, float], wanted: torch.Tensor) -> float:
     return max(abs(float(wanted[token]) - value) for token, value in got.items())
 
 
-def record(name: str, sites: Sequence[str], difference: float, moved: float) -> None:
+def layers_of(llm: Any) -> list[str]:
+    """Return the classes of the layers that are edited, as the table has them."""
+    edited = runtime_of(runner_of(llm).model)
+    assert edited is not None
+    classes = [type(layer).__mro__[1] for layer in edited.layers.values()]
+    return sorted({table_name(cls) for cls in classes})
+
+
+def record(
+    llm: Any, name: str, reference: Reference, difference: float, moved: float
+) -> None:
     """Note what was compared, if somebody wants to know."""
     if RECORD is None:
         return
     line = {
         "model": name,
-        "sites": list(sites),
+        "architecture": reference.bundle.fingerprint.architecture,
+        "layers": layers_of(llm),
+        "sites": list(reference.bundle.catalogue.sites()),
         "runner": RUNNER,
         "mode": "compiled" if COMPILED else "eager",
+        "dtype": str(reference.model.dtype).removeprefix("torch."),
         "difference": difference,
         "moved": moved,
     }

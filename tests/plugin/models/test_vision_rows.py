@@ -59,7 +59,7 @@ def test_a_mixed_batch_is_edited_as_in_transformers(
             least = min(least, largest(got, unedited))
         else:
             assert got == before
-    record(name, reference.bundle.catalogue.sites(), worst, least)
+    record(llm, name, reference, worst, least)
     assert worst < CLOSE[told.dtype]
     assert least > 20 * worst, "the edit moves more than the two differ by"
     del llm

@@ -129,11 +129,14 @@ def _within(one: nn.ModuleList, other: nn.ModuleList) -> bool:
     return inner < outer or (inner == outer and id(one) > id(other))
 
 
-def _class_of(layer: Any) -> str:
-    """Return a layer's class as the table has it: vLLM may run transformers' own."""
-    cls = type(layer)
+def table_name(cls: type) -> str:
+    """Return what the table calls a class: vLLM may run transformers' own layers."""
     own = cls.__module__.partition(".")[0] == TRANSFORMERS
     return f"{TRANSFORMERS}.{cls.__name__}" if own else cls.__name__
+
+
+def _class_of(layer: Any) -> str:
+    return table_name(type(layer))
 
 
 def _listed(layer: Any) -> bool:
