@@ -76,7 +76,7 @@ def test_a_picture_is_cut_into_tiles_only_for_who_can_do_with_them(monkeypatch):
     monkeypatch.setattr(
         "vllm_sauce.models.loaded_model.chat_inputs", lambda *_: dict(tiles)
     )
-    with pytest.raises(ConfigError, match="into tiles cannot be inspected yet"):
+    with pytest.raises(ConfigError, match="must be one tensor"):
         loaded.inputs([sample])
     assert loaded.inputs([sample], tiled=True)["pixel_values"].ndim == 5
 

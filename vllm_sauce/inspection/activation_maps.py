@@ -224,8 +224,7 @@ def _map_of(
     """
     row = batch.rows[at]
     if is_vision(site):
-        grid = acts.view(patch_grid(len(acts)))
-        return ActivationMap(row, float(acts.max()), grid)
+        return ActivationMap(row, float(acts.max()), _image_grid(batch, acts))
     ids, real = batch.input_ids[at].cpu(), batch.real[at].cpu()
     acts = acts * _counted(batch, site)[at].cpu()
     image = real & (ids == loaded.image_token_id)
@@ -233,10 +232,18 @@ def _map_of(
     return ActivationMap(
         row,
         float(acts.max()),
-        acts[image].view(patch_grid(int(image.sum()))) if image.any() else None,
+        _image_grid(batch, acts[image]) if image.any() else None,
         tuple(
             zip(
                 loaded.token_texts(ids[text].tolist()), acts[text].tolist(), strict=True
             )
         ),
     )
+
+
+def _image_grid(batch: SampleBatch, acts: Tensor) -> Tensor:
+    """Return activations as they lie in a picture; one for all of it if unknown.
+
+    Shapes: acts [rows] -> [height, width]
+    """
+    return acts.view(patch_grid(len(acts))) if batch.whole else acts.amax()[None, None]

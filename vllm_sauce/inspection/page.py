@@ -162,7 +162,10 @@ def _tile(
     sample = inspection.samples[found.row]
     assert found.grid is not None
     name = view.concept.name
-    firing = int((found.grid > 0).sum())
+    firing, patches = int((found.grid > 0).sum()), found.grid.numel()
+    fires = f"fires in {firing} of {patches} patches"
+    if patches == 1:
+        fires = "fires somewhere" if firing else "does not fire"
     shown = ", ".join(sample.concepts) or "no known concept"
     return Tile(
         found.row,
@@ -171,8 +174,7 @@ def _tile(
         name in sample.concepts,
         sample.concepts,
         sample.key,
-        f"{sample.key}, showing {shown}; fires in {firing} of "
-        f"{found.grid.numel()} patches, at most {found.peak:.2f}",
+        f"{sample.key}, showing {shown}; {fires}, at most {found.peak:.2f}",
     )
 
 

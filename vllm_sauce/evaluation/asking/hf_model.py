@@ -175,7 +175,8 @@ class PlainPrompts:
         """Return prompts with what is given of their answers, all of one length."""
         asked = [ask.question for ask, _ in rows]
         samples = [Sample(key="", prompt=q.prompt, picture=q.picture) for q in asked]
-        inputs = self.loaded.inputs(samples)
+        # All of a batch is under the same edits, whoever its rows belong to.
+        inputs = self.loaded.inputs(samples, tiled=True)
         shape = inputs["input_ids"].shape
         given = torch.tensor([(*ask.begun, *line) for ask, line in rows]).long()
         for name, x in inputs.items():

@@ -33,7 +33,10 @@ BATCH = 16
 def shares_pictures(loaded: LoadedModel) -> bool:
     """Return whether the model is one that ``SharedPrefix`` computes exactly."""
     config = loaded.model.config
-    return config.model_type == "llava" and config.text_config.model_type == "llama"
+    if config.model_type != "llava" or config.text_config.model_type != "llama":
+        return False
+    # Pixtral's tower hands on pictures of any size in one list of rows.
+    return config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model")
 
 
 @dataclass(slots=True)
