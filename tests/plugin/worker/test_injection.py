@@ -20,7 +20,7 @@ from vllm_sauce.concepts import Catalogue, Concept
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
 from vllm_sauce.plugin.sites.action import action_of
-from vllm_sauce.plugin.worker.injection import check_towers, inject_edit, place
+from vllm_sauce.plugin.worker.injection import inject_edit, place, vision_sites
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
 from vllm_sauce.unlearning.slots import OP_TENSORS
 
@@ -153,7 +153,8 @@ def test_pictures_have_no_way_around_a_bundles_sites(bundle_dir: Path) -> None:
         vision_config=SimpleNamespace(deepstack_visual_indexes=[1, 2]),
     )
     with pytest.raises(UnsupportedFeatureError, match=r"not at vision\.1, vision\.2:"):
-        check_towers(bundle, qwen)
+        vision_sites(bundle, qwen)
+    assert vision_sites(bundle, LLAVA) == ("vision",)
     sae, edit = bundle.sites["vision"].weights, bundle.catalogue["seen"].edits["vision"]
     sites = ("vision", "vision.1", "vision.2")
     whole = Concept(name="a", domain="d", edits=dict.fromkeys(sites, edit))
@@ -165,10 +166,15 @@ def test_pictures_have_no_way_around_a_bundles_sites(bundle_dir: Path) -> None:
     def built(*concepts: Concept) -> Bundle:
         return Bundle.build(bundle.fingerprint, saes, Catalogue(concepts))
 
-    check_towers(built(whole, text), qwen)
+    assert vision_sites(built(whole, text), qwen) == sites
     with pytest.raises(UnsupportedFeatureError, match=r"'b' .* not at vision\.2:"):
-        check_towers(built(whole, part), qwen)
+        vision_sites(built(whole, part), qwen)
     # Measured, or about to be.
-    check_towers(built(replace(part, scores={"UAg": 0.9})), qwen)
-    check_towers(built(replace(part, provenance={"trial": True})), qwen)
-    check_towers(built(text), LLAVA)
+    measured = replace(part, scores={"UAg": 0.9})
+    tried = replace(part, provenance={"trial": True})
+    assert vision_sites(built(measured), qwen) == sites
+    assert vision_sites(built(tried), qwen) == sites
+    only_text = Bundle.build(
+        bundle.fingerprint, {"decoder.1": layer}, Catalogue([text])
+    )
+    assert vision_sites(only_text, LLAVA) == ()

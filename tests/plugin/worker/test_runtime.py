@@ -99,8 +99,9 @@ def build_table_of(name: str) -> SiteTable:
 
 def connector(kind: Callable[..., nn.Module] = nn.Linear) -> tuple[VisionSite, Any]:
     """Return a vision site and a module that it edits."""
-    site = VisionSite(build_table(), Announced(["vision"]))
-    module = kind(site.table.W_dec_rows.shape[1], 3)
+    table = build_table()
+    site = VisionSite("vision", Announced(["vision"]), table)
+    module = kind(table.W_dec_rows.shape[1], 3)
     swap.on_input(module, site.edit)
     return site, module
 
@@ -111,6 +112,7 @@ def test_every_row_of_a_batch_is_edited_whatever_its_shape(
 ) -> None:
     """Towers hand on [images, patches, d], [1, rows, d] or [rows, d]."""
     site, module = connector()
+    assert site.table is not None
     d_model = site.table.W_dec_rows.shape[1]
     x = 3 * torch.randn(*shape, d_model, generator=torch.Generator().manual_seed(1))
     plain = module(x)

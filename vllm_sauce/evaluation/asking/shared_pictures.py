@@ -36,7 +36,10 @@ def shares_pictures(loaded: LoadedModel) -> bool:
     if config.model_type != "llava" or config.text_config.model_type != "llama":
         return False
     # Pixtral's tower hands on pictures of any size in one list of rows.
-    return config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model")
+    return config.vision_config.model_type in (
+        "clip_vision_model",
+        "siglip_vision_model",
+    )
 
 
 @dataclass(slots=True)

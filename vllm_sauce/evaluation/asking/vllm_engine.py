@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.client import check_strength, forget
-from vllm_sauce.concepts import TRIAL, Catalogue, Concept, SiteEdit, is_vision
+from vllm_sauce.concepts import TRIAL, Catalogue, Concept, SiteEdit
 from vllm_sauce.concepts.engine_mode import engine_mode
 from vllm_sauce.data.samples import picture_digest
 from vllm_sauce.errors import ConfigError, UnknownConceptError, UnsupportedVLLMError
@@ -197,10 +197,7 @@ def _write_bundle(
         Concept(name=name, domain=DOMAIN, edits=edits, provenance={TRIAL: True})
         for name, edits in candidates.items()
     ]
-    # A site that no candidate edits would cost every token of it time; but a tower that
-    # hands on several layers is cut at all of them or at none.
-    if any(map(is_vision, used)):
-        used |= set(filter(is_vision, saes))
+    # A site that no candidate edits would cost every token of it time.
     sites = {site: sae for site, sae in saes.items() if site in used}
     Bundle.build(fingerprint_model(model), sites, Catalogue(concepts)).save(folder)
 

@@ -227,14 +227,13 @@ def _prove_vision(runner: Any, runtime: SauceRuntime) -> None:
     picture = prove_cut(runner, runtime)
     before = picture.embedding()
     for site, vision in runtime.vision.items():
+        if (table := vision.table) is None:
+            continue
         mask = _masks(runtime, site)[0]
-        (slot,) = vision.table.assign([mask])
-        with (
-            _firing_everywhere(vision.table, slot),
-            vision.announced.encoding([mask]),
-        ):
+        (slot,) = table.assign([mask])
+        with _firing_everywhere(table, slot), vision.announced.encoding([mask]):
             after = picture.embedding()
-            counted = int(vision.table.edited_tokens.sum())
+            counted = int(table.edited_tokens.sum())
         changed = _changed(before, after)
         if counted == 0 or not changed:
             raise CanaryError(

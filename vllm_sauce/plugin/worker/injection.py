@@ -93,13 +93,13 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
             f"{expected}, found {bundle.digest}; start again"
         )
     check_files(bundle, vllm_config.model_config)
-    check_towers(bundle, vllm_config.model_config.hf_config)
+    towers = vision_sites(bundle, vllm_config.model_config.hf_config)
     device = next(model.parameters()).device
     sites = sorted(bundle.sites)
     tables = {s: _table(bundle, s, vllm_config, config, device) for s in sites}
     sizes = settings.table_sizes(vllm_config)
-    runtime = SauceRuntime(bundle, tables, sizes["max_num_tokens"])
-    place(model, vllm_config, runtime, sites)
+    runtime = SauceRuntime(bundle, tables, sizes["max_num_tokens"], towers)
+    place(model, vllm_config, runtime, dict.fromkeys((*sites, *towers)))
     if device.type == "cpu":
         native.prepare()
         compat.logger(__name__).info("sauce: C++ loop for decoding %s", native.how())
@@ -120,27 +120,27 @@ def check_files(bundle: Bundle, model_config: Any) -> None:
     bundle.check_model(folder)
 
 
-def check_towers(bundle: Bundle, hf_config: Any) -> None:
-    """Refuse a bundle that leaves pictures a way around its vision sites.
+def vision_sites(bundle: Bundle, hf_config: Any) -> tuple[str, ...]:
+    """Return all sites that pictures pass, none if the bundle edits no tower.
 
-    Raises: UnsupportedFeatureError
+    Raises: UnsupportedFeatureError for a concept that would leave them a way around
     """
     if not any(map(is_vision, bundle.sites)):
-        return
-    wanted = set(vision_model(hf_config).modules(hf_config))
-    # Calibration tries parts, too, and says how well the best it finds forgets.
-    edited = {
-        f"concept {concept.name!r}": {s for s in concept.edits if is_vision(s)}
-        for concept in bundle.catalogue.values()
-        if concept.scores.get("UAg") is None and TRIAL not in concept.provenance
-    }
-    for who, sites in {"the bundle": set(bundle.sites), **edited}.items():
-        if sites and (missed := sorted(wanted - sites)):
+        return ()
+    wanted = tuple(vision_model(hf_config).modules(hf_config))
+    for concept in bundle.catalogue.values():
+        # Calibration tries parts, too, and says how well the best it finds forgets.
+        if concept.scores.get("UAg") is not None or TRIAL in concept.provenance:
+            continue
+        edited = {site for site in concept.edits if is_vision(site)}
+        if edited and (missed := [site for site in wanted if site not in edited]):
             raise UnsupportedFeatureError(
-                f"{who} edits the vision tower, but not at {', '.join(missed)}: this "
-                "model hands on several layers of its tower, and pictures would go "
-                "around the edit; edit all of these sites, or decoder layers alone"
+                f"concept {concept.name!r} edits the vision tower, but not at "
+                f"{', '.join(missed)}: this model hands on several layers of its "
+                "tower, and pictures would go around an edit that nobody has measured; "
+                "edit all of these sites, decoder layers alone, or calibrate"
             )
+    return wanted
 
 
 def _table(

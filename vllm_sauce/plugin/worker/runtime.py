@@ -88,10 +88,15 @@ class DecoderSite:
 
 
 class VisionSite:
-    """A vision site's table; a batch in the encoder is edited by its one mask."""
+    """A vision site's table; a batch in the encoder is edited by its one mask.
 
-    def __init__(self, table: SiteTable, announced: Announced) -> None:
-        self.table, self.announced = table, announced
+    Where no concept edits, there is none; the canary cuts the model there, too.
+    """
+
+    def __init__(
+        self, site: str, announced: Announced, table: SiteTable | None
+    ) -> None:
+        self.site, self.announced, self.table = site, announced, table
         self.constant: float | None = None
         """What the canary puts in the place of all features, to cut a model here."""
 
@@ -101,15 +106,17 @@ class VisionSite:
         Shapes: image_features [..., d_model], same out.
         Raises: CanaryError for pictures that nobody announced.
         """
-        masks = self.announced.enter(self.table.site)
+        masks = self.announced.enter(self.site)
+        if self.constant is not None:
+            return torch.full_like(image_features, self.constant)
+        if self.table is None:
+            return image_features
         d_model = self.table.W_dec_rows.shape[1]
         if image_features.shape[-1] != d_model:
             raise BundleMismatchError(
-                f"site {self.table.site}: the model's features are "
+                f"site {self.site}: the model's features are "
                 f"{image_features.shape[-1]} wide, the bundle's SAE is for {d_model}"
             )
-        if self.constant is not None:
-            return torch.full_like(image_features, self.constant)
         if not masks or masks[0] is None:
             return image_features  # nobody's, or profiling: nothing may be touched
         (slot,) = self.table.assign(masks[:1])
@@ -128,7 +135,11 @@ class SauceRuntime(SiteAction):
     """Everything the edit needs in one worker."""
 
     def __init__(
-        self, bundle: Bundle, tables: Mapping[str, SiteTable], max_num_tokens: int
+        self,
+        bundle: Bundle,
+        tables: Mapping[str, SiteTable],
+        max_num_tokens: int,
+        vision_sites: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.bundle = bundle
@@ -138,8 +149,10 @@ class SauceRuntime(SiteAction):
             for site, table in tables.items()
             if not is_vision(site)
         }
-        announced = Announced([site for site in tables if is_vision(site)])
-        self.vision = {s: VisionSite(tables[s], announced) for s in announced.sites}
+        announced = Announced(vision_sites)
+        self.vision = {
+            site: VisionSite(site, announced, tables.get(site)) for site in vision_sites
+        }
         if self.vision:
             self.announced = announced
         self.layers: dict[str, Any] = {}
@@ -243,7 +256,8 @@ class SauceRuntime(SiteAction):
 
     def at_vision(self, site: str, connector: Any) -> FeaturesAct:
         """Give the module behind the tower the site's tensors."""
-        _keep(connector, self.vision[site].table)
+        if site in self.tables:
+            _keep(connector, self.tables[site])
         return self.vision[site].edit
 
 
