@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vllm_sauce.sae.weights import SAEWeights
+from vllm_sauce.sae.weights import SAEWeights, product
 
 
 def fold_b_dec(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def fold_b_dec(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
 
     Shapes: W_enc [d_model, d_sae], b_enc [d_sae], b_dec [d_model] -> [d_sae] float32
     """
-    return b_enc.float() - b_dec.float() @ W_enc.float()
+    return b_enc.float() - product(b_dec.float(), W_enc)
 
 
 def fold_gated(

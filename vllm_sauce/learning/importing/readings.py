@@ -14,7 +14,6 @@ from vllm_sauce.errors import BundleMismatchError, ReconstructionError
 from vllm_sauce.learning.importing.settings import MIN_EXPLAINED_VARIANCE
 from vllm_sauce.learning.importing.site_samples import MOST_TOKENS
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.sae.folding import fold_input_scale
 from vllm_sauce.sae.quality import SAEQuality, sae_quality
 
 CLEARLY_BETTER: Final = 0.9
@@ -123,8 +122,9 @@ def _rescaled(sae: SAEWeights, x: Tensor) -> Iterator[Reading]:
         yield Reading("without normalising the input", plain, x, decisive=False)
         return
     scale = float(x.shape[1] ** 0.5 / x.norm(dim=1).mean())
-    scaled = fold_input_scale(sae, scale)
-    yield Reading(f"with the input scaled by {scale:.3g}", scaled, x, decisive=False)
+    # The share explained is that of the SAE with the scale folded in, without a copy.
+    words = f"with the input scaled by {scale:.3g}"
+    yield Reading(words, sae, x * scale, decisive=False)
     normal = replace(sae, normalize_activations="layer_norm")
     words = "with every input normalised (layer_norm)"
     yield Reading(words, normal, x, decisive=False)

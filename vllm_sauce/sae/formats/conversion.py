@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vllm_sauce.errors import BundleCorruptError, UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
-from vllm_sauce.sae.weights import SAEWeights
+from vllm_sauce.sae.weights import SAEWeights, all_finite
 
 _KEPT: Final = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -134,7 +134,7 @@ def check_numbers(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.path}: {name} must be a dense tensor whose every number "
                 f"is in the file, got {lack}"
             )
-        if tensor.is_floating_point() and not bool(_as_kept(tensor).isfinite().all()):
+        if tensor.is_floating_point() and not all_finite(_as_kept(tensor)):
             raise BundleCorruptError(
                 f"{checkpoint.path}: {name} must hold finite numbers, got NaN or "
                 "infinity"
