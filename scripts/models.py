@@ -81,7 +81,9 @@ FOOT = """
 Known of vLLM on CPUs, and not of the edit: Gemma 3 and PaliGemma attend to pictures from
 left to right there, transformers both ways (compared with transformers told to do the
 same); LFM2's rotation is wrong with more than one head (compared with one); Aria attends
-to the padding of pictures that are not square (compared with square ones).
+to the padding of pictures that are not square (compared with square ones); GLM-4.7-Flash's
+layers answer otherwise when compiled, without any edit (by 2.1), and towers in bfloat16 make
+NaN in Triton's interpreter ("not run").
 
 ## To add a row
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugin.models.compared import (
+    COMPILED,
     Asked,
     Reference,
     largest,
@@ -22,6 +23,8 @@ from tests.plugin.models.text_models import TEXT_MODELS, write_text_model
 from vllm_sauce.models.architectures import LAYERS
 
 PROMPTS = ("is there a dog ?", "what is its colour ? what is it made of ? " * 4)
+COMPILED_OTHERWISE = {"glm4_moe_lite"}
+"""vLLM's plain answers, compiled on a CPU, differ from transformers' by 2.1."""
 LOOSE = {"gemma2", "bloom"}
 """Differ from transformers on CPUs by more, unedited too."""
 
@@ -43,6 +46,8 @@ def test_an_edit_behind_a_layer_is_as_in_transformers(
     name: str, tmp_path: Path, model_dir: Path
 ) -> None:
     """Plain and edited prompts in one batch."""
+    if COMPILED and name in COMPILED_OTHERWISE:
+        pytest.skip("what vLLM compiles of it for CPUs answers otherwise, unedited")
     model = write_text_model(tmp_path, name, model_dir)
     bundle = write_bundle(tmp_path / "bundle", model)
     reference = Reference(model, bundle)

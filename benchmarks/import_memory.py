@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory of ``sauce import`` on files of public layouts at full width.
+
+    python benchmarks/import_memory.py FOLDER [NAME...]
+
+Writes each layout with random numbers (2 to 4 GiB) into FOLDER, imports it, prints what
+each stage held at most, and removes it. Anonymous memory is what is taken for good; the
+mapped file is the system's to give back.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+
+def _rows(d_sae: int, d_model: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return random unit rows, drawn in parts."""
+    matrix = torch.empty(d_sae, d_model, dtype=dtype)
+    rng = torch.Generator().manual_seed(0)
+    for part in matrix.split(4096):
+        drawn = torch.randn(part.shape, generator=rng)
+        part.copy_(torch.nn.functional.normalize(drawn))
+    return matrix
+
+
+def sparsify(folder: Path) -> tuple[Path, int]:
+    """lmms-lab/llama3-llava-next-8b-hf-sae-131k."""
+    d_sae, d_model = 131_072, 4096
+    rows = _rows(d_sae, d_model, torch.bfloat16)
+    tensors = {
+        "encoder.weight": rows,
+        "encoder.bias": torch.zeros(d_sae, dtype=rows.dtype),
+        "W_dec": rows.clone(),
+        "b_dec": torch.zeros(d_model, dtype=rows.dtype),
+    }
+    save_file(tensors, folder / "sae.safetensors")
+    config = {"d_in": d_model, "k": 256, "num_latents": d_sae, "expansion_factor": 32}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder, d_model
+
+
+def qwen_scope(folder: Path) -> tuple[Path, int]:
+    """Qwen-Scope of Qwen3 8B, 65,536 latents."""
+    d_sae, d_model = 65_536, 4096
+    rows = _rows(d_sae, d_model, torch.bfloat16)
+    tensors = {
+        "W_enc": rows,
+        "W_dec": rows.T.contiguous(),
+        "b_enc": torch.zeros(d_sae, dtype=rows.dtype),
+        "b_dec": torch.zeros(d_model, dtype=rows.dtype),
+    }
+    file = folder / "layer18.sae.pt"
+    torch.save(tensors, file)
+    (folder / "config.json").write_text('{"k": 50, "model_type": "topk_sae"}')
+    return file, d_model
+
+
+def gemma_scope(folder: Path) -> tuple[Path, int]:
+    """Gemma Scope 2 of Gemma 3 4B, 262,144 latents, float32."""
+    d_sae, d_model = 262_144, 2560
+    rows = _rows(d_sae, d_model, torch.float32)
+    tensors = {
+        "w_enc": rows.T.contiguous(),
+        "w_dec": rows,
+        "b_enc": torch.zeros(d_sae),
+        "b_dec": torch.zeros(d_model),
+        "threshold": torch.full((d_sae,), 4.6),
+    }
+    save_file(tensors, folder / "params.safetensors")
+    config = {"architecture": "jump_relu", "width": d_sae}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, d_model
+
+
+LAYOUTS: dict[str, Callable[[Path], tuple[Path, int]]] = {
+    "sparsify": sparsify,
+    "qwen_scope": qwen_scope,
+    "gemma_scope": gemma_scope,
+}
+
+
+def _model(folder: Path, d_model: int) -> Path:
+    """Write as much of a model as an import with --activations looks at."""
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": d_model,
+        "num_hidden_layers": 2,
+        "vocab_size": 32,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"one": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
+
+
+def measure(folder: Path, name: str) -> None:
+    """Write a layout, import it in a process of its own, remove it."""
+    place = folder / name
+    place.mkdir(parents=True)
+    try:
+        source, d_model = LAYOUTS[name](place)
+        model = _model(folder / f"{name}.model", d_model)
+        activations = folder / f"{name}.safetensors"
+        save_file({"decoder.1": torch.randn(256, d_model)}, activations)
+        told = [str(one) for one in (source, model, activations, folder / "bundle")]
+        subprocess.run([sys.executable, __file__, "--one", name, *told], check=True)
+    finally:
+        for left in folder.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _import(name: str, source: str, model: str, activations: str, out: str) -> None:
+    from vllm_sauce.learning.importing.import_sae import import_sae
+    from vllm_sauce.learning.importing.settings import ImportRequest
+
+    stages, peak = ["starting"], {}
+
+    def watch() -> None:
+        while True:
+            with open("/proc/self/status", encoding="ascii") as file:
+                lines = dict(line.split(":", 1) for line in file)
+            held = (int(lines[key].split()[0]) for key in ("RssAnon", "RssFile"))
+            before = peak.get(stages[-1], (0, 0))
+            peak[stages[-1]] = tuple(map(max, before, held))
+            time.sleep(0.01)
+
+    threading.Thread(target=watch, daemon=True).start()
+    given: dict[str, Any] = {"activations": Path(activations), "out": Path(out)}
+    begun = time.monotonic()
+    import_sae(
+        ImportRequest(
+            source=source,
+            model=model,
+            site="decoder.1",
+            min_explained_variance=0.0,
+            compare=False,
+            **given,
+        ),
+        stages.append,
+    )
+    file = max(Path(source).parent.rglob("*"), key=lambda one: one.stat().st_size)
+    size = file.stat().st_size / 2**30
+    print(f"{name}: {size:.2f} GiB, {time.monotonic() - begun:.0f} s")
+    for stage, (held, mapped) in peak.items():
+        print(f"  {stage}: {held / 2**20:.2f} GiB, mapped {mapped / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        _import(*sys.argv[2:])
+    else:
+        for asked in sys.argv[2:] or LAYOUTS:
+            measure(Path(sys.argv[1]), asked)
