@@ -126,7 +126,8 @@ def refuse_unseen(features: Iterable[Any]) -> None:
             raise InvalidRequestError(
                 "the concepts to forget are edited in the vision tower, so pictures "
                 f"must be given as pixels; got {feature.modality} of "
-                f"{', '.join(keys) or 'no data'}; send the picture itself"
+                f"{', '.join(keys) or 'no data'}; send the picture itself, of a "
+                "video its frames"
             )
 
 
