@@ -39,7 +39,7 @@ class LearnRequest:
     """Folder of the model."""
 
     sites: Sites
-    """vision or `decoder.<i>`; may be given again."""
+    """vision, `vision.<n>` or `decoder.<i>`; may be given again."""
 
     concepts: Path
     """concepts.yaml."""

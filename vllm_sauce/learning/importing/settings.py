@@ -32,7 +32,7 @@ class ImportRequest:
     """The model's folder, or org/name[@revision] on the hub."""
 
     site: str
-    """vision or `decoder.<i>`."""
+    """vision, `vision.<n>` or `decoder.<i>`."""
 
     out: Path
     """The bundle to write."""

@@ -52,7 +52,7 @@ class FitRequest:
     """What rows are fitted on, and where they go."""
 
     site: str
-    """vision or `decoder.<i>`."""
+    """vision, `vision.<n>` or `decoder.<i>`."""
 
     harvest: Path
     """Folder that sauce harvest wrote."""

@@ -58,7 +58,7 @@ class SelectRequest(SelectSettings):
     """A bundle's folder, or one that SAELens saved."""
 
     site: str
-    """vision or `decoder.<i>`."""
+    """vision, `vision.<n>` or `decoder.<i>`."""
 
     harvest: Path
     """Folder that sauce harvest wrote."""

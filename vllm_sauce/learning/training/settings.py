@@ -225,7 +225,7 @@ class HarvestTraining:
     _: KW_ONLY
 
     site: str
-    """vision or `decoder.<i>`."""
+    """vision, `vision.<n>` or `decoder.<i>`."""
 
     out: Path
     """A new folder for the SAE."""
