@@ -94,7 +94,8 @@ class HarvestRequest:
     """New folder, or one to go on with."""
 
     sites: Sites
-    """vision, `vision.<n>` or `decoder.<i>`; may be given again. All are taken in one pass."""
+    """vision, `vision.<n>` or `decoder.<i>`; may be given again. All are taken in one
+    pass."""
 
     shown: ShownSamples = field(default_factory=ShownSamples)
     harvest: HarvestSettings = field(default_factory=HarvestSettings)
