@@ -44,6 +44,7 @@ from vllm_sauce.plugin.compat.worker import (
     dummy_embeddings,
     dummy_output,
     dummy_picture,
+    has_state,
     hook_worker,
     model_state_cls,
     on_cpu,

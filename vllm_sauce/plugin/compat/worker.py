@@ -93,12 +93,20 @@ def clear_dummy_state(model: Any) -> None:
     Layers with a state (Mamba, convolutions, gated delta nets) read in the null block,
     which no request has, what the dummy batch before has left there.
     """
+    for layer in _with_state(model):
+        for state in getattr(layer, "kv_cache", ()):
+            state[:1].zero_()
+
+
+def has_state(model: Any) -> bool:
+    """Say whether a model has layers with a state beside, or instead of, attention."""
+    return next(_with_state(model), None) is not None
+
+
+def _with_state(model: Any) -> Iterator[Any]:
     from vllm.model_executor.layers.mamba.abstract import MambaBase
 
-    for layer in model.modules():
-        if isinstance(layer, MambaBase):
-            for state in getattr(layer, "kv_cache", ()):
-                state[:1].zero_()
+    return (one for one in model.modules() if isinstance(one, MambaBase))
 
 
 @contextmanager
