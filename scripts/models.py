@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from vllm_sauce.models.architectures import (  # noqa: E402
     LAYERS,
     NOT_IN_FLOAT16,
-    VISION_MODELS,
+    VISION_ROWS,
 )
 
 MEASURED = ROOT / "docs" / "models.json"
@@ -89,7 +89,7 @@ NaN in Triton's interpreter ("not run").
 
 1. Decoder layers: the class and one word in `LAYERS`; a row in
    `tests/plugin/models/text_models.py`.
-2. A vision site: a `VisionModel` in `architectures.py`, of which most are one line: where
+2. A vision site: a `VisionRow` in `architectures.py`, of which most are one line: where
    the connector is, and how wide its input is if not the tower's width; a builder in
    `tests/plugin/models/` beside the others.
 3. `python scripts/models.py --measure`, which runs the tests and writes this page.
@@ -128,7 +128,7 @@ def versions() -> dict[str, str]:
 def page(measured: Mapping[str, Any]) -> str:
     """Return docs/models.md."""
     lines = measured["lines"]
-    pictures = [line for line in lines if line["architecture"] in VISION_MODELS]
+    pictures = [line for line in lines if line["architecture"] in VISION_ROWS]
     least = min(line["moved"] for line in lines)
     head = HEAD.format(least=least, logprobs=20, **measured["versions"])
     scaled = ", ".join(sorted(NOT_IN_FLOAT16))
@@ -150,7 +150,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _vision_rows(lines: Sequence[Mapping[str, Any]]) -> Iterable[list[str]]:
-    for name, row in VISION_MODELS.items():
+    for name, row in VISION_ROWS.items():
         mine = [line for line in lines if line["architecture"] == name]
         for model in dict.fromkeys(line["model"] for line in mine):
             found = [line for line in mine if line["model"] == model]

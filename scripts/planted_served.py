@@ -66,7 +66,7 @@ SERVED = (
     ("plugin/sites/encoder_batches.py", "made = any(key.startswith(\"pixel_values\") for key in keys)", "made = True", "embeddings under a vision mask", _EMBEDS),
     ("plugin/frontend/admission.py", "compat.resend_images(self, prompt, request)", "compat.resend_images(self, prompt)", "a refused raw prompt takes its picture along", "tests/plugin/test_engine.py -k raw_prompt"),
     ("plugin/worker/canary.py", "if counted != batch.num_tokens:", "if counted == 0:", "an op that runs twice is proven", _CANARY),
-    ("plugin/worker/canary.py", "    if not _changed(before, after) and not hidden:\n", "    if False:\n", "an output that did not change is proven", _CANARY),
+    ("plugin/worker/canary.py", "    if not (_changed(before, after) if told else _changes(runner, runtime, site)):\n", "    if False:\n", "an output that did not change is proven", _CANARY),
     ("plugin/frontend/raw_body.py", "if ours and where != place:", "if False:", "a wish in the wrong place", _RAW),
     ("plugin/frontend/raw_body.py", "        if count > 1:", "        if False:", "the last of two equal keys", _RAW),
     ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vllm_sauce.errors import ConfigError, UnsupportedFeatureError
-from vllm_sauce.models.architectures import VISION_MODELS, vision_model
+from vllm_sauce.models.architectures import vision_row
 
 
 def config_of(architecture: str | None, **vision: Any) -> Any:
@@ -26,14 +25,14 @@ def config_of(architecture: str | None, **vision: Any) -> Any:
 def test_a_deepstack_has_a_site_for_each_depth() -> None:
     model = "Qwen3VLForConditionalGeneration"
     config = config_of(model, deepstack_visual_indexes=[8, 16, 24])
-    assert vision_model(config).modules(config) == {
+    assert vision_row(config).modules(config) == {
         "vision": "visual.merger",
         "vision.1": "visual.deepstack_merger_list.0",
         "vision.2": "visual.deepstack_merger_list.1",
         "vision.3": "visual.deepstack_merger_list.2",
     }
     without = config_of(model)
-    assert set(vision_model(without).modules(without)) == {"vision"}
+    assert set(vision_row(without).modules(without)) == {"vision"}
 
 
 @pytest.mark.parametrize(
@@ -48,25 +47,16 @@ def test_a_deepstack_has_a_site_for_each_depth() -> None:
 )
 def test_widths_are_those_of_what_enters_the_connector(model: str, width: int) -> None:
     config = config_of(model, embed_dim=48, out_hidden_size=80)
-    assert vision_model(config).width(config) == width
+    assert vision_row(config).width(config) == width
 
 
 def test_what_has_no_row_is_refused_with_the_place_to_look() -> None:
     with pytest.raises(
         UnsupportedFeatureError, match=r"of MolmoForCausalLM .*models.md"
     ):
-        vision_model(config_of("MolmoForCausalLM"))
+        vision_row(config_of("MolmoForCausalLM"))
     with pytest.raises(UnsupportedFeatureError, match="vision site of some"):
-        vision_model(config_of(None))
+        vision_row(config_of(None))
     text = SimpleNamespace(architectures=["LlamaForCausalLM"], model_type="llama")
     with pytest.raises(ConfigError, match="LlamaForCausalLM has no vision site"):
-        vision_model(text)
-
-
-def test_a_row_may_refuse_a_config() -> None:
-    row = replace(
-        VISION_MODELS["LlavaForConditionalGeneration"],
-        refuse=lambda config: "its tower is of another kind",
-    )
-    with pytest.raises(UnsupportedFeatureError, match="another kind; edit its decoder"):
-        row.modules(config_of(row.model))
+        vision_row(text)

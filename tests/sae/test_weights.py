@@ -4,7 +4,7 @@ import torch
 
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct
+from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct, weights
 
 D_MODEL, D_SAE = 5, 13
 
@@ -80,3 +80,22 @@ def test_jumprelu_is_strict_at_its_threshold():
 def test_unservable_weights_are_refused(overrides):
     with pytest.raises(UnsupportedSAEError):
         build_sae(**overrides)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_product_in_blocks_is_the_whole_one(monkeypatch, dtype):
+    """Whatever is left over for the last block."""
+    monkeypatch.setattr(weights, "_BLOCK", 64)
+    x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn(10, 23, generator=torch.Generator().manual_seed(1)).to(dtype)
+    torch.testing.assert_close(weights.product(x, matrix), x @ matrix.float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 70, 129])
+def test_one_number_that_is_not_finite_is_found(monkeypatch, value, place):
+    monkeypatch.setattr(weights, "_BLOCK", 64)
+    numbers = torch.ones(10, 13)
+    assert weights.all_finite(numbers) and weights.all_finite(numbers[0, 0])
+    numbers.view(-1)[place] = value
+    assert not weights.all_finite(numbers)

@@ -20,7 +20,7 @@ from vllm_sauce.learning.counts import Counts, count, pictures_alone
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.learning.training.settings import BUFFER_MIB
-from vllm_sauce.models.architectures import VISION_MODELS, WHERE
+from vllm_sauce.models.architectures import VISION_ROWS, WHERE
 from vllm_sauce.models.model_size import ModelSize, check_sites
 
 PROMPT_TOKENS: Final = 24
@@ -291,7 +291,7 @@ def notes(request: LearnRequest, counts: Counts, size: ModelSize) -> list[str]:
             f"{size.architecture} takes pictures at their own size: each counted as "
             f"{wide} x {high}, {size.picture.patches:,} rows"
         )
-    if any(map(is_vision, request.sites)) and size.architecture not in VISION_MODELS:
+    if any(map(is_vision, request.sites)) and size.architecture not in VISION_ROWS:
         found.append(
             f"a plan only: the vision site of {size.architecture} is not proven; "
             f"{WHERE}"

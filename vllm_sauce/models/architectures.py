@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The architectures: where the sites of a model are, in vLLM and in transformers.
 
-The one list of the project. A vision-language model is a row of ``VISION_MODELS``, a
+The one list of the project. A vision-language model is a row of ``VISION_ROWS``, a
 class of decoder layers a word in ``LAYERS``; docs/models.md says what was measured of
 each. Nothing here is trusted at the start of a server: the canary proves it.
 """
@@ -109,7 +109,7 @@ def _concatenated(config: Any) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisionModel:
+class VisionRow:
     """Where a vision-language model's pictures enter what comes after its tower.
 
     The sites are the inputs of connectors, each a module whose first tensor is
@@ -138,19 +138,8 @@ class VisionModel:
     width: Callable[[Any], int] = _tower_width
     """d_model of all vision sites, told the model's config."""
 
-    refuse: Callable[[Any], str | None] = lambda config: None
-    """Why a model of this config has no proven vision site, None if it has."""
-
     def modules(self, config: Any) -> dict[str, str]:
-        """Return the path of each vision site's module in vLLM.
-
-        Raises: UnsupportedFeatureError for a model that the row refuses
-        """
-        if reason := self.refuse(config):
-            raise UnsupportedFeatureError(
-                f"{self.model} has no proven vision site: {reason}; edit its decoder "
-                "layers instead"
-            )
+        """Return the path of each vision site's module in vLLM."""
         branches = {
             f"{VISION}.{i + 1}": f"{self.branches}.{i}"
             for i in range(self.num_branches(config))
@@ -176,65 +165,70 @@ _DEEPSTACK: Final[dict[str, Any]] = {
 _IDEFICS: Final[dict[str, Any]] = {"connector": "model.connector", "prefix": ""}
 
 _ROWS: Final = (
-    VisionModel(model="LlavaForConditionalGeneration", width=_concatenated),
-    VisionModel(model="LlavaNextForConditionalGeneration", width=_concatenated),
-    VisionModel(model="LlavaOnevisionForConditionalGeneration", width=_concatenated),
-    VisionModel(
+    VisionRow(model="LlavaForConditionalGeneration", width=_concatenated),
+    VisionRow(model="LlavaNextForConditionalGeneration", width=_concatenated),
+    VisionRow(model="LlavaOnevisionForConditionalGeneration", width=_concatenated),
+    VisionRow(
         model="Qwen2VLForConditionalGeneration",
         width=lambda config: int(config.vision_config.embed_dim),
         **_MERGER,
     ),
-    VisionModel(model="Qwen2_5_VLForConditionalGeneration", **_MERGER),
-    VisionModel(model="Qwen3VLForConditionalGeneration", **_DEEPSTACK),
-    VisionModel(model="Qwen3VLMoeForConditionalGeneration", **_DEEPSTACK),
-    VisionModel(model="Qwen3_5ForConditionalGeneration", **_DEEPSTACK),
-    VisionModel(
+    VisionRow(model="Qwen2_5_VLForConditionalGeneration", **_MERGER),
+    VisionRow(model="Qwen3VLForConditionalGeneration", **_DEEPSTACK),
+    VisionRow(model="Qwen3VLMoeForConditionalGeneration", **_DEEPSTACK),
+    VisionRow(model="Qwen3_5ForConditionalGeneration", **_DEEPSTACK),
+    VisionRow(
         model="InternVLForConditionalGeneration",
         vllm="InternS1ForConditionalGeneration",
         width=_shuffled,
     ),
-    VisionModel(model="Mistral3ForConditionalGeneration", width=_concatenated),
-    VisionModel(model="Idefics3ForConditionalGeneration", **_IDEFICS),
-    VisionModel(model="SmolVLMForConditionalGeneration", **_IDEFICS),
-    VisionModel(model="Gemma3ForConditionalGeneration"),
-    VisionModel(model="PaliGemmaForConditionalGeneration"),
-    VisionModel(
+    VisionRow(model="Mistral3ForConditionalGeneration", width=_concatenated),
+    VisionRow(model="Idefics3ForConditionalGeneration", **_IDEFICS),
+    VisionRow(model="SmolVLMForConditionalGeneration", **_IDEFICS),
+    VisionRow(model="Gemma3ForConditionalGeneration"),
+    VisionRow(model="PaliGemmaForConditionalGeneration"),
+    VisionRow(
         model="Llama4ForConditionalGeneration",
         connector="vision_model.vision_adapter",
         prefix="",
     ),
-    VisionModel(
+    VisionRow(
         model="Glm4vForConditionalGeneration",
         width=lambda config: int(config.vision_config.out_hidden_size),
         **_MERGER,
     ),
-    VisionModel(
+    VisionRow(
         model="Glm4vMoeForConditionalGeneration",
         width=lambda config: int(config.vision_config.out_hidden_size),
         **_MERGER,
     ),
-    VisionModel(model="Cohere2VisionForConditionalGeneration"),
-    VisionModel(model="Gemma4ForConditionalGeneration", connector="embed_vision"),
-    VisionModel(model="AriaForConditionalGeneration"),
-    VisionModel(
+    VisionRow(model="Cohere2VisionForConditionalGeneration"),
+    VisionRow(model="Gemma4ForConditionalGeneration", connector="embed_vision"),
+    VisionRow(model="AriaForConditionalGeneration"),
+    VisionRow(
         model="Lfm2VlForConditionalGeneration", vllm="Lfm2VLForConditionalGeneration"
     ),
 )
 
-VISION_MODELS: Final = {row.model: row for row in _ROWS}
+VISION_ROWS: Final = {row.model: row for row in _ROWS}
 """By the architecture that config.json names."""
 
 WHERE: Final = "docs/models.md lists what is, and how to add a row"
 
 
-def vision_model(config: Any, model: str | None = None) -> VisionModel:
+def known_row(config: Any) -> VisionRow | None:
+    """Return the row of a model's config, None if it has none."""
+    return VISION_ROWS.get(next(iter(config.architectures or ()), ""))
+
+
+def vision_row(config: Any, model: str | None = None) -> VisionRow:
     """Return the row of a model's config, or of a class of transformers'.
 
     Raises: ConfigError for a model without a tower, UnsupportedFeatureError for one
         that has no row
     """
     named = model or next(iter(config.architectures or ()), config.model_type)
-    row = VISION_MODELS.get(named)
+    row = VISION_ROWS.get(named)
     if row is None and not hasattr(config, "vision_config"):
         raise ConfigError(f"{named} has no vision site; name a decoder site")
     if row is None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from vllm_sauce.concepts import VISION
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.models.architectures import vision_model
+from vllm_sauce.models.architectures import vision_row
 
 
 def language_model(model: Any) -> Any:
@@ -43,7 +43,7 @@ def connector(model: Any, site: str = VISION) -> nn.Module:
     Raises: ConfigError for a model that has no such site, UnsupportedFeatureError for
         one that the table of architectures lacks
     """
-    row = vision_model(model.config, type(model).__name__)
+    row = vision_row(model.config, type(model).__name__)
     paths = row.modules(model.config)
     if site not in paths:
         raise ConfigError(
@@ -189,12 +189,13 @@ def picture_size(config: Any) -> PictureSize:
         _side(getattr(vision, n, None)) for n in ("image_size", "patch_size")
     )
     merged = _merged(config)
-    if config.model_type.startswith(("qwen", "glm")) or vision.model_type == "pixtral":
+    takes_any = config.model_type.startswith(("qwen", "glm"))
+    if patch and (takes_any or not size or vision.model_type == "pixtral"):
         wide, high = (n // (patch * merged) * merged for n in OWN_SIZE)
         rows = wide * high // (merged**2 if _reads_merged(config) else 1)
         prompt = wide * high // merged**2
         return PictureSize(rows, wide * high, prompt, of=OWN_SIZE)
-    if not size or not patch:
+    if not patch:
         return PictureSize(0, 0, 0)
     side = size // patch
     patches = side * side

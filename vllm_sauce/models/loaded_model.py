@@ -86,21 +86,12 @@ class LoadedModel:
         pictures = [open_picture(s.picture) for s in samples if s.picture is not None]
         prompts = [sample.prompt for sample in samples]
         batch = chat_inputs(self.processor, prompts, pictures)
-        if not tiled and not _whole(batch, len(samples)):
+        if not tiled and not is_whole(batch, len(samples)):
             raise ConfigError(
                 "a picture must be one tensor [3, height, width] for this model, got "
                 f"{list(batch['pixel_values'].shape)} for {len(samples)}"
             )
         return self.placed(batch)
-
-    def takes_whole(self, sample: Sample) -> bool:
-        """Say whether a picture is one tensor to this model, and no tiles or rows.
-
-        Raises: ConfigError, ActivationsError
-        """
-        assert sample.picture is not None
-        shown = [open_picture(sample.picture)]
-        return _whole(chat_inputs(self.processor, [sample.prompt], shown), 1)
 
     def placed(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return a processor's tensors on the model's device, numbers in its dtype."""
@@ -136,9 +127,15 @@ class LoadedModel:
         return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _whole(batch: Mapping[str, Any], count: int) -> bool:
+def is_whole(batch: Mapping[str, Any], count: int) -> bool:
+    """Say whether each of a batch's pictures is one tensor of the model's own size.
+
+    Else it is tiles, or rows of patches, or padded to the largest (``image_sizes``).
+    """
     pixels = batch.get("pixel_values")
-    return pixels is None or (pixels.ndim == 4 and len(pixels) == count)
+    if pixels is None:
+        return True
+    return pixels.ndim == 4 and len(pixels) == count and "image_sizes" not in batch
 
 
 def patch_grid(patches: int) -> tuple[int, int]:

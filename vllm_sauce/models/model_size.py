@@ -11,7 +11,7 @@ from typing import Any
 from vllm_sauce.concepts import VISION, decoder_layer_idx, is_vision
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.files import read_object
-from vllm_sauce.models.architectures import VISION_MODELS
+from vllm_sauce.models.architectures import known_row
 from vllm_sauce.models.families import (
     PictureSize,
     layer_parameters,
@@ -136,12 +136,12 @@ def _no_site(model: str, site: str, layers: int, vision: Sequence[str]) -> Confi
 
 
 def _vision_width(config: Any) -> int:
-    row = VISION_MODELS.get(next(iter(config.architectures or ()), ""))
+    row = known_row(config)
     return row.width(config) if row else int(config.vision_config.hidden_size)
 
 
 def _vision_sites(config: Any) -> tuple[str, ...]:
-    row = VISION_MODELS.get(next(iter(config.architectures or ()), ""))
+    row = known_row(config)
     return tuple(row.modules(config)) if row else (VISION,)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vllm_sauce.concepts import is_vision
 from vllm_sauce.data.samples import Sample, open_picture
-from vllm_sauce.models.loaded_model import LoadedModel
+from vllm_sauce.models.loaded_model import LoadedModel, is_whole
 from vllm_sauce.models.site_hooks import site_hook
 
 
@@ -52,24 +52,33 @@ def sample_batches(
     plain = [row for row in chosen if samples[row].picture is None]
     # The vision site has nothing to say about a text.
     words_only = [site for site in sites if not is_vision(site)]
-    whole = not pictured or loaded.takes_whole(samples[pictured[0]])
     for group, read in ((pictured, list(sites)), (plain, words_only)):
-        # Rows of tiles, or of pictures of any size, are one picture's alone.
-        step = batch_size if whole or group is plain else 1
-        for start in range(0, len(group) if read else 0, step):
-            part = group[start : start + step]
-            yield _run(loaded, [samples[row] for row in part], part, read, whole)
+        for start in range(0, len(group) if read else 0, batch_size):
+            yield from _runs(loaded, samples, group[start : start + batch_size], read)
+
+
+def _runs(
+    loaded: LoadedModel, samples: Sequence[Sample], rows: list[int], sites: list[str]
+) -> Iterator[SampleBatch]:
+    """Run samples together, or one by one where their pictures' rows would mix."""
+    inputs = loaded.inputs([samples[row] for row in rows], tiled=True)
+    if len(rows) > 1 and not is_whole(inputs, len(rows)):
+        for row in rows:
+            yield from _runs(loaded, samples, [row], sites)
+    else:
+        yield _run(loaded, inputs, samples, rows, sites)
 
 
 @torch.inference_mode()
 def _run(
     loaded: LoadedModel,
+    inputs: dict[str, Tensor],
     samples: Sequence[Sample],
     rows: list[int],
     sites: list[str],
-    whole: bool,
 ) -> SampleBatch:
     kept: dict[str, Tensor] = {}
+    whole = is_whole(inputs, len(rows))
 
     def keep(site: str, x: Tensor) -> Tensor:
         shape = x.shape if whole or not is_vision(site) else (1, -1, x.shape[-1])
@@ -78,7 +87,6 @@ def _run(
         kept[site] = torch.cat([kept[site], found], 1) if site in kept else found
         return x
 
-    inputs = loaded.inputs(samples, tiled=not whole)
     with ExitStack() as hooks:
         for site in sites:
             hooks.enter_context(site_hook(loaded.model, site, partial(keep, site)))
@@ -89,17 +97,20 @@ def _run(
         kept,
         inputs["input_ids"],
         inputs["attention_mask"].bool(),
-        _seen(loaded, samples, inputs.get("pixel_values"), whole),
+        _seen(loaded, [samples[row] for row in rows], inputs, whole),
         whole,
     )
 
 
 def _seen(
-    loaded: LoadedModel, samples: Sequence[Sample], pixels: Tensor | None, whole: bool
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    inputs: dict[str, Tensor],
+    whole: bool,
 ) -> Tensor | None:
-    if pixels is None:
+    if "pixel_values" not in inputs:
         return None
     if whole:
-        return loaded.seen(pixels)
+        return loaded.seen(inputs["pixel_values"])
     pictures = [open_picture(s.picture) for s in samples if s.picture is not None]
     return torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])

@@ -22,7 +22,7 @@ from tests.plugin.random_bundle import random_sae
 from tests.plugin.support import runner_of
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit, is_vision
-from vllm_sauce.models.architectures import vision_model
+from vllm_sauce.models.architectures import vision_row
 from vllm_sauce.models.site_edits import site_actions, sparing_sink
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.plugin.sites.modules import table_name
@@ -62,7 +62,7 @@ def widths(config: Any) -> dict[str, int]:
     d_model, layers = int(text.hidden_size), range(1, text.num_hidden_layers)
     if not hasattr(config, "vision_config"):
         return {f"decoder.{i}": d_model for i in layers}
-    row = vision_model(config)
+    row = vision_row(config)
     return {
         "decoder.1": d_model,
         **dict.fromkeys(row.modules(config), row.width(config)),
@@ -94,16 +94,15 @@ def write_bundle(folder: Path, model_dir: Path) -> Path:
 
 def start(model_dir: Path, bundle_dir: Path, **options: Any) -> Any:
     """Start an engine of the runner and mode that the environment names."""
-    return engine(
-        model_dir,
-        {"bundle": str(bundle_dir)},
-        enforce_eager=not COMPILED,
+    told = {
+        "enforce_eager": not COMPILED,
         # vLLM keeps states of Mamba 2 for it that its kernel for CPUs does not return.
-        enable_prefix_caching=False,
-        max_num_seqs=4,
-        max_num_batched_tokens=2048,
+        "enable_prefix_caching": False,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 2048,
         **options,
-    )
+    }
+    return engine(model_dir, {"bundle": str(bundle_dir)}, **told)
 
 
 def logprobs(llm: Any, asked: Sequence[Asked]) -> list[dict[int, float]]:

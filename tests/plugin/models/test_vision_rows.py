@@ -22,7 +22,7 @@ from tests.plugin.models.compared import (
 )
 from tests.plugin.models.vision_models import VISION_MODELS, write_vision_model
 from vllm_sauce.errors import CanaryError
-from vllm_sauce.models.architectures import VISION_MODELS as VISION_ROWS
+from vllm_sauce.models.architectures import VISION_ROWS
 
 pytestmark = pytest.mark.engine
 

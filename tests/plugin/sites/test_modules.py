@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from vllm_sauce.errors import (
@@ -14,7 +15,7 @@ from vllm_sauce.errors import (
     UnsupportedFeatureError,
     UnsupportedVLLMError,
 )
-from vllm_sauce.models.architectures import LAYERS, VISION_MODELS
+from vllm_sauce.models.architectures import LAYERS, VISION_ROWS
 from vllm_sauce.plugin.sites.modules import decoder_layers, form_of, modules_at
 
 
@@ -47,7 +48,7 @@ def config_of(architecture: str, **vision: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("row", VISION_MODELS.values(), ids=list(VISION_MODELS))
+@pytest.mark.parametrize("row", VISION_ROWS.values(), ids=list(VISION_ROWS))
 def test_a_rows_vision_sites_are_found(row: Any) -> None:
     config = config_of(row.model, deepstack_visual_indexes=[1, 2])
     paths = row.modules(config)
@@ -104,6 +105,26 @@ def test_classes_are_matched_exactly() -> None:
         decoder_layers(named("SomeForCausalLM"))
 
 
+def test_layers_that_scale_their_stream_in_float16_are_refused_there() -> None:
+    stack = layers("DeepseekV2DecoderLayer", "DeepseekV2DecoderLayer")
+    for layer in stack:
+        layer.add_module("mlp", nn.Linear(2, 2))
+    model = holding("model.layers", stack)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert decoder_layers(model.to(dtype)) is stack
+    with pytest.raises(UnsupportedFeatureError, match="V2DecoderLayer .*bfloat16"):
+        decoder_layers(model.half())
+
+
+def test_a_part_of_a_stack_may_have_a_name_of_its_own() -> None:
+    """Gemma 4 lists the layers of its first half once more."""
+    stack = layers("LlamaDecoderLayer", "LlamaDecoderLayer", "LlamaDecoderLayer")
+    model = holding("model.layers", stack)
+    for part in (nn.ModuleList(list(stack)[:2]), nn.ModuleList(list(stack))):
+        model.add_module("part", part)
+        assert list(decoder_layers(model)) == list(stack)
+
+
 def test_what_is_not_proven_is_refused() -> None:
     with pytest.raises(
         UnsupportedFeatureError, match=r"vision site of SomeVL .*docs/models.md"
@@ -130,5 +151,5 @@ def test_what_is_not_there_is_refused() -> None:
 def test_vllm_has_the_models_that_the_table_names() -> None:
     from vllm.model_executor.models import ModelRegistry
 
-    assert set(VISION_MODELS) <= set(ModelRegistry.get_supported_archs())
+    assert set(VISION_ROWS) <= set(ModelRegistry.get_supported_archs())
     assert set(LAYERS.values()) <= {"sum", "first", "single"}

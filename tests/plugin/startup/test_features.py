@@ -102,17 +102,18 @@ def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "options", [{"limit_per_prompt": {"image": 0}}, {"language_model_only": True}]
 )
-def test_a_vision_site_needs_pictures(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("site", ["vision", "vision.2"])
+def test_a_vision_site_needs_pictures(options: dict[str, Any], site: str) -> None:
     """Without any, vLLM leaves out the tower and the canary could not tell why."""
     from vllm.config import MultiModalConfig
 
     without = config(model_config__multimodal_config=MultiModalConfig(**options))
     with pytest.raises(UnsupportedFeatureError, match="--limit-mm-per-prompt") as told:
-        refuse_unproven(without, sites=("decoder.1", "vision"))
+        refuse_unproven(without, sites=("decoder.1", site))
     assert "serve a bundle of decoder sites" in str(told.value)
     refuse_unproven(without, sites=("decoder.1",))
     one = MultiModalConfig(limit_per_prompt={"image": 1})
-    refuse_unproven(config(model_config__multimodal_config=one), sites=("vision",))
+    refuse_unproven(config(model_config__multimodal_config=one), sites=(site,))
 
 
 @pytest.mark.parametrize("load_format", ["auto", "mistral", "safetensors"])

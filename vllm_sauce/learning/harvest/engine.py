@@ -22,7 +22,7 @@ from vllm_sauce.learning.harvest.folder import (
     check_or_write,
 )
 from vllm_sauce.learning.harvest.settings import HarvestRequest
-from vllm_sauce.models.architectures import vision_model
+from vllm_sauce.models.architectures import vision_row
 from vllm_sauce.plugin import compat
 
 HARVEST_WORKER: Final = "vllm_sauce.plugin.tap.harvest_worker.HarvestWorker"
@@ -195,5 +195,5 @@ def _messages(given: NumberedSample) -> list[dict[str, Any]]:
 
 def _width(config: Any, site: str) -> int:
     if is_vision(site):
-        return vision_model(config.hf_config).width(config.hf_config)
+        return vision_row(config.hf_config).width(config.hf_config)
     return int(config.get_hidden_size())

@@ -91,11 +91,16 @@ def _sampled(
     inputs = pictures or (drawn_pictures() if is_vision(site) else texts or TEXTS)
     most = -(-MOST_TOKENS // len(inputs))
 
-    def keep(name: str, x: Tensor) -> Tensor:
-        rows = torch.linspace(first, x.shape[1] - 1, min(x.shape[1] - first, most))
+    def keep(name: str, features: Tensor) -> Tensor:
+        x, count = features, most
+        if is_vision(name):
+            # [pictures or tiles, patches, d_model], or all rows in one list.
+            x = features if features.dim() == 3 else features.flatten(0, -2)[None]
+            count = -(-MOST_TOKENS // len(x))
+        rows = torch.linspace(first, x.shape[1] - 1, min(x.shape[1] - first, count))
         some = x[:, rows.long().to(x.device)]
         kept[name].append(some.detach().float().flatten(0, -2).cpu())
-        return x
+        return features
 
     with ExitStack() as hooks, torch.inference_mode():
         for name in sites:

@@ -21,7 +21,7 @@ from vllm_sauce.models.architectures import (
     TRANSFORMERS,
     WHERE,
     Form,
-    vision_model,
+    vision_row,
 )
 
 
@@ -54,7 +54,7 @@ def form_of(layer: Any) -> Form:
 
 
 def _connectors(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, Any]:
-    row = vision_model(hf_config)
+    row = vision_row(hf_config)
     name = type(model).__name__
     if name != (row.vllm or row.model):
         raise UnsupportedFeatureError(
@@ -91,8 +91,7 @@ def decoder_layers(model: Any) -> Any:
     inner = model.get_language_model() if shows else model
     stacks = [one for one in _stacks(inner) if all(map(_listed, one))]
     # A part of a stack may have a name of its own.
-    parts = [one for one in stacks if any(_within(one, other) for other in stacks)]
-    stacks = [one for one in stacks if not any(one is part for part in parts)]
+    stacks = [one for one in stacks if not any(_within(one, it) for it in stacks)]
     if len(stacks) == 1:
         _check_dtype(stacks[0])
         return stacks[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sauce.bundle.fingerprint import INDEX_FILE
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.plugin import compat
 
@@ -86,7 +87,7 @@ def refuse_unproven(vllm_config: Any, *, sites: tuple[str, ...]) -> None:
             f"sauce is not proven correct with: {'; '.join(found)} (sites "
             f"{', '.join(sites)}); switch these off, or serve without --plugin sauce"
         )
-    if "vision" in sites and not compat.takes_pictures(vllm_config):
+    if any(map(is_vision, sites)) and not compat.takes_pictures(vllm_config):
         raise UnsupportedFeatureError(
             "no picture may come (--limit-mm-per-prompt or --language-model-only), so "
             "vLLM leaves out the vision tower and the bundle's vision site has nothing "

@@ -35,8 +35,10 @@ class Picture:
         return torch.cat([part.flatten(0, -2) for part in parts]).float()
 
 
-def prove_cut(runner: Any, runtime: SauceRuntime) -> Picture:
-    """Compare two pictures with the model cut at its vision sites; return the first.
+def prove_cut(runner: Any, runtime: SauceRuntime) -> tuple[Picture, Tensor]:
+    """Compare two pictures with the model cut at its vision sites.
+
+    Returns one of them and its embedding, uncut.
 
     Raises: CanaryError with the share of elements that go around
     """
@@ -67,7 +69,7 @@ def prove_cut(runner: Any, runtime: SauceRuntime) -> Picture:
             f"{type(runner.model).__name__}: an edit there would not hold; edit "
             "decoder layers instead"
         )
-    return first
+    return first, before
 
 
 def _pictures(runner: Any) -> list[Picture]:

@@ -23,6 +23,8 @@ _TOLERANCE = 0.1
 float32 where the form is right, 0.05 and more of the logits where it is wrong; bfloat16
 rounds the vector itself by 1/256."""
 
+_LENGTH = 2.0
+
 _SHIFTS: dict[Form, tuple[int, int]] = {"sum": (1, -1), "first": (0, 1)}
 """What leaves the stream as it is, of hidden_states and of residual."""
 
@@ -53,6 +55,17 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).square().mean().sqrt())
 
 
+def _vector(stream: Tensor) -> Tensor:
+    """Return one direction for all tokens, of a length that outweighs each's stream.
+
+    Shapes: stream [num_tokens, d_model], same out
+    """
+    rng = torch.Generator().manual_seed(0)
+    direction = torch.randn(stream.shape[-1], generator=rng).to(stream.device)
+    length = stream.float().square().mean(-1, keepdim=True).sqrt()
+    return (_LENGTH * length * direction).to(stream.dtype)
+
+
 def _output(runner: Any, layer: Any, shift: tuple[int, int]) -> Tensor:
     passed = 0
 
@@ -62,15 +75,11 @@ def _output(runner: Any, layer: Any, shift: tuple[int, int]) -> Tensor:
         left = type(layer).forward(layer, *args, **kwargs)
         hidden_states, residual = stream_of(left, layer.sauce_form)
         stream = hidden_states if residual is None else hidden_states + residual
-        rng = torch.Generator().manual_seed(0)
-        delta = torch.randn(stream.shape[-1], generator=rng).to(stream)
-        delta *= stream.float().square().mean().sqrt().to(delta)
-        if not isinstance(left, tuple):
-            return left + shift[0] * delta
-        first, second, *rest = (*left, None)[: max(2, len(left))]
-        if second is not None:
-            second = second + shift[1] * delta
-        return (first + shift[0] * delta, second, *rest)[: len(left)]
+        parts = list(left) if isinstance(left, tuple) else [left]
+        for i, share in enumerate(shift):
+            if share:
+                parts[i] = parts[i] + share * _vector(stream).view_as(parts[i])
+        return tuple(parts) if isinstance(left, tuple) else parts[0]
 
     layer.forward = shifted
     try:

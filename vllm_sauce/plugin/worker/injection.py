@@ -17,7 +17,7 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import TRIAL, is_vision
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
-from vllm_sauce.models.architectures import vision_model
+from vllm_sauce.models.architectures import vision_row
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites import encoder_batches, swap
 from vllm_sauce.plugin.sites.action import ATTRIBUTE, SiteAction
@@ -127,7 +127,7 @@ def vision_sites(bundle: Bundle, hf_config: Any) -> tuple[str, ...]:
     """
     if not any(map(is_vision, bundle.sites)):
         return ()
-    wanted = tuple(vision_model(hf_config).modules(hf_config))
+    wanted = tuple(vision_row(hf_config).modules(hf_config))
     for concept in bundle.catalogue.values():
         # Calibration tries parts, too, and says how well the best it finds forgets.
         if concept.scores.get("UAg") is not None or TRIAL in concept.provenance:
