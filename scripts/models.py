@@ -38,8 +38,9 @@ largest difference between vLLM with the plugin and transformers with the same e
 the same module, in the log-probabilities of the {logprobs} likeliest next tokens; plain
 and edited prompts are in one batch. The models are tiny and random, of a public
 checkpoint's layout: vLLM {vllm} and transformers {transformers} on a CPU, float32 (bf16:
-bfloat16). The edits move the same log-probabilities by {least:.2g} at least. What a
-model of full size and trained weights does, this does not say, nor what a GPU does.
+bfloat16). The edits move the same log-probabilities by {least:.2g} at least. The numbers
+here are of the first token; the tests of text models go on for four. What a model of full
+size and trained weights does, this does not say, nor what a GPU does.
 
 A server trusts none of it. Before it listens, the canary cuts the model at its vision
 sites (two pictures must become equal, bit for bit) and moves a vector between the tensors
@@ -52,8 +53,8 @@ a vision site its architecture in the first. The refusal names the class; add a 
 ## Vision sites
 
 `vision` is what enters the connector. Models that hand on several layers of their tower
-have `vision.1`, `vision.2`, …: a bundle edits all of these, or none. Videos are refused
-where a concept is edited at the tower; decoder sites take them.
+have `vision.1`, `vision.2`, …: a concept edits all of these or none, unless calibration
+measured a part. Videos are refused where a concept is edited at the tower; decoder sites take them.
 """
 LAYERS_HEAD = """
 ## Decoder layers
@@ -83,7 +84,8 @@ left to right there, transformers both ways (compared with transformers told to 
 same); LFM2's rotation is wrong with more than one head (compared with one); Aria attends
 to the padding of pictures that are not square (compared with square ones); GLM-4.7-Flash's
 layers answer otherwise when compiled, without any edit (by 2.1), and towers in bfloat16 make
-NaN in Triton's interpreter ("not run").
+NaN in Triton's interpreter ("not run"); Cohere 2 differs by 1e-3 on prompts longer than its
+layers' window, without any edit (compared with shorter ones).
 
 ## To add a row
 

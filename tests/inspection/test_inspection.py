@@ -6,11 +6,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.inspection.world import WORDING, grid_of
-from tests.plugin.random_gemma3 import write_gemma3_bundle, write_random_gemma3
+from tests.plugin.models.parts import D_MODEL
+from tests.plugin.models.vision_models import write_vision_model
+from tests.plugin.random_bundle import random_sae
 from tiny.exam import MODEL_FOLDER
-from vllm_sauce.bundle import Bundle
+from vllm_sauce.bundle import Bundle, fingerprint_model
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError, UnknownConceptError
 from vllm_sauce.inspection.inspection import inspect_bundle
@@ -66,8 +70,15 @@ def test_texts_alone_can_be_inspected(loaded, bundle):
 
 def test_other_models_are_asked_one_prompt_at_a_time(tmp_path, samples):
     """Gemma 3, with random weights: norms and windows that LLaVA has not."""
-    model = write_random_gemma3(tmp_path / "model", MODEL_FOLDER)
-    write_gemma3_bundle(tmp_path / "bundle", model)
+    model = write_vision_model(tmp_path / "model", "gemma3", MODEL_FOLDER)
+    edit = SiteEdit.uniform(range(7, 60), gamma=-4.0, shift=-1.0, gate=0.05)
+    concept = Concept(name="read", domain="random", edits={"decoder.1": edit})
+    sae = random_sae(
+        2, D_MODEL, threshold=torch.full((96,), 0.1), architecture="jumprelu"
+    )
+    Bundle.build(
+        fingerprint_model(model), {"decoder.1": sae}, Catalogue([concept])
+    ).save(tmp_path / "bundle")
     loaded = LoadedModel.load(model, "cpu")
     template = (MODEL_FOLDER / "chat_template.jinja").read_text()
     loaded.processor.chat_template = template.replace("<image>", "<start_of_image>")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -92,10 +93,24 @@ def write_bundle(folder: Path, model_dir: Path) -> Path:
     return folder
 
 
-def start(model_dir: Path, bundle_dir: Path, **options: Any) -> Any:
+def also_compiled(names: Iterable[str], some: Iterable[str]) -> list[Any]:
+    """Return names, each in the mode that the environment says; some compiled, too.
+
+    As parameters "name" and "compiled". Nothing is compiled in Triton's interpreter.
+    """
+    more = [] if COMPILED or RUNNER == "v2" else some
+    return [
+        *(pytest.param(name, COMPILED, id=name) for name in names),
+        *(pytest.param(name, True, id=f"{name}-compiled") for name in more),
+    ]
+
+
+def start(
+    model_dir: Path, bundle_dir: Path, *, compiled: bool = COMPILED, **options: Any
+) -> Any:
     """Start an engine of the runner and mode that the environment names."""
     told = {
-        "enforce_eager": not COMPILED,
+        "enforce_eager": not compiled,
         # vLLM keeps states of Mamba 2 for it that its kernel for CPUs does not return.
         "enable_prefix_caching": False,
         "max_num_seqs": 4,
@@ -105,14 +120,20 @@ def start(model_dir: Path, bundle_dir: Path, **options: Any) -> Any:
     return engine(model_dir, {"bundle": str(bundle_dir)}, **told)
 
 
-def logprobs(llm: Any, asked: Sequence[Asked]) -> list[dict[int, float]]:
-    """Return the likeliest next tokens of each prompt, all of them one batch."""
+Steps = list[dict[int, float]]
+"""The likeliest tokens of each step, with their log-probabilities."""
+
+
+def answers(
+    llm: Any, asked: Sequence[Asked], tokens: int
+) -> list[tuple[list[int], Steps]]:
+    """Return what is written greedily to each prompt, all of them one batch."""
     from vllm import SamplingParams
 
     params = [
         SamplingParams(
             temperature=0,
-            max_tokens=1,
+            max_tokens=tokens,
             logprobs=LOGPROBS,
             ignore_eos=True,
             extra_args=vllm_sauce.forget(*one.forget) if one.forget else None,
@@ -120,8 +141,19 @@ def logprobs(llm: Any, asked: Sequence[Asked]) -> list[dict[int, float]]:
         for one in asked
     ]
     outputs = llm.generate([one.given() for one in asked], params, use_tqdm=False)
-    found = [output.outputs[0].logprobs[0] for output in outputs]
-    return [{token: entry.logprob for token, entry in one.items()} for one in found]
+    found = [output.outputs[0] for output in outputs]
+    return [
+        (
+            list(one.token_ids),
+            [{t: e.logprob for t, e in step.items()} for step in one.logprobs],
+        )
+        for one in found
+    ]
+
+
+def logprobs(llm: Any, asked: Sequence[Asked]) -> Steps:
+    """Return the likeliest next tokens of each prompt, all of them one batch."""
+    return [steps[0] for _, steps in answers(llm, asked, 1)]
 
 
 def write_template(model_dir: Path, word: str) -> None:
@@ -192,9 +224,30 @@ class Reference:
             self.model(**self.inputs(asked), use_cache=False)
         return found
 
+    def answer(self, asked: Asked, tokens: int) -> tuple[list[int], torch.Tensor]:
+        """Return what is written greedily, and the log-probabilities of each step.
+
+        Without a cache; only prompts without pictures are gone on with.
+
+        Shapes: -> [tokens], [tokens, vocabulary]
+        """
+        written: list[int] = []
+        steps = [self.logprobs(asked)]
+        while len(written) < tokens - 1:
+            written.append(int(steps[-1].argmax()))
+            steps.append(self.logprobs(asked, written))
+        return [*written, int(steps[-1].argmax())], torch.stack(steps)
+
     @torch.inference_mode()
-    def logprobs(self, asked: Asked) -> torch.Tensor:
-        """Return those of the next token. Shapes: -> [vocabulary]"""
+    def logprobs(self, asked: Asked, written: Sequence[int] = ()) -> torch.Tensor:
+        """Return those of the token after a prompt and what is written to it.
+
+        Shapes: -> [vocabulary]
+        """
+        inputs = self.inputs(asked)
+        if written:
+            more = torch.tensor([list(written)])
+            inputs = {"input_ids": torch.cat([inputs["input_ids"], more], 1)}
         with ExitStack() as hooks:
             for name in asked.forget:
                 edits = self.bundle.catalogue.concept(name).edits
@@ -202,7 +255,7 @@ class Reference:
                     hooks.enter_context(
                         site_hook(self.model, site, sparing_sink(action))
                     )
-            logits = self.model(**self.inputs(asked), use_cache=False).logits
+            logits = self.model(**inputs, use_cache=False).logits
         return torch.log_softmax(logits[0, -1].float(), -1)
 
 
@@ -225,13 +278,14 @@ def record(
     """Note what was compared, if somebody wants to know."""
     if RECORD is None:
         return
+    config = llm.llm_engine.vllm_config.model_config
     line = {
         "model": name,
         "architecture": reference.bundle.fingerprint.architecture,
         "layers": layers_of(llm),
         "sites": list(reference.bundle.catalogue.sites()),
         "runner": RUNNER,
-        "mode": "compiled" if COMPILED else "eager",
+        "mode": "eager" if config.enforce_eager else "compiled",
         "dtype": str(reference.model.dtype).removeprefix("torch."),
         "difference": difference,
         "moved": moved,

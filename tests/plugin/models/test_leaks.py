@@ -59,11 +59,11 @@ def test_pictures_and_prefixes_of_one_mask_reach_no_other(
     gc.collect()
 
 
-@pytest.mark.parametrize("name", ["lfm2", "cohere", "starcoder2"])
+@pytest.mark.parametrize("name", ["lfm2", "cohere", "granite"])
 def test_prefixes_of_texts_reach_no_other_mask(
     name: str, tmp_path: Path, model_dir: Path
 ) -> None:
-    """Layers with a state, a stream that is the first tensor, transformers' layers."""
+    """Layers with a state, a stream that is the first tensor, and the only one."""
     model = write_text_model(tmp_path, name, model_dir)
     reference = Reference(model, write_bundle(tmp_path / "bundle", model))
     asked = [Asked(LONG, forget=mask) for mask in ((), ("read",), (), ("both",))]

@@ -13,6 +13,7 @@ from tests.plugin.conftest import RUNNER
 from tests.plugin.models.compared import (
     Asked,
     Reference,
+    also_compiled,
     largest,
     logprobs,
     picture,
@@ -31,9 +32,11 @@ MASKS: list[tuple[str, ...]] = [("seen",), (), ("both",), ("seen",)]
 CLOSE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
-@pytest.mark.parametrize("name", VISION_MODELS)
+@pytest.mark.parametrize(
+    ("name", "compiled"), also_compiled(VISION_MODELS, ["qwen3_vl"])
+)
 def test_a_mixed_batch_is_edited_as_in_transformers(
-    name: str, tmp_path: Path, model_dir: Path
+    name: str, compiled: bool, tmp_path: Path, model_dir: Path
 ) -> None:
     """Pictures of several sizes in one encoder run, under masks that alternate."""
     told = VISION_MODELS[name]
@@ -42,7 +45,13 @@ def test_a_mixed_batch_is_edited_as_in_transformers(
     model = write_vision_model(tmp_path / "model", name, model_dir)
     bundle = write_bundle(tmp_path / "bundle", model)
     reference = Reference(model, bundle, told.dtype, told.token_type)
-    llm = start(model, bundle, dtype=told.dtype, limit_mm_per_prompt=told.limits)
+    llm = start(
+        model,
+        bundle,
+        compiled=compiled,
+        dtype=told.dtype,
+        limit_mm_per_prompt=told.limits,
+    )
     sizes = [SIZES[-1]] * len(SIZES) if told.square else SIZES
     asked = [
         Asked(f"is there {told.word} a dog ?", picture(i, *size), mask)
