@@ -109,6 +109,8 @@ def start(
     model_dir: Path, bundle_dir: Path, *, compiled: bool = COMPILED, **options: Any
 ) -> Any:
     """Start an engine of the runner and mode that the environment names."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
     told = {
         "enforce_eager": not compiled,
         # vLLM keeps states of Mamba 2 for it that its kernel for CPUs does not return.
@@ -117,6 +119,8 @@ def start(
         "max_num_batched_tokens": 2048,
         **options,
     }
+    # An engine of the session may be left here; its groups are of a dense model.
+    cleanup_dist_env_and_memory()
     return engine(model_dir, {"bundle": str(bundle_dir)}, **told)
 
 
