@@ -17,7 +17,7 @@ LAYERS = [
     {"", "sae"},
     {"sae/formats", "bundle", "unlearning", "data"},
     {"models", "activations", "plugin/compat"},
-    {"plugin/startup", "plugin/sites"},
+    {"plugin/startup", "plugin/sites", "plugin/models"},
     {"plugin/worker", "plugin/frontend"},
     {"plugin/tap"},
     {"plugin"},

@@ -59,6 +59,7 @@ LAYERS: Final[dict[str, Form]] = {
     "Mamba2DecoderLayer": "sum",
     "MistralDecoderLayer": "sum",
     "MixtralDecoderLayer": "sum",
+    "MllamaCrossAttentionDecoderLayer": "single",
     "NemotronDecoderLayer": "sum",
     "NemotronHAttentionDecoderLayer": "sum",
     "NemotronHMLPDecoderLayer": "sum",
@@ -207,6 +208,11 @@ _ROWS: Final = (
     VisionRow(model="AriaForConditionalGeneration"),
     VisionRow(
         model="Lfm2VlForConditionalGeneration", vllm="Lfm2VLForConditionalGeneration"
+    ),
+    # The plugin's own model; its last layer and some before it, side by side.
+    VisionRow(
+        model="MllamaForConditionalGeneration",
+        width=lambda config: int(config.vision_config.vision_output_dim),
     ),
 )
 

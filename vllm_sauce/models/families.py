@@ -178,6 +178,8 @@ def picture_size(config: Any) -> PictureSize:
       before and one after them.
     - those that take pictures at their own size (Qwen, GLM, Pixtral): one of 640 x 480,
       its patches merged by squares in the prompt.
+    - mllama: all of its tiles pass the site, those of padding, too, and each has a
+      class token; a prompt has one token for them.
     - others: as llava, as one tile.
 
     Source: transformers' LlavaNextProcessor._get_number_of_features and Gemma3Processor
@@ -201,6 +203,9 @@ def picture_size(config: Any) -> PictureSize:
     patches = side * side
     if config.model_type == "gemma3":
         return PictureSize(patches, patches, config.mm_tokens_per_image + 2)
+    if config.model_type == "mllama":
+        rows = vision.max_num_tiles * (patches + 1)
+        return PictureSize(rows, rows, 1)
     # CLIP's class token is read by the tower and dropped after it.
     classes = int(vision.model_type == "clip_vision_model")
     if config.model_type != "llava_next":

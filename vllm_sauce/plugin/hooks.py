@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from vllm_sauce.plugin import compat, engine_core
+from vllm_sauce.plugin import compat, engine_core, own_models
 from vllm_sauce.plugin.compat import seam_check
 from vllm_sauce.plugin.frontend import admission, agreement, bench_client, entrances
 from vllm_sauce.plugin.startup import flags, settings
@@ -29,6 +29,7 @@ def install() -> None:
     engine_core.install()
     agreement.install()
     entrances.install()
+    own_models.install()
     compat.hook("all", "WorkerBase.__init__", _worker_init)
 
 
@@ -37,6 +38,7 @@ def _worker_init(
 ) -> None:
     if settings.wants_action(vllm_config):
         seam_check.check_worker(vllm_config)
+        own_models.register_for(vllm_config)
         if settings.section_of(vllm_config) is not None:
             install_edit()
         if settings.section_of(vllm_config, settings.HARVEST_KEY) is not None:

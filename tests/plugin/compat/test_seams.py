@@ -15,7 +15,7 @@ from packaging.version import Version
 
 from tests.places import ROOT
 from vllm_sauce.errors import UnsupportedVLLMError
-from vllm_sauce.plugin import compat, hooks
+from vllm_sauce.plugin import compat, hooks, own_models
 from vllm_sauce.plugin.compat import seam_check
 from vllm_sauce.plugin.compat.seam_check import Found
 from vllm_sauce.plugin.compat.seams import SEAMS, Seam
@@ -187,6 +187,7 @@ def test_a_missing_seam_stops_a_worker_of_its_runner(
     monkeypatch.setattr(seam_check, "SEAMS", (gone,))
     for name in ("install_edit", "install_tap"):
         monkeypatch.setattr(hooks, name, lambda: None)
+    monkeypatch.setattr(own_models, "register_for", lambda config: None)
     settings = {"bundle": "unused"} if section == "sauce" else {}
     started: list[Any] = []
 

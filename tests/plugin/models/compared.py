@@ -19,6 +19,7 @@ from PIL import Image
 
 import vllm_sauce
 from tests.plugin.conftest import RUNNER, engine
+from tests.plugin.models import crossing
 from tests.plugin.random_bundle import random_sae
 from tests.plugin.support import runner_of
 from vllm_sauce.bundle import Bundle, fingerprint_model
@@ -70,17 +71,23 @@ def widths(config: Any) -> dict[str, int]:
     }
 
 
-def write_bundle(folder: Path, model_dir: Path) -> Path:
-    """Write a bundle: "seen" at all vision sites, "read" behind layers, "both"."""
+def write_bundle(folder: Path, model_dir: Path, across: str | None = None) -> Path:
+    """Write a bundle: "seen" at all vision sites, "read" behind layers, "both".
+
+    And "across" behind one more layer, if one is given.
+    """
     from transformers import AutoConfig
 
     wide = widths(AutoConfig.from_pretrained(model_dir))
+    more = {} if across is None else {across: wide["decoder.1"]}
     edit = SiteEdit.uniform(range(7, 40), gamma=-4.0, shift=-1.0, gate=0.05)
     places = {
         "seen": [site for site in wide if is_vision(site)],
         "read": [site for site in wide if not is_vision(site)],
         "both": list(wide),
+        "across": list(more),
     }
+    wide |= more
     concepts = [
         Concept(name=name, domain="random", edits=dict.fromkeys(sites, edit))
         for name, sites in places.items()
@@ -199,13 +206,19 @@ class Reference:
         """By site."""
         return {site: held.weights for site, held in self.bundle.sites.items()}
 
-    def inputs(self, asked: Asked) -> dict[str, Any]:
-        """Return what the model takes of a prompt."""
+    def inputs(self, asked: Asked, written: Sequence[int] = ()) -> dict[str, Any]:
+        """Return what the model takes of a prompt, and of what is written to it."""
+        if self.model.config.model_type == "mllama":
+            ids = self.processor.tokenizer(asked.prompt)["input_ids"]
+            return crossing.inputs(self.processor, [*ids, *written], asked.picture)
         shown = {"images": [asked.picture]} if asked.picture else {}
         made = dict(self.processor(text=asked.prompt, return_tensors="pt", **shown))
         made.pop("labels", None)
         if self.token_type is not None and "token_type_ids" in made:
             made["token_type_ids"].fill_(self.token_type)
+        if written:
+            more = torch.tensor([list(written)])
+            made = {"input_ids": torch.cat([made["input_ids"], more], 1)}
         return {
             name: value.to(self.model.dtype) if value.is_floating_point() else value
             for name, value in made.items()
@@ -248,10 +261,6 @@ class Reference:
 
         Shapes: -> [vocabulary]
         """
-        inputs = self.inputs(asked)
-        if written:
-            more = torch.tensor([list(written)])
-            inputs = {"input_ids": torch.cat([inputs["input_ids"], more], 1)}
         with ExitStack() as hooks:
             for name in asked.forget:
                 edits = self.bundle.catalogue.concept(name).edits
@@ -259,7 +268,7 @@ class Reference:
                     hooks.enter_context(
                         site_hook(self.model, site, sparing_sink(action))
                     )
-            logits = self.model(**inputs, use_cache=False).logits
+            logits = self.model(**self.inputs(asked, written), use_cache=False).logits
         return torch.log_softmax(logits[0, -1].float(), -1)
 
 

@@ -87,6 +87,8 @@ def randomise(model: Any, rounded: bool) -> None:
             if weight.dim() > 1:
                 spread = head if name.startswith("lm_head.") else std
                 weight.normal_(0, spread, generator=generator)
+            elif weight.numel() == 1 and "gate" in name:
+                weight.fill_(0.8)  # small, it would shut a picture out
             elif "norm" not in name.lower():
                 weight.normal_(0, 0.05, generator=generator)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.plugin.models import crops, grids, tiles
+from tests.plugin.models import crops, crossing, grids, tiles
 from tests.plugin.models.parts import Built, randomise, save
 
 _QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -62,6 +62,7 @@ VISION_MODELS: dict[str, VisionModel] = {
     "aria": VisionModel(tiles.aria, "<image>", square=True),
     "cohere2_vision": VisionModel(tiles.cohere2_vision, "<|IMG_PATCH|>"),
     "lfm2_vl": VisionModel(tiles.lfm2_vl, "<image>"),
+    "mllama": VisionModel(crossing.mllama, "<|image|>", {"image": 1}),
     "gemma4": VisionModel(tiles.gemma4, "<|image|>", _no_videos()),
 }
 

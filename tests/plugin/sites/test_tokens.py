@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -33,6 +35,19 @@ def test_positions_tell_the_kind() -> None:
     assert kinds_of(PROMPT, 0, 15) == WHOLE
     runs = list(PROMPT.spans(0, 15))
     assert all(one[0] != two[0] for one, two in zip(runs, runs[1:], strict=False))
+
+
+def test_a_picture_that_is_attended_to_is_one_token() -> None:
+    """What vLLM calls its place is one in the encoder's input."""
+    feature = SimpleNamespace(
+        identifier="a",
+        modality="image",
+        mm_position=SimpleNamespace(offset=0, length=68, is_embed=None),
+    )
+    new = SimpleNamespace(prompt_token_ids=[1, 4, 9, 5], mm_features=[feature])
+    prompt = PromptTokens.of(new, word=9)
+    wanted = ["sink", "prompt", "image", "prompt", "generated"]
+    assert kinds_of(prompt, 0, 5) == wanted
 
 
 @given(st.integers(0, 20), st.integers(0, 20))

@@ -59,7 +59,11 @@ def config_of(bundle_dir: Path, model_dir: Path, digest: str) -> Any:
     return SimpleNamespace(
         additional_config={"sauce": {**section, "digest": digest}},
         model_config=SimpleNamespace(
-            model=str(model_dir), revision=None, dtype=torch.float32, hf_config=LLAVA
+            model=str(model_dir),
+            revision=None,
+            dtype=torch.float32,
+            hf_config=LLAVA,
+            is_encoder_decoder=False,
         ),
         scheduler_config=SimpleNamespace(max_num_seqs=3, max_num_batched_tokens=16),
         compilation_config=SimpleNamespace(cudagraph_capture_sizes=[1, 2]),
@@ -70,7 +74,9 @@ def test_an_action_sees_what_passes_its_sites() -> None:
     model, told = LlavaForConditionalGeneration(), Told()
     layer = model.language_model.model.layers[1]
     before = model.state_dict().keys()
-    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=LLAVA))
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=LLAVA, is_encoder_decoder=False)
+    )
     place(model, config, told, ("decoder.1", "vision"))
     assert action_of(model) is told and runtime_of(model) is None
     assert model.state_dict().keys() == before

@@ -96,6 +96,25 @@ def test_an_encoder_run_is_told_and_ended() -> None:
         run_encoder(original, runner(told))
 
 
+def test_pictures_that_are_attended_to_come_as_the_batch_does() -> None:
+    """Their keys' places in the cache do; elsewhere nobody minds."""
+    told, output = Told(), scheduled()
+    told.live = {"a": None, "b": None}
+    output.scheduled_encoder_inputs = {"b": [0], "a": [0]}
+    seen: list[list[str]] = []
+
+    def lists(self: Any, scheduler_output: Any) -> Any:
+        seen.append(list(scheduler_output.scheduled_encoder_inputs))
+        return ["p", "q"], [("image", object()), ("image", object())], []
+
+    runner_v1._batch_mm_inputs(lists, runner(told), output)
+    told.picture_word = 7
+    at = runner(told)
+    at.input_batch.req_ids = ["a", "c", "b"]
+    runner_v1._batch_mm_inputs(lists, at, output)
+    assert seen == [["b", "a"], ["a", "b"]]
+
+
 @pytest.mark.parametrize("section", ["sauce", "sauce_harvest"])
 def test_a_model_without_its_action_is_not_run(section: str) -> None:
     """Its loader went around the hook; a plain engine's model needs none."""

@@ -35,6 +35,10 @@ class SiteAction(ABC):
     announced: Announced | None = None
     """The pictures of the encoder, where vision sites look at them."""
 
+    picture_word: int | None = None
+    """The token of a prompt that stands for a whole picture, where text attends to
+    pictures across."""
+
     def __init__(self) -> None:
         self.live: dict[str, Any] = {}
         """Labels of the requests a runner holds, or at least of those in this step."""

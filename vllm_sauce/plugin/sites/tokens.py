@@ -54,10 +54,18 @@ class PromptTokens:
         self._starts: list[int] = (counts.cumsum(0) - counts).tolist()
 
     @classmethod
-    def of(cls, new_request: Any) -> PromptTokens:
-        """Read what vLLM's scheduler says of a request that begins."""
+    def of(cls, new_request: Any, word: int | None = None) -> PromptTokens:
+        """Read what vLLM's scheduler says of a request that begins.
+
+        ``word``: the token that stands for a whole picture, of models that attend to
+        pictures across; where vLLM has the picture then is no place in the prompt.
+        """
+        length = compat.prompt_length(new_request)
+        if word is not None:
+            ids = enumerate(new_request.prompt_token_ids or ())
+            return cls(length, [PictureSpan("", i, 1) for i, t in ids if t == word])
         seen = (f for f in new_request.mm_features if f.modality in ("image", "video"))
-        return cls(compat.prompt_length(new_request), map(PictureSpan.of, seen))
+        return cls(length, map(PictureSpan.of, seen))
 
     def spans(self, start: int, count: int) -> Iterator[tuple[str, int]]:
         """Yield the kinds of ``count`` tokens from a position on, in runs."""

@@ -73,6 +73,8 @@ def place(
         else:
             form = form_of(module)
             swap.on_stream(module, form, action.at_decoder(site, module))
+    if vllm_config.model_config.is_encoder_decoder:
+        action.picture_word = int(hf_config.image_token_index)
     object.__setattr__(model, ATTRIBUTE, action)
     runner_v2.offer_model_state(model, vllm_config, action)
 

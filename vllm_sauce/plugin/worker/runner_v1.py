@@ -57,7 +57,7 @@ def _prepare_inputs(
         for new in scheduler_output.scheduled_new_reqs:
             label = action.live[new.req_id]
             if label is not None:
-                action.prompts[new.req_id] = PromptTokens.of(new)
+                action.prompts[new.req_id] = PromptTokens.of(new, action.picture_word)
             action.begin_request(label, new.mm_features)
         prompts = [action.prompts.get(req_id) for req_id in req_ids]
         starts = batch.num_computed_tokens_cpu[: batch.num_reqs].tolist()
@@ -78,8 +78,18 @@ def _dummy_run(
 def _batch_mm_inputs(
     original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any
 ) -> Any:
+    action = action_of(self.model)
+    if action is not None and action.picture_word is not None:
+        # The keys' places in the cache come in the order of the batch, and after a
+        # preemption that is not the scheduler's; V2 sorts these itself.
+        scheduled = scheduler_output.scheduled_encoder_inputs
+        scheduler_output.scheduled_encoder_inputs = {
+            name: scheduled[name]
+            for name in self.input_batch.req_ids
+            if name in scheduled
+        }
     batched = original(self, scheduler_output, *args)
-    if (action := action_of(self.model)) is not None:
+    if action is not None:
         req_ids = list(scheduler_output.scheduled_encoder_inputs)
         action.announce(batched[0], batched[1], req_ids)
     return batched

@@ -46,7 +46,9 @@ def telling_state(base: Any, action: SiteAction) -> type:
             label = action.label_of(getattr(params, "extra_args", None))
             action.live[new_req_data.req_id] = label
             if label is not None:
-                action.prompts[new_req_data.req_id] = PromptTokens.of(new_req_data)
+                action.prompts[new_req_data.req_id] = PromptTokens.of(
+                    new_req_data, action.picture_word
+                )
             action.begin_request(label, new_req_data.mm_features)
             super().add_request(req_index, new_req_data)
 

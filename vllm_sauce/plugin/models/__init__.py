@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that vLLM does not serve (any more) and the plugin brings itself."""
