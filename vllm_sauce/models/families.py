@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from torch import nn
 
@@ -59,13 +59,28 @@ def image_token_id(config: Any) -> int:
     return int(getattr(config, "image_token_id", -1))
 
 
+def picture_encoder(model: Any) -> Callable[..., Any]:
+    """Return what runs a model's tower and connector on what a processor made."""
+    if hasattr(model, "get_image_features"):
+        return cast(Callable[..., Any], model.get_image_features)
+
+    def encode(pixel_values: Any, aspect_ratio_ids: Any, aspect_ratio_mask: Any) -> Any:
+        """Encode as the forward of Llama 3.2 Vision does, which has no such part."""
+        seen = model.model.vision_model(
+            pixel_values, aspect_ratio_ids, aspect_ratio_mask
+        )
+        return model.model.multi_modal_projector(seen.last_hidden_state)
+
+    return encode
+
+
 def tower_layers_near(model: Any, distance: int) -> list[int]:
     """Return the tower's layers around the one that the projector reads.
 
     Numbered as the config does; none where the model cannot read another.
     """
     layer = getattr(model.config, "vision_feature_layer", None)
-    accepted = inspect.signature(model.get_image_features).parameters
+    accepted = inspect.signature(picture_encoder(model)).parameters
     if "vision_feature_layer" not in accepted or not isinstance(layer, int):
         return []
     num_layers = model.config.vision_config.num_hidden_layers
@@ -106,6 +121,7 @@ def tower_parameters(config: Any) -> int:
     """Count the layers up to the one that is read, which are all that vLLM builds."""
     read = getattr(config, "vision_feature_layer", None)
     layers = _of(config.vision_config, "num_hidden_layers", "depth")
+    layers += getattr(config.vision_config, "num_global_layers", 0)
     if read is not None:
         chosen: Iterable[int] = read if isinstance(read, list | tuple) else (read,)
         # -1 is after the last layer; 0 would be before the first.
@@ -114,7 +130,13 @@ def tower_parameters(config: Any) -> int:
 
 
 def projector_parameters(config: Any) -> int:
-    """Two matrices in LLaVA; Gemma's single one is for few tokens, and left out."""
+    """Two matrices in LLaVA; Gemma's single one is for few tokens, and left out.
+
+    Of Llama 3.2 Vision one matrix, of which every row is read.
+    """
+    if config.model_type == "mllama":
+        d_text = config.get_text_config().hidden_size
+        return int(d_text * config.vision_config.vision_output_dim)
     if config.model_type not in ("llava", "llava_next"):
         return 0
     d_text = config.get_text_config().hidden_size

@@ -63,7 +63,7 @@ class ModelSize:
                 text_parameters=layer_parameters(text, text.num_hidden_layers, gated=3),
                 embedding_parameters=text.vocab_size
                 * text.hidden_size
-                * (1 if config.tie_word_embeddings else 2),
+                * (1 if getattr(config, "tie_word_embeddings", False) else 2),
                 d_vision=_vision_width(config) if vision else 0,
                 vision_sites=_vision_sites(config) if vision else (),
                 tower_parameters=tower_parameters(config) if vision else 0,

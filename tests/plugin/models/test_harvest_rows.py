@@ -17,7 +17,9 @@ from tests.plugin.models.compared import (
     write_template,
 )
 from tests.plugin.models.vision_models import VISION_MODELS, write_vision_model
+from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
+from vllm_sauce.concepts import is_vision
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.learning.harvest.engine import harvest
 from vllm_sauce.learning.harvest.settings import HarvestRequest, HarvestSettings
@@ -28,7 +30,7 @@ SIZES = [(112, 84), (56, 112), (112, 112)]
 
 
 @pytest.mark.parametrize(
-    "name", ["llava_pixtral", "llava_onevision", "qwen3_vl", "idefics3"]
+    "name", ["llava_pixtral", "llava_onevision", "qwen3_vl", "idefics3", "mllama"]
 )
 def test_rows_are_those_that_pass_in_transformers(
     name: str, tmp_path: Path, model_dir: Path
@@ -57,16 +59,31 @@ def test_rows_are_those_that_pass_in_transformers(
         },
     )
     assert not harvest(request, tuple(samples)).failed
-    wanted = [
-        reference.activations(Asked(f"{told.word} a dog", picture(i, *size)), [*wide])
-        for i, size in enumerate(SIZES)
+    asked = [
+        Asked(f"{told.word} a dog", picture(i, *size)) for i, size in enumerate(SIZES)
     ]
+    wanted = [reference.activations(one, [*wide]) for one in asked]
+    config = reference.model.config
+    word = getattr(config, "image_token_id", None) or config.image_token_index
     for site, d_model in wide.items():
         store = ActivationStore.open(request.out, site, verify=True)
-        numbers, positions, _ = store.labels()
-        for number, seen in enumerate(wanted):
+        numbers, positions, roles = store.labels()
+        for number, (one, seen) in enumerate(zip(asked, wanted, strict=True)):
             mine = (numbers == number).nonzero()[:, 0]
             mine = mine[positions[mine].argsort()]
+            read, right = reference.inputs(one), seen[site]
+            if is_vision(site):
+                assert (roles[mine] == Role.IMAGE).all()
+                right = right[: int(len(right) * real_tiles(read))]
+            else:
+                pictured = read["input_ids"][0] == word
+                assert torch.equal(roles[mine] == Role.IMAGE, pictured)
             x = store.rows(mine)
-            assert x.shape == seen[site].shape == (len(mine), d_model)
-            torch.testing.assert_close(x, seen[site], rtol=1e-4, atol=1e-4)
+            assert x.shape == right.shape == (len(mine), d_model)
+            torch.testing.assert_close(x, right, rtol=1e-4, atol=1e-4)
+
+
+def real_tiles(read: dict[str, torch.Tensor]) -> float:
+    """Return the part of a picture's tiles that does not fill it up."""
+    tiles = read.get("aspect_ratio_mask")
+    return 1.0 if tiles is None else float(tiles.float().mean())

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import vllm_sauce
 from tests.engines import starts_engine
 from tests.plugin.conftest import engine
 from tests.plugin.models import crossing

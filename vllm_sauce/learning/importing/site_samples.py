@@ -21,7 +21,11 @@ from vllm_sauce.data.sample_sources import text_samples
 from vllm_sauce.data.samples import PictureFile, open_picture
 from vllm_sauce.errors import ConfigError, PictureError, SauceError, warn
 from vllm_sauce.models.chat_prompts import chat_inputs
-from vllm_sauce.models.families import decoder_layers, tower_layers_near
+from vllm_sauce.models.families import (
+    decoder_layers,
+    picture_encoder,
+    tower_layers_near,
+)
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 
@@ -90,12 +94,15 @@ def _sampled(
     first = 0 if is_vision(site) else 1
     inputs = pictures or (drawn_pictures() if is_vision(site) else texts or TEXTS)
     most = -(-MOST_TOKENS // len(inputs))
+    shown = _shown(loaded, inputs) if is_vision(site) else {}
+    tiles = shown.get("aspect_ratio_mask")  # of Llama 3.2 Vision: which fill up
 
     def keep(name: str, features: Tensor) -> Tensor:
         x, count = features, most
         if is_vision(name):
             # [pictures or tiles, patches, d_model], or all rows in one list.
-            x = features if features.dim() == 3 else features.flatten(0, -2)[None]
+            x = features if tiles is None else features[tiles.bool()]
+            x = x if x.dim() == 3 else x.flatten(0, -2)[None]
             count = -(-MOST_TOKENS // len(x))
         rows = torch.linspace(first, x.shape[1] - 1, min(x.shape[1] - first, count))
         some = x[:, rows.long().to(x.device)]
@@ -106,10 +113,10 @@ def _sampled(
         for name in sites:
             hooks.enter_context(site_hook(model, name, partial(keep, name)))
         if is_vision(site):
-            shown = _shown(loaded, inputs)
-            model.get_image_features(**shown)
+            encode = picture_encoder(model)
+            encode(**shown)
             for layer in tower_layers_near(model, TOWER_NEIGHBOURS):
-                model.get_image_features(**shown, vision_feature_layer=layer)
+                encode(**shown, vision_feature_layer=layer)
                 kept[f"{VISION} (tower layer {layer})"] = [kept[VISION].pop()]
         else:
             _read(loaded, texts or TEXTS, pictures or ())
@@ -209,7 +216,7 @@ def drawn_pictures() -> list[Any]:
 def _shown(loaded: LoadedModel, pictures: Sequence[Any]) -> dict[str, Any]:
     images = loaded.processor.image_processor
     inputs = images(images=list(pictures), return_tensors="pt")
-    accepted = inspect.signature(loaded.model.get_image_features).parameters
+    accepted = inspect.signature(picture_encoder(loaded.model)).parameters
     return loaded.placed({name: x for name, x in inputs.items() if name in accepted})
 
 

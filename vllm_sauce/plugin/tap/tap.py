@@ -165,10 +165,10 @@ class ActivationTap(SiteAction):
         for one in finished:
             held = self._held.pop(one.sample)
             rows = {site: self._decoder_rows(one, held, site) for site in self._decoder}
-            fresh = self._fresh_pictures(held) if self._vision else ()
+            fresh = self._fresh_pictures(held) if self._vision else {}
             for site in self._vision if fresh else ():
                 rows[site] = self._picture_rows(one.sample, site, fresh)
-            self.writer.add(one.sample, rows, fresh)
+            self.writer.add(one.sample, rows, tuple(fresh))
             self._written.update(fresh)
             for name in fresh:
                 del self._pictures[name]
@@ -196,16 +196,23 @@ class ActivationTap(SiteAction):
             )
         role = torch.full((num_tokens,), Role.TEXT, dtype=torch.uint8)
         role[one.num_prompt_tokens :] = Role.GENERATED
-        for picture in held.pictures:
-            picture.mark(role, Role.IMAGE)
         sample = torch.full((num_tokens,), one.sample, dtype=torch.int32)
         position = torch.arange(num_tokens, dtype=torch.int32)
         token = torch.tensor(one.tokens, dtype=torch.int32)
+        if self.picture_word is not None:
+            role[token == self.picture_word] = Role.IMAGE
+        for picture in held.pictures if self.picture_word is None else ():
+            picture.mark(role, Role.IMAGE)
         return Rows(x, sample, position, role, token)
 
-    def _fresh_pictures(self, held: _Held) -> tuple[str, ...]:
-        names = dict.fromkeys(picture.identifier for picture in held.pictures)
-        fresh = tuple(name for name in names if name not in self._written)
+    def _fresh_pictures(self, held: _Held) -> dict[str, int | None]:
+        """Return those to write; of each how many rows are not there to fill up."""
+        across = self.picture_word is not None
+        fresh = {
+            picture.identifier: picture.length if across else None
+            for picture in held.pictures
+            if picture.identifier not in self._written
+        }
         for name in fresh:
             if name not in self._pictures:
                 raise ActivationsError(
@@ -213,8 +220,10 @@ class ActivationTap(SiteAction):
                 )
         return fresh
 
-    def _picture_rows(self, sample: int, site: str, names: Sequence[str]) -> Rows:
-        parts = [self._pictures[name][site] for name in names]
+    def _picture_rows(
+        self, sample: int, site: str, names: Mapping[str, int | None]
+    ) -> Rows:
+        parts = [self._pictures[name][site][:count] for name, count in names.items()]
         x = torch.cat(parts)
         number = torch.full((len(x),), sample, dtype=torch.int32)
         position = [torch.arange(len(part)) for part in parts]
