@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make docs/models.md, of the table of architectures and what the tests measured.
 
-python scripts/models.py --measure    runs tests/plugin/models, on a CPU: 40 minutes
-python scripts/models.py              writes the page anew from docs/models.json
+python scripts/models.py --measure       runs tests/plugin/models, on a CPU: 40 minutes
+python scripts/models.py --measure NAME  one model's alone; the others' are kept
+python scripts/models.py                 writes the page anew from docs/models.json
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ layers' window, without any edit (compared with shorter ones).
 """
 
 
-def measure() -> None:
-    """Run the tests of all rows, once a runner and mode, and keep what they found."""
+def measure(only: Sequence[str]) -> None:
+    """Run the tests of rows, once a runner and mode, and keep what they found."""
     lines: list[Any] = []
     for runner, mode in RUNS:
         with tempfile.TemporaryDirectory() as folder:
@@ -110,10 +111,16 @@ def measure() -> None:
                 "SAUCE_TEST_RECORD": str(record),
                 "VLLM_CPU_KVCACHE_SPACE": "1",
             }
-            command = [sys.executable, "-m", "pytest", "-q", "tests/plugin/models"]
+            some = ["-k", " or ".join(only)] if only else []
+            tests = [*some, "tests/plugin/models"]
+            command = [sys.executable, "-m", "pytest", "-q", *tests]
             subprocess.run(command, cwd=ROOT, env={**os.environ, **told}, check=False)
             text = record.read_text() if record.exists() else ""
             lines += [json.loads(line) for line in text.splitlines()]
+    if only:
+        measured = {line["model"] for line in lines}
+        kept = json.loads(MEASURED.read_text())["lines"]
+        lines = [line for line in kept if line["model"] not in measured] + lines
     MEASURED.write_text(json.dumps({"versions": versions(), "lines": lines}, indent=0))
 
 
@@ -187,6 +194,6 @@ def _differences(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    if "--measure" in sys.argv[1:]:
-        measure()
+    if sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2:])
     PAGE.write_text(page(json.loads(MEASURED.read_text())), encoding="utf-8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from packaging.version import Version
@@ -80,13 +81,19 @@ def _asked(args: Any) -> bool:
 
 
 def _architectures(args: Any) -> list[str]:
-    folder = compat.local_model_dir(args.model, getattr(args, "revision", None))
-    if folder is None:
-        return []
+    revision = getattr(args, "revision", None)
+    folder = compat.local_model_dir(args.model, revision)
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return []  # vLLM says what is wrong with it
+        if folder is None:
+            from huggingface_hub import hf_hub_download
+
+            # All of it, the weights too, comes later.
+            file = Path(hf_hub_download(args.model, "config.json", revision=revision))
+        else:
+            file = folder / "config.json"
+        config = json.loads(file.read_text("utf-8"))
+    except Exception:
+        return []  # vLLM says what is wrong with it, or with the name
     return list(config.get("architectures") or ())
 
 

@@ -185,7 +185,7 @@ def test_edits_of_a_mixed_batch(llm: Any, reference: Reference, site: str) -> No
     assert worst < 1e-3
     assert least > 20 * worst
     if site == "across":
-        record(llm, "mllama, across", reference, worst, least)
+        record(llm, "mllama across", reference, worst, least)
 
 
 def test_answers_are_edited_to_their_end(llm: Any, reference: Reference) -> None:
@@ -270,7 +270,8 @@ def test_the_other_names_of_tensors_are_loaded(
     save_file(renamed, held / "model.safetensors", metadata={"format": "pt"})
     other = start(held, write_bundle(tmp_path / "bundle", held))
     asked = [Asked(f"is there {crossing.WORD} a dog ?", picture(1, 112, 56))]
-    assert logprobs(other, asked) == logprobs(llm, asked)
+    (mine,), (theirs,) = logprobs(other, asked), logprobs(llm, asked)
+    assert mine == pytest.approx(theirs, abs=1e-5)  # compiled anew
     del other
     gc.collect()
     with pytest.raises(ValueError, match=r"no module or parameter named 'layers.0.un"):
