@@ -3,9 +3,10 @@
 
     python benchmarks/import_memory.py FOLDER [NAME...]
 
-Writes each layout with random numbers (2 to 4 GiB) into FOLDER, imports it, prints what
-each stage held at most, and removes it. Anonymous memory is what is taken for good; the
-mapped file is the system's to give back.
+Writes each layout with random numbers (1 to 5 GiB) into FOLDER, and a random model of
+its family and width, two layers. Imports the one for the other, which runs the model;
+prints what each stage held at most, and removes it. Anonymous memory is what is taken
+for good; the mapped file is the system's to give back.
 """
 
 from __future__ import annotations
@@ -83,25 +84,90 @@ def gemma_scope(folder: Path) -> tuple[Path, int]:
     return folder, d_model
 
 
+def sae_v(folder: Path) -> tuple[Path, int]:
+    """PKU-Alignment/SAE-V of LLaVA-NeXT with Mistral: SAELens' files, version 3."""
+    d_sae, d_model = 65_536, 4096
+    rows = _rows(d_sae, d_model, torch.float32)
+    tensors = {
+        "W_enc": rows.T.contiguous(),
+        "W_dec": rows,
+        "b_enc": torch.zeros(d_sae),
+        "b_dec": torch.zeros(d_model),
+    }
+    save_file(tensors, folder / "sae_weights.safetensors")
+    config = {
+        "architecture": "standard",
+        "d_in": d_model,
+        "d_sae": d_sae,
+        "activation_fn_str": "relu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "hook_name": "blocks.16.hook_resid_post",
+    }
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder, d_model
+
+
 LAYOUTS: dict[str, Callable[[Path], tuple[Path, int]]] = {
     "sparsify": sparsify,
+    "sae_v": sae_v,
     "qwen_scope": qwen_scope,
     "gemma_scope": gemma_scope,
+    "gemma_scope_text": gemma_scope,
 }
 
 
-def _model(folder: Path, d_model: int) -> Path:
-    """Write as much of a model as an import with --activations looks at."""
-    folder.mkdir()
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+def _model(folder: Path, name: str, d_model: int) -> Path:
+    """Write a random model of the layout's family, with sauce-tiny's words."""
+    import transformers
+
+    words = Path(__file__).resolve().parents[1] / "examples" / "tiny" / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    text = {
+        "vocab_size": len(tokenizer),
         "hidden_size": d_model,
+        "intermediate_size": 1024,
         "num_hidden_layers": 2,
-        "vocab_size": 32,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({"one": torch.zeros(1)}, folder / "model.safetensors")
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    tower |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    clip = {"model_type": "clip_vision_model", "projection_dim": 32, **tower}
+    image = tokenizer.convert_tokens_to_ids("<image>")
+
+    def llava_next(family: str) -> Any:
+        config = transformers.LlavaNextConfig(
+            vision_config=clip,
+            text_config={"model_type": family, **text},
+            image_token_index=image,
+        )
+        return transformers.LlavaNextForConditionalGeneration(config)
+
+    def gemma3() -> Any:
+        config = transformers.Gemma3Config(
+            vision_config={"model_type": "siglip_vision_model", **tower},
+            text_config=text,
+            mm_tokens_per_image=4,
+        )
+        return transformers.Gemma3ForConditionalGeneration(config)
+
+    made: dict[str, Callable[[], Any]] = {
+        "sparsify": lambda: llava_next("llama"),
+        "sae_v": lambda: llava_next("mistral"),
+        "qwen_scope": lambda: transformers.Qwen3ForCausalLM(
+            transformers.Qwen3Config(**text)
+        ),
+        "gemma_scope": gemma3,
+        "gemma_scope_text": lambda: transformers.Gemma3ForCausalLM(
+            transformers.Gemma3TextConfig(**text)
+        ),
+    }
+    torch.manual_seed(0)
+    made[name]().to(torch.bfloat16).save_pretrained(folder)
+    # Texts alone are read, for which a tokenizer will do.
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -111,17 +177,15 @@ def measure(folder: Path, name: str) -> None:
     place.mkdir(parents=True)
     try:
         source, d_model = LAYOUTS[name](place)
-        model = _model(folder / f"{name}.model", d_model)
-        activations = folder / f"{name}.safetensors"
-        save_file({"decoder.1": torch.randn(256, d_model)}, activations)
-        told = [str(one) for one in (source, model, activations, folder / "bundle")]
+        model = _model(folder / f"{name}.model", name, d_model)
+        told = [str(one) for one in (source, model, folder / "bundle")]
         subprocess.run([sys.executable, __file__, "--one", name, *told], check=True)
     finally:
         for left in folder.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def _import(name: str, source: str, model: str, activations: str, out: str) -> None:
+def _import(name: str, source: str, model: str, out: str) -> None:
     from vllm_sauce.learning.importing.import_sae import import_sae
     from vllm_sauce.learning.importing.settings import ImportRequest
 
@@ -137,7 +201,6 @@ def _import(name: str, source: str, model: str, activations: str, out: str) -> N
             time.sleep(0.01)
 
     threading.Thread(target=watch, daemon=True).start()
-    given: dict[str, Any] = {"activations": Path(activations), "out": Path(out)}
     begun = time.monotonic()
     import_sae(
         ImportRequest(
@@ -146,7 +209,7 @@ def _import(name: str, source: str, model: str, activations: str, out: str) -> N
             site="decoder.1",
             min_explained_variance=0.0,
             compare=False,
-            **given,
+            out=Path(out),
         ),
         stages.append,
     )

@@ -27,6 +27,7 @@ INERT: Final = names(
     # Where it was trained, and on what.
     "context_size dataset_path dataset_trust_remote_code disable_concat_sequences "
     "exclude_special_tokens hf_hook_name hook_eval hook_head_index hook_layer "
+    "local_model_path "
     "hook_point_eval hook_point_head_index hook_point_layer is_dataset_tokenized "
     "model_class_name model_from_pretrained_kwargs model_kwargs model_name "
     "neuronpedia_id prepend_bos sae_lens_training_version sae_lens_version "
@@ -36,7 +37,7 @@ INERT: Final = names(
     "cached_activations_path compile_llm compile_sae llm_compilation_mode llm_device "
     "n_batches_for_norm_estimate n_batches_in_buffer prefetch_llm_batches "
     "sae_compilation_mode store_batch_size store_batch_size_prompts "
-    "use_cached_activations "
+    "tokens_per_buffer use_cached_activations "
     # How it was trained.
     "adam_beta1 adam_beta2 aux_loss_coefficient b_dec_init_method "
     "dead_feature_estimation_method dead_feature_threshold dead_feature_window "
@@ -59,7 +60,8 @@ INERT: Final = names(
     "resume resume_from_checkpoint run_name save_final_checkpoint verbose wandb_entity "
     "wandb_id wandb_log_frequency wandb_project"
 )
-"""Keys that change nothing of it: those of SAELens' classes from 0.1 to 6.54."""
+"""Keys that change nothing of it: those of SAELens' classes from 0.1 to 6.54, and of
+SAELens-V, a relative of version 3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,7 @@ def parse_config(cfg: Mapping[str, object], source: object) -> SAELensConfig:
     return SAELensConfig(
         architecture=architecture,
         k=_k_of(known, source) if architecture == "topk" else None,
-        normalize_activations=_normalization(known),
+        normalize_activations=_normalization(known, source),
         apply_b_dec_to_input=_flag(known, "apply_b_dec_to_input", True, source),
         rescale_acts_by_decoder_norm=rescale,
         finetuning_scaling_factor=_flag(
@@ -154,12 +156,18 @@ def _k_of(cfg: Mapping[str, object], source: object) -> int:
     return k
 
 
-def _normalization(cfg: Mapping[str, object]) -> str:
+def _normalization(cfg: Mapping[str, object], source: object) -> str:
     name = cfg.get("normalize_activations") or "none"
     # True was the only normalisation there was when it was a flag.
-    return check_normalization(
-        "expected_average_only_in" if name is True else str(name)
-    )
+    if name in (True, "expected_average_only_in"):
+        raise UnsupportedSAEError(
+            f"{source}: normalize_activations is 'expected_average_only_in', a factor "
+            "that no file holds. SAELens folds it into the weights when training ends, "
+            "and its version 3 wrote this all the same: for such a folder (SAE-V's, "
+            "any final_*) write 'none' there, and an import measures whether it is "
+            "so. For a checkpoint of before, fold_activation_norm_scaling_factor first"
+        )
+    return check_normalization(str(name))
 
 
 def _check_reshaping(cfg: Mapping[str, object], source: object) -> None:

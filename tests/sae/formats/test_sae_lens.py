@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kind that SAELens saves for inference; its classes are the oracle."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from tests.sae.formats.oracle import D_MODEL, D_SAE, check_equal, detect_format
+from tests.sae.formats.oracle import (
+    D_MODEL,
+    D_SAE,
+    check_equal,
+    detect_format,
+    numbers,
+)
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats import load_foreign
 
@@ -53,4 +62,55 @@ def test_the_weights_file_keeps_its_name(tmp_path):
     save(tmp_path, "Standard")
     (tmp_path / "sae_weights.safetensors").rename(tmp_path / "other.safetensors")
     with pytest.raises(UnsupportedSAEError, match="other"):
+        load_foreign(tmp_path)
+
+
+def test_sae_v(tmp_path):
+    """What SAELens-V writes: a relative of version 3 that keeps what it trained with."""
+    config = {
+        "architecture": "standard",
+        "d_in": D_MODEL,
+        "d_sae": D_SAE,
+        "dtype": "torch.float32",
+        "device": "cuda:0",
+        "model_name": "mistralai/Mistral-7B-Instruct-v0.2",
+        "hook_name": "blocks.16.hook_resid_post",
+        "hook_layer": 16,
+        "hook_head_index": None,
+        "activation_fn_str": "relu",
+        "activation_fn_kwargs": {},
+        "apply_b_dec_to_input": False,
+        "finetuning_scaling_factor": False,
+        "sae_lens_training_version": "3.18.2",
+        "prepend_bos": True,
+        "dataset_path": "./data/processed_dataset",
+        "dataset_trust_remote_code": True,
+        "context_size": 4096,
+        "normalize_activations": "none",
+        "neuronpedia_id": None,
+        "model_from_pretrained_kwargs": {"n_devices": 2},
+        # As its trainer adds them to a checkpoint's.
+        "local_model_path": None,
+        "model_class_name": "HookedLlava",
+        "tokens_per_buffer": 536870912,
+    }
+    state = {
+        "W_enc": numbers(D_MODEL, D_SAE, seed=1),
+        "W_dec": numbers(D_SAE, D_MODEL, seed=2),
+        "b_enc": numbers(D_SAE, seed=3),
+        "b_dec": numbers(D_MODEL, seed=4),
+    }
+    save_file(state, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    assert detect_format(tmp_path) == "sae_lens"
+    loaded = load_foreign(tmp_path)
+    check_equal(
+        loaded.weights,
+        lambda x: torch.relu(x @ state["W_enc"] + state["b_enc"]),
+        lambda acts, x: acts @ state["W_dec"] + state["b_dec"],
+    )
+    # What its trainer writes, whether or not the factor is in the weights by then.
+    config["normalize_activations"] = "expected_average_only_in"
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedSAEError, match="SAE-V's, any final_"):
         load_foreign(tmp_path)
