@@ -66,7 +66,7 @@ def test_the_weights_file_keeps_its_name(tmp_path):
 
 
 def test_sae_v(tmp_path):
-    """What SAELens-V writes: a relative of version 3 that keeps what it trained with."""
+    """What SAELens-V writes, a relative of version 3 that keeps the trainer's words."""
     config = {
         "architecture": "standard",
         "d_in": D_MODEL,
