@@ -32,6 +32,7 @@ from vllm_sauce.files import write_whole
 from vllm_sauce.models.site_hooks import vision_features
 
 SITE = "decoder.1"
+ROLES = {"i": Role.IMAGE, "t": Role.TEXT, "g": Role.GENERATED}
 
 
 def begin_harvest(
@@ -122,6 +123,30 @@ def numbered_store(folder: Path, num_rows: int, **options: int) -> ActivationSto
     rows = torch.arange(num_rows, dtype=torch.float32)[:, None]
     write_harvest(folder, rows, **options)  # type: ignore[arg-type]
     return ActivationStore.open(folder, SITE)
+
+
+def labelled_store(
+    folder: Path, samples: Sequence[tuple[str, Sequence[int]]], site: str = SITE
+) -> ActivationStore:
+    """Write samples, each a letter a token for its role, and the tokens.
+
+    A row holds its sample's number times ten, and its position.
+    """
+    lines = [{"key": f"s{n}", "prompt": ""} for n in range(len(samples))]
+    begin_harvest(folder, lines, {site: SiteFormat(d_model=1, dtype="float32")})
+    writer = ShardWriter.open(folder, "w0")
+    for number, (roles, tokens) in enumerate(samples):
+        position = torch.arange(len(tokens), dtype=torch.int32)
+        rows = Rows(
+            (10.0 * number + position)[:, None],
+            torch.full_like(position, number),
+            position,
+            torch.tensor([ROLES[role] for role in roles], dtype=torch.uint8),
+            torch.tensor(tokens, dtype=torch.int32),
+        )
+        writer.add(number, {site: rows})
+        writer.flush()  # a file each
+    return ActivationStore.open(folder, site)
 
 
 def sparse_data(num_tokens: int, d_model: int = 16) -> tuple[Tensor, Tensor]:

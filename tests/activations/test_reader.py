@@ -142,12 +142,12 @@ def test_the_next_window_is_read_while_the_first_is_used(
 def test_only_chosen_rows(tmp_path):
     store = numbered_store(tmp_path, 300)  # samples of 10 rows, roles 0 1 2 0 1 2 ...
     held_out = torch.tensor([2, 5], dtype=torch.int32)
-    choice = RowChoice(parse_roles(["image", "generated"]), True, held_out)
+    choice = RowChoice(parse_roles(["image", "generated"]), 1, held_out)
     rows = stream(ActivationReader(store, 1, choice=choice), 28 * 6)
     assert set(rows) == {
         n for n in range(300) if n % 10 in (2, 3, 5, 6, 8, 9) and n // 10 not in (2, 5)
     }
-    other = RowChoice(frozenset(Role), False, held_out, of_held_out=True)
+    other = RowChoice(frozenset(Role), 0, held_out, of_held_out=True)
     reader = ActivationReader(store, 1, choice=other)
     assert numbers(reader.sample(1000)) == [*range(20, 30), *range(50, 60)]
 

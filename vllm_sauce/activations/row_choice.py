@@ -6,14 +6,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from vllm_sauce.activations.shards import Role, Rows
+from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import ConfigError
+
+LONGEST_TEMPLATE: Final = 1024
+"""Tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +27,8 @@ class RowChoice:
     roles: frozenset[Role] = frozenset(Role)
     """Kinds of tokens."""
 
-    skip_first: bool = False
-    """Leave out position 0: a decoder's first token is an attention sink, whose norm
-    dwarfs all others."""
+    skip: int = 0
+    """Leave out this many positions of each sample, see ``alike``."""
 
     held_out: Tensor | None = None
     """Numbers of the samples kept for measuring, [n] int32."""
@@ -43,8 +46,8 @@ class RowChoice:
         if len(self.roles) < len(Role):
             wanted = torch.tensor(sorted(self.roles), dtype=torch.uint8)
             chosen &= torch.isin(shard.role[start:stop], wanted)
-        if self.skip_first:
-            chosen &= shard.position[start:stop] != 0
+        if self.skip:
+            chosen &= shard.position[start:stop] >= self.skip
         if self.held_out is not None:
             held_out = torch.isin(shard.sample[start:stop], self.held_out)
             chosen &= held_out == self.of_held_out
@@ -59,9 +62,31 @@ def parse_roles(names: Sequence[str]) -> frozenset[Role]:
     return frozenset(known[name] for name in names) or frozenset(Role)
 
 
-def skips_first(site: str) -> bool:
-    """Return whether a site's position 0 is a sink; patch 0 of a picture is none."""
-    return not is_vision(site)
+def alike(store: ActivationStore) -> int:
+    """Return how many positions of a site's samples say nothing of them.
+
+    Of a decoder the first, an attention sink whose norm dwarfs all others, and what
+    the template writes before the first word of anybody's: the same tokens in every
+    sample, so the same activations. Patches of pictures are none of this.
+    """
+    if is_vision(store.site):
+        return 0
+    sample, position, role = store.labels()
+    near = (position < LONGEST_TEMPLATE) & (role != Role.GENERATED)
+    at = position[near].long()
+    # What is no text is like nothing else.
+    token = torch.where(role == Role.TEXT, store.tokens(), -1 - sample)[near]
+    least, most = (
+        torch.zeros(LONGEST_TEMPLATE, dtype=token.dtype).scatter_reduce(
+            0, at, token, reduce, include_self=False
+        )
+        for reduce in ("amin", "amax")
+    )
+    everywhere = at.bincount(minlength=LONGEST_TEMPLATE) == len(sample.unique())
+    same = everywhere & (least == most) & (least >= 0)
+    found = int(same.long().cumprod(0).sum())
+    # Where nothing else is there, as of a single prompt, only the sink goes.
+    return found if 0 < found <= int(position.max()) else 1
 
 
 def held_out_samples(

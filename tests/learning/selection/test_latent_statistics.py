@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.activations.harvests import begin_harvest
+from tests.activations.harvests import begin_harvest, labelled_store
 from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import Role, Rows, SiteFormat
 from vllm_sauce.activations.store import ActivationStore
@@ -14,6 +14,7 @@ from vllm_sauce.errors import ActivationsError, ConfigError
 from vllm_sauce.learning.selection import latent_statistics
 from vllm_sauce.learning.selection.latent_statistics import (
     concept_statistics,
+    counted_rows,
     quiet_levels,
     sample_groups,
 )
@@ -73,7 +74,7 @@ def rows_of(number, site):
         torch.full((count,), number, dtype=torch.int32),
         torch.arange(count, dtype=torch.int32),
         role,
-        torch.arange(count, dtype=torch.int32),
+        torch.arange(count, dtype=torch.int32) + 100 * number,
     )
 
 
@@ -186,3 +187,13 @@ def test_a_harvest_of_something_else_is_refused(tmp_path, file, sae):
     groups = torch.ones(len(half), 2, dtype=torch.bool)
     with pytest.raises(ConfigError, match="width 7.* holds decoder.1 of width 6"):
         concept_statistics(other, store, groups)
+
+
+def test_a_template_does_not_count(tmp_path):
+    """Nor the sink; what all prompts say alike behind a picture does."""
+    samples = [("ttitt", [1, 8, 9, 4, 6]), ("ttit", [1, 8, 9, 4])]
+    store = labelled_store(tmp_path, samples)
+    groups = torch.tensor([[True, False], [False, True]])
+    index, sample = counted_rows(store, groups, tuple(Role))
+    assert store.rows(index).flatten().tolist() == [2.0, 3.0, 4.0, 12.0, 13.0]
+    assert sample.tolist() == [0, 0, 0, 1, 1]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_sauce.activations.row_choice import skips_first
+from vllm_sauce.activations.row_choice import alike
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.concepts import is_vision
@@ -110,7 +110,7 @@ def counted_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return the rows of some roles whose sample is in a group, and their samples.
 
-    The sink, a decoder's position 0, is left out: no edit acts there.
+    What every sample of a decoder begins with is left out, the sink and a template.
 
     Shapes: groups [num_samples, num_groups] bool -> [num_rows], [num_rows] int64
     """
@@ -118,8 +118,7 @@ def counted_rows(
     wanted = groups.any(1)[sample.long()] & torch.isin(
         role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
     )
-    if skips_first(store.site):
-        wanted &= position != 0
+    wanted &= position >= alike(store)
     index = wanted.nonzero()[:, 0]
     return index, sample[index].long()
 

@@ -153,8 +153,7 @@ def replaced_rows(
     role[ids == loaded.image_token_id] = Role.IMAGE
     role[prompt["input_ids"].shape[1] :] = Role.GENERATED
     rows = torch.isin(role, torch.tensor(sorted(choice.roles), device=ids.device))
-    if choice.skip_first:
-        rows[0] = False
+    rows[: choice.skip] = False
     return rows
 
 

@@ -237,7 +237,7 @@ class HarvestTraining:
     """Kind of tokens that is trained on; may be given again."""
 
     keep_first: Annotated[bool, Parameter(negative="")] = False
-    """Also train on a decoder's position 0."""
+    """Also train on what all prompts of a decoder begin with: the sink, a template."""
 
     held_out: float = 0.05
     """Share of the samples that is measured on and not trained on."""

@@ -25,9 +25,9 @@ from torch import Tensor
 from vllm_sauce.activations.reader import ActivationReader
 from vllm_sauce.activations.row_choice import (
     RowChoice,
+    alike,
     held_out_samples,
     parse_roles,
-    skips_first,
 )
 from vllm_sauce.activations.shards import HarvestFile, read_index
 from vllm_sauce.activations.statistics import ActivationStatistics
@@ -119,7 +119,7 @@ class _Session:
         held_out = held_out_samples(samples, settings.held_out, seed)
         choice = RowChoice(
             roles=parse_roles(settings.roles),
-            skip_first=skips_first(settings.site) and not settings.keep_first,
+            skip=0 if settings.keep_first else alike(store),
             held_out=held_out,
         )
         reader = ActivationReader(
