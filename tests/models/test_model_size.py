@@ -6,7 +6,13 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Gemma4Config,
+    Gemma4VisionConfig,
+    MllamaConfig,
+)
 
 from tests.places import EXAMPLES
 from vllm_sauce.errors import ConfigError
@@ -45,6 +51,40 @@ def written(folder, config):
 
 def matrices(module):
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def test_gemma_4_is_counted_layer_by_layer(tmp_path):
+    """Some layers' heads are wider; each layer has an input of its own."""
+    tower = Gemma4VisionConfig().to_dict()
+    config = Gemma4Config(vision_config=tower)
+    config.architectures = ["Gemma4ForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    size = ModelSize.read(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config).model
+    layers = model.language_model.layers
+    assert matrices(layers[0]) < matrices(layers[5])
+    assert size.text_parameters == matrices(layers)
+    assert size.tower_parameters == matrices(model.vision_tower.encoder.layers)
+    assert size.picture.patches == 280
+    assert size.picture.tower_tokens == 9 * 280
+
+
+def test_llama_3_2_vision_has_two_towers(tmp_path):
+    config = MllamaConfig()
+    config.architectures = ["MllamaForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    size = ModelSize.read(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config).model
+    tower = model.vision_model
+    assert size.text_parameters == matrices(model.language_model.layers)
+    assert size.tower_parameters == sum(
+        matrices(part.layers) for part in (tower.transformer, tower.global_transformer)
+    )
+    assert size.projector_parameters == matrices(model.multi_modal_projector)
+    assert size.picture.patches == 4 * (32 * 32 + 1)
+    assert size.picture.prompt_tokens == 1
 
 
 @pytest.mark.parametrize("name", ["tiny", "llava", "llava_next", "gemma3"])

@@ -94,6 +94,9 @@ def layer_parameters(config: Any, layers: int, *, gated: int = 2) -> int:
 
     ``gated``: matrices of its feed-forward part, three with a gate.
     """
+    if getattr(config, "is_heterogeneous", False):
+        each = config.per_layer_config
+        return sum(layer_parameters(each[i], 1, gated=gated) for i in range(layers))
     d_model = _of(config, "embed_dim", "hidden_size")
     heads = _of(config, "num_attention_heads", "num_heads")
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -103,7 +106,8 @@ def layer_parameters(config: Any, layers: int, *, gated: int = 2) -> int:
     if routed := getattr(config, "num_experts_per_tok", None):
         # What a token passes, not what there is.
         inner = routed * getattr(config, "moe_intermediate_size", inner)
-    return int(layers * (attention + gated * d_model * inner))
+    own_input = getattr(config, "hidden_size_per_layer_input", None) or 0  # Gemma's
+    return int(layers * (attention + gated * d_model * inner + 2 * d_model * own_input))
 
 
 def _of(config: Any, *names: str) -> int:
@@ -126,7 +130,8 @@ def tower_parameters(config: Any) -> int:
         chosen: Iterable[int] = read if isinstance(read, list | tuple) else (read,)
         # -1 is after the last layer; 0 would be before the first.
         layers = max(i if i >= 0 else layers + 1 + i for i in chosen)
-    return layer_parameters(config.vision_config, layers)
+    gated = 3 if config.vision_config.model_type == "gemma4_vision" else 2
+    return layer_parameters(config.vision_config, layers, gated=gated)
 
 
 def projector_parameters(config: Any) -> int:
@@ -196,6 +201,8 @@ def picture_size(config: Any) -> PictureSize:
     - llava: its patches, all of them in the prompt.
     - llava_next: the whole picture and up to five tiles, the tiles' rows of patches
       each with a newline token.
+    - gemma4: as many pooled patches as its tower takes at most, a token before and one
+      after them.
     - gemma3: patches pooled to ``mm_tokens_per_image``, pan-and-scan off; a token
       before and one after them.
     - those that take pictures at their own size (Qwen, GLM, Pixtral): one of 640 x 480,
@@ -209,6 +216,10 @@ def picture_size(config: Any) -> PictureSize:
     vision: Any = getattr(config, "vision_config", None)
     if vision is None:
         return PictureSize(0, 0, 0)
+    if config.model_type == "gemma4":
+        # What its processor enlarges and pools a picture of any shape to, at most.
+        rows = getattr(vision, "default_output_length", 280)
+        return PictureSize(rows, rows * vision.pooling_kernel_size**2, rows + 2)
     size, patch = (
         _side(getattr(vision, n, None)) for n in ("image_size", "patch_size")
     )

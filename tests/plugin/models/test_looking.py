@@ -25,8 +25,6 @@ from vllm_sauce.models.site_hooks import site_hook
 SIZES = [(112, 112), (56, 112), (112, 84)]
 SQUARES = {"llava", "gemma3", "paligemma", "aria"}
 """Whose rows are a picture's patches, in order."""
-UNPLANNED = {"gemma4"}
-"""Names the sizes of its layers one by one."""
 
 
 @cache
@@ -105,7 +103,7 @@ def test_an_import_samples_the_vision_site(name: str, folder: Path) -> None:
         assert found.shape[1] == wide[site] and len(found) >= 12
 
 
-@pytest.mark.parametrize("name", sorted(set(VISION_MODELS) - UNPLANNED))
+@pytest.mark.parametrize("name", VISION_MODELS)
 def test_a_plan_knows_sites_and_widths(name: str, folder: Path) -> None:
     model = _written(name, folder)
     wide = widths(LoadedModel.load(model, "cpu").model.config)
