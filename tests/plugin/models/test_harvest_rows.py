@@ -30,7 +30,8 @@ SIZES = [(112, 84), (56, 112), (112, 112)]
 
 
 @pytest.mark.parametrize(
-    "name", ["llava_pixtral", "llava_onevision", "qwen3_vl", "idefics3", "mllama"]
+    "name",
+    ["llava_pixtral", "llava_onevision", "qwen3_vl", "idefics3", "mllama", "gemma4"],
 )
 def test_rows_are_those_that_pass_in_transformers(
     name: str, tmp_path: Path, model_dir: Path
