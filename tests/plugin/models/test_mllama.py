@@ -33,6 +33,8 @@ from tests.plugin.models.compared import (
 from tests.plugin.models.vision_models import write_vision_model
 from tests.plugin.support import runner_of
 from vllm_sauce.errors import UnsupportedFeatureError
+from vllm_sauce.models.site_edits import site_actions, sparing_sink
+from vllm_sauce.models.site_hooks import site_hook
 
 pytestmark = pytest.mark.engine
 
@@ -186,6 +188,24 @@ def test_edits_of_a_mixed_batch(llm: Any, reference: Reference, site: str) -> No
     assert least > 20 * worst
     if site == "across":
         record(llm, "mllama across", reference, worst, least)
+
+
+def test_text_alone_is_edited_behind_a_layer_of_cross_attention(
+    llm: Any, reference: Reference
+) -> None:
+    """transformers passes the layer over: the stream behind is the one before it."""
+    prompt = "what is its colour ?"
+    edits = reference.bundle.catalogue.concept("across").edits
+    (action,) = site_actions(reference.saes, edits, 1.0).values()
+    with (
+        torch.inference_mode(),
+        site_hook(reference.model, "decoder.1", sparing_sink(action)),
+    ):
+        ids = reference.inputs(Asked(prompt))
+        wanted = reference.model(**ids, use_cache=False).logits[0, -1]
+    (got,) = logprobs(llm, [Asked(prompt, forget=("across",))])
+    assert largest(got, torch.log_softmax(wanted, -1)) < 1e-4
+    assert largest(got, reference.logprobs(Asked(prompt))) > 0.05
 
 
 def test_answers_are_edited_to_their_end(llm: Any, reference: Reference) -> None:
