@@ -315,7 +315,7 @@ def test_a_failed_save_leaves_the_old_bundle(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if step == "write":
-        monkeypatch.setattr("safetensors.torch.save_file", no_space)
+        monkeypatch.setattr("vllm_sauce.sae.tensors_file.write_tensors", no_space)
     elif step == "flush":
         monkeypatch.setattr(writing, "sync", no_space)
     else:

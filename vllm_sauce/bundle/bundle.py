@@ -154,12 +154,12 @@ class Bundle:
 
         Raises: BundleError, OSError
         """
-        from safetensors.torch import save_file
+        from vllm_sauce.sae.tensors_file import write_tensors
 
         with replaced_folder(Path(path)) as folder:
             for site in self.sites.values():
                 file = folder / site.entry.file
-                save_file(_contiguous(site.weights), file)
+                write_tensors(_contiguous(site.weights), file)
                 check_hash(file, site.entry.sha256)
             (folder / BUNDLE_FILE).write_bytes(self._raw)
 
@@ -192,12 +192,15 @@ def _check_architecture(name: str, entry: SiteFile) -> None:
 def _site_entry(
     name: str, sae: SAEWeights, activation: Mapping[str, float | None]
 ) -> SiteFile:
-    from safetensors.torch import save
+    from vllm_sauce.sae.tensors_file import file_parts
 
+    digest = hashlib.sha256()
+    for part in file_parts(_contiguous(sae)):
+        digest.update(part)
     # Unchecked here: parse checks the whole text, as it will when it is read.
     return SiteFile.model_construct(
         file=f"sae.{name}.safetensors",
-        sha256=hashlib.sha256(save(_contiguous(sae))).hexdigest(),
+        sha256=digest.hexdigest(),
         architecture=sae.architecture,
         d_model=sae.d_model,
         d_sae=sae.d_sae,

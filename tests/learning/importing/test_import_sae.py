@@ -30,13 +30,14 @@ from vllm_sauce.learning.importing.settings import ImportRequest
 STOPPED = """
 import os, resource, signal
 import safetensors.torch
+from vllm_sauce.sae import tensors_file
 
 def kill_while_writing():
     def save(tensors, file):
         with open(file, "wb") as half:
             half.write(safetensors.torch.save(tensors)[:1000])
         os.kill(os.getpid(), signal.SIGKILL)
-    safetensors.torch.save_file = save
+    tensors_file.write_tensors = save
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 {mishap}
