@@ -122,7 +122,12 @@ def _model(folder: Path, name: str, d_model: int) -> Path:
     import transformers
 
     words = Path(__file__).resolve().parents[1] / "examples" / "tiny" / "model"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    marks = {f"{one}_token": f"<{one}>" for one in ("image", "boi", "eoi")}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        words, extra_special_tokens=marks
+    )
+    tokenizer.init_kwargs.pop("processor_class", None)
+    tokenizer._set_processor_class(None)  # LLaVA's
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": d_model,
@@ -166,8 +171,15 @@ def _model(folder: Path, name: str, d_model: int) -> Path:
     }
     torch.manual_seed(0)
     made[name]().to(torch.bfloat16).save_pretrained(folder)
-    # Texts alone are read, for which a tokenizer will do.
-    tokenizer.save_pretrained(folder)
+    reader: Any = tokenizer
+    side = {"height": 28, "width": 28}
+    if name in ("sparsify", "sae_v"):
+        images = transformers.LlavaNextImageProcessor(size=side, crop_size=side)
+        reader = transformers.LlavaNextProcessor(images, tokenizer, patch_size=14)
+    elif name == "gemma_scope":
+        images = transformers.Gemma3ImageProcessor(size=side)
+        reader = transformers.Gemma3Processor(images, tokenizer, image_seq_length=4)
+    reader.save_pretrained(folder)
     return folder
 
 
@@ -202,17 +214,12 @@ def _import(name: str, source: str, model: str, out: str) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     begun = time.monotonic()
-    import_sae(
-        ImportRequest(
-            source=source,
-            model=model,
-            site="decoder.1",
-            min_explained_variance=0.0,
-            compare=False,
-            out=Path(out),
-        ),
-        stages.append,
+    request = ImportRequest(
+        source=source, model=model, site="decoder.1", compare=False, out=Path(out)
     )
+    # Random numbers explain nothing, and no floor that users can give lets that pass.
+    object.__setattr__(request, "min_explained_variance", float("-inf"))
+    import_sae(request, stages.append)
     file = max(Path(source).parent.rglob("*"), key=lambda one: one.stat().st_size)
     size = file.stat().st_size / 2**30
     print(f"{name}: {size:.2f} GiB, {time.monotonic() - begun:.0f} s")
