@@ -65,7 +65,6 @@ def build_tokenizer(language: Path) -> Any:
             text = (language / name).read_text()
             (renamed / name).write_text(text.replace(f'"{UNUSED}"', f'"{IMAGE}"'))
         tokenizer = AutoTokenizer.from_pretrained(renamed)
-    tokenizer.add_special_tokens({"extra_special_tokens": {"image_token": IMAGE}})
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -102,6 +101,8 @@ def build_model(
     weights = spoken.model.state_dict()
     for name, change in changes.items():
         weights[name] = weights[name] + change
+    # Where it was read from is nobody's business.
+    spoken.config._name_or_path = ""
     config = LlavaConfig(
         vision_config=tiny.config.vision_config,
         text_config=spoken.config,

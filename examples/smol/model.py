@@ -26,7 +26,7 @@ class _FrozenProduct(torch.autograd.Function):
         return linear(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return linear(grad, ctx.transposed), None, None
 
 

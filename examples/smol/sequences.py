@@ -70,13 +70,15 @@ class Layout:
         self, turns: Sequence[tuple[str, str]], conversation: bool = False
     ) -> Row:
         """Return a row of turns about one picture."""
-        head = [*self.encode(START), *[0] * NUM_PATCHES]
-        row = Row(head, list(range(len(head))), [0] * len(head), [-1] * len(head))
+        ids = [*self.encode(START), *[0] * NUM_PATCHES]
+        row = Row(ids, list(range(len(ids))), [0] * len(ids), [-1] * len(ids))
         for number, (question, answer) in enumerate(turns):
             opening = AGAIN if conversation and number else "\n"
-            start = len(row.ids) if conversation else len(head)
             owner = 1 if conversation else number + 1
             said = self.encode(answer + END)
+            # Far from the picture, as in a conversation, though it sees none of it:
+            # a picture is then found at any distance.
+            start = len(row.ids)
             self._add(row, number, opening + question, said, start, owner)
         return row
 

@@ -17,6 +17,7 @@ def save_weights(learner: Learner, path: Path) -> None:
         kept[f"{name}.A"], kept[f"{name}.B"] = lora.A, lora.B
     rounded = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in kept.items()}
     save_file(rounded, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def projector_and_changes(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
