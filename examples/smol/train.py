@@ -37,7 +37,7 @@ CACHE = Path(__file__).parent / ".cache"
 class Training:
     """How the model is trained."""
 
-    steps: int = 800
+    steps: int = 500
     decay_steps: int = 200
     """The last steps, over which the learning rate falls to zero."""
     pictures: int = 6
