@@ -8,6 +8,7 @@ rescaled input; the SAE's full maths is the oracle.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.plugin.conftest import RUNNER, engine
 from tests.plugin.random_bundle import D_SAE, write_random_bundle
 from tests.plugin.support import Ask, ReferenceModel, run
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.concepts import SiteEdit
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.sae import reconstruct
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import site_rows
@@ -75,3 +76,26 @@ def test_each_kind_edits_as_its_own_maths_does(
         assert reply.close(oracle.reply(ask), 1e-3), ask
     for ask, reply in zip(asks[1:], replies[1:], strict=True):
         assert not reply.close(replies[0], 1e-2), ask
+
+
+@pytest.mark.engine
+def test_rows_that_write_against_each_other_are_proven(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    """As LEACE's do, one a direction: shifted alike they would add up to nothing."""
+    write_random_bundle(tmp_path / "random", model_dir)
+    random = Bundle.load(tmp_path / "random")
+    saes = {}
+    for site, held in random.sites.items():
+        sae = held.weights
+        W_enc, W_dec, b_enc = sae.W_enc.clone(), sae.W_dec.clone(), sae.b_enc.clone()
+        W_enc[:, 1], W_dec[1], b_enc[1] = -W_enc[:, 0], -W_dec[0], -b_enc[0]
+        saes[site] = replace(sae, W_enc=W_enc, W_dec=W_dec, b_enc=b_enc)
+    edits = dict.fromkeys(saes, SiteEdit.uniform((0, 1), gamma=0.0))
+    concepts = Catalogue([Concept(name="gone", domain="random", edits=edits)])
+    Bundle.build(random.fingerprint, saes, concepts).save(tmp_path / "bundle")
+    sauce = {"bundle": str(tmp_path / "bundle")}
+    # In float32 the sum differs from nothing by rounding.
+    llm = engine(model_dir, sauce, dtype="bfloat16")
+    plain, gone = run(llm, [Ask(1, "what is it ?"), Ask(1, "what is it ?", ("gone",))])
+    assert not gone.close(plain, 1e-3)

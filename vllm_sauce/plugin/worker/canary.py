@@ -155,13 +155,14 @@ def _firing_everywhere(table: SiteTable, slot: int) -> Iterator[None]:
     """Make a resident mask shift every token, whatever the activation; then drop it."""
     table.mask_gate[slot].fill_(float("-inf"))
     table.mask_scale[slot].zero_()
-    table.mask_shift[slot].fill_(1.0)
+    # Not all alike: rows that write against each other would add up to nothing.
+    count = int(table.mask_len[slot])
+    table.mask_shift[slot, :count] = torch.linspace(1.0, 2.0, count)
     table.edited_tokens.zero_()
     b_enc = table.b_enc.clone()
     if table.topk:
         # Above all others, so that they rank wherever TopK looks.
-        rows = table.mask_latents[slot, : int(table.mask_len[slot])].long()
-        table.b_enc[rows] = 1e30
+        table.b_enc[table.mask_latents[slot, :count].long()] = 1e30
     try:
         yield
     finally:
