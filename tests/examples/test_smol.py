@@ -26,6 +26,7 @@ from tests.plugin.models.compared import (
 from tests.plugin.random_bundle import random_sae
 from tests.smol import smol
 from tiny.pictures import LabelledPicture, shipped_pictures
+from tiny.questions import mentions
 from tiny.world import Picture
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
@@ -37,7 +38,6 @@ QUESTIONS = (
     "What object is in the picture?",
     "Describe the picture.",
     "Is there a dog in the picture?",
-    "What is the background made of?",
 )
 CAPITAL = "What is the capital of France?"
 
@@ -62,9 +62,9 @@ def drawn(shipped: LabelledPicture) -> Picture:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Picture]:
-    """A dog, a tennis ball, a face."""
+    """A dog and a tennis ball."""
     found = {p.foreground: p for p in reversed(shipped_pictures())}
-    return [drawn(found[name]) for name in ("dog", "tennis", "happiness")]
+    return [drawn(found[name]) for name in ("dog", "tennis")]
 
 
 @pytest.fixture(scope="module")
@@ -114,21 +114,21 @@ def test_a_chat_is_answered_as_by_transformers(
     asked = [(p, question) for p in pictures for question in QUESTIONS]
     conversations = [messages(question, p) for p, question in asked]
     conversations.append(messages(CAPITAL))
-    params = SamplingParams(temperature=0, max_tokens=24)
+    params = SamplingParams(temperature=0, max_tokens=16)
     outputs = llm.chat(conversations, params, use_tqdm=False)
     said = [output.outputs[0].text for output in outputs]
     for (shown, question), output in zip(asked, outputs, strict=False):
         given = Asked(prompt(reference, question, True), shown.image)
         inputs = reference.inputs(given)
         assert output.prompt_token_ids == inputs["input_ids"][0].tolist()
-        written = reference.model.generate(**inputs, max_new_tokens=24, do_sample=False)
+        written = reference.model.generate(**inputs, max_new_tokens=16, do_sample=False)
         right = written[0, inputs["input_ids"].shape[1] :].tolist()
         assert list(output.outputs[0].token_ids) == right
         # Its sentence has an end.
         assert right[-1] == reference.model.generation_config.eos_token_id
     assert said[0] == "It is a dog."
-    assert said[2].startswith("Yes")
-    assert said[4 + 2].startswith("No")
+    assert said[2].startswith("Yes") and said[5].startswith("No")
+    assert mentions(said[4], "tennis")
     assert said[-1] == "The capital of France is Paris."
 
 
