@@ -147,15 +147,13 @@ class Trainer:
             threads=torch.get_num_threads(),
         )
 
-    def run(self, threads_from: Path | None) -> None:
-        """Go on to the last step; a file may change the number of threads."""
+    def run(self) -> None:
+        """Go on to the last step."""
         start = load_progress(self.folder / "run.pt", self.parts)
         if start == 0:
             loss = warm_start(self.learner, self.layout, self.tower, self.seed)
             self.note(step=0, warm_start=round(loss, 4))
         for step in range(start, self.config.steps):
-            if threads_from is not None and step % 10 == 0:
-                torch.set_num_threads(int(threads_from.read_text()))
             self.step(step)
             done = step + 1
             last = done == self.config.steps
@@ -175,16 +173,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Training.steps)
     parser.add_argument("--decay-steps", type=int, default=Training.decay_steps)
-    parser.add_argument("--threads-from", type=Path, help="a file with a number")
     arguments = parser.parse_args()
-    if arguments.threads_from is not None:
-        torch.set_num_threads(int(arguments.threads_from.read_text()))
     # Adam's moments sink into denormals, on which a CPU is a hundred times slower.
     torch.set_flush_denormal(True)
     lock = lock_folder(arguments.folder)
     config = Training(steps=arguments.steps, decay_steps=arguments.decay_steps)
     trainer = Trainer(arguments.language, arguments.folder, arguments.seed, config)
-    trainer.run(arguments.threads_from)
+    trainer.run()
     lock.close()
 
 

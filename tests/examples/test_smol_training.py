@@ -162,9 +162,9 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not(
             if end != config.steps:
                 monkeypatch.setattr(trainer, "step", stopping(trainer.step, end))
                 with pytest.raises(KeyboardInterrupt):
-                    trainer.run(None)
+                    trainer.run()
             else:
-                trainer.run(None)
+                trainer.run()
     whole, cut = (tmp_path / name / "weights.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
     lines = (tmp_path / "cut" / "curve.jsonl").read_text().splitlines()
