@@ -62,12 +62,20 @@ def parse_roles(names: Sequence[str]) -> frozenset[Role]:
     return frozenset(known[name] for name in names) or frozenset(Role)
 
 
+def sink(site: str) -> int:
+    """Return how many positions of a site's samples no edit acts on.
+
+    Of a decoder the first, an attention sink whose norm dwarfs all others; patches of
+    pictures are no sinks.
+    """
+    return 0 if is_vision(site) else 1
+
+
 def alike(store: ActivationStore) -> int:
     """Return how many positions of a site's samples say nothing of them.
 
-    Of a decoder the first, an attention sink whose norm dwarfs all others, and what
-    the template writes before the first word of anybody's: the same tokens in every
-    sample, so the same activations. Patches of pictures are none of this.
+    The sink, and what the template writes before the first word of anybody's: the same
+    tokens in every sample, so the same activations.
     """
     if is_vision(store.site):
         return 0
@@ -86,7 +94,7 @@ def alike(store: ActivationStore) -> int:
     same = everywhere & (least == most) & (least >= 0)
     found = int(same.long().cumprod(0).sum())
     # Where nothing else is there, as of a single prompt, only the sink goes.
-    return found if 0 < found <= int(position.max()) else 1
+    return found if 0 < found <= int(position.max()) else sink(store.site)
 
 
 def held_out_samples(

@@ -189,11 +189,27 @@ def test_a_harvest_of_something_else_is_refused(tmp_path, file, sae):
         concept_statistics(other, store, groups)
 
 
-def test_a_template_does_not_count(tmp_path):
-    """Nor the sink; what all prompts say alike behind a picture does."""
+def test_a_template_counts_for_gates_alone(tmp_path):
+    """What all prompts say alike behind a picture counts; the sink never does."""
     samples = [("ttitt", [1, 8, 9, 4, 6]), ("ttit", [1, 8, 9, 4])]
     store = labelled_store(tmp_path, samples)
     groups = torch.tensor([[True, False], [False, True]])
-    index, sample = counted_rows(store, groups, tuple(Role))
-    assert store.rows(index).flatten().tolist() == [2.0, 3.0, 4.0, 12.0, 13.0]
-    assert sample.tolist() == [0, 0, 0, 1, 1]
+    kept = [1.0, 2.0, 3.0, 4.0, 11.0, 12.0, 13.0]
+    for skip, rows in ((None, kept), (2, [x for x in kept if x % 10 > 1])):
+        index, sample = counted_rows(store, groups, tuple(Role), skip)
+        assert store.rows(index).flatten().tolist() == rows
+        assert sample.tolist() == [int(x >= 10) for x in rows]
+    # The first latent grows towards a sample's beginning, the second away from it.
+    sae = SAEWeights(
+        W_enc=torch.tensor([[-1.0, 1.0]]),
+        W_dec=torch.ones(2, 1),
+        b_enc=torch.tensor([5.0, 0.0]),
+        b_dec=torch.zeros(1),
+    )
+    found = concept_statistics(sae, store, groups)
+    assert found.num_tokens.tolist() == [3, 2]
+    first = found.group(0)
+    assert first.mean_acts.tolist() == [2.0, 3.0]
+    assert first.max_acts.tolist() == [4.0, 4.0]
+    texts = concept_statistics(sae, store, groups, roles=(Role.IMAGE,))
+    assert texts.group(0).max_acts.tolist() == [3.0, 2.0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_sauce.activations.row_choice import alike
+from vllm_sauce.activations.row_choice import alike, sink
 from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.concepts import is_vision
@@ -85,6 +85,9 @@ def concept_statistics(
 ) -> LatentStatistics:
     """Return the latents' statistics over a harvest, in bounded memory.
 
+    Of a template's tokens, which are alike in all samples, the largest activations
+    count alone: an edit acts there all the same, so gates must know them.
+
     Shapes: groups [num_samples, num_groups] bool
     Raises: ConfigError if the SAE is of another width than the site
     """
@@ -94,7 +97,8 @@ def concept_statistics(
             f"{store.site} of width {store.d_model}"
         )
     found = LatentStatistics(groups.shape[1], sae.d_sae)
-    index, sample = counted_rows(store, groups, roles)
+    skip = alike(store)
+    index, sample = counted_rows(store, groups, roles, skip)
     done = 0
     for start, stop in whole_samples(sample, max(1, BATCH_BYTES // (8 * sae.d_sae))):
         numbers, inverse = torch.unique(sample[start:stop], return_inverse=True)
@@ -102,15 +106,25 @@ def concept_statistics(
         found.add(acts, inverse, groups[numbers])
         done += stop - start
         progress(done, len(index))
+    number, position, _ = store.labels()
+    template = (position >= sink(store.site)) & (position < skip)
+    template &= number == number[:1]
+    if Role.TEXT in roles and bool(template.any()):
+        acts = sae.encode(store.rows(template.nonzero()[:, 0]))
+        found.largest = torch.maximum(found.largest, acts.amax(0))
     return found
 
 
 def counted_rows(
-    store: ActivationStore, groups: Tensor, roles: Collection[Role]
+    store: ActivationStore,
+    groups: Tensor,
+    roles: Collection[Role],
+    skip: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the rows of some roles whose sample is in a group, and their samples.
 
-    What every sample of a decoder begins with is left out, the sink and a template.
+    ``skip``: positions of each sample that are left out; None for the sink alone, where
+    no edit acts.
 
     Shapes: groups [num_samples, num_groups] bool -> [num_rows], [num_rows] int64
     """
@@ -118,7 +132,7 @@ def counted_rows(
     wanted = groups.any(1)[sample.long()] & torch.isin(
         role, torch.tensor([int(kind) for kind in roles], dtype=torch.uint8)
     )
-    wanted &= position >= alike(store)
+    wanted &= position >= (sink(store.site) if skip is None else skip)
     index = wanted.nonzero()[:, 0]
     return index, sample[index].long()
 

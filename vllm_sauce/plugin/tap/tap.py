@@ -200,7 +200,7 @@ class ActivationTap(SiteAction):
         position = torch.arange(num_tokens, dtype=torch.int32)
         token = torch.tensor(one.tokens, dtype=torch.int32)
         if self.picture_word is not None:
-            role[token == self.picture_word] = Role.IMAGE
+            role[(token == self.picture_word) & (role == Role.TEXT)] = Role.IMAGE
         for picture in held.pictures if self.picture_word is None else ():
             picture.mark(role, Role.IMAGE)
         return Rows(x, sample, position, role, token)

@@ -8,6 +8,7 @@ graph has dropped, or a site that data goes around, is found here.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,9 +156,9 @@ def _firing_everywhere(table: SiteTable, slot: int) -> Iterator[None]:
     """Make a resident mask shift every token, whatever the activation; then drop it."""
     table.mask_gate[slot].fill_(float("-inf"))
     table.mask_scale[slot].zero_()
-    # Not all alike: rows that write against each other would add up to nothing.
+    # In no simple ratio: rows that write against each other would add up to nothing.
     count = int(table.mask_len[slot])
-    table.mask_shift[slot, :count] = torch.linspace(1.0, 2.0, count)
+    table.mask_shift[slot, :count] = torch.linspace(1.0, math.e, count)
     table.edited_tokens.zero_()
     b_enc = table.b_enc.clone()
     if table.topk:
