@@ -16,20 +16,17 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPImageProcessor,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
 from smol.weights import projector_and_changes
 from smollm2.convert import convert, download
-from tiny.dataset import IMAGE_MEAN, IMAGE_STD
 from tiny.export import MODEL_FOLDER as TINY_FOLDER
 from tiny.export import WEIGHTS, public_key, weights_digest
-from tiny.model import NUM_PATCHES, PATCH_SIZE
-from tiny.world import PICTURE_SIZE
+from tiny.model import NUM_PATCHES
+from tiny.tokenizer import build_processor
 
 HERE = Path(__file__).parent
 LEARNT = HERE / "weights.safetensors"
@@ -67,26 +64,6 @@ def build_tokenizer(language: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(renamed)
     tokenizer.padding_side = "left"
     return tokenizer
-
-
-def build_processor(tokenizer: Any) -> LlavaProcessor:
-    """Return the processor; it resizes any picture to 56 x 56."""
-    side = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
-    images = CLIPImageProcessor(
-        size={"shortest_edge": PICTURE_SIZE},
-        crop_size=side,
-        image_mean=list(IMAGE_MEAN),
-        image_std=list(IMAGE_STD),
-    )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
-        image_token=IMAGE,
-        num_additional_image_tokens=1,
-    )
 
 
 def build_model(
@@ -136,7 +113,7 @@ def assemble(language: Path, out: Path, learnt: Path = LEARNT) -> str:
     renamed = {public_key(name): tensor for name, tensor in tensors.items()}
     save_file(renamed, out / WEIGHTS, metadata={"format": "pt"})
     (out / WEIGHTS).chmod(0o644)
-    build_processor(tokenizer).save_pretrained(out)
+    build_processor(tokenizer, CHAT_TEMPLATE).save_pretrained(out)
     return weights_digest(out)
 
 

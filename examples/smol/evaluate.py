@@ -7,9 +7,7 @@ styles of training and in one unseen, and text questions that SmolLM2 is asked t
 """
 
 import argparse
-import base64
 import gc
-import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,6 +28,8 @@ from tiny.evaluate import evaluation_pictures
 from tiny.questions import mentions
 from tiny.world import Picture
 from vllm_sauce.evaluation.questions import first_word
+from vllm_sauce.measuring.endpoint import picture_part
+from vllm_sauce.measuring.scores import wilson
 
 SEED = 1_000_600
 STYLES = {"trained": TRAIN_STYLES, "unseen": (HELD_OUT_STYLE,)}
@@ -41,11 +41,8 @@ def messages(text: str, picture: Picture | None = None) -> list[dict[str, Any]]:
     """Return a conversation of one question, as a client sends it."""
     if picture is None:
         return [{"role": "user", "content": text}]
-    file = io.BytesIO()
-    picture.image.save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    shown = {"type": "image_url", "image_url": {"url": url}}
-    return [{"role": "user", "content": [shown, {"type": "text", "text": text}]}]
+    content = [picture_part(picture.image), {"type": "text", "text": text}]
+    return [{"role": "user", "content": content}]
 
 
 def answers(
@@ -117,14 +114,6 @@ def about_text(model: Path, language: Path, dtype: str) -> list[dict[str, str]]:
     ]
 
 
-def interval(hits: Sequence[bool]) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
-    n, z = len(hits), 1.96
-    centre = sum(hits) + z * z / 2
-    half = z * (sum(hits) * (n - sum(hits)) / n + z * z / 4) ** 0.5
-    return (centre - half) / (n + z * z), (centre + half) / (n + z * z)
-
-
 def main() -> None:
     """Ask, print a table, write all answers."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -145,14 +134,15 @@ def main() -> None:
         cells = []
         for name, (marks, _) in found.items():
             hits = marks[column]
-            figures[name][column] = [sum(hits), len(hits), *interval(hits)]
-            low, high = interval(hits)
-            share = f"{sum(hits) / len(hits):.3f} [{low:.3f}, {high:.3f}]"
-            cells.append(f"{share}, n {len(hits)}")
+            told = wilson(hits)
+            figures[name][column] = [sum(hits), told.n, told.low, told.high]
+            cells.append(
+                f"{told.value:.3f} [{told.low:.3f}, {told.high:.3f}], n {told.n}"
+            )
         table.add_row(column, *cells)
-    low, high = interval(same)
+    told = wilson(same)
     table.add_row(
-        "text, as SmolLM2", f"{sum(same)} of {len(same)} [{low:.2f}, {high:.2f}]"
+        "text, as SmolLM2", f"{sum(same)} of {told.n} [{told.low:.2f}, {told.high:.2f}]"
     )
     Console(width=100).print(table)
     lines = {name: lines for name, (_, lines) in found.items()}

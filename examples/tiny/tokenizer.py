@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The word-level tokenizer, the chat template and the processor of sauce-tiny."""
 
+from typing import Any
+
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -70,8 +72,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_processor() -> LlavaProcessor:
-    """Return the processor; it resizes any picture to 56 x 56."""
+def build_processor(
+    tokenizer: Any = None, template: str = CHAT_TEMPLATE
+) -> LlavaProcessor:
+    """Return the processor of a tokenizer; it resizes any picture to 56 x 56."""
     side = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
     images = CLIPImageProcessor(
         size={"shortest_edge": PICTURE_SIZE},
@@ -81,10 +85,10 @@ def build_processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer or build_tokenizer(),
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
         image_token=IMAGE,
         num_additional_image_tokens=1,
     )

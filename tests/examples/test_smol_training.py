@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from smol import train, warm_start
-from smol.assemble import IMAGE, build_processor, build_tokenizer
+from smol.assemble import CHAT_TEMPLATE, IMAGE, build_tokenizer
 from smol.model import Learner
 from smol.questions import (
     HELD_OUT,
@@ -30,6 +30,7 @@ from tests.smollm2 import smollm2
 from tiny.concepts import CONCEPTS, NOTHING
 from tiny.conversations import Scene
 from tiny.questions import mentions
+from tiny.tokenizer import build_processor
 
 SCENE = Scene("dog", "red", "wood")
 WIDTH = 32
@@ -67,7 +68,7 @@ def test_a_row_is_what_the_template_makes_of_a_conversation(turns: int) -> None:
         asked = [*shown, {"type": "text", "text": question}]
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": answer})
-    processor = build_processor(build_tokenizer(smollm2()))
+    processor = build_processor(build_tokenizer(smollm2()), CHAT_TEMPLATE)
     text = processor.apply_chat_template(messages)
     white = Image.new("RGB", (80, 60), "white")
     made = processor(text=text, images=white)["input_ids"][0]

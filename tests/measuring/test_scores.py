@@ -19,7 +19,7 @@ from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.measuring import report
 from vllm_sauce.measuring.answers import Answered, AnswerFile, Kept
 from vllm_sauce.measuring.cases import Case, cases
-from vllm_sauce.measuring.scores import _share, results
+from vllm_sauce.measuring.scores import results, wilson
 from vllm_sauce.measuring.settings import EvalSettings
 from vllm_sauce.measuring.side_effects import worst_other
 
@@ -203,15 +203,15 @@ def test_an_interval_grows_with_doubt(file):  # noqa: F811
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
-def test_wilsons_interval_holds_its_share(marks):
-    figure = _share(marks)
+def test_wilsons_interval_holds_itswilson(marks):
+    figure = wilson(marks)
     assert 0 <= figure.low <= figure.value + 1e-9 and figure.value <= figure.high + 1e-9
     assert figure.high <= 1 and figure.n == len(marks)
 
 
 def test_wilsons_interval_is_the_published_one():
     """Of 10 in 20: .299 to .701 (Newcombe 1998, table I's method 3)."""
-    figure = _share([True] * 10 + [False] * 10)
+    figure = wilson([True] * 10 + [False] * 10)
     assert (figure.low, figure.high) == pytest.approx((0.2993, 0.7007), abs=1e-4)
 
 

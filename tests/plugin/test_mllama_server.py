@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from tests.plugin.models.compared import (
 )
 from tests.plugin.models.vision_models import write_vision_model
 from tests.plugin.test_server import free_port, serve, wait_until_healthy
+from vllm_sauce.measuring.endpoint import picture_part
 
 pytestmark = [
     pytest.mark.engine,
@@ -70,11 +69,7 @@ def ask(client: openai.OpenAI, shown: Any, *forget: str) -> dict[str, float]:
     """Return the likeliest first tokens of an answer, with their log-probabilities."""
     content: list[Any] = [{"type": "text", "text": TEXT}]
     for one in shown:
-        buffer = io.BytesIO()
-        one.save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        url = {"url": f"data:image/png;base64,{data}"}
-        content.insert(0, {"type": "image_url", "image_url": url})
+        content.insert(0, picture_part(one))
     reply = client.chat.completions.create(
         model="mllama",
         messages=[{"role": "user", "content": content}],

@@ -59,14 +59,19 @@ class EndpointAsker:
         return answers
 
 
+def picture_part(picture: Any) -> dict[str, Any]:
+    """Return a picture as a part of a chat message, as clients send it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    url = {"url": f"data:image/png;base64,{data}"}
+    return {"type": "image_url", "image_url": url}
+
+
 def _body(model: str, ask: Ask) -> dict[str, Any]:
     content: list[dict[str, Any]] = []
     if ask.question.picture is not None:
-        buffer = io.BytesIO()
-        open_picture(ask.question.picture).save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        url = {"url": f"data:image/png;base64,{data}"}
-        content.append({"type": "image_url", "image_url": url})
+        content.append(picture_part(open_picture(ask.question.picture)))
     content.append({"type": "text", "text": ask.question.prompt})
     extra: dict[str, Any] = {}
     if ask.edited:

@@ -223,13 +223,13 @@ def _away(
     return {
         "p(word)": _over_concepts([leak.probability for leak in leaks], n),
         "told apart": _over_concepts([leak.auc for leak in leaks], n),
-        "eliminated": _share(given_away(denied, True)),
-        "eliminated, without": _share(given_away(denied, False)),
+        "eliminated": wilson(given_away(denied, True)),
+        "eliminated, without": wilson(given_away(denied, False)),
     }
 
 
-def _share(marks: Sequence[bool]) -> Figure:
-    """Return a share and Wilson's interval."""
+def wilson(marks: Sequence[bool]) -> Figure:
+    """Return a share and its 95 % interval, Wilson's."""
     n = len(marks)
     if not n:
         return NOTHING_ASKED
@@ -249,7 +249,7 @@ def _instead(found: Sequence[Answered], file: ConceptFile) -> dict[str, Figure]:
         if one.case.question.part is Part.UAG and not one.case.question.optional
     ]
     kinds = ("itself", "none", "another", "else", "malformed")
-    return {kind: _share([one == kind for one in said]) for kind in kinds}
+    return {kind: wilson([one == kind for one in said]) for kind in kinds}
 
 
 def _kind_of(one: Answered, file: ConceptFile) -> str:
@@ -267,7 +267,7 @@ def _kind_of(one: Answered, file: ConceptFile) -> str:
 
 def _false(found: Sequence[Answered], file: ConceptFile) -> Figure:
     """Return how many answers to examples' own prompts name what is not shown."""
-    return _share(
+    return wilson(
         [
             any(
                 mentions(one.answer.text, other.answers)
@@ -282,7 +282,7 @@ def _false(found: Sequence[Answered], file: ConceptFile) -> Figure:
 
 def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
     def share(kinds: tuple[Kind, ...], forgotten: bool) -> Figure:
-        return _share(
+        return wilson(
             [
                 _forgot(one, file) if forgotten else one.good
                 for one in found
@@ -305,8 +305,8 @@ def _together(found: Sequence[Answered], file: ConceptFile) -> Figures:
         "kept name": share((Kind.NAME,), False),
         "kept yes": share((Kind.YES,), False),
         "kept no": share((Kind.NO,), False),
-        "kept texts": _share(prompts),
-        "malformed": _share([one.malformed for one in found]),
+        "kept texts": wilson(prompts),
+        "malformed": wilson([one.malformed for one in found]),
     }
 
 
