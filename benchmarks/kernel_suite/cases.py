@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_sauce_kernels.masked_edit import Costs, Planner
-from vllm_sauce_kernels.masked_edit.measure import FORCED
+from vllm_sauce_kernels.masked_edit import plan_of
 
 POOL = 2048
 DECODE_TOKENS = 256
@@ -125,18 +124,9 @@ def op_args(case: Case, rows: Rows, *, scale: float = QUIET, seed: int = 0) -> A
     }
 
 
-def planner_of(case: Case, args: Args, costs: Costs | None = None) -> Planner:
-    """Return the planner of a batch's tables."""
-    planner = Planner(
-        case.tokens, case.masks, case.pool, ranked=args["topk"] > 0, costs=costs
-    )
-    planner.rows[:] = list(args["mask_latents"].cpu().numpy())
-    return planner
-
-
-def with_plan(case: Case, args: Args, form: str) -> Args:
-    """Return the arguments with the plan of a form, "tiles" or "union"."""
-    plan = planner_of(case, args, FORCED[form]).plan(*case.requests)
+def with_plan(args: Args) -> Args:
+    """Return the arguments with their batch's plan."""
+    plan = plan_of(args["slot_of_token"], args["mask_len"])
     return {**args, "plan": plan.to(args["hidden_states"].device)}
 
 

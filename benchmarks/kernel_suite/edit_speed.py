@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from benchmarks.kernel_suite.calls import form_launched, planned_calls
+from benchmarks.kernel_suite.calls import our_call
 from benchmarks.kernel_suite.cases import (
     FIRES,
     LARGE,
@@ -128,10 +128,7 @@ def check(machine: Machine) -> None:
 
 def _columns(machine: Machine) -> list[str]:
     shape = ["d_model", "latents", "tokens", "masks", "fire", "MB"]
-    if machine.triton:
-        timed = ["tiles us", "union us", "model takes"]
-    else:
-        timed = ["form", "PyTorch us", "PyTorch / op"]
+    timed = [] if machine.triton else ["form", "PyTorch us", "PyTorch / op"]
     share = ["% of copy", "MFLOP", "% of matrix rate", "binds", "caches"]
     return [*shape, *timed, "time us", "spread %", "GB/s", *share]
 
@@ -142,9 +139,7 @@ def _note(machine: Machine) -> str:
     if machine.triton:
         forms = paragraph(
             "Times are of replayed CUDA graphs, a sample the mean of a graph's",
-            "calls. Both forms of the Triton path are timed; `time` is that of the",
-            "form which the cost model takes with this run's constants. –: the form",
-            "is not launched.",
+            "calls.",
         )
     else:
         forms = paragraph(
@@ -168,21 +163,12 @@ def measure_case(machine: Machine, case: Case, rows: Rows) -> list[Value]:
         case.masks,
         case.fire,
     ]
+    timed: list[Value] = []
     if machine.triton:
-        timed, found = triton_times(machine, case, rows, sets)
+        found = machine.compare({"op": our_call(machine, sets)})["op"]
     else:
         timed, found = cpu_times(machine, case, sets)
     return [*shape, work.bytes / 1e6, *timed, *shares(machine, work, found), caches]
-
-
-def triton_times(
-    machine: Machine, case: Case, rows: Rows, sets: list[Args]
-) -> tuple[list[Value], Seconds]:
-    """Time the planned forms. Returns: cells, and the time of the form taken"""
-    found = machine.compare(planned_calls(machine, case, sets))
-    taken = form_launched(machine, case, sets[0], machine.costs_of(rows))
-    union = found["union"].us if "union" in found else None
-    return [found["tiles"].us, union, taken], found[taken]
 
 
 def cpu_times(

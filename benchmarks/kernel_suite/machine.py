@@ -7,25 +7,16 @@ import math
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.kernel_suite.cases import (
-    Args,
-    Case,
-    Rows,
-    op_args,
-    planner_of,
-    with_plan,
-)
+from benchmarks.kernel_suite.cases import Case, Rows, op_args, with_plan
 from benchmarks.kernel_suite.timing import Call, Seconds, compare
 from benchmarks.kernel_suite.verify import verify_op
-from vllm_sauce_kernels.masked_edit import Costs, masked_edit_triton
-from vllm_sauce_kernels.masked_edit.measure import measure
-from vllm_sauce_kernels.masked_edit.plan import UNION
+from vllm_sauce_kernels.masked_edit import masked_edit_triton
 
 CPU_COLD_BYTES = 1 << 26
 MOST_SETS = {"cpu": 32, "cuda": 96}
@@ -44,11 +35,9 @@ class Machine:
     quick: bool
     progress: Callable[[str], None]
     triton: bool
-    """Whether the Triton forms are what is timed."""
+    """Whether the Triton form is what is timed."""
     deadline: float = math.inf
     """On time.monotonic's clock: question a starts no cell later."""
-    costs: dict[str, Costs] = field(default_factory=dict)
-    """Measured constants of the cost model, by site."""
     copy_bytes_per_s: float = 0.0
     flops_per_s: float = 0.0
 
@@ -77,20 +66,6 @@ class Machine:
         """Return whether a cell's tensors fit."""
         return num_bytes <= MEMORY_SHARE * free_bytes(self.device)
 
-    def costs_of(self, rows: Rows) -> Costs | None:
-        """Return the cost model's measured constants for a site; None on CPUs."""
-        if not self.triton:
-            return None
-        name = f"{rows.W_dec.shape[0]} rows, d_model {rows.W_dec.shape[1]}"
-        if name not in self.costs:
-            case = Case(1, 1, rows.W_dec.shape[1], 1, rows.W_dec.shape[0])
-            timer = None if self.on_gpu else self._plain_seconds
-            self.costs[name] = measure(op_args(case, rows), timer)
-        return self.costs[name]
-
-    def _plain_seconds(self, call: Callable[[], None]) -> float:
-        return self.compare({"": call})[""].median
-
     def measure_rates(self) -> None:
         """Measure the copy bandwidth and the rate of matrix products."""
         small = self.seconds < 0.05 and not self.on_gpu
@@ -109,21 +84,6 @@ class Machine:
         )
         self.copy_bytes_per_s = 8 * elements / found["copy"].median
         self.flops_per_s = 2 * size**3 / found["product"].median
-
-    def form_taken(self, case: Case, args: Args, costs: Costs | None) -> str:
-        """Return the form that the cost model takes for a batch."""
-        plan = planner_of(case, args, costs).plan(*case.requests)
-        return "union" if int(plan[0]) == UNION else "tiles"
-
-    def has_union(self, case: Case) -> bool:
-        """Return whether the union form is launched for a batch at all."""
-        from vllm_sauce_kernels.masked_edit.kernel import MAX_UNION_ELEMENTS
-
-        return case.tokens * case.pool <= MAX_UNION_ELEMENTS
-
-    def forms(self, case: Case) -> list[str]:
-        """Return the Triton forms that can be timed on a batch."""
-        return ["tiles", "union"] if self.has_union(case) else ["tiles"]
 
 
 def free_bytes(device: torch.device) -> int:
@@ -163,13 +123,4 @@ def check_forms(
     args = {**op_args(case, rows, scale=-1.0), **kind}
     verify_op(variants, args, reference)
     if machine.triton:
-        for form in machine.forms(case):
-            plan = with_plan(case, args, form)["plan"]
-            verify_op({form: _planned(plan)}, args, reference)
-
-
-def _planned(plan: torch.Tensor) -> Callable[..., None]:
-    def run(**args: Any) -> None:
-        masked_edit_triton(**{**args, "plan": plan})
-
-    return run
+        verify_op({"planned": masked_edit_triton}, with_plan(args), reference)

@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,6 @@ def main(argv: Sequence[str], description: str | None) -> None:
         for name in (question, "targets")[: 1 + (question == "a" and machine.on_gpu)]:
             for table in tables[name]:
                 print(f"\n{table.markdown()}", flush=True)
-    print_costs(machine)
     result = result_of(machine, title, tables)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -128,20 +126,6 @@ def triton_version() -> str:
     return str(triton.__version__)
 
 
-def print_costs(machine: Machine) -> None:
-    """Print the constants of the cost model that this run measured."""
-    if not machine.costs:
-        return
-    columns = ["site", "form", "start us", "ns a row", "ns a token"]
-    table = Table("Measured constants of the cost model", "From `measure()`.", columns)
-    for site, costs in machine.costs.items():
-        for form, cost in (("tiles", costs.tiles), ("union", costs.union)):
-            table.add(
-                site, form, 1e6 * cost.start, 1e9 * cost.per_row, 1e9 * cost.per_token
-            )
-    print(f"\n{table.markdown()}")
-
-
 def result_of(
     machine: Machine, title: str, tables: dict[str, list[Table]]
 ) -> dict[str, Any]:
@@ -155,7 +139,6 @@ def result_of(
         "threads": torch.get_num_threads(),
         "copy_GB_per_s": machine.copy_bytes_per_s / 1e9,
         "matrix_TFLOP_per_s": machine.flops_per_s / 1e12,
-        "costs": {site: asdict(costs) for site, costs in machine.costs.items()},
         "questions": {
             name: [table.as_json() for table in found] for name, found in tables.items()
         },

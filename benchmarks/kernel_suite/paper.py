@@ -176,7 +176,6 @@ def _note(machine: Machine, d_model: int) -> str:
 def measure_case(machine: Machine, case: Case, sae: Sae) -> list[Value]:
     """Return a row, after both results were compared."""
     rows = pool_of(sae, case.pool)
-    costs = machine.costs_of(rows)
     off = None
     if case.fire == "half":
         off = same_result(machine, case, sae, rows)
@@ -185,7 +184,7 @@ def measure_case(machine: Machine, case: Case, sae: Sae) -> list[Value]:
     other = [(args["hidden_states"], sae, edit_of(args)) for args in sets[:1]]
     found = machine.compare(
         {
-            "ours": our_call(machine, case, sets, costs),
+            "ours": our_call(machine, sets),
             "paper": rotating(full, other),
             "folded": rotating(folded, other),
         }
@@ -205,5 +204,5 @@ def same_result(machine: Machine, case: Case, sae: Sae, rows: Rows) -> float:
     once = folded(before, sae, edit_of(args))
     tolerance = TOLERANCE[machine.dtype]
     verify("folded", once, want, before, tolerance)
-    our_call(machine, case, [args], machine.costs_of(rows))()
+    our_call(machine, [args])()
     return verify("ours", args["hidden_states"], want, before, tolerance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks.kernel_suite.calls import form_launched, planned_calls
+from benchmarks.kernel_suite.calls import our_call
 from benchmarks.kernel_suite.cases import FIRES, Case, random_rows, several, work_of
 from benchmarks.kernel_suite.machine import Machine
 from benchmarks.kernel_suite.report import Table, paragraph
@@ -15,6 +15,8 @@ PREFILL = tuple((tokens, latents) for tokens in (2048, 8192) for latents in (128
 COPY_SHARE, RATE_SHARE = 80, 60
 DECODE_FACTOR, DECODE_START_US = 1.5, 5.0
 SHARED_US = 2.0
+LAUNCHES = 2
+"""Of our kernels, without TopK."""
 
 NOTE = paragraph(
     "Targets: prefill at >= 80 % of the copy bandwidth or >= 60 % of the matrix",
@@ -25,7 +27,7 @@ NOTE = paragraph(
     "`empties` as many as ours makes.",
 )
 COLUMNS = [
-    "what", "tokens", "fire", "form", "time us", "empty us", "empties us", "% of copy",
+    "what", "tokens", "fire", "time us", "empty us", "empties us", "% of copy",
     "% of matrix rate", "measured", "target", "unit",
 ]  # fmt: skip
 
@@ -33,7 +35,6 @@ COLUMNS = [
 class Found(NamedTuple):
     """One case, in microseconds and per cent."""
 
-    form: str
     us: float
     empty: float
     empties: float
@@ -89,13 +90,13 @@ def _add(
     unit: str,
 ) -> None:
     table.add(
-        what, case.tokens, case.fire, found.form, found.us, found.empty, found.empties,
+        what, case.tokens, case.fire, found.us, found.empty, found.empties,
         found.of_copy, found.of_rate, measured, target, unit,
     )  # fmt: skip
 
 
 def measure_case(machine: Machine, case: Case) -> Found:
-    """Time a case in the form that the cost model takes, and empty kernels."""
+    """Time a case, and empty kernels."""
     from benchmarks.kernel_suite.per_token import launch_empty
     from vllm_sauce_kernels.masked_edit.kernel import num_programs
 
@@ -103,24 +104,24 @@ def measure_case(machine: Machine, case: Case) -> Found:
     rows = random_rows(case.pool, case.d_model, machine.device, machine.dtype)
     sets = several(case, rows, machine.cold_bytes, machine.most_sets)
     work = work_of(case, sets[0])
-    calls = planned_calls(machine, case, sets)
     programs, some = num_programs(machine.device), rows.b_enc
-    launches = 5 if machine.has_union(case) else 2
-    calls["empty"] = lambda: launch_empty(some, programs)
 
     def empties() -> None:
-        for _ in range(launches):
+        for _ in range(LAUNCHES):
             launch_empty(some, programs)
 
-    calls["empties"] = empties
-    times = machine.compare(calls)
-    form = form_launched(machine, case, sets[0], machine.costs_of(rows))
+    times = machine.compare(
+        {
+            "ours": our_call(machine, sets),
+            "empty": lambda: launch_empty(some, programs),
+            "empties": empties,
+        }
+    )
     floor = work.bytes / machine.copy_bytes_per_s
     rate_floor = work.flops / machine.flops_per_s
-    seconds = times[form].median
+    seconds = times["ours"].median
     return Found(
-        form,
-        times[form].us,
+        times["ours"].us,
         times["empty"].us,
         times["empties"].us,
         100 * floor / seconds,

@@ -110,7 +110,7 @@ def check(machine: Machine) -> None:
     tolerance = TOLERANCE[torch.float32]
     other = encode_and_sort(args)
     verify("torch.topk", other, want["hidden_states"], before, tolerance)
-    our_call(exact, case, [args], None)()
+    our_call(exact, [args])()
     verify("ours", args["hidden_states"], want["hidden_states"], before, tolerance)
 
 
@@ -140,7 +140,7 @@ def measure_case(machine: Machine, case: Case, rows: Rows) -> list[Value]:
     sets = [gated(case, args) for args in sets]
     found = machine.compare(
         {
-            "ours": our_call(machine, case, sets, None),
+            "ours": our_call(machine, sets),
             "sorted": rotating(encode_and_sort, [(args,) for args in sets[:1]]),
         }
     )
@@ -158,7 +158,7 @@ def same_result(machine: Machine, case: Case, rows: Rows) -> float:
     args = gated(case, op_args(case, rows, scale=LOUD))
     before = args["hidden_states"].clone()
     want = encode_and_sort(args)
-    our_call(machine, case, [args], None)()
+    our_call(machine, [args])()
     if machine.dtype != torch.float32:
         return difference(args["hidden_states"], want, before)
     tolerance = TOLERANCE[torch.float32]

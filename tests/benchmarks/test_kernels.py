@@ -290,9 +290,6 @@ def test_a_gpus_tables(
     baseline()
     monkeypatch.setattr(timing, "MIN_ROUNDS", 1)
     monkeypatch.setattr("benchmarks.kernel_suite.machine.CPU_COLD_BYTES", 1)
-    monkeypatch.setattr(
-        "vllm_sauce_kernels.masked_edit.measure.BATCHES", ((1, 1), (2, 2), (3, 1))
-    )
     for question in (edit_speed, per_token_speed):
         monkeypatch.setattr(question, "LARGE", Case(20, 5, 24, 2, 16))
     monkeypatch.setattr(edit_speed, "pool_for", lambda latents: 64)
@@ -307,8 +304,7 @@ def test_a_gpus_tables(
     on_gpu = machine(triton=True)
     (found,) = edit_speed.run(on_gpu)
     assert len(found.rows) == 2
-    assert set(found.column("model takes")) <= {"tiles", "union"}
-    assert on_gpu.costs
+    assert min(numbers(found.column("time us"))) > 0
     for rows in (paper.run(on_gpu), topk.run(on_gpu), per_token_speed.run(on_gpu, 16)):
         assert len(rows[0].rows) == 2
 
@@ -340,14 +336,13 @@ def test_targets_are_named(
     baseline()
 
     def compare(variants: Any, *rest: Any) -> Any:
-        us = {"tiles": 30.0, "union": 40.0, "empty": 2.0, "empties": 6.0}
+        us = {"ours": 30.0, "empty": 2.0, "empties": 6.0}
         return {name: timing.Seconds(*[1e-6 * us[name]] * 3) for name in variants}
 
     monkeypatch.setattr("benchmarks.kernel_suite.machine.compare", compare)
     on_gpu = machine(triton=True)
-    monkeypatch.setattr(on_gpu, "costs_of", lambda rows: None)
     (table,) = targets.run(on_gpu, d_model=16)
     assert table.column("unit").count("us over empty") == 4
-    assert table.column("form") == ["tiles"] * 6
+    assert table.column("time us") == pytest.approx([30.0] * 6)
     assert table.column("measured")[1:3] == pytest.approx([28.0] * 2)
     assert set(table.column("target")[1:3]) == {"<= 2"}

@@ -7,21 +7,18 @@ alignment and graph capture show only here.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from tests.kernels.inputs import Args, expected, make_args, normals, small_integers
 from tests.kernels.plans import plan_of
 from vllm_sauce_kernels.masked_edit import masked_edit
-from vllm_sauce_kernels.masked_edit.measure import measure
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
-FORMS = (None, "tiles", "union")
+PLANNED = (False, True)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SHAPES = [
     (1, 4096, 64, 32, 1),
@@ -32,9 +29,9 @@ SHAPES = [
 ]
 
 
-def on_gpu(args: Args, form: str | None) -> Args:
-    """Return the arguments on the GPU, with the plan of a form."""
-    plan = None if form is None else plan_of(args, form)
+def on_gpu(args: Args, planned: bool) -> Args:
+    """Return the arguments on the GPU, with the step's plan or without."""
+    plan = plan_of(args) if planned else None
     moved = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in args.items()}
     return {**moved, "plan": None if plan is None else plan.cuda()}
 
@@ -47,19 +44,19 @@ def cast(args: Args, stream: torch.dtype, pool: torch.dtype) -> Args:
     return args
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("planned", PLANNED)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_small_integers_are_exact(
-    shape: tuple[int, int, int, int, int], form: str | None
+    shape: tuple[int, int, int, int, int], planned: bool
 ) -> None:
     args = make_args(shape, small_integers())
-    want, got = expected(args), on_gpu(args, form)
+    want, got = expected(args), on_gpu(args, planned)
     masked_edit(**got)
     assert torch.equal(got["hidden_states"].cpu(), want["hidden_states"])
     assert torch.equal(got["edited_tokens"].cpu(), want["edited_tokens"])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("planned", PLANNED)
 @pytest.mark.parametrize(
     "kind", [{}, {"normalize": 1}, {"normalize": 2}, {"topk": 9}], ids=str
 )
@@ -69,14 +66,14 @@ def test_small_integers_are_exact(
     ids=str,
 )
 def test_every_dtype_and_kind(
-    stream: torch.dtype, pool: torch.dtype, kind: dict[str, int], form: str | None
+    stream: torch.dtype, pool: torch.dtype, kind: dict[str, int], planned: bool
 ) -> None:
     """To a unit in the last place of the stream; edited rows differ from before."""
     if pool == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no e4m3fn")
     args = cast(make_args((70, 300, 60, 20, 5), normals(1)), stream, pool)
     args |= kind
-    want, got = expected(args), on_gpu(args, form)
+    want, got = expected(args), on_gpu(args, planned)
     masked_edit(**got)
     ulp = max(torch.finfo(stream).eps, 1e-5)
     scale = float(want["hidden_states"].abs().max())
@@ -88,17 +85,17 @@ def test_every_dtype_and_kind(
     assert (want["hidden_states"] != args["hidden_states"]).any()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("planned", PLANNED)
 def test_a_captured_graph_sees_new_masks_by_the_buffers_alone(
-    form: str | None,
+    planned: bool,
 ) -> None:
     """Capture with no token masked; replay with masks, then with none."""
     args = make_args((40, 512, 60, 20, 5), small_integers(2))
     slots, plan = args["slot_of_token"].clone(), None
-    if form is not None:
-        plan = plan_of(args, form).cuda()
+    if planned:
+        plan = plan_of(args).cuda()
     want = expected(args)["hidden_states"]
-    idle = on_gpu(args, None)
+    idle = on_gpu(args, False)
     idle["slot_of_token"].fill_(-1)
     idle["plan"] = None if plan is None else torch.zeros_like(plan)
     before = idle["hidden_states"].clone()
@@ -123,7 +120,7 @@ def test_a_captured_graph_sees_new_masks_by_the_buffers_alone(
 
 
 def test_compiled_code_keeps_and_orders_the_edit() -> None:
-    args = on_gpu(make_args((5, 64, 8, 4, 2), small_integers(9)), "tiles")
+    args = on_gpu(make_args((5, 64, 8, 4, 2), small_integers(9)), True)
     rest = {k: v for k, v in args.items() if k != "hidden_states"}
 
     def model(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -135,11 +132,3 @@ def test_compiled_code_keeps_and_orders_the_edit() -> None:
     first, second = torch.compile(model, fullgraph=True)(args["hidden_states"])
     assert torch.equal(first, args["hidden_states"] * 2.0)
     assert not torch.equal(first, second)
-
-
-def test_both_forms_are_measured() -> None:
-    args: Any = on_gpu(make_args((1, 4096, 512, 64, 2), normals()), None)
-    args = cast(args, BF16, BF16)
-    names = ("W_enc_rows", "W_dec_rows", "b_enc")
-    costs = measure({name: args[name] for name in names})
-    assert costs.tiles.seconds(32, 1) > 0 and costs.union.seconds(32, 1) > 0

@@ -36,17 +36,17 @@ Op = Callable[..., None]
 SHAPES = [(5, 64, 9, 4, 1), (7, 130, 23, 5, 3), (17, 257, 70, 31, 7), (5, 1, 4, 17, 2)]
 
 
-FORMS = ["native", "gathered", "grouped", "triton", "tiles", "union"]
+FORMS = ["native", "gathered", "grouped", "triton", "planned"]
 FORMS += ["op-eager", "op-triton"]
 
 
 @pytest.fixture(params=FORMS)
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """One form of the op at a time."""
-    if request.param in ("triton", "tiles", "union", "op-triton"):
+    if request.param in ("triton", "planned", "op-triton"):
         request.getfixturevalue("interpreted")
-    if request.param in ("tiles", "union"):
-        return planned(request.param)
+    if request.param == "planned":
+        return planned
     if request.param == "native":
         return native_form(monkeypatch)
     if request.param == "grouped":
@@ -145,6 +145,18 @@ def test_masked_edit_is_close(
     check(op, make_args(shape, normals(1), residual=residual), exact=False)
 
 
+@pytest.mark.parametrize("silent", [1, 32, 64, 99])
+def test_the_last_latents_of_a_mask_fire_alone(op: Op, silent: int) -> None:
+    """Those before them may be whole blocks of a kernel."""
+    args = make_args((9, 40, 120, 100, 2), small_integers(3))
+    args["slot_of_token"][:] = 1
+    args["mask_len"][:] = 100
+    args["mask_gate"][:, :silent] = torch.inf
+    args["mask_gate"][:, silent:] = -torch.inf
+    args["mask_scale"][:], args["mask_shift"][:] = 0.0, 1.0
+    check(op, args)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_stream_with_float32_pool(op: Op, dtype: torch.dtype) -> None:
     """The change is computed in float32 and rounded once."""
@@ -239,7 +251,7 @@ def test_batchmates_do_not_matter(op: Op) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-@pytest.mark.parametrize("form", ["native", "eager", "triton", "tiles", "union"])
+@pytest.mark.parametrize("form", ["native", "eager", "triton", "planned"])
 def test_any_batch(
     data: st.DataObject,
     interpreted: object,
@@ -272,8 +284,11 @@ def test_any_batch(
         args[name] = small_integers(seed + 1)(num_slots, max_latents)
     fill_with_garbage(args)
     want = expected(args)
-    forms = {"eager": masked_edit_eager, "triton": masked_edit_triton}
-    forms |= {name: planned(name) for name in ("tiles", "union")}
+    forms = {
+        "eager": masked_edit_eager,
+        "triton": masked_edit_triton,
+        "planned": planned,
+    }
     (forms.get(form) or native_form(monkeypatch))(**args)
     assert torch.equal(args["hidden_states"], want["hidden_states"])
     assert torch.equal(args["edited_tokens"], want["edited_tokens"])

@@ -34,15 +34,15 @@ Shape = tuple[int, int, int, int, int]
 
 # num_tokens, d_model, num_pool, max_latents, num_slots
 SHAPES: list[Shape] = [(5, 64, 9, 4, 1), (9, 130, 23, 18, 3), (3, 2, 40, 17, 2)]
-FORMS = ("native", "gathered", "grouped", "triton", "tiles", "union")
+FORMS = ("native", "gathered", "grouped", "triton", "planned")
 
 
 def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
     """Return a form of the op, forced where PyTorch would choose."""
     if name == "triton":
         return masked_edit_triton
-    if name in ("tiles", "union"):
-        return planned(name)
+    if name == "planned":
+        return planned
     if name == "native":
         return native_form(monkeypatch)
     limit = 0 if name == "grouped" else 1 << 40
@@ -53,7 +53,7 @@ def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
 @pytest.fixture(params=FORMS)
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """One form of the op at a time."""
-    if request.param in ("triton", "tiles", "union"):
+    if request.param in ("triton", "planned"):
         kernel = request.getfixturevalue("interpreted")
         monkeypatch.setattr(kernel, "ROWS_PER_PROGRAM", 32)  # several tiles
     return form_of(request.param, monkeypatch)

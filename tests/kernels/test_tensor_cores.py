@@ -13,7 +13,7 @@ import torch
 
 from tests.kernels.inputs import Args, expected, make_args, normals, small_integers
 from tests.kernels.plans import planned
-from vllm_sauce_kernels.masked_edit import masked_edit, masked_edit_triton
+from vllm_sauce_kernels.masked_edit import masked_edit, masked_edit_triton, plan
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +24,10 @@ def no_overflow(interpreted: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "options", options)
 
 
-@pytest.fixture(params=["triton", "tiles", "union"])
+@pytest.fixture(params=["triton", "planned"])
 def op(request: pytest.FixtureRequest, interpreted: object) -> Callable[..., None]:
-    """The op without a plan and in each planned form."""
-    return masked_edit_triton if request.param == "triton" else planned(request.param)
+    """The op without a plan and with one."""
+    return masked_edit_triton if request.param == "triton" else planned
 
 
 def with_pool(args: Args, dtype: torch.dtype) -> Args:
@@ -52,7 +52,8 @@ def test_large_tiles_are_exact(
     op: Callable[..., None], interpreted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefill's block sizes, a tile that is full and one that is not."""
-    monkeypatch.setattr(interpreted, "FEW_TOKENS", 0)
+    for module in (interpreted, plan):
+        monkeypatch.setattr(module, "FEW_TOKENS", 0)
     args = make_args((150, 70, 40, 35, 2), small_integers(3))
     args["slot_of_token"][:] = 1
     args["slot_of_token"][20:30] = -1
@@ -63,15 +64,13 @@ def test_large_tiles_are_exact(
     assert torch.equal(args["edited_tokens"], want["edited_tokens"])
 
 
-@pytest.mark.parametrize("form", ["tiles", "union"])
-def test_ten_thousand_latents_in_one_mask(interpreted: object, form: str) -> None:
-    """More than any block, in every form."""
-    op = planned(form)
+def test_ten_thousand_latents_in_one_mask(interpreted: object) -> None:
+    """More than any block."""
     args = make_args((1, 16, 10_000, 10_000, 1), small_integers(4))
     args["slot_of_token"][:1] = 0
     args["mask_latents"][0] = torch.randperm(10_000)
     want = expected(args)
-    op(**args)
+    planned(**args)
     assert torch.equal(args["hidden_states"], want["hidden_states"])
 
 

@@ -17,7 +17,6 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import NORMALIZATIONS, SAEWeights, fold_b_dec
 from vllm_sauce.unlearning.fp8 import check_device, quantize_rows
 from vllm_sauce.unlearning.mask import Mask
-from vllm_sauce_kernels.masked_edit import Costs
 
 OP_TENSORS = (
     "mask_latents",
@@ -105,12 +104,10 @@ class SiteTable:
         self.site = check_site(site)
         self.num_slots = num_slots
         self.max_latents = max_latents
-        self.costs: Costs | None = None
-        """What the op's forms cost here, if measured; a GPU chooses by it."""
         self.generation = 0
         """Grows when every mask leaves: slots handed out before mean nothing then."""
         self.catalogue = catalogue
-        self._slot_of_mask: OrderedDict[str, int] = OrderedDict()
+        self._slot_of_mask: OrderedDict[str | None, int] = OrderedDict()
         self._free = list(range(num_slots))
         self.approximate = approximate if sae.k else None
         if self.approximate == "relu":
@@ -177,8 +174,8 @@ class SiteTable:
         self.edited_tokens = torch.zeros(
             self.num_slots, dtype=torch.int64, device=device
         )
-        self.slot_rows: list[np.ndarray] = [np.zeros(0, np.int32)] * self.num_slots
-        """The pool's rows of each slot's mask, for planning on the host."""
+        self.slot_len = np.zeros(self.num_slots, np.int32)
+        """``mask_len`` on the host, which plans by it."""
 
     @property
     def pool_bytes(self) -> int:
@@ -204,12 +201,15 @@ class SiteTable:
 
         Raises: ConfigError
         """
-        distinct = {mask.mask_id: mask for mask in masks if mask is not None}
-        residents = [mask_id for mask_id in distinct if mask_id in self._slot_of_mask]
+        mask_ids = [None if mask is None else mask.mask_id for mask in masks]
+        slot_of = self._slot_of_mask
+        residents = [name for name in dict.fromkeys(mask_ids) if name in slot_of]
         fresh = {
-            mask_id: rows
-            for mask_id, mask in distinct.items()
-            if mask_id not in self._slot_of_mask and (rows := self._rows(mask))
+            mask.mask_id: rows
+            for mask in masks
+            if mask is not None
+            and mask.mask_id not in slot_of
+            and (rows := self._rows(mask))
         }
         if (wanted := len(residents) + len(fresh)) > self.num_slots:
             raise ConfigError(
@@ -217,22 +217,19 @@ class SiteTable:
                 f"got {wanted}; raise num_slots"
             )
         for mask_id in residents:
-            self._slot_of_mask.move_to_end(mask_id)
+            slot_of.move_to_end(mask_id)
         # Residents of this step are now the youngest, so eviction from the old end
         # cannot reach them: there are at least as many slots as masks.
         for mask_id, rows in fresh.items():
             self._insert(mask_id, rows)
-        return [
-            -1 if mask is None else self._slot_of_mask.get(mask.mask_id, -1)
-            for mask in masks
-        ]
+        return [slot_of.get(mask_id, -1) for mask_id in mask_ids]
 
     def reset(self) -> None:
         """Forget every mask and count; the tensors keep their addresses."""
         self.generation += 1
         self._slot_of_mask.clear()
         self._free = list(range(self.num_slots))
-        self.slot_rows[:] = [np.zeros(0, np.int32)] * self.num_slots
+        self.slot_len[:] = 0
         for tensor in (
             self.mask_latents,
             self.mask_scale,
@@ -272,8 +269,16 @@ class SiteTable:
         stage(self.mask_scale[slot, :count], _column(rows.scale) * enc * out)
         stage(self.mask_shift[slot, :count], _column(rows.shift) * out)
         stage(self.mask_gate[slot, :count], gate / enc)
-        self.mask_len[slot] = count
-        self.slot_rows[slot] = pool_rows.numpy().astype(np.int32)
+        # Assigned, the number would be copied from memory that a GPU waits for.
+        self.mask_len[slot : slot + 1].fill_(count)
+        self.slot_len[slot] = count
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return numbers of the host on a device, without waiting for the copy."""
+    # From pageable memory a copy would wait, which vLLM's checks rightly forbid.
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
 
 
 def stage(into: Tensor, values: Tensor) -> None:
@@ -281,8 +286,13 @@ def stage(into: Tensor, values: Tensor) -> None:
 
     Shapes, dtypes: those of ``into``
     """
-    # From pageable memory a copy would wait, which vLLM's checks rightly forbid.
     into.copy_(values.pin_memory() if into.is_cuda else values, non_blocking=True)
+
+
+def host_zeros(size: int, device: torch.device) -> Tensor:
+    """Return int32 zeros on the host, to be copied to a device without waiting."""
+    # Each step's own: its copy may be under way when the next step is written.
+    return torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
 
 
 def _pool_first(pool: Tensor, d_sae: int) -> Tensor:

@@ -39,22 +39,22 @@ Shapes, the same in every form of the op:
     plan           None, or which tokens go together (plan.py); CPU forms ignore it
 """
 
-from vllm_sauce_kernels.masked_edit.costs import Costs
 from vllm_sauce_kernels.masked_edit.dispatch import (
     kernel_choice,
     masked_edit,
     masked_edit_triton,
 )
 from vllm_sauce_kernels.masked_edit.eager import masked_edit_eager
-from vllm_sauce_kernels.masked_edit.plan import Planner
+from vllm_sauce_kernels.masked_edit.plan import plan_of, plan_size, write_plan
 from vllm_sauce_kernels.masked_edit.reference import masked_edit_ref
 
 __all__ = [
-    "Costs",
-    "Planner",
     "kernel_choice",
     "masked_edit",
     "masked_edit_eager",
     "masked_edit_ref",
     "masked_edit_triton",
+    "plan_of",
+    "plan_size",
+    "write_plan",
 ]

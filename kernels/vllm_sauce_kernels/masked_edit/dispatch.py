@@ -110,7 +110,7 @@ def check_arguments(op: Arguments) -> None:
         )
     _check_flat("slot_of_token", slots, slots.shape, torch.int32)
     if op.plan is not None:
-        size = plan_size(len(slots), num_slots, len(op.W_dec_rows))
+        size = plan_size(len(slots), num_slots)
         _check_flat("plan", op.plan, (size,), torch.int32)
 
 

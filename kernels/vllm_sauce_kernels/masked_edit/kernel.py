@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The op in Triton: which kernels are launched, and over how many programs.
 
-Forms: ``kernel_tiles.py`` (any batch) and ``kernel_union.py`` (many overlapping masks);
-for TopK, ``kernel_rank.py`` between the former's two launches. What is launched rests
-on shapes alone, so a graph can capture it; what the programs then do, on the plan.
+Encode and decode (``kernel_tiles.py``); for TopK, ``kernel_rank.py`` between the two.
+What is launched rests on shapes alone, so a graph can capture it; what the programs
+then do, on the plan.
 """
 
 from __future__ import annotations
@@ -17,41 +17,35 @@ from torch import Tensor
 
 from vllm_sauce_kernels.masked_edit.kernel_rank import rank_kernel
 from vllm_sauce_kernels.masked_edit.kernel_tiles import decode_kernel, encode_kernel
-from vllm_sauce_kernels.masked_edit.kernel_union import (
-    union_clamp_kernel,
-    union_decode_kernel,
-    union_encode_kernel,
-)
 from vllm_sauce_kernels.masked_edit.plan import (
     BLOCK_LATENTS,
+    FEW_TOKENS,
+    LARGE_TILE,
     MAX_SPLITS,
+    SMALL_TILE,
     TARGET_ITEMS,
-    TILE_TOKENS,
 )
 from vllm_sauce_kernels.masked_edit.reference import Arguments
 
-MAX_UNION_ELEMENTS = 1 << 22
-"""Most coefficients of the union form: 16 MiB, twice."""
 MAX_PARTIAL_ELEMENTS = 1 << 22
 """Most partial sums that splitting d_model may take: 16 MiB."""
-FEW_TOKENS = 256
-"""Up to here a tile is 16 tokens: decoding, where most tiles hold one."""
 ROWS_PER_PROGRAM = 1024
 """Rows of the dictionary that one ranking program passes."""
 
 
 class Blocks(NamedTuple):
-    """Block sizes of the tiles form; chosen by hand, not tuned on a device."""
+    """Sizes of what a program holds at a time."""
 
     tokens: int
     encode_d: int
     decode_d: int
     warps: int
+    decode_registers: int
+    """Of a thread; left alone, NVIDIA's assembler takes fewer and spills."""
 
 
-SMALL, LARGE = Blocks(16, 128, 128, 4), Blocks(TILE_TOKENS, 64, 64, 4)
-UNION = Blocks(TILE_TOKENS, 64, 64, 4)
-UNION_ROWS = 64
+SMALL = Blocks(SMALL_TILE, 128, 128, 4, 128)
+LARGE = Blocks(LARGE_TILE, 64, 64, 4, 208)
 RANK_ROWS, RANK_D = 32, 64
 
 
@@ -96,21 +90,17 @@ def launch(op: Arguments) -> None:
         constants,
         num_programs(op.hidden_states.device),
     )
-    elements = num_tokens * op.W_dec_rows.shape[0]
-    union = op.plan is not None and op.topk == 0 and elements <= MAX_UNION_ELEMENTS
     # Triton launches on the current device, which need not be the tensors' one.
     with torch.cuda.device_of(op.hidden_states):
-        _launch_tiles(call, union)
-        if union:
-            _launch_union(call)
+        _launch(call)
 
 
 def precision(pool: torch.dtype) -> str:
     """Return how ``kernel_parts.product`` multiplies with a pool's rows."""
     if pool in (torch.bfloat16, torch.float8_e4m3fn):
-        return "split"
+        return "bf16"
     # float16 has more bits than bfloat16 and less range than a coefficient.
-    return "tf32x3" if pool == torch.float16 and not torch.version.hip else "ieee"
+    return "tf32" if pool == torch.float16 and not torch.version.hip else "ieee"
 
 
 @cache
@@ -130,7 +120,7 @@ def splits_of(num_tokens: int, max_latents: int, topk: int) -> int:
     return max(1, min(MAX_SPLITS, 2 * TARGET_ITEMS // num_tokens, room))
 
 
-def _launch_tiles(call: Launch, union: bool) -> None:
+def _launch(call: Launch) -> None:
     op, planned = call.op, call.op.plan is not None
     (num_tokens, d_model), max_latents = (
         op.hidden_states.shape,
@@ -144,8 +134,6 @@ def _launch_tiles(call: Launch, union: bool) -> None:
     )
     tile = {
         "HAS_PLAN": planned,
-        "HAS_UNION": union,
-        "SUBTILES": TILE_TOKENS // blocks.tokens if planned else 1,
         "BLOCK_TOKENS": blocks.tokens,
         "BLOCK_LATENTS": BLOCK_LATENTS,
         "num_warps": blocks.warps,
@@ -157,6 +145,7 @@ def _launch_tiles(call: Launch, union: bool) -> None:
         triton.cdiv(max_latents, BLOCK_LATENTS), num_splits, d_model, **call.constants,
         **tile, BLOCK_D=blocks.encode_d,
     )  # fmt: skip
+    registers = {} if torch.version.hip else {"maxnreg": blocks.decode_registers}
     ranks = _launch_ranks(call, hidden_pre) if op.topk > 0 else hidden_pre
     decode_kernel[(call.num_programs,)](
         op.hidden_states, op.slot_of_token, call.plan, op.mask_latents, op.mask_scale,
@@ -164,6 +153,7 @@ def _launch_tiles(call: Launch, union: bool) -> None:
         ranks, call.strides[0], op.W_dec_rows.stride(0), num_tokens, max_tokens,
         max_latents, num_splits, d_model, NORMALIZE=op.normalize, TOPK=op.topk,
         PRECISION=precision(op.W_dec_rows.dtype), **tile, BLOCK_D=blocks.decode_d,
+        TARGET_ITEMS=TARGET_ITEMS, **registers,
     )  # fmt: skip
 
 
@@ -185,33 +175,3 @@ def _launch_ranks(call: Launch, hidden_pre: Tensor) -> Tensor:
         ROWS_PER_PROGRAM=ROWS_PER_PROGRAM, num_warps=blocks.warps,
     )  # fmt: skip
     return ranks
-
-
-def _launch_union(call: Launch) -> None:
-    op = call.op
-    (num_tokens, d_model), num_pool = op.hidden_states.shape, len(op.W_dec_rows)
-    hidden_pre = op.hidden_states.new_empty((num_tokens, num_pool), dtype=torch.float32)
-    coefficients = torch.empty_like(hidden_pre)
-    union_at = len(call.plan) - 2 * num_pool
-    grid = (call.num_programs,)
-    shape = {
-        "BLOCK_TOKENS": UNION.tokens,
-        "BLOCK_ROWS": UNION_ROWS,
-        "num_warps": UNION.warps,
-    }
-    union_encode_kernel[grid](
-        op.hidden_states, call.residual, call.plan, op.W_enc_rows, op.b_enc, hidden_pre,
-        coefficients, call.norms, *call.strides, union_at, num_pool, d_model,
-        **call.constants, **shape, BLOCK_D=UNION.encode_d,
-    )  # fmt: skip
-    union_clamp_kernel[grid](
-        op.slot_of_token, call.plan, op.mask_latents, op.mask_scale, op.mask_shift,
-        op.mask_gate, op.mask_len, op.edited_tokens, hidden_pre, coefficients,
-        call.norms, union_at, op.mask_latents.shape[1], num_pool,
-        NORMALIZE=op.normalize, BLOCK_LATENTS=128,
-    )  # fmt: skip
-    union_decode_kernel[grid](
-        op.hidden_states, call.plan, op.W_dec_rows, coefficients, call.strides[0],
-        op.W_dec_rows.stride(0), union_at, num_pool, d_model,
-        PRECISION=precision(op.W_dec_rows.dtype), **shape, BLOCK_D=UNION.decode_d,
-    )  # fmt: skip

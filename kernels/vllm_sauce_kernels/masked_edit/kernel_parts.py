@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
+STEP_NUMBERS = ("num_tokens", "max_tokens", "num_splits")
+"""Arguments that differ from step to step: a kernel compiled anew for some of their
+values would be compiled while requests wait."""
+
 
 class Stream(NamedTuple):
     """What is read at a site, as kernels hand it on."""
@@ -42,7 +46,6 @@ def tile_of(  # type: ignore[no-untyped-def]
     tile,
     max_tokens,
     HAS_PLAN: tl.constexpr,
-    SUBTILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
     """Return a tile's slot, its tokens [BLOCK_TOKENS], which exist, and its latents.
@@ -52,11 +55,10 @@ def tile_of(  # type: ignore[no-untyped-def]
     lane = tl.arange(0, BLOCK_TOKENS)
     if HAS_PLAN:
         # Layout: plan.py.
-        entry = plan_ptr + 8 + max_tokens + 3 * (tile // SUBTILES)
+        entry = plan_ptr + 4 + max_tokens + 3 * tile
         slot = tl.load(entry)
-        lane += (tile % SUBTILES) * BLOCK_TOKENS
         there = lane < tl.load(entry + 2)
-        order = plan_ptr + 8 + tl.load(entry + 1)
+        order = plan_ptr + 4 + tl.load(entry + 1)
         token = tl.load(order + lane, mask=there, other=0)
     else:
         slot = tl.load(slot_of_token_ptr + tile)
@@ -121,17 +123,22 @@ def token_norms(  # type: ignore[no-untyped-def]
 def product(a, b, total, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     """total + a @ b in float32; a is float32, b as the pool holds it.
 
-    bfloat16 tensor cores would round a. "split" multiplies its upper and lower half, so
-    that what is lost is below 2^-16 of a.
+    Tensor cores would round a. "bf16" and "tf32" multiply its upper and lower half, so
+    that what is lost is below 2^-16 and 2^-21 of a; a float16 b is exact in tf32.
     """
-    if PRECISION == "split":
+    if PRECISION == "bf16":
         b = b.to(tl.bfloat16)
         upper = a.to(tl.bfloat16)
         lower = (a - upper.to(tl.float32)).to(tl.bfloat16)
         total = tl.dot(upper, b, total)
         total = tl.dot(lower, b, total)
+    elif PRECISION == "tf32":
+        b = b.to(tl.float32)
+        upper = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        total = tl.dot(upper, b, total, input_precision="tf32")
+        total = tl.dot(a - upper, b, total, input_precision="tf32")
     else:
-        total = tl.dot(a, b.to(tl.float32), total, input_precision=PRECISION)
+        total = tl.dot(a, b.to(tl.float32), total, input_precision="ieee")
     return total
 
 
@@ -182,34 +189,27 @@ def edit_of(edits, entry, live):  # type: ignore[no-untyped-def]
 def decode_rows(  # type: ignore[no-untyped-def]
     W_dec_rows,
     row_ptr,
-    live,
     coefficient,
     d,
     d_model,
     change,
-    fired,
     PRECISION: tl.constexpr,
 ):
-    """Return change + coefficient @ W_dec_rows[row], and fired + how many are not 0."""
-    # Most latents are silent: their decoder rows are not worth a load.
-    fires = tl.sum((coefficient != 0.0).to(tl.int32), axis=0)
-    firing = tl.sum(fires, axis=0)
-    if firing > 0:
-        row = tl.load(row_ptr, mask=live, other=0).to(tl.int64)
-        w_dec = tl.load(
-            W_dec_rows.ptr + row[:, None] * W_dec_rows.stride + d[None, :],
-            mask=(fires > 0)[:, None] & (d < d_model)[None, :],
-            other=0.0,
-        )
-        change = product(coefficient, w_dec, change, PRECISION)
-    return change, fired + firing
+    """Return change + coefficient @ W_dec_rows[row]; silent rows are not loaded."""
+    fires = tl.sum((coefficient != 0.0).to(tl.int32), axis=0) > 0
+    row = tl.load(row_ptr, mask=fires, other=0).to(tl.int64)
+    w_dec = tl.load(
+        W_dec_rows.ptr + row[:, None] * W_dec_rows.stride + d[None, :],
+        mask=fires[:, None] & (d < d_model)[None, :],
+        other=0.0,
+    )
+    return product(coefficient, w_dec, change, PRECISION)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def add_change(hidden_states, token, there, d, d_model, change, fired):  # type: ignore[no-untyped-def]
-    """hidden_states += change, rounded once; neither read nor written if none fired."""
-    if fired > 0:
-        at = hidden_states.ptr + token[:, None] * hidden_states.stride + d[None, :]
-        inside = there[:, None] & (d < d_model)[None, :]
-        edited = tl.load(at, mask=inside, other=0.0).to(tl.float32) + change
-        tl.store(at, edited.to(hidden_states.ptr.dtype.element_ty), mask=inside)
+def add_change(hidden_states, token, there, d, d_model, change):  # type: ignore[no-untyped-def]
+    """hidden_states += change, rounded once."""
+    at = hidden_states.ptr + token[:, None] * hidden_states.stride + d[None, :]
+    inside = there[:, None] & (d < d_model)[None, :]
+    edited = tl.load(at, mask=inside, other=0.0).to(tl.float32) + change
+    tl.store(at, edited.to(hidden_states.ptr.dtype.element_ty), mask=inside)

@@ -15,6 +15,7 @@ import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
 from vllm_sauce_kernels.masked_edit.kernel_parts import (
+    STEP_NUMBERS,
     Edits,
     Rows,
     Stream,
@@ -74,7 +75,7 @@ def count_before(ranks_ptr, masks, longest, every, row, inside):  # type: ignore
             tl.atomic_add(at, count, mask=fires)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=STEP_NUMBERS)  # type: ignore[untyped-decorator, unused-ignore]
 def rank_kernel(  # type: ignore[no-untyped-def]
     hidden_states_ptr,
     residual_ptr,

@@ -13,10 +13,13 @@ sums that ``decode_kernel`` adds up in a fixed order.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
 from vllm_sauce_kernels.masked_edit.kernel_parts import (
+    STEP_NUMBERS,
     Edits,
     Rows,
     Stream,
@@ -36,19 +39,14 @@ def work_of(  # type: ignore[no-untyped-def]
     num_blocks,
     num_splits,
     HAS_PLAN: tl.constexpr,
-    HAS_UNION: tl.constexpr,
 ):
     """Return the numbers of tiles, blocks of latents, and splits of d_model."""
     num_tiles = num_tokens
     if HAS_PLAN:
-        num_tiles = tl.load(plan_ptr + 1)
-        num_blocks = tl.load(plan_ptr + 2)
+        num_tiles = tl.load(plan_ptr)
+        num_blocks = tl.maximum(tl.load(plan_ptr + 1), 1)
         # What the scratch has room for is not the plan's to exceed.
-        num_splits = tl.maximum(tl.minimum(tl.load(plan_ptr + 3), num_splits), 1)
-        num_blocks = tl.maximum(num_blocks, 1)
-        if HAS_UNION:
-            # Only a launch that runs the union form may leave the work to it.
-            num_tiles = tl.where(tl.load(plan_ptr) == 1, 0, num_tiles)
+        num_splits = tl.maximum(tl.minimum(tl.load(plan_ptr + 2), num_splits), 1)
     return num_tiles, num_blocks, num_splits
 
 
@@ -89,7 +87,7 @@ def encode_latents(  # type: ignore[no-untyped-def]
     tl.store(hidden_pre_ptr, hidden_pre, mask=there[:, None] & live[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=STEP_NUMBERS)  # type: ignore[untyped-decorator, unused-ignore]
 def encode_kernel(  # type: ignore[no-untyped-def]
     hidden_states_ptr,
     residual_ptr,
@@ -112,31 +110,28 @@ def encode_kernel(  # type: ignore[no-untyped-def]
     num_splits,
     d_model,
     HAS_PLAN: tl.constexpr,
-    HAS_UNION: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
-    SUBTILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """hidden_pre[split, token, j] = this split's part of sae_in · W_enc_j + b_enc_j."""
     num_tiles, num_blocks, num_splits = work_of(
-        plan_ptr, num_tokens, num_blocks, num_splits, HAS_PLAN, HAS_UNION
+        plan_ptr, num_tokens, num_blocks, num_splits, HAS_PLAN
     )
     stream = Stream(
         hidden_states_ptr, residual_ptr, hidden_states_stride, residual_stride, d_model
     )
     per_split = tl.cdiv(tl.cdiv(d_model, num_splits), BLOCK_D) * BLOCK_D
-    num_items = num_tiles * SUBTILES * num_blocks * num_splits
+    num_items = num_tiles * num_blocks * num_splits
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
         split = item % num_splits
         start = (item // num_splits) % num_blocks * BLOCK_LATENTS
         slot, token, there, num_latents = tile_of(
             plan_ptr, slot_of_token_ptr, mask_len_ptr,
-            item // (num_splits * num_blocks), max_tokens, HAS_PLAN, SUBTILES,
-            BLOCK_TOKENS,
+            item // (num_splits * num_blocks), max_tokens, HAS_PLAN, BLOCK_TOKENS,
         )  # fmt: skip
         if start < num_latents:
             if (start == 0) & (split == 0):
@@ -152,41 +147,88 @@ def encode_kernel(  # type: ignore[no-untyped-def]
             )  # fmt: skip
 
 
+class Encoded(NamedTuple):
+    """A tile's tokens, what was encoded for them, and what its mask does about it."""
+
+    edits: Any
+    hidden_pre_ptr: Any
+    norms_ptr: Any
+    ranks_ptr: Any
+    slot: Any
+    token: Any
+    there: Any
+    num_latents: Any
+    num_splits: Any
+    num_tokens: Any
+    max_latents: Any
+
+
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def coefficients_of(  # type: ignore[no-untyped-def]
-    edits,
-    hidden_pre_ptr,
-    norms_ptr,
-    ranks_ptr,
-    entry,
-    token,
-    there,
-    latent,
-    live,
-    num_splits,
-    num_tokens,
-    max_latents,
-    NORMALIZE: tl.constexpr,
-    TOPK: tl.constexpr,
-):
+def coefficients_of(encoded, latent, NORMALIZE: tl.constexpr, TOPK: tl.constexpr):  # type: ignore[no-untyped-def]
     """coefficient_j = [pre_j > gate_j][rank_j < TOPK] out (scale_j pre_j + shift_j)."""
+    token, there = encoded.token, encoded.there
+    live = latent < encoded.num_latents
     inside = there[:, None] & live[None, :]
+    at = token[:, None] * encoded.max_latents + latent[None, :]
     hidden_pre = tl.zeros((token.shape[0], latent.shape[0]), dtype=tl.float32)
-    for split in range(0, num_splits):
-        part = (split * num_tokens + token)[:, None] * max_latents + latent[None, :]
-        hidden_pre += tl.load(hidden_pre_ptr + part, mask=inside, other=0.0)
-    gate, scale, shift = edit_of(edits, entry, live)
+    for split in range(0, encoded.num_splits):
+        part = at + split * encoded.num_tokens * encoded.max_latents
+        hidden_pre += tl.load(encoded.hidden_pre_ptr + part, mask=inside, other=0.0)
+    entry = encoded.slot * encoded.max_latents + latent
+    gate, scale, shift = edit_of(encoded.edits, entry, live)
     change = scale[None, :] * hidden_pre + shift[None, :]
     if NORMALIZE != 0:
-        change = change * tl.load(norms_ptr + token, mask=there, other=0.0)[:, None]
+        out = tl.load(encoded.norms_ptr + token, mask=there, other=0.0)
+        change = change * out[:, None]
     fires = inside & (hidden_pre > gate[None, :])
     if TOPK > 0:
-        at = token[:, None] * max_latents + latent[None, :]
-        fires = fires & (tl.load(ranks_ptr + at, mask=inside, other=0) < TOPK)
+        fires = fires & (tl.load(encoded.ranks_ptr + at, mask=inside, other=0) < TOPK)
     return tl.where(fires, change, 0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def count_firing(coefficient):  # type: ignore[no-untyped-def]
+    """Return how many of a block's coefficients are not zero."""
+    return tl.sum(tl.sum((coefficient != 0.0).to(tl.int32), axis=0), axis=0)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def decode_tile(  # type: ignore[no-untyped-def]
+    encoded,
+    latent,
+    coefficient,
+    row_ptr,
+    hidden_states,
+    W_dec_rows,
+    first_d,
+    last_d,
+    d_model,
+    NORMALIZE: tl.constexpr,
+    TOPK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Add what a tile's mask changes over d in [first_d, last_d).
+
+    ``coefficient`` is of the first block of latents, mostly the only one; those of
+    others are computed again for each block of d.
+    """
+    for d_start in range(first_d, last_d, BLOCK_D):
+        d = d_start + tl.arange(0, BLOCK_D)
+        change = tl.zeros((coefficient.shape[0], BLOCK_D), dtype=tl.float32)
+        change = decode_rows(
+            W_dec_rows, row_ptr, coefficient, d, d_model, change, PRECISION
+        )
+        for start in range(latent.shape[0], encoded.num_latents, latent.shape[0]):
+            more = coefficients_of(encoded, start + latent, NORMALIZE, TOPK)
+            if count_firing(more) > 0:
+                change = decode_rows(
+                    W_dec_rows, row_ptr + start, more, d, d_model, change, PRECISION
+                )
+        add_change(hidden_states, encoded.token, encoded.there, d, d_model, change)
+
+
+@triton.jit(do_not_specialize=STEP_NUMBERS)  # type: ignore[untyped-decorator, unused-ignore]
 def decode_kernel(  # type: ignore[no-untyped-def]
     hidden_states_ptr,
     slot_of_token_ptr,
@@ -208,41 +250,46 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     num_splits,
     d_model,
     HAS_PLAN: tl.constexpr,
-    HAS_UNION: tl.constexpr,
     NORMALIZE: tl.constexpr,
     TOPK: tl.constexpr,
     PRECISION: tl.constexpr,
-    SUBTILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    TARGET_ITEMS: tl.constexpr,
 ):
     """hidden_states += sum_j coefficient_j * W_dec_rows[j], rounded once."""
-    num_tiles, num_blocks, num_splits = work_of(
-        plan_ptr, num_tokens, 1, num_splits, HAS_PLAN, HAS_UNION
-    )
+    num_tiles, _, num_splits = work_of(plan_ptr, num_tokens, 1, num_splits, HAS_PLAN)
     edits = Edits(mask_scale_ptr, mask_shift_ptr, mask_gate_ptr)
     hidden_states = Rows(hidden_states_ptr, hidden_states_stride)
-    d_blocks = tl.cdiv(d_model, BLOCK_D)
-    num_items = num_tiles * SUBTILES * d_blocks
-    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
+    W_dec_rows = Rows(W_dec_rows_ptr, W_dec_rows_stride)
+    # Few parts, so that a tile's coefficients are not computed often.
+    parts = tl.minimum(
+        TARGET_ITEMS // tl.maximum(num_tiles, 1), tl.cdiv(d_model, BLOCK_D)
+    )
+    parts = tl.maximum(parts, 1)
+    per_part = tl.cdiv(tl.cdiv(d_model, parts), BLOCK_D) * BLOCK_D
+    for item in range(tl.program_id(0), num_tiles * parts, tl.num_programs(0)):
         slot, token, there, num_latents = tile_of(
-            plan_ptr, slot_of_token_ptr, mask_len_ptr, item // d_blocks, max_tokens,
-            HAS_PLAN, SUBTILES, BLOCK_TOKENS,
+            plan_ptr, slot_of_token_ptr, mask_len_ptr, item // parts, max_tokens,
+            HAS_PLAN, BLOCK_TOKENS,
         )  # fmt: skip
-        d = item % d_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
-        change = tl.zeros((BLOCK_TOKENS, BLOCK_D), dtype=tl.float32)
-        fired = 0
-        for start in range(0, num_latents, BLOCK_LATENTS):
-            latent = start + tl.arange(0, BLOCK_LATENTS)
-            live = latent < num_latents
-            entry = slot * max_latents + latent
-            coefficient = coefficients_of(
-                edits, hidden_pre_ptr, norms_ptr, ranks_ptr, entry, token, there,
-                latent, live, num_splits, num_tokens, max_latents, NORMALIZE, TOPK,
-            )  # fmt: skip
-            change, fired = decode_rows(
-                Rows(W_dec_rows_ptr, W_dec_rows_stride), mask_latents_ptr + entry, live,
-                coefficient, d, d_model, change, fired, PRECISION,
-            )  # fmt: skip
-        add_change(hidden_states, token, there, d, d_model, change, fired)
+        encoded = Encoded(
+            edits, hidden_pre_ptr, norms_ptr, ranks_ptr, slot, token, there,
+            num_latents, num_splits, num_tokens, max_latents,
+        )  # fmt: skip
+        latent = tl.arange(0, BLOCK_LATENTS)
+        coefficient = coefficients_of(encoded, latent, NORMALIZE, TOPK)
+        fired = count_firing(coefficient)
+        for start in range(BLOCK_LATENTS, num_latents, BLOCK_LATENTS):
+            fired += count_firing(
+                coefficients_of(encoded, start + latent, NORMALIZE, TOPK)
+            )
+        # Usually no latent fires, and the tile is done.
+        first_d = item % parts * per_part
+        last_d = tl.where(fired > 0, tl.minimum(first_d + per_part, d_model), first_d)
+        row_ptr = mask_latents_ptr + slot * max_latents + latent
+        decode_tile(
+            encoded, latent, coefficient, row_ptr, hidden_states, W_dec_rows, first_d,
+            last_d, d_model, NORMALIZE, TOPK, PRECISION, BLOCK_D,
+        )  # fmt: skip

@@ -13,7 +13,8 @@ from tests.plugin.support import Ask, cold, run, runner_of
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin.sites import swap
 from vllm_sauce.plugin.worker.canary import DummyBatch, dummy_batches, prove
-from vllm_sauce.plugin.worker.runtime import edit_stream, run_edit
+from vllm_sauce.plugin.worker.runtime import edit_stream
+from vllm_sauce_kernels.masked_edit import masked_edit
 
 
 def config(sizes: list[int] | None, seqs: int, tokens: int) -> Any:
@@ -84,7 +85,8 @@ def no_effect(model: Any) -> Callable[[], None]:
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden_states, residual = edited.__mro__[1].forward(self, *args, **kwargs)
             lost = hidden_states.clone()
-            run_edit(lost, residual, site.slot_of_token, site.table, site.plan)
+            tables = site.table.op_args()
+            masked_edit(lost, residual, site.slot_of_token, **tables, plan=site.plan)
             return hidden_states, residual
 
     layer.__class__ = Lost

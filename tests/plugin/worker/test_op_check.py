@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,8 +18,7 @@ from vllm_sauce.plugin.worker import op_check
 from vllm_sauce.plugin.worker.op_check import SIZES, check_op
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
-from vllm_sauce_kernels.masked_edit import Costs, masked_edit
-from vllm_sauce_kernels.masked_edit.costs import FormCost
+from vllm_sauce_kernels.masked_edit import masked_edit
 
 SITE = "decoder.1"
 D_MODEL = 48
@@ -74,15 +74,14 @@ def wrong(change: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
     def run(
         hidden_states: Tensor,
         residual: Tensor | None,
-        slot_of_token: Tensor,
+        slots: np.ndarray,
         one: SiteTable,
-        plan: Tensor | None = None,
     ) -> None:
         args: dict[str, Any] = {
             **one.op_args(),
             "hidden_states": hidden_states,
             "residual": residual,
-            "slot_of_token": slot_of_token,
+            "slot_of_token": torch.from_numpy(slots),
         }
         change(args)
         masked_edit(**args)
@@ -174,22 +173,3 @@ def test_rows_that_are_lost_are_found() -> None:
     assert one.checksum() != one.loaded_checksum
     with pytest.raises(CanaryError, match="nothing to edit"):
         check_op(one, masks(), SIZES, torch.float32)
-
-
-def test_every_form_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where costs were measured, the union is forced once and the costs come back."""
-    seen: list[Costs | None] = []
-    one = table()
-    measured = Costs(tiles=FormCost(1.0, 1.0, 1.0), union=FormCost(1.0, 1.0, 1.0))
-    one.costs = measured
-
-    def note(*args: Any) -> None:
-        seen.append(one.costs)
-        masked_edit(args[0], args[1], args[2], **one.op_args())
-
-    monkeypatch.setattr(op_check, "run_edit", note)
-    check_op(one, masks(), SIZES, torch.float32)
-    assert one.costs is measured
-    forced = [costs for costs in seen if costs is not None]
-    assert len(forced) == len(SIZES) == seen.count(None)
-    assert all(costs.union.start < costs.tiles.start for costs in forced)

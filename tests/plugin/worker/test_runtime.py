@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unlearning.test_slots import build_sae, build_table, mask
 from vllm_sauce.concepts import TOKENS, Catalogue, Concept, SiteEdit
@@ -25,6 +27,7 @@ from vllm_sauce.plugin.worker.runtime import (
 )
 from vllm_sauce.unlearning.mask import Checked, renamed
 from vllm_sauce.unlearning.slots import SiteTable
+from vllm_sauce_kernels.masked_edit import plan_of
 
 
 def slots_of(site: DecoderSite) -> list[int]:
@@ -79,6 +82,70 @@ def test_a_step_is_written_again_after_anything_else() -> None:
     assert int(site.table.mask_len[0]) > 0
 
 
+class Writes(TorchDispatchMode):
+    """Notes what is copied into a tensor, and counts all else that changes it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.memory = tensor.untyped_storage().data_ptr()
+        self.copied: list[torch.Tensor] = []
+        self.others = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        written = func._schema.is_mutable and isinstance(args[0], torch.Tensor)
+        if written and args[0].untyped_storage().data_ptr() == self.memory:
+            if func is torch.ops.aten.copy_.default:
+                self.copied.append(args[1])
+            else:
+                self.others += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_changed_step_is_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots and plan together; none where nothing changed, or nobody bears a mask."""
+    monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
+    site = site_of()
+    assert site.plan is not None
+    dog, cat = mask("dog"), mask("cat")
+    seen = []
+    with Writes(site.slot_of_token) as writes:
+        for step in (
+            ([None, None], [1, 2]),
+            ([dog, None], [1, 2]),
+            ([dog, None], [1, 2]),
+            ([cat, dog], [3, 1]),
+            ([None], [4]),
+            ([None], [3]),
+        ):
+            site.set_spans(*step)
+            seen.append(len(writes.copied))
+    assert seen == [0, 1, 1, 2, 3, 3]
+    assert writes.others == 0
+    # A copy may be under way when the next step is written: each has its own memory.
+    assert [values[:4].tolist() for values in writes.copied] == [
+        [0, -1, -1, -1],
+        [1, 1, 1, 0],
+        [-1, -1, -1, -1],
+    ]
+    assert not site.plan.any()
+
+
+@pytest.mark.parametrize("room", [7, 8])
+def test_what_is_copied_is_the_steps_plan(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Of those tokens, at an address that kernels may read 16 bytes from at once."""
+    monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
+    site = DecoderSite(build_table(), room)
+    site.set_spans([mask("dog"), None, mask("cat")], [2, 1, 3])
+    assert site.plan is not None and site.plan.data_ptr() % 16 == 0
+    assert len(site.slot_of_token) == room
+    want = plan_of(site.slot_of_token, site.table.mask_len)
+    assert torch.equal(site.plan, want) and want[0] == 2
+
+
 def test_the_callers_lists_may_change_afterwards() -> None:
     """A runner that reuses its lists does not make an old step look like the new."""
     site = site_of()
@@ -120,7 +187,7 @@ def test_every_row_of_a_batch_is_edited_whatever_its_shape(
         edited = module(x)
         by_name = module(input=x)
     whole = x.reshape(6, d_model).clone()
-    run_edit(whole, None, torch.zeros(6, dtype=torch.int32), build_table_of("dog"))
+    run_edit(whole, None, np.zeros(6, np.int32), build_table_of("dog"))
     assert torch.equal(edited, module(whole.view_as(x)))
     assert (whole != x.reshape(6, d_model)).any(1).sum() >= 3
     assert torch.equal(edited, by_name)
@@ -199,7 +266,12 @@ def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
     masks = [mask("dog", "cat", "red"), mask("cat")]
     runtime.begin_step(masks, [prompt, prompt], [0, 0], [7, 7])
     written = slots_of(runtime.decoder[site])
-    rows = [() if slot < 0 else tuple(table.slot_rows[slot]) for slot in written]
+    rows = [
+        ()
+        if slot < 0
+        else tuple(table.mask_latents[slot, : table.slot_len[slot]].tolist())
+        for slot in written
+    ]
     sink, picture, words = (2,), (0, 1, 2), (0, 2)
     assert rows[:7] == [sink, picture, picture, *[words] * 4]
     assert rows[7:] == [(), (1,), (1,), *[()] * 6]

@@ -45,6 +45,7 @@ class PromptTokens:
     """
 
     def __init__(self, length: int, pictures: Iterable[PictureSpan] = ()) -> None:
+        self.length = length
         kinds = torch.full((length + 1,), TOKENS.index(PROMPT))
         for picture in pictures:
             picture.mark(kinds, TOKENS.index(IMAGE))

@@ -23,7 +23,7 @@ from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup.settings import from_vllm_config
 from vllm_sauce.plugin.worker.cut_check import prove_cut
 from vllm_sauce.plugin.worker.form_check import prove_form
-from vllm_sauce.plugin.worker.op_check import SIZES, check_op, measure_forms
+from vllm_sauce.plugin.worker.op_check import SIZES, check_op
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
@@ -43,7 +43,6 @@ def _after_warm_up(
     # vLLM's JIT monitor forbids compiling once the warm-up ends, so the op's kernels
     # are compiled, and compared, before it.
     runner = self.model_runner
-    _prepare(runner)
     _check_ops(runner)
     result = original(self, *args, **kwargs)
     _prove_sites(runner)
@@ -66,14 +65,6 @@ def _runtime(runner: Any) -> SauceRuntime:
     if runtime is None:
         raise CanaryError("sauce is configured but was not injected into the model")
     return runtime
-
-
-def _prepare(runner: Any) -> None:
-    runtime = _runtime(runner)
-    for table in runtime.tables.values():
-        measure_forms(table)
-    for site in runtime.decoder.values():
-        site.planner.costs = site.table.costs
 
 
 def _prove_sites(runner: Any) -> None:

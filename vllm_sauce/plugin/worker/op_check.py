@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The op, as this device runs it, against its definition: before anything is served.
 
-A kernel that compiles may still be wrong on a device nobody has tried. Every form that
-a batch can take is compared with the reference on a few tokens of random activations.
+A kernel that compiles may still be wrong on a device nobody has tried. Every way that a
+batch can take is compared with the reference on a few tokens of random activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vllm_sauce.errors import CanaryError
-from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.worker.runtime import make_plan, run_edit
+from vllm_sauce.plugin.worker.runtime import run_edit
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
-from vllm_sauce_kernels.masked_edit import Costs, masked_edit_ref
-from vllm_sauce_kernels.masked_edit.costs import FormCost
+from vllm_sauce_kernels.masked_edit import masked_edit_ref
 from vllm_sauce_kernels.masked_edit.reference import normalized
 
 SIZES = (1, 16, 300)
@@ -33,26 +32,6 @@ _LATENTS = 64
 _ROWS = 9
 
 
-def measure_forms(table: SiteTable) -> None:
-    """Measure on a GPU what the op's forms cost there, to choose between them.
-
-    Not while the model loads: with sleep mode on, graphs captured there would lie in
-    the memory that sleep takes away.
-    """
-    if table.mask_len.device.type != "cuda" or table.topk:
-        return
-    from vllm_sauce_kernels.masked_edit.measure import measure
-
-    logger = compat.logger(__name__)
-    try:
-        table.costs = measure(table.op_args())
-    except Exception as error:
-        # Speed only: the tiles form is right for every batch.
-        logger.warning("sauce: %s: forms not measured: %s", table.site, error)
-        return
-    logger.info("sauce: %s: measured %s", table.site, table.costs)
-
-
 def check_op(
     table: SiteTable, masks: list[Mask], sizes: Iterable[int], dtype: torch.dtype
 ) -> None:
@@ -61,19 +40,15 @@ def check_op(
     Raises: CanaryError naming site, form and size where they differ.
     """
     rng = torch.Generator().manual_seed(0)
-    costs = table.costs
     try:
         slots = table.assign(masks)
         for slot in slots:
             count = min(int(table.mask_len[slot]), _LATENTS)
             table.mask_len[slot] = count
-            table.slot_rows[slot] = table.slot_rows[slot][:count]
+            table.slot_len[slot] = count
         for num_tokens in sorted(set(sizes)):
-            for form, chosen in _forms(costs):
-                table.costs = chosen
-                _check_batch(table, slots, num_tokens, dtype, rng, form)
+            _check_batch(table, slots, num_tokens, dtype, rng)
     finally:
-        table.costs = costs
         table.reset()
 
 
@@ -83,13 +58,12 @@ def _check_batch(
     num_tokens: int,
     dtype: torch.dtype,
     rng: torch.Generator,
-    form: str,
 ) -> None:
     """Compare one batch; it is drawn anew while it has nothing to edit.
 
     A mask of a single row fires on half of the tokens, of which few bear it.
     """
-    what, device = f"{form} on {num_tokens} tokens", table.mask_len.device
+    what, device = f"the op on {num_tokens} tokens", table.mask_len.device
     for _ in range(_DRAWS):
         x = _activations(table, slots, num_tokens, rng)
         residual = torch.randn(x.shape, generator=rng)
@@ -99,13 +73,6 @@ def _check_batch(
     raise CanaryError(f"site {table.site}: {what} has nothing to edit")
 
 
-def _forms(measured: Costs | None) -> Iterator[tuple[str, Costs | None]]:
-    yield "the op", None
-    if measured is not None:
-        never, always = FormCost(1.0, 0.0, 0.0), FormCost(0.0, 0.0, 0.0)
-        yield "the op's union form", Costs(tiles=never, union=always)
-
-
 def _activations(
     table: SiteTable, slots: list[int], num_tokens: int, rng: torch.Generator
 ) -> Tensor:
@@ -113,9 +80,9 @@ def _activations(
     x = torch.randn(num_tokens, table.W_dec_rows.shape[1], generator=rng)
     if table.topk:
         # Or none of the masks' latents would rank.
-        rows = torch.from_numpy(table.slot_rows[slots[0]]).long()
-        chosen = rows[torch.arange(num_tokens) % len(rows)]
-        x += 4.0 * table.W_enc_rows[chosen.to(table.W_enc_rows.device)].float().cpu()
+        rows = table.mask_latents[slots[0], : table.slot_len[slots[0]]].long()
+        chosen = rows[torch.arange(num_tokens, device=rows.device) % len(rows)]
+        x += 4.0 * table.W_enc_rows[chosen].float().cpu()
     return x
 
 
@@ -126,24 +93,22 @@ def _compare(
 
     Raises: CanaryError
     """
-    num_tokens, device = len(x), x.device
+    num_tokens = len(x)
     # Spans of the first mask, of none, and of the last.
     third = max(1, num_tokens // 3)
     pattern = [slots[0]] * third + [-1] * third + [slots[-1]] * num_tokens
-    slot_of_token = torch.tensor(pattern[:num_tokens], dtype=torch.int32, device=device)
+    slots_of = np.array(pattern[:num_tokens], np.int32)
     _set_gates(table, set(slots), x.float() + residual.float())
-    planner, plan = make_plan(table, slot_of_token)
-    if plan is not None:
-        plan.copy_(planner.plan(pattern[:num_tokens], [1] * num_tokens))
     got = x.clone()
-    run_edit(got, residual, slot_of_token, table, plan)
+    run_edit(got, residual, slots_of, table)
     # The reference takes a token and a latent at a time: a few tokens say enough.
     few = torch.linspace(0, num_tokens - 1, min(_ROWS, num_tokens)).long()
     want = x[few].cpu()
     args: dict[str, Any] = {
         k: v.cpu() if isinstance(v, Tensor) else v for k, v in table.op_args().items()
     }
-    masked_edit_ref(want, residual[few].cpu(), slot_of_token[few].cpu(), **args)
+    slot_of_token = torch.from_numpy(slots_of)
+    masked_edit_ref(want, residual[few].cpu(), slot_of_token[few], **args)
     _judge(table, x, got, want, few, slot_of_token < 0, what)
     return not torch.equal(want, x[few].cpu())
 

@@ -3,25 +3,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.client import KEY, has_sauce_keys
 from vllm_sauce.concepts import is_vision
+from vllm_sauce.concepts.site import GENERATED
 from vllm_sauce.errors import BundleMismatchError, CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct, action_of
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.sites.tokens import PromptTokens
 from vllm_sauce.unlearning.mask import Checked, Mask, mask_id_of
-from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, stage
-from vllm_sauce_kernels.masked_edit import Planner, kernel_choice, masked_edit
+from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, host_zeros, on_device
+from vllm_sauce_kernels.masked_edit import (
+    kernel_choice,
+    masked_edit,
+    plan_size,
+    write_plan,
+)
 
 KEPT_PARTS = 4096
 """Of masks, by kind of token; there may be any number of masks."""
+
+_ALIGNMENT = 4
+"""Numbers of 32 bits: kernels read a plan that starts at 16 bytes."""
 
 
 class DecoderSite:
@@ -29,19 +39,24 @@ class DecoderSite:
 
     def __init__(self, table: SiteTable, max_num_tokens: int) -> None:
         self.table = table
-        device = table.mask_len.device
-        self.slot_of_token = torch.full(
-            (max_num_tokens,), -1, dtype=torch.int32, device=device
+        # One copy brings a step: the slot of each token and, behind it, the plan.
+        self._plan_at = -(-max_num_tokens // _ALIGNMENT) * _ALIGNMENT
+        size = plan_size(max_num_tokens, table.num_slots) if reads_plan(table) else 0
+        self._step_tensor = torch.zeros(
+            self._plan_at + size, dtype=torch.int32, device=table.mask_len.device
         )
-        self.planner, self.plan = make_plan(table, self.slot_of_token)
+        self.slot_of_token = self._step_tensor[:max_num_tokens].fill_(-1)
+        self.plan = self._step_tensor[self._plan_at :] if size else None
         self._parts: dict[tuple[str, str], Mask | None] = {}
         self._written = 0
         self._step: tuple[list[Mask | None], list[int], int] | None = None
         """Masks, token counts and the table's generation that the buffer was written
         for, if it holds a step's slots."""
 
-    def part(self, mask: Mask, kind: str) -> Mask | None:
+    def part(self, mask: Mask | None, kind: str) -> Mask | None:
         """Return what of a mask acts here on tokens of a kind, None for nothing."""
+        if mask is None:
+            return None
         key = mask.mask_id, kind
         if key not in self._parts:
             if len(self._parts) >= KEPT_PARTS:
@@ -63,19 +78,24 @@ class DecoderSite:
             return
         self._step = None
         slots = self.table.assign(masks)
-        if self._written == 0 and all(slot < 0 for slot in slots):
-            return  # idle: the buffer is all -1 already
-        spans = torch.repeat_interleave(
-            torch.tensor(slots, dtype=torch.int32), torch.tensor(list(num_tokens))
-        )
-        total = max(self._written, len(spans))
-        padded = torch.full((total,), -1, dtype=torch.int32)
-        padded[: len(spans)] = spans
-        stage(self.slot_of_token[:total], padded)
+        # Idle: the buffer is all -1 already.
+        if self._written == 0 and max(slots, default=-1) < 0:
+            return
+        spans = np.repeat(np.array(slots, np.int32), num_tokens)
+        edited = len(spans) if spans.max(initial=-1) >= 0 else 0
+        if self.plan is None:
+            total = max(self._written, len(spans))
+        else:
+            total = len(self._step_tensor)
+        values = host_zeros(total, self._step_tensor.device)
+        into = values.numpy()
+        into[len(spans) : self._plan_at] = -1
+        into[: len(spans)] = spans
         if self.plan is not None:
-            stage(self.plan, self.planner.plan(slots, num_tokens))
-        self._written = len(spans) if any(slot >= 0 for slot in slots) else 0
-        self._step = step
+            max_tokens = len(self.slot_of_token)
+            write_plan(into[self._plan_at :], into[:max_tokens], self.table.slot_len)
+        self._step_tensor[:total].copy_(values, non_blocking=True)
+        self._written, self._step = edited, step
 
     def clear(self) -> None:
         """Forget the last step: dummy and profiling runs must see no slot."""
@@ -121,13 +141,7 @@ class VisionSite:
             return image_features  # nobody's, or profiling: nothing may be touched
         (slot,) = self.table.assign(masks[:1])
         edited = image_features.reshape(-1, image_features.shape[-1]).clone()
-        slot_of_token = torch.full(
-            (len(edited),), slot, dtype=torch.int32, device=edited.device
-        )
-        planner, plan = make_plan(self.table, slot_of_token)
-        if plan is not None:
-            stage(plan, planner.plan([slot], [len(edited)]))
-        run_edit(edited, None, slot_of_token, self.table, plan)
+        run_edit(edited, None, np.full(len(edited), slot, np.int32), self.table)
         return edited.view(image_features.shape)
 
 
@@ -201,22 +215,29 @@ class SauceRuntime(SiteAction):
 
         Raises: CanaryError for a masked request whose prompt is not known.
         """
-        runs: list[tuple[Mask | None, str, int]] = []
+        masks: list[Mask | None] = []
+        kinds: list[str] = []
+        counts: list[int] = []
         for mask, prompt, start, count in zip(
             labels, prompts, starts, num_tokens, strict=True
         ):
-            if mask is None:
-                runs.append((None, "", count))
-            elif prompt is not None:
-                runs += ((mask, *run) for run in prompt.spans(start, count))
-            else:
+            if mask is not None and prompt is None:
                 raise CanaryError(
                     "a masked request's tokens came before its prompt was told; "
                     "refusing to guess which of them are edited"
                 )
+            if mask is None or prompt is None:
+                runs: Iterable[tuple[str, int]] = (("", count),)
+            elif start >= prompt.length:
+                runs = ((GENERATED, count),)  # most of a batch
+            else:
+                runs = prompt.spans(start, count)
+            for kind, length in runs:
+                masks.append(mask)
+                kinds.append(kind)
+                counts.append(length)
         for site in self.decoder.values():
-            masks = [mask and site.part(mask, kind) for mask, kind, _ in runs]
-            site.set_spans(masks, [count for *_, count in runs])
+            site.set_spans(list(map(site.part, masks, kinds)), counts)
 
     def clear_step(self) -> None:
         """Write -1 everywhere, for dummy and profiling runs."""
@@ -284,41 +305,24 @@ def edit_stream(layer: Any, hidden_states: Tensor, residual: Tensor | None) -> N
 
 
 def run_edit(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    slot_of_token: Tensor,
-    table: SiteTable,
-    plan: Tensor | None = None,
+    hidden_states: Tensor, residual: Tensor | None, slots: np.ndarray, table: SiteTable
 ) -> None:
-    """Call the op with a site's tables; edits ``hidden_states`` in place."""
-    masked_edit(
-        hidden_states,
-        residual,
-        slot_of_token,
-        **table.op_args(),
-        plan=plan,
-    )
+    """Call the op with a site's tables; edits ``hidden_states`` in place.
 
-
-def make_plan(table: SiteTable, slot_of_token: Tensor) -> tuple[Planner, Tensor | None]:
-    """Return what plans a site's steps, and the plan's buffer where one is read.
-
-    CPU forms read none.
+    Shapes: hidden_states, residual [num_tokens, d_model]; slots [num_tokens] int32
     """
-    num_pool = len(table.W_dec_rows)
-    planner = Planner(
-        len(slot_of_token),
-        table.num_slots,
-        num_pool,
-        rows=table.slot_rows,
-        ranked=table.topk > 0,
-        costs=table.costs,
-    )
-    if table.mask_len.device.type == "cpu" and kernel_choice() != "triton":
-        return planner, None
-    return planner, torch.zeros(
-        planner.size, dtype=torch.int32, device=table.mask_len.device
-    )
+    plan = None
+    if reads_plan(table):
+        made = np.zeros(plan_size(len(slots), table.num_slots), np.int32)
+        write_plan(made, slots, table.slot_len)
+        plan = on_device(torch.from_numpy(made), hidden_states.device)
+    slot_of_token = on_device(torch.from_numpy(slots), hidden_states.device)
+    masked_edit(hidden_states, residual, slot_of_token, **table.op_args(), plan=plan)
+
+
+def reads_plan(table: SiteTable) -> bool:
+    """Say whether the op reads a plan where a table is; CPU forms do not."""
+    return table.mask_len.device.type != "cpu" or kernel_choice() == "triton"
 
 
 def runtime_of(model: Any) -> SauceRuntime | None:
