@@ -222,7 +222,7 @@ class GPUModelRunner(Base):
     if True:
         def _dummy_run(self, num_tokens, *, other=0): ...
     def __init__(self):
-        self.requests = {}
+        self.input_batch = {}
         self.untaken: int
     async def _execute_mm_encoder(self, scheduler_output):
         for batch in group_and_batch_mm_kwargs(self.x()): ...
@@ -252,7 +252,7 @@ def test_a_source_is_recorded_without_importing_it(tmp_path: Path) -> None:
     at = "vllm.v1.worker.gpu_model_runner"
     assert record == {
         f"{at}.group_and_batch_mm_kwargs": {"from": ["vllm.elsewhere"]},
-        f"{at}.GPUModelRunner": {"has": ["requests", "model"]},
+        f"{at}.GPUModelRunner": {"has": ["input_batch", "model"]},
         f"{at}.GPUModelRunner._dummy_run": {
             "params": ["self", "num_tokens", "other"],
             "calls": [],

@@ -25,10 +25,6 @@ def runner(action: Any, **configured: Any) -> Any:
     return SimpleNamespace(
         model=SimpleNamespace(**({} if action is None else {"_sauce_action": action})),
         vllm_config=SimpleNamespace(additional_config=configured),
-        requests={
-            name: SimpleNamespace(sampling_params=params(label))
-            for name, label in (("a", "m"), ("b", None), ("waits", "n"))
-        },
         input_batch=SimpleNamespace(
             req_ids=["b", "a", "left over"],
             num_reqs=2,
@@ -37,13 +33,17 @@ def runner(action: Any, **configured: Any) -> Any:
     )
 
 
-def scheduled(*new: str, finished: Sequence[str] = ()) -> Any:
+def scheduled(finished: Sequence[str] = (), **new: Any) -> Any:
+    """Return a scheduler's output; new requests by name, with their labels."""
     return SimpleNamespace(
         scheduled_new_reqs=[
             SimpleNamespace(
-                req_id=name, mm_features=[PICTURE], prompt_token_ids=[1, 2, 3, 4]
+                req_id=name,
+                mm_features=[PICTURE],
+                prompt_token_ids=[1, 2, 3, 4],
+                sampling_params=params(label),
             )
-            for name in new
+            for name, label in new.items()
         ],
         finished_req_ids=finished,
         scheduled_encoder_inputs={"a": [0]},
@@ -55,21 +55,36 @@ def original(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def test_a_step_is_told_in_the_order_of_the_batch() -> None:
-    """New requests first; what the batch does not hold now is not live."""
+    """New requests first; one that waits stays known, one that ended does not."""
     told = Told()
     one = runner(told)
-    args = (scheduled("a"), np.array([1, 7]), "more")
+    first = scheduled(a="m", b=None, waits="n")
+    assert runner_v1._update_states(original, one, first) == ((first,), {})
+    begun = [("begins", label, [PICTURE]) for label in ("m", None, "n")]
+    assert told.notes == begun
+    args = (first, np.array([1, 7]), "more")
     assert runner_v1._prepare_inputs(original, one, *args) == (args, {})
-    assert told.notes == [("begins", "m", [PICTURE]), ([None, "m"], [4, 0], [1, 7])]
-    assert told.live == {"b": None, "a": "m"}
+    assert told.notes == [*begun, ([None, "m"], [4, 0], [1, 7])]
+    assert told.live == {"a": "m", "b": None, "waits": "n"}
     assert list(told.prompts["a"].spans(0, 5)) == FOUR_TOKENS
-    one.requests["b"].sampling_params = params("m")
     one.input_batch = SimpleNamespace(
         req_ids=["b"], num_reqs=1, num_computed_tokens_cpu=np.array([0])
     )
-    again = scheduled("b", finished=["a"])
+    # A name that ended comes again, with another label.
+    again = scheduled(finished=["a", "b"], b="m")
+    runner_v1._update_states(original, one, again)
     runner_v1._prepare_inputs(original, one, again, np.array([1]))
-    assert set(told.prompts) == {"b"}
+    assert told.notes[-1] == (["m"], [0], [1])
+    assert told.live == {"b": "m", "waits": "n"}
+    assert set(told.prompts) == {"b", "waits"}
+
+
+def test_a_request_that_nobody_told_of_is_not_served() -> None:
+    told = Told()
+    one = runner(told)
+    runner_v1._update_states(original, one, scheduled(a="m"))
+    with pytest.raises(CanaryError, match="request 'b' is in a batch"):
+        runner_v1._prepare_inputs(original, one, scheduled(), np.array([1, 7]))
 
 
 def test_dummy_runs_clear_but_for_the_canarys() -> None:

@@ -254,9 +254,10 @@ SEAMS = (
         "v1",
         SCHEDULED,
         "SchedulerOutput",
-        has="scheduled_encoder_inputs scheduled_new_reqs",
+        has="finished_req_ids scheduled_encoder_inputs scheduled_new_reqs",
     ),
-    _v1("GPUModelRunner", has="requests input_batch model vllm_config model_config"),
+    _v1("GPUModelRunner", has="input_batch model vllm_config model_config"),
+    _v1("GPUModelRunner._update_states", leads="self scheduler_output"),
     _v1(
         "GPUModelRunner._prepare_inputs",
         leads="self scheduler_output num_scheduled_tokens",

@@ -41,7 +41,7 @@ class SiteAction(ABC):
 
     def __init__(self) -> None:
         self.live: dict[str, Any] = {}
-        """Labels of the requests a runner holds, or at least of those in this step."""
+        """Labels of the requests that a runner holds."""
         self.prompts: dict[str, PromptTokens] = {}
         """The prompts of the labelled requests that a runner holds."""
         self.in_canary = False

@@ -16,6 +16,7 @@ from vllm_sauce.plugin.startup import settings
 def install() -> None:
     """Wrap the runner; does nothing for a model without an action."""
     for name, around in (
+        ("_update_states", _update_states),
         ("_prepare_inputs", _prepare_inputs),
         ("_dummy_run", _dummy_run),
         ("_batch_mm_inputs_from_scheduler", _batch_mm_inputs),
@@ -34,6 +35,23 @@ def _action(runner: Any) -> SiteAction | None:
     return action
 
 
+def _update_states(
+    original: Callable[..., Any], self: Any, scheduler_output: Any
+) -> Any:
+    # Called for each step, also for one that only tells of requests that ended.
+    if (action := _action(self)) is not None:
+        for req_id in scheduler_output.finished_req_ids:
+            action.live.pop(req_id, None)
+            action.prompts.pop(req_id, None)
+        for new in scheduler_output.scheduled_new_reqs:
+            label = action.label_of(getattr(new.sampling_params, "extra_args", None))
+            action.live[new.req_id] = label
+            if label is not None:
+                action.prompts[new.req_id] = PromptTokens.of(new, action.picture_word)
+            action.begin_request(label, new.mm_features)
+    return original(self, scheduler_output)
+
+
 def _prepare_inputs(
     original: Callable[..., Any],
     self: Any,
@@ -42,27 +60,24 @@ def _prepare_inputs(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    # The batch is up to date here and not before: spans read earlier were wrong each
+    # The batch is in its order here and not before: spans read earlier were wrong each
     # time a request had finished.
     if (action := _action(self)) is not None:
         batch = self.input_batch
         req_ids = batch.req_ids[: batch.num_reqs]
-        extra_args = (
-            self.requests[name].sampling_params.extra_args for name in req_ids
+        try:
+            labels = [action.live[req_id] for req_id in req_ids]
+        except KeyError as error:
+            raise CanaryError(
+                f"request {error} is in a batch and was never told of; refusing to "
+                "serve it unedited"
+            ) from None
+        action.begin_step(
+            labels,
+            [action.prompts.get(req_id) for req_id in req_ids],
+            batch.num_computed_tokens_cpu[: batch.num_reqs].tolist(),
+            num_scheduled_tokens.tolist(),
         )
-        labels = [action.label_of(one) for one in extra_args]
-        action.live = dict(zip(req_ids, labels, strict=True))
-        for req_id in scheduler_output.finished_req_ids:
-            action.prompts.pop(req_id, None)
-        for new in scheduler_output.scheduled_new_reqs:
-            label = action.live[new.req_id]
-            if label is not None:
-                action.prompts[new.req_id] = PromptTokens.of(new, action.picture_word)
-            action.begin_request(label, new.mm_features)
-        prompts = [action.prompts.get(req_id) for req_id in req_ids]
-        starts = batch.num_computed_tokens_cpu[: batch.num_reqs].tolist()
-        counts = [int(n) for n in num_scheduled_tokens]
-        action.begin_step(labels, prompts, starts, counts)
     return original(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
 
 
