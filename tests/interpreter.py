@@ -42,6 +42,27 @@ def hasten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(interpreter.interpreter_builder, "options", options)
 
 
+def take_masks_of_integers(patch: pytest.MonkeyPatch) -> None:
+    """Let loads and stores take what compilers take: vLLM drafts n-grams by such."""
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    builder = interpreter.InterpreterBuilder
+
+    def wrap(name: str, place: int) -> None:
+        original = getattr(builder, name)
+
+        def call(self: Any, *args: Any) -> Any:
+            given = list(args)
+            data = given[place].data
+            if data.dtype != bool:
+                given[place] = interpreter.TensorHandle(data != 0, interpreter.tl.int1)
+            return original(self, *given)
+
+        patch.setattr(builder, name, call)
+
+    wrap("create_masked_load", 1)
+    wrap("create_masked_store", 2)
+
+
 def _keep_builtins(patch: pytest.MonkeyPatch, interpreter: Any) -> None:
     tl = interpreter.tl
     is_builtin = tl.core.is_builtin

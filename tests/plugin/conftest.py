@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.engines import starts_engine
-from tests.interpreter import hasten
+from tests.interpreter import hasten, take_masks_of_integers
 
 RUNNER = os.environ.get("SAUCE_TEST_RUNNER", "v1")
 
@@ -48,6 +48,7 @@ if RUNNER == "v2":
 
     libdevice.log1p = lambda x: tl.log(1.0 + x)
     hasten(pytest.MonkeyPatch())
+    take_masks_of_integers(pytest.MonkeyPatch())
 
     # vLLM compiles some functions of its own though it is eager: for the driver above.
     import torch._dynamo

@@ -52,8 +52,11 @@ def config(**changes: Any) -> Any:
 
 
 def test_nothing_on_is_accepted() -> None:
-    """The default configuration passes."""
+    """The default configuration passes; so do adapters of the language model."""
     assert unproven(config()) == []
+    adapters = SimpleNamespace(enable_tower_connector_lora=False)
+    assert unproven(config(lora_config=adapters)) == []
+    assert unproven(config(speculative_config=SimpleNamespace(method="ngram"))) == []
 
 
 @pytest.mark.parametrize(
@@ -67,9 +70,27 @@ def test_nothing_on_is_accepted() -> None:
             True,
             "CUDA graphs of the encoder",
         ),
-        ("speculative_config", object(), "speculative"),
+        (
+            "speculative_config",
+            SimpleNamespace(method="suffix"),
+            r"by suffix \(proven: ngram, draft_model, eagle\)",
+        ),
+        (
+            "speculative_config",
+            SimpleNamespace(method="eagle", rejection_sample_method="synthetic"),
+            "accepted by the synthetic method",
+        ),
+        (
+            "speculative_config",
+            SimpleNamespace(method="eagle", enable_adaptive_verification=True),
+            "adaptive verification",
+        ),
         ("kv_transfer_config", object(), "KV transfer"),
-        ("lora_config", object(), "LoRA"),
+        (
+            "lora_config",
+            SimpleNamespace(enable_tower_connector_lora=True),
+            "LoRA of the vision tower",
+        ),
         ("model_config__enable_prompt_embeds", True, "prompt embeddings"),
         ("model_config__multimodal_config__enable_mm_embeds", True, "image embeddings"),
         ("model_config__multimodal_config__mm_encoder_only", True, "without its model"),
@@ -159,9 +180,11 @@ def test_every_watched_switch_exists_in_this_vllm() -> None:
     """A renamed switch would be watched in vain."""
     from vllm.config import (
         CompilationConfig,
+        LoRAConfig,
         ModelConfig,
         MultiModalConfig,
         ParallelConfig,
+        SpeculativeConfig,
         VllmConfig,
     )
 
@@ -173,9 +196,12 @@ def test_every_watched_switch_exists_in_this_vllm() -> None:
         "model_config": ModelConfig,
         "model_config.multimodal_config": MultiModalConfig,
         "compilation_config": CompilationConfig,
+        "lora_config": LoRAConfig,
     }
     for path, _ in features._SWITCHES:
         owner, _, name = path.rpartition(".")
         assert name in owners[owner].__dataclass_fields__, path
     for name in features._PARALLEL:
         assert name in ParallelConfig.__dataclass_fields__, name
+    for name in ("method", "rejection_sample_method", "enable_adaptive_verification"):
+        assert name in SpeculativeConfig.__dataclass_fields__, name

@@ -232,6 +232,7 @@ def engine_config(*flags: str, dtype: str = "float32") -> Any:
     """A configuration with what is read of it at the end of a start."""
     args = parse_model(*SAUCE, *flags)
     args.model_config = SimpleNamespace(dtype=f"torch.{dtype}", enforce_eager=True)
+    args.lora_config = None
     return args
 
 
@@ -283,6 +284,15 @@ def test_a_bundle_that_was_measured_otherwise_is_named_at_the_start(
     settings._say_what_runs(engine_config(dtype="bfloat16"), bundle)
     (line,) = (text for text in warned if "measured in" in text)
     assert "measured in float32, eager, and are served in bfloat16, eager" in line
+
+
+def test_adapters_are_not_what_a_bundle_was_measured_with(warned: list[str]) -> None:
+    bundle, config = Bundle.load(SHIPPED, weights=False), engine_config()
+    settings._say_what_runs(config, bundle)
+    assert not any("adapters" in text for text in warned)
+    config.lora_config = object()
+    settings._say_what_runs(config, bundle)
+    assert any("measured without adapters" in text for text in warned)
 
 
 @pytest.mark.parametrize("value", ["soss", "sauce,soss", ",", ""])

@@ -346,9 +346,14 @@ def test_what_hides_tokens_from_the_sites_is_refused(samples):
             additional_config=section,
             model_config=Config(enforce_eager=eager, multimodal_config=None),
             cache_config=Config(enable_prefix_caching=caching),
+            lora_config=None,
+            speculative_config=None,
         )
         with pytest.raises(UnsupportedFeatureError, match=words):
             inject_tap(torch.nn.Linear(1, 1), config)
+    config.speculative_config = Config(method="ngram")
+    with pytest.raises(UnsupportedFeatureError, match="drafted tokens"):
+        inject_tap(torch.nn.Linear(1, 1), config)
     both = Config(additional_config={"sauce": {}, "sauce_harvest": {}})
     with pytest.raises(ConfigError, match="either harvests or edits"):
         inject_tap(torch.nn.Linear(1, 1), both)

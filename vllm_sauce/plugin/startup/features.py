@@ -29,10 +29,12 @@ _PARALLEL = (
 )
 
 _SWITCHES = (
-    ("speculative_config", "speculative decoding"),
     ("kv_transfer_config", "KV transfer (connectors may ignore the cache identity)"),
     ("ec_transfer_config", "a remote encoder"),
-    ("lora_config", "LoRA"),
+    (
+        "lora_config.enable_tower_connector_lora",
+        "LoRA of the vision tower (--enable-tower-connector-lora)",
+    ),
     ("parallel_config.enable_dbo", "dual-batch overlap"),
     ("parallel_config.enable_expert_parallel", "expert parallelism"),
     ("parallel_config.enable_elastic_ep", "elastic expert parallelism"),
@@ -45,6 +47,26 @@ _SWITCHES = (
     ("compilation_config.cudagraph_mm_encoder", "CUDA graphs of the encoder"),
     ("compilation_config.compile_mm_encoder", "compilation of the encoder"),
 )
+
+
+_SPECULATION = ("ngram", "draft_model", "eagle")
+"""How tokens may be drafted: those that the edited model would not say are dropped."""
+
+
+def _speculation(spec: Any) -> list[str]:
+    """Return what of speculative decoding may say what the edited model does not."""
+    if spec is None:
+        return []
+    found = []
+    if spec.method not in _SPECULATION:
+        tried = ", ".join(_SPECULATION)
+        found.append(f"speculative decoding by {spec.method} (proven: {tried})")
+    check = getattr(spec, "rejection_sample_method", "standard")
+    if check != "standard":
+        found.append(f"drafts that are accepted by the {check} method")
+    if getattr(spec, "enable_adaptive_verification", False):
+        found.append("adaptive verification of drafts")
+    return found
 
 
 def _other_weights(vllm_config: Any) -> list[str]:
@@ -64,6 +86,7 @@ def unproven(vllm_config: Any) -> list[str]:
         if (size := _get(vllm_config, f"parallel_config.{name}")) not in (None, 1)
     ]
     found += [what for path, what in _SWITCHES if _get(vllm_config, path)]
+    found += _speculation(_get(vllm_config, "speculative_config"))
     if compat.rust_frontend():
         found.append("the Rust front end (VLLM_USE_RUST_FRONTEND)")
     if names := _other_weights(vllm_config):

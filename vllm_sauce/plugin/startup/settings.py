@@ -268,6 +268,11 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
             "; ".join(others),
             shown(served),
         )
+    if vllm_config.lora_config is not None:
+        logger.warning(
+            "sauce: what this bundle forgets was measured without adapters; measure it "
+            "under each that is served, with sauce eval --url and the adapter's name"
+        )
     if sites := bundle.catalogue.editing_sink():
         logger.warning(
             "sauce: at %s this bundle edits position 0, too, where language models put "

@@ -72,6 +72,12 @@ def inject_tap(model: nn.Module, vllm_config: Any) -> None:
         raise ConfigError(f"{HARVEST_KEY} must have dtype, sites")
     sites: tuple[str, ...] = tuple(section["sites"])
     features.refuse_unproven(vllm_config, sites=sites)
+    for name in ("lora_config", "speculative_config"):
+        if getattr(vllm_config, name) is not None:
+            raise UnsupportedFeatureError(
+                f"a harvest is of the model's own tokens, and {name} is set: leave out "
+                "adapters and drafted tokens"
+            )
     if not vllm_config.model_config.enforce_eager:
         raise UnsupportedFeatureError("harvesting needs enforce_eager=True")
     if vllm_config.cache_config.enable_prefix_caching:

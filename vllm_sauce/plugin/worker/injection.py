@@ -55,7 +55,15 @@ def _load_model(
     **kwargs: Any,
 ) -> Any:
     model = original(self, vllm_config, *args, **kwargs)
-    inject(model, vllm_config)
+    spec = vllm_config.speculative_config
+    loaded = kwargs.get("model_config", args[0] if args else vllm_config.model_config)
+    # What a draft model says is said only if the edited model says it, too.
+    if (
+        spec is None
+        or loaded is not spec.draft_model_config
+        or loaded is spec.target_model_config
+    ):
+        inject(model, vllm_config)
     return model
 
 
