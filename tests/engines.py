@@ -51,6 +51,7 @@ SHARE_AN_ENGINE = (
     "tests/plugin/test_embeddings.py",
     "tests/plugin/test_engine.py",
     "tests/plugin/test_engine_core.py",
+    "tests/plugin/test_requests.py",
 )
 """Files that one process runs, with engines of the whole session."""
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What else a request may ask for, under a mask: the edited model answers that, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.plugin.support import LONG, Ask, cold
+
+MASKS: tuple[tuple[str, ...], ...] = ((), ("seen",), ("read",), ("both",))
+TOLERANCE = 1e-3
+
+
+def outputs_of(llm: Any, asks: list[Ask], **sampling: Any) -> list[Any]:
+    """Send requests as one batch, with what they ask for beside."""
+    params = [ask.params() for ask in asks]
+    for one in params:
+        for name, value in sampling.items():
+            setattr(one, name, value)
+    return list(llm.generate([ask.prompt() for ask in asks], params, use_tqdm=False))
+
+
+def likeliest(step: Any) -> dict[int, float]:
+    return {token: entry.logprob for token, entry in step.items()}
+
+
+def agree(one: dict[int, float], other: dict[int, float]) -> bool:
+    """Say whether two lists of likeliest tokens are of one distribution."""
+    both = one.keys() & other.keys()
+    assert len(both) >= 3, (one, other)
+    return all(abs(one[token] - other[token]) < TOLERANCE for token in both)
+
+
+@pytest.fixture(scope="module")
+def asks() -> list[Ask]:
+    return [Ask(4, LONG, mask, max_tokens=3) for mask in MASKS]
+
+
+def test_several_answers_are_all_of_the_edited_model(
+    sauced: Any, reference: Any, asks: list[Ask]
+) -> None:
+    """What is drawn differs from answer to answer, what it is drawn from does not."""
+    cold(sauced)
+    found = outputs_of(sauced, asks, n=3, temperature=1.0, seed=7)
+    for ask, output in zip(asks, found, strict=True):
+        want = dict(reference.reply(ask).logprobs[0])
+        assert len(output.outputs) == 3
+        for answer in output.outputs:
+            assert agree(likeliest(answer.logprobs[0]), want), ask
+
+
+def test_a_prompts_own_probabilities_are_of_the_edited_model(sauced: Any) -> None:
+    """Each is what a request has whose prompt ends there."""
+    asks = [Ask(None, LONG, mask) for mask in ((), ("read",))]
+    cold(sauced)
+    found = outputs_of(sauced, asks, prompt_logprobs=5, max_tokens=1)
+    ids = found[0].prompt_token_ids
+    for ask, output in zip(asks, found, strict=True):
+        for end in (2, len(ids) // 2, len(ids) - 1):
+            (short,) = sauced.generate(
+                {"prompt_token_ids": ids[:end]}, ask.params(), use_tqdm=False
+            )
+            want = likeliest(short.outputs[0].logprobs[0])
+            assert agree(likeliest(output.prompt_logprobs[end]), want), (ask, end)
+    plain, masked = (likeliest(output.prompt_logprobs[-1]) for output in found)
+    assert plain.keys() != masked.keys() or not agree(plain, masked)
+
+
+def test_a_choice_is_made_by_the_edited_model(sauced: Any) -> None:
+    """Of two words that are allowed, as much likelier as it finds each by itself."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    words = ("yes", "no")
+    tokens = {
+        word: sauced.get_tokenizer().encode(word, add_special_tokens=False)[0]
+        for word in words
+    }
+    question = "is there a dog in the picture ?"
+    asks = [
+        Ask(image, question, mask, max_tokens=3) for image in (1, 2) for mask in MASKS
+    ]
+    cold(sauced)
+    free = outputs_of(sauced, asks, logprobs=20)
+    choice = StructuredOutputsParams(choice=list(words))
+    bound = outputs_of(
+        sauced, asks, structured_outputs=choice, ignore_eos=False, logprobs=20
+    )
+    compared = 0
+    for ask, one, other in zip(asks, free, bound, strict=True):
+        before, after = (likeliest(o.outputs[0].logprobs[0]) for o in (one, other))
+        yes, no = (tokens[word] for word in words)
+        assert other.outputs[0].text == words[after[no] > after[yes]], ask
+        if yes in before and no in before:
+            compared += 1
+            told = before[yes] - before[no]
+            assert abs(after[yes] - after[no] - told) < TOLERANCE, ask
+    assert compared >= len(asks) // 2
+
+
+def test_an_answer_ends_where_it_is_told_to(sauced: Any, asks: list[Ask]) -> None:
+    """At its second word; what comes before is as without."""
+    cold(sauced)
+    for ask, whole in zip(asks, outputs_of(sauced, asks), strict=True):
+        words = whole.outputs[0].text.split()
+        if len(set(words)) < 2:
+            continue
+        stop = next(word for word in words if word != words[0])
+        (cut,) = outputs_of(sauced, [ask], stop=[stop])
+        assert cut.outputs[0].stop_reason == stop
+        assert whole.outputs[0].text.startswith(cut.outputs[0].text)
