@@ -51,10 +51,9 @@ def runtime_of(masks: int, latents: int) -> tuple[SauceRuntime, list[Mask]]:
     )
     table = SiteTable(sae, catalogue, SITE, masks, latents)
     bundle: Any = None
-    names = catalogue.names()
-    return SauceRuntime(bundle, {SITE: table}, MAX_TOKENS), [
-        Mask.of([(name, 1.0)], "digest") for name in names
-    ]
+    runtime = SauceRuntime(bundle, {SITE: table}, MAX_TOKENS)
+    runtime.proven = True
+    return runtime, [Mask.of([(name, 1.0)], "digest") for name in catalogue.names()]
 
 
 def microseconds(call: Callable[[], None]) -> float:

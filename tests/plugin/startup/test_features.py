@@ -87,6 +87,11 @@ def test_nothing_on_is_accepted() -> None:
         ),
         ("kv_transfer_config", object(), "KV transfer"),
         (
+            "cache_config",
+            SimpleNamespace(kv_sharing_fast_prefill=True),
+            "kv-sharing-fast-prefill",
+        ),
+        (
             "lora_config",
             SimpleNamespace(enable_tower_connector_lora=True),
             "LoRA of the vision tower",
@@ -179,6 +184,7 @@ def test_vllm_does_prefer_a_consolidated_file(tmp_path: Path) -> None:
 def test_every_watched_switch_exists_in_this_vllm() -> None:
     """A renamed switch would be watched in vain."""
     from vllm.config import (
+        CacheConfig,
         CompilationConfig,
         LoRAConfig,
         ModelConfig,
@@ -196,6 +202,7 @@ def test_every_watched_switch_exists_in_this_vllm() -> None:
         "model_config": ModelConfig,
         "model_config.multimodal_config": MultiModalConfig,
         "compilation_config": CompilationConfig,
+        "cache_config": CacheConfig,
         "lora_config": LoRAConfig,
     }
     for path, _ in features._SWITCHES:

@@ -34,6 +34,7 @@ def test_no_step_waits_for_the_gpu(request: pytest.FixtureRequest) -> None:
     site = "decoder.1"
     table = build_table(4, device="cuda")
     runtime = SauceRuntime(cast(Any, None), {site: table}, 16)
+    runtime.proven = True
     decoder, prompts = runtime.decoder[site], [PromptTokens(3)] * 2
     seen = []
     request.getfixturevalue("no_waiting")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from tests.plugin.random_bundle import random_sae
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import CanaryError
-from vllm_sauce.plugin.worker import op_check
+from vllm_sauce.plugin.worker import canary, op_check
 from vllm_sauce.plugin.worker.op_check import SIZES, check_op
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
@@ -173,3 +174,25 @@ def test_rows_that_are_lost_are_found() -> None:
     assert one.checksum() != one.loaded_checksum
     with pytest.raises(CanaryError, match="nothing to edit"):
         check_op(one, masks(), SIZES, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("room", "names"), [(100, ("a", "b")), (40, ("a", "b")), (30, ("b", "c")), (3, ("c",))]
+)
+def test_masks_of_several_blocks_are_compared(
+    room: int, names: tuple[str, ...]
+) -> None:
+    """Concepts together, where none is as long and a request may ask for them."""
+    site = "decoder.1"
+    latents = {"a": range(20), "b": range(20, 40), "c": range(40, 43)}
+    if room < 20:
+        del latents["a"], latents["b"]
+    catalogue = Catalogue(
+        Concept(name=name, domain="d", edits={site: SiteEdit.uniform(rows)})
+        for name, rows in latents.items()
+    )
+    runtime: Any = SimpleNamespace(
+        bundle=SimpleNamespace(catalogue=catalogue, digest="digest"),
+        tables={site: SimpleNamespace(max_latents=room)},
+    )
+    assert canary._long_mask(runtime, site).names() == names

@@ -240,6 +240,7 @@ def test_a_step_writes_every_sites_slots() -> None:
     runtime = SauceRuntime(
         cast(Any, None), {f"decoder.{i}": build_table() for i in (1, 2)}, 8
     )
+    runtime.proven = True
     prompts = [None, PromptTokens(3)]
     runtime.begin_step([None, mask("dog")], prompts, [0, 1], [1, 2])
     for site in runtime.decoder.values():
@@ -262,6 +263,7 @@ def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
     assert catalogue.token_groups(site) == 3
     table = SiteTable(build_sae(), catalogue, site, 6, 4)
     runtime = SauceRuntime(cast(Any, None), {site: table}, 16)
+    runtime.proven = True
     prompt = PromptTokens(5, [PictureSpan("p", 1, 2)])
     masks = [mask("dog", "cat", "red"), mask("cat")]
     runtime.begin_step(masks, [prompt, prompt], [0, 0], [7, 7])
@@ -280,6 +282,27 @@ def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
     with pytest.raises(CanaryError, match="before its prompt was told"):
         runtime.begin_step(masks[:1], [None], [0], [7])
     runtime.begin_step([None], [None], [0], [7])
+
+
+def test_what_runs_stops_when_the_proof_is_taken_back() -> None:
+    """A request that began before goes on no more; those without a mask do."""
+    runtime = runtime_of_one_layer()
+    runtime.proven = True
+    step = ([mask("dog")], [PromptTokens(3)], [3], [1])
+    runtime.begin_step(*step)
+    runtime.proven = False
+    runtime.begin_step([None], [None], [3], [1])
+    with pytest.raises(CanaryError, match="proof"):
+        runtime.begin_step(*step)
+
+
+def test_more_tokens_than_there_is_room_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They would be written over the plan."""
+    monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
+    with pytest.raises(ValueError, match="room for 8 tokens, got 9"):
+        site_of().set_spans([mask("dog")], [9])
 
 
 def test_a_pictures_name_decides_its_mask() -> None:
@@ -303,6 +326,7 @@ class Layer(nn.Module):
 def test_a_compiled_layer_is_edited_in_one_graph() -> None:
     """The tables are its buffers: what is written there later, a graph reads."""
     runtime, layer = runtime_of_one_layer(), Layer()
+    runtime.proven = True
     act = runtime.at_decoder("decoder.1", layer)
     swap.on_stream(layer, "sum", act)
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))

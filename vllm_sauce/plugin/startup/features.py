@@ -31,6 +31,8 @@ _PARALLEL = (
 _SWITCHES = (
     ("kv_transfer_config", "KV transfer (connectors may ignore the cache identity)"),
     ("ec_transfer_config", "a remote encoder"),
+    # Some layers then see the tokens that are sampled alone, at other places.
+    ("cache_config.kv_sharing_fast_prefill", "--kv-sharing-fast-prefill"),
     (
         "lora_config.enable_tower_connector_lora",
         "LoRA of the vision tower (--enable-tower-connector-lora)",

@@ -27,6 +27,7 @@ from vllm_sauce.plugin.worker.op_check import SIZES, check_op
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
+from vllm_sauce_kernels.masked_edit.plan import BLOCK_LATENTS
 
 
 def install() -> None:
@@ -121,8 +122,8 @@ def _check_ops(runner: Any) -> None:
                 f"site {site}: the SAE's rows on the device are not those that were "
                 "loaded; start again"
             )
-        masks = _masks(runtime, site)[: table.num_slots]
-        check_op(table, masks, sizes, runner.model_config.dtype)
+        masks = [_masks(runtime, site)[0], _long_mask(runtime, site)]
+        check_op(table, masks[-table.num_slots :], sizes, runner.model_config.dtype)
     compat.logger(__name__).info(
         "sauce: the op agrees with its reference, %.1f s", time.monotonic() - started
     )
@@ -140,6 +141,25 @@ def _masks(runtime: SauceRuntime, site: str) -> list[Mask]:
         raise CanaryError(f"no concept of the bundle edits site {site}; nothing to do")
     names = dict.fromkeys((min(found)[1], max(found)[1]))
     return [Mask.of([(name, 1.0)], runtime.bundle.digest) for name in names]
+
+
+def _long_mask(runtime: SauceRuntime, site: str) -> Mask:
+    """Return a mask whose latents at a site a kernel takes in several blocks.
+
+    Of the largest concept where that is enough, or where all together are not.
+    """
+    (*_, largest), catalogue = _masks(runtime, site), runtime.bundle.catalogue
+    most, latents, names = runtime.tables[site].max_latents, set[int](), []
+    for name in (largest.names()[0], *catalogue.names()):
+        edit = catalogue[name].edits.get(site)
+        if len(latents) > BLOCK_LATENTS:
+            break
+        if edit is not None and len(latents.union(edit.latents)) <= most:
+            latents.update(edit.latents)
+            names.append(name)
+    return Mask.of(
+        [(name, 1.0) for name in dict.fromkeys(names)], runtime.bundle.digest
+    )
 
 
 @contextmanager

@@ -82,6 +82,10 @@ class DecoderSite:
         if self._written == 0 and max(slots, default=-1) < 0:
             return
         spans = np.repeat(np.array(slots, np.int32), num_tokens)
+        if len(spans) > len(self.slot_of_token):
+            raise ValueError(
+                f"there is room for {len(self.slot_of_token)} tokens, got {len(spans)}"
+            )
         edited = len(spans) if spans.max(initial=-1) >= 0 else 0
         if self.plan is None:
             total = max(self._written, len(spans))
@@ -213,12 +217,18 @@ class SauceRuntime(SiteAction):
     ) -> None:
         """Write the slots of a real batch, in its order, before the forward pass.
 
-        Raises: CanaryError for a masked request whose prompt is not known.
+        Raises: CanaryError for a masked request whose prompt is not known, or while
+            nothing proves that the edit runs.
         """
         if all(mask is None for mask in labels):
             for site in self.decoder.values():
                 site.set_spans([], [])
             return
+        if not self.proven:
+            raise CanaryError(
+                "a masked request is to run, and what proved that the edit does was "
+                "taken back: weights were lost or replaced, and no proof followed"
+            )
         masks: list[Mask | None] = []
         kinds: list[str] = []
         counts: list[int] = []
