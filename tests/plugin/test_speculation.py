@@ -33,6 +33,8 @@ def answers(method: str, bundle_dir: Path, folder: Path) -> dict[str, Any]:
         if line.startswith("ANSWERS "):
             found: dict[str, Any] = json.loads(line.removeprefix("ANSWERS "))
             return found
+    if "Model Runner V2 does not yet support" in done.stderr:
+        pytest.skip(f"this vLLM's runner V2 cannot draft by {method}")
     pytest.fail(f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
