@@ -177,7 +177,8 @@ def test_rows_that_are_lost_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "names"), [(100, ("a", "b")), (40, ("a", "b")), (30, ("b", "c")), (3, ("c",))]
+    ("room", "names"),
+    [(100, ("a", "b")), (40, ("a", "b")), (30, ("b", "c")), (3, ("c",))],
 )
 def test_masks_of_several_blocks_are_compared(
     room: int, names: tuple[str, ...]
