@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engines import starts_engine
 from tests.interpreter import hasten, take_masks_of_integers
@@ -23,9 +24,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 # The engine lives in the test's process: tests look at its tables.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
-if RUNNER == "v2":
+
+def _interpret() -> None:
+    """Let Triton's interpreter run the runner's kernels, on a machine without a GPU."""
     os.environ["TRITON_INTERPRET"] = "1"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
 
     class _Driver:
         """Stands in for Triton's missing CPU backend; the interpreter needs none."""
@@ -54,8 +56,11 @@ if RUNNER == "v2":
     import torch._dynamo
 
     torch._dynamo.config.disable = True
-else:
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+
+
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(RUNNER == "v2"))
+if RUNNER == "v2" and not torch.cuda.is_available():
+    _interpret()
 
 
 @pytest.fixture(scope="session")
