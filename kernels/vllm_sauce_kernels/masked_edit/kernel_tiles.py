@@ -228,6 +228,19 @@ def decode_tile(  # type: ignore[no-untyped-def]
         add_change(hidden_states, encoded.token, encoded.there, d, d_model, change)
 
 
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def parts_of(num_tiles, d_model, TARGET_ITEMS: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return into how many parts d_model is cut for decoding, and what each takes.
+
+    Few parts, so that a tile's coefficients are not computed often.
+    """
+    parts = tl.minimum(
+        TARGET_ITEMS // tl.maximum(num_tiles, 1), tl.cdiv(d_model, BLOCK_D)
+    )
+    parts = tl.maximum(parts, 1)
+    return parts, tl.cdiv(tl.cdiv(d_model, parts), BLOCK_D) * BLOCK_D
+
+
 @triton.jit(do_not_specialize=STEP_NUMBERS)  # type: ignore[untyped-decorator, unused-ignore]
 def decode_kernel(  # type: ignore[no-untyped-def]
     hidden_states_ptr,
@@ -263,12 +276,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     edits = Edits(mask_scale_ptr, mask_shift_ptr, mask_gate_ptr)
     hidden_states = Rows(hidden_states_ptr, hidden_states_stride)
     W_dec_rows = Rows(W_dec_rows_ptr, W_dec_rows_stride)
-    # Few parts, so that a tile's coefficients are not computed often.
-    parts = tl.minimum(
-        TARGET_ITEMS // tl.maximum(num_tiles, 1), tl.cdiv(d_model, BLOCK_D)
-    )
-    parts = tl.maximum(parts, 1)
-    per_part = tl.cdiv(tl.cdiv(d_model, parts), BLOCK_D) * BLOCK_D
+    parts, per_part = parts_of(num_tiles, d_model, TARGET_ITEMS, BLOCK_D)
     for item in range(tl.program_id(0), num_tiles * parts, tl.num_programs(0)):
         slot, token, there, num_latents = tile_of(
             plan_ptr, slot_of_token_ptr, mask_len_ptr, item // parts, max_tokens,
