@@ -53,6 +53,11 @@ def batch(*req_ids: str) -> Any:
     )
 
 
+def states(*req_ids: str) -> Any:
+    """Return the runner's own table of the requests that it holds."""
+    return SimpleNamespace(req_id_to_index={name: i for i, name in enumerate(req_ids)})
+
+
 def state_of(told: Told) -> Any:
     return runner_v2.telling_state(State, told)()
 
@@ -66,7 +71,7 @@ def test_requests_come_run_and_go() -> None:
         ("begins", "m", [PICTURE]),
         ("begins", None, [PICTURE]),
     ]
-    assert state.prepare_inputs(batch("b", "a"), None) == "inputs"
+    assert state.prepare_inputs(batch("b", "a"), states("a", "b")) == "inputs"
     assert told.notes[-1] == ([None, "m"], [0, 1], [3, 3])
     assert list(told.prompts["a"].spans(0, 5)) == FOUR_TOKENS
     state.remove_request("a")
@@ -79,14 +84,22 @@ def test_an_id_that_comes_again_is_the_new_request() -> None:
     state = state_of(told)
     for label in ("m", "n"):
         state.add_request(0, new("a", label))
-        state.prepare_inputs(batch("a"), None)
+        state.prepare_inputs(batch("a"), states("a"))
         assert told.notes[-1][0] == [label]
+
+
+def test_a_request_that_nobody_told_of_is_not_served() -> None:
+    told = Told()
+    state = state_of(told)
+    state.add_request(0, new("a", "m"))
+    with pytest.raises(CanaryError, match="request 'b' is in a batch"):
+        state.prepare_inputs(batch("a", "b"), states("a", "b"))
 
 
 def test_dummy_batches_have_no_labels_but_the_canarys_stay() -> None:
     told = Told()
     state = state_of(told)
-    state.prepare_inputs(batch("dummy"), None)
+    state.prepare_inputs(batch("dummy"), states("a"))
     assert told.notes == [([None], [0], [3])]
     assert state.prepare_dummy_inputs(1, 3) == "dummy inputs"
     assert told.notes[1:] == ["cleared"]

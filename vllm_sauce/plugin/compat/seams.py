@@ -306,6 +306,7 @@ SEAMS = (
     _state("ModelState.__init__", leads="self vllm_config model encoder_cache device"),
     _state("ModelState.add_request", leads="self req_index new_req_data"),
     _state("ModelState.remove_request", leads="self req_id"),
+    Seam("v2", "vllm.v1.worker.gpu.states", "RequestState", has="req_id_to_index"),
     _default("DefaultModelState.prepare_inputs", leads="self input_batch req_states"),
     _default(
         "DefaultModelState.prepare_dummy_inputs", leads="self num_reqs num_tokens"

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.sites.tokens import PromptTokens
 
@@ -46,6 +47,14 @@ class SiteAction(ABC):
         """The prompts of the labelled requests that a runner holds."""
         self.in_canary = False
         """True while the canary itself drives dummy runs."""
+
+    def check_told(self, req_id: str) -> None:
+        """Check that a request of a batch has a label, or none. Raises: CanaryError"""
+        if req_id not in self.live:
+            raise CanaryError(
+                f"request {req_id!r} is in a batch and was never told of; refusing to "
+                "serve it unedited"
+            )
 
     @abstractmethod
     def label_of(self, extra_args: Mapping[str, Any] | None) -> Any:

@@ -149,13 +149,14 @@ def _long_mask(runtime: SauceRuntime, site: str) -> Mask:
     Of the largest concept where that is enough, or where all together are not.
     """
     (*_, largest), catalogue = _masks(runtime, site), runtime.bundle.catalogue
-    most, latents, names = runtime.tables[site].max_latents, set[int](), []
-    for name in (largest.names()[0], *catalogue.names()):
-        edit = catalogue[name].edits.get(site)
+    most, names = runtime.tables[site].max_latents, list(largest.names())
+    latents = set(catalogue[names[0]].edits[site].latents)
+    for name in catalogue.names():
         if len(latents) > BLOCK_LATENTS:
             break
-        if edit is not None and len(latents.union(edit.latents)) <= most:
-            latents.update(edit.latents)
+        edit = catalogue[name].edits.get(site)
+        if edit is not None and len(more := latents.union(edit.latents)) <= most:
+            latents = more
             names.append(name)
     return Mask.of(
         [(name, 1.0) for name in dict.fromkeys(names)], runtime.bundle.digest

@@ -65,15 +65,10 @@ def _prepare_inputs(
     if (action := _action(self)) is not None:
         batch = self.input_batch
         req_ids = batch.req_ids[: batch.num_reqs]
-        try:
-            labels = [action.live[req_id] for req_id in req_ids]
-        except KeyError as error:
-            raise CanaryError(
-                f"request {error} is in a batch and was never told of; refusing to "
-                "serve it unedited"
-            ) from None
+        for req_id in req_ids:
+            action.check_told(req_id)
         action.begin_step(
-            labels,
+            [action.live[req_id] for req_id in req_ids],
             [action.prompts.get(req_id) for req_id in req_ids],
             batch.num_computed_tokens_cpu[: batch.num_reqs].tolist(),
             num_scheduled_tokens.tolist(),

@@ -58,10 +58,13 @@ def telling_state(base: Any, action: SiteAction) -> type:
             super().remove_request(req_id)
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
-            # Dummy batches come here too; their request ids have no label.
+            # Dummy batches come here too; the runner knows none of their requests.
             if not action.in_canary:
                 starts = input_batch.num_computed_tokens_np[: input_batch.num_reqs]
                 req_ids = input_batch.req_ids
+                for req_id in req_ids:
+                    if req_id in req_states.req_id_to_index:
+                        action.check_told(req_id)
                 action.begin_step(
                     [action.live.get(req_id) for req_id in req_ids],
                     [action.prompts.get(req_id) for req_id in req_ids],

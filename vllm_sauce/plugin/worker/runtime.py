@@ -23,6 +23,7 @@ from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, host_zeros, on_de
 from vllm_sauce_kernels.masked_edit import (
     kernel_choice,
     masked_edit,
+    plan_of,
     plan_size,
     write_plan,
 )
@@ -325,12 +326,11 @@ def run_edit(
 
     Shapes: hidden_states, residual [num_tokens, d_model]; slots [num_tokens] int32
     """
-    plan = None
+    slot_of_token, plan = torch.from_numpy(slots), None
     if reads_plan(table):
-        made = np.zeros(plan_size(len(slots), table.num_slots), np.int32)
-        write_plan(made, slots, table.slot_len)
-        plan = on_device(torch.from_numpy(made), hidden_states.device)
-    slot_of_token = on_device(torch.from_numpy(slots), hidden_states.device)
+        made = plan_of(slot_of_token, torch.from_numpy(table.slot_len))
+        plan = on_device(made, hidden_states.device)
+    slot_of_token = on_device(slot_of_token, hidden_states.device)
     masked_edit(hidden_states, residual, slot_of_token, **table.op_args(), plan=plan)
 
 
