@@ -282,6 +282,25 @@ def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
     with pytest.raises(CanaryError, match="before its prompt was told"):
         runtime.begin_step(masks[:1], [None], [0], [7])
     runtime.begin_step([None], [None], [0], [7])
+    assert set(slots_of(runtime.decoder[site])) == {-1}
+
+
+@pytest.mark.parametrize(
+    ("start", "count", "slots"),
+    [(2, 1, [-1]), (3, 1, [0]), (2, 2, [-1, 0]), (9, 2, [0, 0])],
+)
+def test_what_is_generated_begins_behind_the_prompt(
+    start: int, count: int, slots: list[int]
+) -> None:
+    """Its last token is the prompt's, also where a step holds nothing else."""
+    site = "decoder.1"
+    edit = replace(SiteEdit.uniform([3]), tokens=("generated",))
+    catalogue = Catalogue([Concept(name="dog", domain="d", edits={site: edit})])
+    table = SiteTable(build_sae(), catalogue, site, 2, 4)
+    runtime = SauceRuntime(cast(Any, None), {site: table}, 8)
+    runtime.proven = True
+    runtime.begin_step([mask("dog")], [PromptTokens(3)], [start], [count])
+    assert slots_of(runtime.decoder[site])[:count] == slots
 
 
 def test_what_runs_stops_when_the_proof_is_taken_back() -> None:
