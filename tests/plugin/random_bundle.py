@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +36,7 @@ def write_random_bundle(
     model_dir: Path,
     vision_kind: Mapping[str, Any] = MappingProxyType({}),
     decoder_kind: Mapping[str, Any] = MappingProxyType({}),
+    layers: Sequence[str] = ("decoder.1",),
 ) -> Path:
     """Write a bundle for a model: concepts at the vision site, the decoder, both."""
     fingerprint = fingerprint_model(model_dir)
@@ -47,14 +48,16 @@ def write_random_bundle(
     shared = SiteEdit.uniform(range(20, 50), gamma=-2.0, shift=0.5)
     concepts = [
         Concept(name="seen", domain="random", edits={"vision": vision}),
-        Concept(name="read", domain="random", edits={"decoder.1": decoder}),
+        Concept(name="read", domain="random", edits=dict.fromkeys(layers, decoder)),
         Concept(
-            name="both", domain="random", edits={"vision": shared, "decoder.1": shared}
+            name="both",
+            domain="random",
+            edits=dict.fromkeys(("vision", *layers), shared),
         ),
     ]
-    sites = {
-        "vision": random_sae(1, fingerprint.vision.hidden_size, **vision_kind),
-        "decoder.1": random_sae(2, fingerprint.text.hidden_size, **decoder_kind),
-    }
+    width = fingerprint.text.hidden_size
+    sites = {"vision": random_sae(1, fingerprint.vision.hidden_size, **vision_kind)}
+    for seed, layer in enumerate(layers, 2):
+        sites[layer] = random_sae(seed, width, **decoder_kind)
     Bundle.build(fingerprint, sites, Catalogue(concepts)).save(path)
     return path

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,13 @@ class ReferenceModel:
                 x[:, at] = self._edit(x[:, at], part, site)
         return x
 
+    def _edit_output(
+        self, _: Any, __: Any, output: Any, mask: Mask, site: str, kinds: list[str]
+    ) -> Any:
+        if isinstance(output, tuple):
+            return (self._edit_kinds(output[0], mask, site, kinds), *output[1:])
+        return self._edit_kinds(output, mask, site, kinds)
+
     def _kinds(self, ids: torch.Tensor, prompt_len: int) -> list[str]:
         picture = self.model.config.image_token_id
         kinds = [
@@ -252,16 +260,11 @@ class ReferenceModel:
                     lambda _, args: (self._edit(args[0], mask, "vision"), *args[1:])
                 )
             )
-        if LAYER in self.bundle.sites:
-            layer = inner.language_model.layers[int(LAYER.split(".")[1])]
-
-            def edit_output(_: Any, __: Any, output: Any) -> Any:
-                if isinstance(output, tuple):
-                    x, *more = output
-                    return (self._edit_kinds(x, mask, LAYER, kinds), *more)
-                return self._edit_kinds(output, mask, LAYER, kinds)
-
-            hooks.append(layer.register_forward_hook(edit_output))
+        for site in self.bundle.sites:
+            if site != "vision":
+                layer = inner.language_model.layers[int(site.split(".")[1])]
+                edit = partial(self._edit_output, mask=mask, site=site, kinds=kinds)
+                hooks.append(layer.register_forward_hook(edit))
         return hooks
 
 

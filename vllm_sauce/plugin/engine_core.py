@@ -18,6 +18,8 @@ from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import POOLING, Admission, admission_for
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
+from vllm_sauce.plugin.worker.report import CALL
+from vllm_sauce.plugin.worker.report import check as check_ranks
 from vllm_sauce.unlearning.mask import (
     Checked,
     Mask,
@@ -42,8 +44,11 @@ def _initialize(
 ) -> Any:
     # In a process of its own the core's __init__ has begun when it loads plugins.
     self._sauce_admission = admission_for(vllm_config)
-    self._sauce_proven = True  # or the start fails
-    return original(self, vllm_config, *args, **kwargs)
+    result = original(self, vllm_config, *args, **kwargs)  # with the warm-up
+    if self._sauce_admission is not None:
+        check_ranks(vllm_config, self.model_executor.collective_rpc(CALL))
+        self._sauce_proven = True
+    return result
 
 
 def _after_changes(
@@ -54,15 +59,8 @@ def _after_changes(
     finally:
         # Whatever it was, and whether or not it failed: is the edit proven now?
         if self._sauce_admission is not None:
-            self._sauce_proven = all(self.model_executor.collective_rpc(is_proven))
-
-
-def is_proven(worker: Any) -> bool:
-    """Say whether a worker's edit is proven, for ``collective_rpc``."""
-    from vllm_sauce.plugin.worker.runtime import runtime_of
-
-    runtime = runtime_of(worker.model_runner.model)
-    return runtime is not None and runtime.proven
+            reports = self.model_executor.collective_rpc(CALL)
+            self._sauce_proven = all(one["proven"] for one in reports)
 
 
 def _preprocess_add_request(

@@ -20,7 +20,8 @@ def config(**changes: Any) -> Any:
         "tensor_parallel_size": 1,
         "pipeline_parallel_size": 1,
         "data_parallel_size": 1,
-        "enable_dbo": False,
+        "distributed_executor_backend": "mp",
+        "use_ubatching": False,
     }
     found = SimpleNamespace(
         parallel_config=SimpleNamespace(**parallel),
@@ -29,6 +30,7 @@ def config(**changes: Any) -> Any:
             hf_overrides={},
             hf_config_path=None,
             enable_prompt_embeds=False,
+            is_moe=False,
             multimodal_config=SimpleNamespace(
                 enable_mm_embeds=False,
                 mm_encoder_only=False,
@@ -36,7 +38,9 @@ def config(**changes: Any) -> Any:
             ),
         ),
         compilation_config=SimpleNamespace(
-            cudagraph_mm_encoder=False, compile_mm_encoder=False
+            cudagraph_mm_encoder=False,
+            compile_mm_encoder=False,
+            pass_config=SimpleNamespace(enable_sp=None),
         ),
         speculative_config=None,
         kv_transfer_config=None,
@@ -62,9 +66,8 @@ def test_nothing_on_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("change", "value", "says"),
     [
-        ("parallel_config__pipeline_parallel_size", 2, "pipeline_parallel_size=2"),
-        ("parallel_config__tensor_parallel_size", 4, "tensor_parallel_size=4"),
-        ("parallel_config__enable_dbo", True, "dual-batch"),
+        ("parallel_config__decode_context_parallel_size", 2, "parallel_size=2"),
+        ("parallel_config__use_ubatching", True, "dual-batch"),
         (
             "compilation_config__cudagraph_mm_encoder",
             True,
@@ -114,6 +117,48 @@ def test_each_unproven_feature_is_refused(change: str, value: Any, says: str) ->
     with pytest.raises(UnsupportedFeatureError, match=says) as caught:
         refuse_unproven(config(**{change: value}), sites=("vision",))
     assert "switch these off" in str(caught.value)
+
+
+def test_several_devices_are_accepted() -> None:
+    """Ranks of one stage, stages, and engines beside each other."""
+    for name in ("tensor", "pipeline", "data"):
+        refuse_unproven(
+            config(**{f"parallel_config__{name}_parallel_size": 2}), sites=("vision",)
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "says"),
+    [
+        (
+            "parallel_config__distributed_executor_backend",
+            "ray",
+            r"ray executor \(proven: mp\)",
+        ),
+        ("compilation_config__pass_config__enable_sp", True, "sequence parallelism"),
+        ("compilation_config__pass_config__fuse_gemm_comms", True, "fuse_gemm_comms"),
+        (
+            "model_config__multimodal_config__mm_encoder_tp_mode",
+            "data",
+            "--mm-encoder-tp-mode data",
+        ),
+    ],
+)
+def test_what_splits_a_stages_tokens_is_refused(
+    change: str, value: Any, says: str
+) -> None:
+    """With one rank it does nothing, and is let be."""
+    refuse_unproven(config(**{change: value}), sites=("vision",))
+    several = config(**{change: value}, parallel_config__tensor_parallel_size=2)
+    with pytest.raises(UnsupportedFeatureError, match=says):
+        refuse_unproven(several, sites=("vision",))
+
+
+def test_engines_of_experts_are_refused() -> None:
+    """They run in step, with dummy batches for those that have none."""
+    several = config(parallel_config__data_parallel_size=2, model_config__is_moe=True)
+    with pytest.raises(UnsupportedFeatureError, match="mixture of experts"):
+        refuse_unproven(several, sites=("decoder.1",))
 
 
 def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +252,11 @@ def test_every_watched_switch_exists_in_this_vllm() -> None:
     }
     for path, _ in features._SWITCHES:
         owner, _, name = path.rpartition(".")
-        assert name in owners[owner].__dataclass_fields__, path
-    for name in features._PARALLEL:
+        fields = owners[owner].__dataclass_fields__
+        assert name in fields or hasattr(owners[owner], name), path
+    for name in (*features._SPLIT, "distributed_executor_backend"):
         assert name in ParallelConfig.__dataclass_fields__, name
+    assert "mm_encoder_tp_mode" in MultiModalConfig.__dataclass_fields__
+    assert hasattr(ModelConfig, "is_moe")
     for name in ("method", "rejection_sample_method", "enable_adaptive_verification"):
         assert name in SpeculativeConfig.__dataclass_fields__, name

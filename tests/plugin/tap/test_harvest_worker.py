@@ -338,6 +338,13 @@ def test_what_hides_tokens_from_the_sites_is_refused(samples):
     from vllm_sauce.plugin.tap.harvest_worker import inject_tap
 
     section = {"sauce_harvest": {"sites": ["vision"], "dtype": "auto"}}
+    parallel = Config(
+        data_parallel_size=1,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        distributed_executor_backend="mp",
+        world_size=1,
+    )
     for eager, caching, words in (
         (False, False, "enforce_eager"),
         (True, True, "prefix_caching"),
@@ -346,6 +353,8 @@ def test_what_hides_tokens_from_the_sites_is_refused(samples):
             additional_config=section,
             model_config=Config(enforce_eager=eager, multimodal_config=None),
             cache_config=Config(enable_prefix_caching=caching),
+            compilation_config=None,
+            parallel_config=parallel,
             lora_config=None,
             speculative_config=None,
         )
@@ -353,6 +362,10 @@ def test_what_hides_tokens_from_the_sites_is_refused(samples):
             inject_tap(torch.nn.Linear(1, 1), config)
     config.speculative_config = Config(method="ngram")
     with pytest.raises(UnsupportedFeatureError, match="drafted tokens"):
+        inject_tap(torch.nn.Linear(1, 1), config)
+    config.speculative_config = None
+    parallel.tensor_parallel_size = parallel.world_size = 2
+    with pytest.raises(UnsupportedFeatureError, match="one device an engine"):
         inject_tap(torch.nn.Linear(1, 1), config)
     both = Config(additional_config={"sauce": {}, "sauce_harvest": {}})
     with pytest.raises(ConfigError, match="either harvests or edits"):

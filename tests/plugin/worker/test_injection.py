@@ -20,6 +20,7 @@ from vllm_sauce.concepts import Catalogue, Concept
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
 from vllm_sauce.plugin.sites.action import action_of
+from vllm_sauce.plugin.sites.modules import modules_at
 from vllm_sauce.plugin.worker.injection import inject_edit, place, vision_sites
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
 from vllm_sauce.unlearning.slots import OP_TENSORS
@@ -77,7 +78,7 @@ def test_an_action_sees_what_passes_its_sites() -> None:
     config = SimpleNamespace(
         model_config=SimpleNamespace(hf_config=LLAVA, is_encoder_decoder=False)
     )
-    place(model, config, told, ("decoder.1", "vision"))
+    place(model, config, told, modules_at(model, LLAVA, ("decoder.1", "vision")))
     assert action_of(model) is told and runtime_of(model) is None
     assert model.state_dict().keys() == before
     x = torch.ones(2, D_MODEL)

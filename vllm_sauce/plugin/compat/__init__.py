@@ -12,6 +12,7 @@ never be skipped.
 from vllm_sauce.plugin.compat.frontend import (
     add_innermost_middleware,
     as_client_error,
+    call_workers,
     is_sampling_params,
     messages_carry,
     read_no_prefix,
@@ -28,6 +29,13 @@ from vllm_sauce.plugin.compat.offline import (
     local_model_dir,
     picture_bytes,
     rendered_chat,
+)
+from vllm_sauce.plugin.compat.ranks import (
+    is_elsewhere,
+    is_first_stage,
+    is_last_stage,
+    of_all_ranks,
+    together,
 )
 from vllm_sauce.plugin.compat.version import (
     SUPPORTED_VLLM,
@@ -49,5 +57,6 @@ from vllm_sauce.plugin.compat.worker import (
     model_state_cls,
     on_cpu,
     prompt_length,
+    stream_left,
     tokens_without_graph,
 )

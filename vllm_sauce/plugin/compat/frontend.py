@@ -22,6 +22,21 @@ def rust_frontend() -> bool:
     return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
 
 
+async def call_workers(async_llm: Any, method: str) -> list[list[Any]]:
+    """Return what the workers of each engine answer to a call.
+
+    Why: ``AsyncLLM.collective_rpc`` calls those of all engines of data parallelism, and
+    returns the first one's answers. From 0.32 ``call_utility_all_async`` does this.
+    """
+    client = async_llm.engine_core
+    return [
+        await client._call_utility_async(
+            "collective_rpc", method, None, (), None, engine=engine
+        )
+        for engine in client.core_engines
+    ]
+
+
 def takes_pictures(vllm_config: Any) -> bool:
     """Tell whether a request may bring a picture; vLLM leaves out the tower if not."""
     multimodal = vllm_config.model_config.multimodal_config

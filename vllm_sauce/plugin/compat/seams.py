@@ -61,6 +61,7 @@ GROUPING = "group_and_batch_mm_kwargs"
 """What both runners split a step's pictures into batches with: each imports the name
 into its module and calls it there, so that is where it is replaced."""
 
+CLIENT = "vllm.v1.engine.core_client"
 GPU = "vllm.v1.worker.gpu_worker"
 _args = partial(Seam, "all", "vllm.engine.arg_utils")
 _processor = partial(Seam, "all", "vllm.v1.engine.input_processor")
@@ -141,6 +142,14 @@ SEAMS = (
     # Every server awaits it before it serves, and vLLM's handshake with the engine
     # compares nothing of ``additional_config``.
     _async_llm("AsyncLLM.get_supported_tasks", leads="self"),
+    Seam("all", CLIENT, "MPClient", has="core_engines"),
+    Seam(
+        "all",
+        CLIENT,
+        "AsyncMPClient._call_utility_async",
+        leads="self method",
+        takes="engine",
+    ),
     # What the engine core refuses ends one request: its input thread says so. What is
     # raised later, in the scheduler or a worker, ends the engine.
     _core("EngineCore", has="model_executor"),
@@ -242,6 +251,13 @@ SEAMS = (
         "SupportsMultiModal.get_language_model",
         leads="self",
     ),
+    # Ranks, and what stands for layers of other stages.
+    *(
+        Seam("worker", "vllm.distributed.parallel_state", name)
+        for name in ("model_parallel_is_initialized", "get_tp_group", "get_pp_group")
+    ),
+    Seam("worker", "vllm.model_executor.models.utils", "PPMissingLayer"),
+    Seam("worker", "vllm.sequence", "IntermediateTensors", has="tensors"),
     _cpu("CPUWorker.compile_or_warm_up_model", leads="self"),
     _cpu("CPUWorker.sleep", leads="self level"),
     _cpu("CPUWorker.wake_up", leads="self tags"),

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from vllm_sauce.errors import UnsupportedVLLMError
+from vllm_sauce.plugin.compat.ranks import is_first_stage, is_last_stage
 from vllm_sauce.plugin.compat.version import seam_owner, vllm_version, wrap
 
 
@@ -164,13 +165,34 @@ def dummy_output(runner: Any) -> Any:
     """
     num_tokens, without = tokens_without_graph(runner.vllm_config)
     clear_dummy_state(runner.model)
-    with _run_as_written(runner.model):
-        # Neither runner replays a graph for a profile, but V2 leaves out what layers
-        # with a state need.
-        hidden = runner._dummy_run(
-            num_tokens, force_attention=True, is_profile=not without
-        )
-    return hidden[0].float().clone()
+    left: list[Any] = []
+    # V2 returns nothing of a stage that is not the last.
+    seen = runner.get_model().register_forward_hook(
+        lambda _, __, output: left.append(output)
+    )
+    try:
+        with _run_as_written(runner.model):
+            # Neither runner replays a graph for a profile, but V2 leaves out what
+            # layers with a state need.
+            hidden, _ = runner._dummy_run(
+                num_tokens, force_attention=True, is_profile=not without
+            )
+    finally:
+        seen.remove()
+    return stream_left(hidden if is_last_stage() else left[0])
+
+
+def stream_left(output: Any) -> Any:
+    """Return the stream that a stage leaves, whichever way it hands it on.
+
+    Shapes: -> [num_tokens, d_model] float32
+    """
+    if not hasattr(output, "tensors"):  # the last: hidden states
+        return output.float().clone()
+    tensors = output.tensors
+    stream = tensors["hidden_states"].float().clone()
+    residual = tensors.get("residual")
+    return stream if residual is None else stream + residual.float()
 
 
 def dummy_picture(vllm_config: Any, like: Any) -> dict[str, Any]:
@@ -195,14 +217,18 @@ def dummy_picture(vllm_config: Any, like: Any) -> dict[str, Any]:
 
 @contextmanager
 def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
-    """Let dummy runs of a multimodal model see random embeddings instead of zeros.
+    """Let dummy runs see random embeddings, or stages' inputs, instead of zeros.
 
     An SAE that normalises its input makes nothing of a zero vector, and so would a
     canary that looks for an effect.
     """
     buffer = getattr(runner, "inputs_embeds", None)  # V1, a CpuGpuBuffer
     rows: Any = None
-    if buffer is not None:
+    if not is_first_stage():
+        if runner.intermediate_tensors is None:  # V1, which makes it in its first run
+            runner._dummy_run(num_tokens)
+        rows = runner.intermediate_tensors[:num_tokens]["hidden_states"]
+    elif buffer is not None:
         rows = buffer.gpu[:num_tokens]
     elif getattr(runner, "uses_inputs_embeds", runner.supports_mm_inputs):
         # V2; until 0.28 only multimodal models use embeddings, and it does not say so.

@@ -23,17 +23,20 @@ from vllm_sauce.models.architectures import (
     Form,
     vision_row,
 )
+from vllm_sauce.plugin import compat
 
 
 def modules_at(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, Any]:
-    """Return the one module that each site is at.
+    """Return the one module that each site is at, of the sites in this rank's stage.
 
     Raises: ConfigError for a site that the model does not have,
         UnsupportedFeatureError where it is not proven, UnsupportedVLLMError.
     """
     wanted = [check_site(site) for site in sites]
     towers = [site for site in wanted if is_vision(site)]
-    found = _connectors(model, hf_config, towers) if towers else {}
+    found = {}
+    if towers and compat.is_first_stage():
+        found = _connectors(model, hf_config, towers)
     layers = decoder_layers(model) if len(towers) < len(wanted) else ()
     for site in wanted:
         layer_idx = decoder_layer_idx(site)
@@ -44,13 +47,14 @@ def modules_at(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, An
                 f"site {site} wants decoder layer {layer_idx}, the model has "
                 f"{len(layers)}"
             )
-        found[site] = layers[layer_idx]
+        if not compat.is_elsewhere(layers[layer_idx]):
+            found[site] = layers[layer_idx]
     return found
 
 
 def form_of(layer: Any) -> Form:
     """Return what of a layer's output is the stream; one whose class is listed."""
-    return LAYERS[_class_of(layer)]
+    return LAYERS[class_of(layer)]
 
 
 def _connectors(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, Any]:
@@ -85,11 +89,13 @@ def _at(model: Any, site: str, paths: Mapping[str, str]) -> Any:
 def decoder_layers(model: Any) -> Any:
     """Return the language model's stack of layers, each of a class in the table.
 
+    Layers of other stages have their places in it.
+
     Raises: UnsupportedFeatureError, UnsupportedVLLMError
     """
     shows = getattr(model, "supports_multimodal", False)
     inner = model.get_language_model() if shows else model
-    stacks = [one for one in _stacks(inner) if all(map(_listed, one))]
+    stacks = [one for one in _stacks(inner) if _is_listed(one)]
     # A part of a stack may have a name of its own.
     stacks = [one for one in stacks if not any(_within(one, it) for it in stacks)]
     if len(stacks) == 1:
@@ -102,7 +108,7 @@ def decoder_layers(model: Any) -> Any:
             "names none"
         )
     longest = max(_stacks(inner), key=len, default=())
-    classes = dict.fromkeys(map(_class_of, longest))
+    classes = dict.fromkeys(map(class_of, longest))
     raise UnsupportedFeatureError(
         f"decoder layers of {', '.join(classes) or 'no class'} ({name}) are not "
         f"proven: the table of architectures does not list them; {WHERE}"
@@ -110,7 +116,7 @@ def decoder_layers(model: Any) -> Any:
 
 
 def _check_dtype(layers: nn.ModuleList) -> None:
-    scaled = NOT_IN_FLOAT16 & set(map(_class_of, layers))
+    scaled = NOT_IN_FLOAT16 & set(map(class_of, layers))
     if scaled and next(layers.parameters()).dtype == torch.float16:
         raise UnsupportedFeatureError(
             f"{', '.join(sorted(scaled))} scales its stream in float16, which no SAE "
@@ -134,9 +140,30 @@ def table_name(cls: type) -> str:
     return f"{TRANSFORMERS}.{cls.__name__}" if own else cls.__name__
 
 
-def _class_of(layer: Any) -> str:
-    return table_name(type(layer))
+def class_of(layer: Any) -> str:
+    """Return what the table calls a layer's class, also once it is a site's."""
+    cls = type(layer)
+    return table_name(cls.__mro__[1] if hasattr(cls, "sauce_form") else cls)
 
 
-def _listed(layer: Any) -> bool:
-    return _class_of(layer) in LAYERS
+def _is_listed(stack: nn.ModuleList) -> bool:
+    here = [layer for layer in stack if not compat.is_elsewhere(layer)]
+    return bool(here) and all(class_of(layer) in LAYERS for layer in here)
+
+
+def followed(model: Any, layer: Any) -> Any:
+    """Return a layer, or, if it is a stage's last, one of its class that is not.
+
+    Raises: UnsupportedFeatureError where there is none
+    """
+    stack = [one for one in decoder_layers(model) if not compat.is_elsewhere(one)]
+    if compat.is_last_stage() or layer is not stack[-1]:
+        return layer
+    for other in stack[:-1]:
+        if class_of(other) == class_of(layer):
+            return other
+    raise UnsupportedFeatureError(
+        f"a stage of the pipeline holds no {class_of(layer)} but the edited one at its "
+        "end, so how that leaves its stream cannot be proven; take a smaller "
+        "--pipeline-parallel-size"
+    )

@@ -18,15 +18,11 @@ def _get(config: Any, path: str) -> Any:
     return config
 
 
-# Sequence parallelism needs more than one tensor-parallel rank, so it is covered here
-# under every name its switch has had.
-_PARALLEL = (
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "data_parallel_size",
-    "prefill_context_parallel_size",
-    "decode_context_parallel_size",
-)
+_SPLIT = ("prefill_context_parallel_size", "decode_context_parallel_size")
+"""Of a context's tokens among ranks."""
+
+_PASSES = ("enable_sp", "fuse_gemm_comms")
+"""Compilation's, which split a stage's tokens among its ranks."""
 
 _SWITCHES = (
     ("kv_transfer_config", "KV transfer (connectors may ignore the cache identity)"),
@@ -37,7 +33,7 @@ _SWITCHES = (
         "lora_config.enable_tower_connector_lora",
         "LoRA of the vision tower (--enable-tower-connector-lora)",
     ),
-    ("parallel_config.enable_dbo", "dual-batch overlap"),
+    ("parallel_config.use_ubatching", "dual-batch overlap"),
     ("parallel_config.enable_expert_parallel", "expert parallelism"),
     ("parallel_config.enable_elastic_ep", "elastic expert parallelism"),
     ("model_config.enable_prompt_embeds", "prompt embeddings"),
@@ -71,6 +67,30 @@ def _speculation(spec: Any) -> list[str]:
     return found
 
 
+def _parallel(vllm_config: Any) -> list[str]:
+    """Return what of several devices may let a rank miss tokens, or its proof."""
+    parallel = vllm_config.parallel_config
+    found = [
+        f"{name}={size}"
+        for name in _SPLIT
+        if (size := getattr(parallel, name, 1)) not in (None, 1)
+    ]
+    if parallel.data_parallel_size > 1 and vllm_config.model_config.is_moe:
+        found.append("data parallelism of a mixture of experts")
+    if parallel.tensor_parallel_size * parallel.pipeline_parallel_size == 1:
+        return found
+    executor = parallel.distributed_executor_backend
+    if executor != "mp":
+        found.append(f"several ranks of the {executor} executor (proven: mp)")
+    passes = _get(vllm_config, "compilation_config.pass_config")
+    found += [
+        f"compilation's pass {name}, sequence parallelism"
+        for name in _PASSES
+        if getattr(passes, name, False)
+    ]
+    return found
+
+
 def _other_weights(vllm_config: Any) -> list[str]:
     """Return the weights that vLLM prefers to those that the fingerprint is of."""
     folder = Path(str(_get(vllm_config, "model_config.model")))
@@ -82,11 +102,7 @@ def _other_weights(vllm_config: Any) -> list[str]:
 
 def unproven(vllm_config: Any) -> list[str]:
     """Return the features in use that nobody has proven correct under an edit."""
-    found = [
-        f"{name}={size}"
-        for name in _PARALLEL
-        if (size := _get(vllm_config, f"parallel_config.{name}")) not in (None, 1)
-    ]
+    found = _parallel(vllm_config)
     found += [what for path, what in _SWITCHES if _get(vllm_config, path)]
     found += _speculation(_get(vllm_config, "speculative_config"))
     if compat.rust_frontend():
@@ -107,7 +123,14 @@ def refuse_unproven(vllm_config: Any, *, sites: tuple[str, ...]) -> None:
 
     Raises: UnsupportedFeatureError.
     """
-    if found := unproven(vllm_config):
+    found = unproven(vllm_config)
+    multimodal = _get(vllm_config, "model_config.multimodal_config")
+    if any(map(is_vision, sites)) and (
+        getattr(multimodal, "mm_encoder_tp_mode", None) == "data"
+        and vllm_config.parallel_config.tensor_parallel_size > 1
+    ):
+        found.append("a tower whose pictures are split (--mm-encoder-tp-mode data)")
+    if found:
         raise UnsupportedFeatureError(
             f"sauce is not proven correct with: {'; '.join(found)} (sites "
             f"{', '.join(sites)}); switch these off, or serve without --plugin sauce"

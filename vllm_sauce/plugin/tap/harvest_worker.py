@@ -18,6 +18,7 @@ from vllm_sauce.activations.shard_writer import ShardWriter
 from vllm_sauce.activations.shards import read_index
 from vllm_sauce.errors import ConfigError, UnsupportedFeatureError
 from vllm_sauce.plugin.sites.action import action_of
+from vllm_sauce.plugin.sites.modules import modules_at
 from vllm_sauce.plugin.startup import features
 from vllm_sauce.plugin.startup.settings import HARVEST_KEY, section_of
 from vllm_sauce.plugin.tap.tap import ActivationTap, Finished
@@ -78,6 +79,11 @@ def inject_tap(model: nn.Module, vllm_config: Any) -> None:
                 f"a harvest is of the model's own tokens, and {name} is set: leave out "
                 "adapters and drafted tokens"
             )
+    if vllm_config.parallel_config.world_size > 1:
+        raise UnsupportedFeatureError(
+            "a harvest takes one device an engine, and as many engines as there are "
+            "devices: leave out --tensor-parallel-size and --pipeline-parallel-size"
+        )
     if not vllm_config.model_config.enforce_eager:
         raise UnsupportedFeatureError("harvesting needs enforce_eager=True")
     if vllm_config.cache_config.enable_prefix_caching:
@@ -87,4 +93,5 @@ def inject_tap(model: nn.Module, vllm_config: Any) -> None:
     dtype: torch.dtype = vllm_config.model_config.dtype
     if section["dtype"] != "auto":
         dtype = getattr(torch, section["dtype"])
-    place(model, vllm_config, ActivationTap(sites, dtype), sites)
+    modules = modules_at(model, vllm_config.model_config.hf_config, sites)
+    place(model, vllm_config, ActivationTap(sites, dtype), modules)

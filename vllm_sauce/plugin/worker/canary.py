@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.sites.modules import followed
 from vllm_sauce.plugin.startup.settings import from_vllm_config
 from vllm_sauce.plugin.worker.cut_check import prove_cut
 from vllm_sauce.plugin.worker.form_check import prove_form
@@ -73,16 +74,17 @@ def _prove_sites(runner: Any) -> None:
     started = time.monotonic()
     runtime.proven, runtime.in_canary = False, True
     try:
-        _prove_decoders(runner, runtime)
-        if runtime.vision:
-            _prove_vision(runner, runtime)
+        with compat.together(stages=True):
+            _prove_decoders(runner, runtime)
+            if runtime.vision:
+                _prove_vision(runner, runtime)
     finally:
         runtime.in_canary = False
         runtime.clear_step()
     runtime.proven = True
     compat.logger(__name__).info(
         "sauce: canary passed at %s in %.1f s",
-        ", ".join(sorted(runtime.bundle.sites)),
+        ", ".join(sorted(runtime.tables)) or "no site of this stage",
         time.monotonic() - started,
     )
 
@@ -116,14 +118,16 @@ def _check_ops(runner: Any) -> None:
     runtime, started = _runtime(runner), time.monotonic()
     batches = dummy_batches(runner.vllm_config)
     sizes = {*SIZES, *(batch.num_tokens for batch in batches)}
-    for site, table in runtime.tables.items():
-        if table.checksum() != table.loaded_checksum:
-            raise CanaryError(
-                f"site {site}: the SAE's rows on the device are not those that were "
-                "loaded; start again"
-            )
-        masks = [_masks(runtime, site)[0], _long_mask(runtime, site)]
-        check_op(table, masks[-table.num_slots :], sizes, runner.model_config.dtype)
+    with compat.together(stages=True):
+        for site, table in runtime.tables.items():
+            if table.checksum() != table.loaded_checksum:
+                raise CanaryError(
+                    f"site {site}: the SAE's rows on the device are not those that "
+                    "were loaded; start again"
+                )
+            masks = [_masks(runtime, site)[0], _long_mask(runtime, site)]
+            masks = masks[-table.num_slots :]
+            check_op(table, masks, sizes, runner.model_config.dtype)
     compat.logger(__name__).info(
         "sauce: the op agrees with its reference, %.1f s", time.monotonic() - started
     )
@@ -191,11 +195,15 @@ def _prove_decoders(runner: Any, runtime: SauceRuntime) -> None:
             for site in runtime.decoder:
                 _prove_decoder(runner, runtime, site, batch, before)
     for site, layer in runtime.layers.items():
-        prove_form(runner, site, layer)
+        prove_form(runner, site, followed(runner.model, layer))
 
 
 def _prove_decoder(
-    runner: Any, runtime: SauceRuntime, site: str, batch: DummyBatch, before: Tensor
+    runner: Any,
+    runtime: SauceRuntime,
+    site: str,
+    batch: DummyBatch,
+    before: Tensor | None,
 ) -> None:
     decoder = runtime.decoder[site]
     mask = _masks(runtime, site)[0]
@@ -205,20 +213,24 @@ def _prove_decoder(
         after = _hidden(runner, batch)
         counted = int(decoder.table.edited_tokens.sum())
     runtime.clear_step()
-    if counted != batch.num_tokens:
-        raise CanaryError(
-            f"site {site}: the op counted {counted} edited tokens of a batch of "
-            f"{batch.num_tokens}{' decoding' if batch.uniform_decode else ''}: the "
-            "model as compiled does not run it as it must; clear vLLM's compile cache "
-            "and start again"
-        )
     # A hybrid model's attention reads other layers' states in a dummy batch's cache:
     # garbage, which may hide any edit, or look like one.
-    told = not compat.has_state(runner.model)
-    if not (_changed(before, after) if told else _changes(runner, runtime, site)):
-        raise CanaryError(
-            f"site {site}: the op ran, but the model's output did not change"
-        )
+    if before is None or after is None or compat.has_state(runner.model):
+        changed = _changes(runner, runtime, site)
+    else:
+        changed = _changed(before, after)
+    with compat.together():
+        if counted != batch.num_tokens:
+            raise CanaryError(
+                f"site {site}: the op counted {counted} edited tokens of a batch of "
+                f"{batch.num_tokens}{' decoding' if batch.uniform_decode else ''}: the "
+                "model as compiled does not run it as it must; clear vLLM's compile "
+                "cache and start again"
+            )
+        if not changed:
+            raise CanaryError(
+                f"site {site}: the op ran, but the model's output did not change"
+            )
 
 
 def _changes(runner: Any, runtime: SauceRuntime, site: str) -> bool:
@@ -248,24 +260,27 @@ def _prove_vision(runner: Any, runtime: SauceRuntime) -> None:
             after = picture.embedding()
             counted = int(table.edited_tokens.sum())
         changed = _changed(before, after)
-        if counted == 0 or not changed:
-            raise CanaryError(
-                f"site {site}: the op counted {counted} patches and the image "
-                f"embedding {'changed' if changed else 'did not change'}"
-            )
+        with compat.together():
+            if counted == 0 or not changed:
+                raise CanaryError(
+                    f"site {site}: the op counted {counted} patches and the image "
+                    f"embedding {'changed' if changed else 'did not change'}"
+                )
 
 
-def _hidden(runner: Any, batch: DummyBatch) -> Tensor:
+def _hidden(runner: Any, batch: DummyBatch) -> Tensor | None:
     """Return the model's output for a dummy batch that attends to itself.
+
+    None of a stage that is not the last, on V2.
 
     Without ``force_attention`` V1 leaves the attention's output uninitialised, and
     garbage of any size hides the edit.
     """
     compat.clear_dummy_state(runner.model)
-    hidden: Tensor = runner._dummy_run(
+    left = runner._dummy_run(
         batch.num_tokens, force_attention=True, uniform_decode=batch.uniform_decode
     )[0]
-    return hidden.float().clone()
+    return None if left is None else compat.stream_left(left)
 
 
 def _changed(before: Tensor, after: Tensor) -> bool:

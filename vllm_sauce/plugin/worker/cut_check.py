@@ -43,17 +43,9 @@ def prove_cut(runner: Any, runtime: SauceRuntime) -> tuple[Picture, Tensor]:
     Raises: CanaryError with the share of elements that go around
     """
     first, second = _pictures(runner)
-    before = first.embedding()
-    if not bool(before.isfinite().all()):
-        raise CanaryError(
-            "the model makes of a picture of noise what is not a number, so nothing "
-            "can be proven of the vision site; serve it with another --dtype"
-        )
-    if torch.equal(before, second.embedding()):
-        raise CanaryError(
-            "two pictures of noise have the same embedding, so nothing can be proven "
-            "of the vision site; are the model's weights whole?"
-        )
+    before, other = first.embedding(), second.embedding()
+    with compat.together():
+        _check_pictures(before, other)
     for site in runtime.vision.values():
         site.constant = _CONSTANT
     try:
@@ -62,14 +54,28 @@ def prove_cut(runner: Any, runtime: SauceRuntime) -> tuple[Picture, Tensor]:
         for site in runtime.vision.values():
             site.constant = None
     around = float((one != other).float().mean())
-    if around > 0:
-        raise CanaryError(
-            f"{around:.0%} of the numbers that the language model gets of a picture "
-            f"go around {', '.join(sorted(runtime.vision))} of "
-            f"{type(runner.model).__name__}: an edit there would not hold; edit "
-            "decoder layers instead"
-        )
+    with compat.together():
+        if around > 0:
+            raise CanaryError(
+                f"{around:.0%} of the numbers that the language model gets of a "
+                f"picture go around {', '.join(sorted(runtime.vision))} of "
+                f"{type(runner.model).__name__}: an edit there would not hold; edit "
+                "decoder layers instead"
+            )
     return first, before
+
+
+def _check_pictures(one: Tensor, other: Tensor) -> None:
+    if not bool(one.isfinite().all()):
+        raise CanaryError(
+            "the model makes of a picture of noise what is not a number, so nothing "
+            "can be proven of the vision site; serve it with another --dtype"
+        )
+    if torch.equal(one, other):
+        raise CanaryError(
+            "two pictures of noise have the same embedding, so nothing can be proven "
+            "of the vision site; are the model's weights whole?"
+        )
 
 
 def _pictures(runner: Any) -> list[Picture]:

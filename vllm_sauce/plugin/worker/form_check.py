@@ -16,12 +16,16 @@ from torch import Tensor
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.models.architectures import Form
 from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.sites.modules import class_of, form_of
 from vllm_sauce.plugin.sites.swap import stream_of
 
 _TOLERANCE = 0.1
 """Of what the vector changes where it counts. Measured on random models: up to 2e-6 in
 float32 where the form is right, 0.05 and more of the logits where it is wrong; bfloat16
 rounds the vector itself by 1/256."""
+
+_SAME = 0.01
+"""Of a stream, on two ranks that have it whole; measured on random models: 0."""
 
 _LENGTH = 2.0
 
@@ -34,7 +38,7 @@ def prove_form(runner: Any, site: str, layer: Any) -> None:
 
     Raises: CanaryError
     """
-    form: Form = layer.sauce_form
+    form = form_of(layer)
     tokens, _ = compat.tokens_without_graph(runner.vllm_config)
     shift, still = _SHIFTS.get(form), 0.0
     with compat.dummy_embeddings(runner, tokens):
@@ -42,13 +46,14 @@ def prove_form(runner: Any, site: str, layer: Any) -> None:
         moved = _distance(_output(runner, layer, (1, 0)), plain)
         if shift is not None:
             still = _distance(_output(runner, layer, shift), plain)
-    if not moved > 0 or not still <= _TOLERANCE * moved:
-        raise CanaryError(
-            f"site {site}: layers of {type(layer).__mro__[1].__name__} are listed as "
-            f"{form!r}, but the model does not take their output so (a vector in the "
-            f"stream moves its output by {moved:.2g}, one that should not by "
-            f"{still:.2g}); what would be edited is not the residual stream"
-        )
+    with compat.together():
+        if not moved > 0 or not still <= _TOLERANCE * moved:
+            raise CanaryError(
+                f"site {site}: layers of {class_of(layer)} are listed as {form!r}, but "
+                "the model does not take their output so (a vector in the stream moves "
+                f"its output by {moved:.2g}, one that should not by {still:.2g}); what "
+                "would be edited is not the residual stream"
+            )
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
@@ -67,14 +72,13 @@ def _vector(stream: Tensor) -> Tensor:
 
 
 def _output(runner: Any, layer: Any, shift: tuple[int, int]) -> Tensor:
-    passed = 0
+    streams: list[Tensor] = []
 
     def shifted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal passed
-        passed += 1
         left = type(layer).forward(layer, *args, **kwargs)
-        hidden_states, residual = stream_of(left, layer.sauce_form)
+        hidden_states, residual = stream_of(left, form_of(layer))
         stream = hidden_states if residual is None else hidden_states + residual
+        streams.append(stream)
         parts = list(left) if isinstance(left, tuple) else [left]
         for i, share in enumerate(shift):
             if share:
@@ -86,9 +90,26 @@ def _output(runner: Any, layer: Any, shift: tuple[int, int]) -> Tensor:
         output: Tensor = compat.dummy_output(runner)
     finally:
         del layer.forward
-    if passed == 0:
-        raise CanaryError(
-            f"a layer of {type(layer).__mro__[1].__name__} was not called when the "
-            "model ran without compilation and graphs; nothing can be proven of it"
-        )
+    with compat.together():
+        if not streams:
+            raise CanaryError(
+                f"a layer of {class_of(layer)} was not called when the model ran "
+                "without compilation and graphs; nothing can be proven of it"
+            )
+    _check_whole(layer, streams[0].float())
     return output
+
+
+def _check_whole(layer: Any, stream: Tensor) -> None:
+    """Check that each tensor-parallel rank has the whole stream, not a part of its sum.
+
+    Raises: CanaryError
+    """
+    first = compat.of_all_ranks(stream.cpu())[0].to(stream.device)
+    with compat.together():
+        if not _distance(stream, first) <= _SAME * _distance(first, 0 * first):
+            raise CanaryError(
+                f"layers of {class_of(layer)} leave each tensor-parallel rank a part "
+                "of the residual stream, and an edit must see it whole; serve with "
+                "--tensor-parallel-size 1"
+            )

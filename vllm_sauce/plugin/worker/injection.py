@@ -8,7 +8,7 @@ The class of the one module at a site is swapped for a subclass (as
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -68,14 +68,17 @@ def _load_model(
 
 
 def place(
-    model: nn.Module, vllm_config: Any, action: SiteAction, sites: Iterable[str]
+    model: nn.Module,
+    vllm_config: Any,
+    action: SiteAction,
+    modules: Mapping[str, nn.Module],
 ) -> None:
     """Put an action at sites of a model and let its runner tell it of each step.
 
-    Raises: ConfigError, UnsupportedVLLMError, UnsupportedFeatureError.
+    Raises: UnsupportedVLLMError.
     """
     hf_config = vllm_config.model_config.hf_config
-    for site, module in modules_at(model, hf_config, sites).items():
+    for site, module in modules.items():
         if is_vision(site):
             swap.on_input(module, action.at_vision(site, module))
         else:
@@ -105,11 +108,18 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
     check_files(bundle, vllm_config.model_config)
     towers = vision_sites(bundle, vllm_config.model_config.hf_config)
     device = next(model.parameters()).device
-    sites = sorted(bundle.sites)
-    tables = {s: _table(bundle, s, vllm_config, config, device) for s in sites}
+    # Each stage of a pipeline has its layers' sites, the first those of pictures.
+    wanted = dict.fromkeys((*sorted(bundle.sites), *towers))
+    modules = modules_at(model, vllm_config.model_config.hf_config, wanted)
+    tables = {
+        site: _table(bundle, site, vllm_config, config, device)
+        for site in modules
+        if site in bundle.sites
+    }
     sizes = settings.table_sizes(vllm_config)
-    runtime = SauceRuntime(bundle, tables, sizes["max_num_tokens"], towers)
-    place(model, vllm_config, runtime, dict.fromkeys((*sites, *towers)))
+    here = [site for site in towers if site in modules]
+    runtime = SauceRuntime(bundle, tables, sizes["max_num_tokens"], here)
+    place(model, vllm_config, runtime, modules)
     if device.type == "cpu":
         native.prepare()
         compat.logger(__name__).info("sauce: C++ loop for decoding %s", native.how())

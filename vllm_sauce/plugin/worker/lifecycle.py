@@ -94,8 +94,10 @@ def _reload_weights(
     runtime = runtime_of(self.model_runner.model)
     assert runtime is not None
     runtime.proven = False
-    result = original(self, *args, **kwargs)
-    check_files(runtime.bundle, self.vllm_config.model_config)
+    # The proof that follows is one of all ranks together.
+    with compat.together(stages=True):
+        result = original(self, *args, **kwargs)
+        check_files(runtime.bundle, self.vllm_config.model_config)
     self._sauce_weights_lost = False
     _prove_if_whole(self)
     return result
