@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm serve --api-server-count 2``: all API processes forget alike."""
+"""Two API processes before two engines (data parallelism): all forget alike."""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,8 @@ pytestmark = [
 
 TINY = ROOT / "examples/tiny"
 COUNT = 2
+HERE = {"VLLM_HOST_IP": "127.0.0.1"}
+"""Where engines meet."""
 
 
 class Server(NamedTuple):
@@ -42,7 +46,7 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two API processes before one engine, "plane" forgotten in every request.
+    """Two API processes before two engines, "plane" forgotten in every request.
 
     As an operator writes it who knows vLLM's YAML.
     """
@@ -55,6 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "sauce-bundle": str(TINY / "bundle"),
         "sauce-forget": ["plane", "pizza"],
         "api-server-count": COUNT,
+        "data-parallel-size": COUNT,
         "dtype": "float32",
         "max-model-len": 256,
         "max-num-seqs": 4,
@@ -63,7 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "port": port,
     }
     config.write_text(json.dumps(options))  # JSON is YAML
-    process = serve("--config", str(config), log=log, environ=ONE_PROCESS)
+    process = serve("--config", str(config), log=log, environ=ONE_PROCESS | HERE)
     address = f"http://127.0.0.1:{port}"
     wait_until_healthy(process, address, log)
     yield Server(address, process, log)
@@ -133,6 +138,42 @@ def test_each_process_edits_ordinary_requests(server: Server) -> None:
 
     by_every_process(ask)
     assert "mandatory: plane, pizza" in server.log.read_text()
+    # Whichever engine they chose: both have answered.
+    answered = [
+        line
+        for line in httpx.get(f"{server.address}/metrics").text.splitlines()
+        if line.startswith("vllm:request_success_total") and not line.endswith(" 0.0")
+    ]
+    assert {line.split('engine="')[1][0] for line in answered} == {"0", "1"}
+
+
+def test_a_node_that_edits_nothing_ends_the_start(tmp_path: Path) -> None:
+    """An engine elsewhere, of another configuration, gets no request."""
+    ports = free_port(), free_port()
+    every = (
+        *(str(TINY / "model"), "--dtype", "float32", "--max-model-len", "256"),
+        *("--max-num-seqs", "4", "--enforce-eager", "--data-parallel-size", "2"),
+        *("--data-parallel-size-local", "1", "--data-parallel-address", "127.0.0.1"),
+        *("--data-parallel-rpc-port", str(ports[0])),
+    )
+    forgets = "--plugin", "sauce", "--sauce-bundle", str(TINY / "bundle")
+    node = serve(
+        *(*every, "--headless", "--data-parallel-start-rank", "1"),
+        log=tmp_path / "node",
+        environ=HERE,
+    )
+    head = serve(
+        *(*every, *forgets, "--sauce-forget", "plane", "--port", str(ports[1])),
+        log=tmp_path / "head",
+        environ=HERE,
+    )
+    try:
+        assert head.wait(timeout=300) != 0
+    finally:
+        os.killpg(node.pid, signal.SIGKILL)
+    said = (tmp_path / "head").read_text()
+    assert "this process and the engine disagree about sauce" in said
+    assert "Application startup complete" not in said
 
 
 def test_each_process_edits_what_a_request_asks_for(server: Server) -> None:

@@ -31,6 +31,7 @@ def config(**changes: Any) -> Any:
             hf_config_path=None,
             enable_prompt_embeds=False,
             is_moe=False,
+            is_encoder_decoder=False,
             multimodal_config=SimpleNamespace(
                 enable_mm_embeds=False,
                 mm_encoder_only=False,
@@ -135,6 +136,7 @@ def test_several_devices_are_accepted() -> None:
             "ray",
             r"ray executor \(proven: mp\)",
         ),
+        ("model_config__is_encoder_decoder", True, "Llama 3.2 Vision"),
         ("compilation_config__pass_config__enable_sp", True, "sequence parallelism"),
         ("compilation_config__pass_config__fuse_gemm_comms", True, "fuse_gemm_comms"),
         (

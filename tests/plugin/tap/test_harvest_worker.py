@@ -351,7 +351,9 @@ def test_what_hides_tokens_from_the_sites_is_refused(samples):
     ):
         config = Config(
             additional_config=section,
-            model_config=Config(enforce_eager=eager, multimodal_config=None),
+            model_config=Config(
+                enforce_eager=eager, multimodal_config=None, is_encoder_decoder=False
+            ),
             cache_config=Config(enable_prefix_caching=caching),
             compilation_config=None,
             parallel_config=parallel,

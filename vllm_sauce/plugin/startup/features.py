@@ -79,6 +79,8 @@ def _parallel(vllm_config: Any) -> list[str]:
         found.append("data parallelism of a mixture of experts")
     if parallel.tensor_parallel_size * parallel.pipeline_parallel_size == 1:
         return found
+    if vllm_config.model_config.is_encoder_decoder:
+        found.append("an encoder-decoder model (Llama 3.2 Vision) on several ranks")
     executor = parallel.distributed_executor_backend
     if executor != "mp":
         found.append(f"several ranks of the {executor} executor (proven: mp)")
