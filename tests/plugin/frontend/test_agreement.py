@@ -11,6 +11,7 @@ import pytest
 
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin.frontend import agreement
+from vllm_sauce.plugin.worker.report import CALL
 
 SAUCE = {"bundle": "/b", "digest": "0" * 64, "forget": ["dog"], "sites": []}
 NO_METHOD = RuntimeError("'Worker' object has no attribute 'sauce_report'")
@@ -49,7 +50,7 @@ def start(mine: Any, *engines: Any, times: int = 1) -> int:
     for _ in range(times):
         tasks = asyncio.run(agreement._get_supported_tasks(original, llm))
         assert tasks == ("generate",)
-    assert set(asked) == {("collective_rpc", agreement.CALL, None, (), None)}
+    assert set(asked) == {("collective_rpc", CALL, None, (), None)}
     return len(asked)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.plugin.support import Ask, cold, run, runner_of
 from vllm_sauce.errors import CanaryError
+from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites import swap
 from vllm_sauce.plugin.worker.canary import DummyBatch, dummy_batches, prove
 from vllm_sauce.plugin.worker.runtime import edit_stream
@@ -153,6 +154,13 @@ def zero_rows(model: Any) -> Callable[[], None]:
     return lambda: rows.copy_(kept)
 
 
+def part_of_a_sum(model: Any) -> Callable[[], None]:
+    """Let another tensor-parallel rank have another stream."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(compat, "of_all_ranks", lambda stream: [1.1 * stream, stream])
+    return patch.undo
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -163,6 +171,7 @@ def zero_rows(model: Any) -> Callable[[], None]:
         (a_way_around, "10% of the numbers .* go around vision"),
         (another_form("first"), "are listed as 'first', but the model does not"),
         (another_form("single"), "listed as 'single' left 2 tensors"),
+        (part_of_a_sum, "leave each tensor-parallel rank a part"),
         (zero_rows, "not those that were loaded"),
     ],
 )

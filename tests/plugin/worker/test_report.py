@@ -31,7 +31,7 @@ def rank(*sites: str, **changes: Any) -> dict[str, Any]:
 
 
 BOTH = "decoder.1", "vision"
-PLAIN = {"settings": None, "sites": [], "proven": False}
+PLAIN: dict[str, Any] = {"settings": None, "sites": [], "proven": False}
 
 
 @pytest.mark.parametrize(

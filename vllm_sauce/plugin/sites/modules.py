@@ -54,7 +54,7 @@ def modules_at(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, An
 
 def form_of(layer: Any) -> Form:
     """Return what of a layer's output is the stream; one whose class is listed."""
-    return LAYERS[class_of(layer)]
+    return getattr(layer, "sauce_form", None) or LAYERS[class_of(layer)]
 
 
 def _connectors(model: Any, hf_config: Any, sites: Iterable[str]) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def table_name(cls: type) -> str:
 
 def class_of(layer: Any) -> str:
     """Return what the table calls a layer's class, also once it is a site's."""
-    cls = type(layer)
-    return table_name(cls.__mro__[1] if hasattr(cls, "sauce_form") else cls)
+    own = (cls for cls in type(layer).__mro__ if not hasattr(cls, "sauce_form"))
+    return table_name(next(own))
 
 
 def _is_listed(stack: nn.ModuleList) -> bool:
@@ -156,8 +156,10 @@ def followed(model: Any, layer: Any) -> Any:
 
     Raises: UnsupportedFeatureError where there is none
     """
+    if compat.is_last_stage():
+        return layer
     stack = [one for one in decoder_layers(model) if not compat.is_elsewhere(one)]
-    if compat.is_last_stage() or layer is not stack[-1]:
+    if layer is not stack[-1]:
         return layer
     for other in stack[:-1]:
         if class_of(other) == class_of(layer):
