@@ -40,6 +40,9 @@ class SauceConfig:
     allow_weak: tuple[str, ...] = ()
     """Concepts that are served though the bundle says they are not forgotten."""
 
+    allow_quantized: bool = False
+    """Serve the model quantised, though the bundle is of its own weights."""
+
     def __post_init__(self) -> None:
         _check_str("bundle", self.bundle)
         for field in _NAMES:
@@ -52,10 +55,9 @@ class SauceConfig:
         _check_positive("max_concepts", self.max_concepts)
         _check_choice("pool_dtype", self.pool_dtype, ("auto", "fp8"))
         _check_choice("approximate", self.approximate, (None, "relu"))
-        if not isinstance(self.require_decoder, bool):
-            raise ConfigError(
-                f"require_decoder must be true or false, got {self.require_decoder!r}"
-            )
+        for field in ("require_decoder", "allow_quantized"):
+            if not isinstance(value := getattr(self, field), bool):
+                raise ConfigError(f"{field} must be true or false, got {value!r}")
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, object]) -> SauceConfig:

@@ -127,7 +127,8 @@ def _sauce(
     # It must be the model's, and have all that the run forgets.
     admission = Admission.open(local)
     if model_dir is not None:
-        admission.bundle.check_model(model_dir)
+        allowed = local.allow_quantized
+        admission.bundle.check_model(model_dir, allow_quantized=allowed)
     names = defaults.forget
     admission.resolve(forget(*names, strength=defaults.strength) if names else None)
     if hub.is_hub_name(name):

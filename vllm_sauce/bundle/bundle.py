@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_sauce.bundle.fingerprint import fingerprint_model
+from vllm_sauce.bundle.fingerprint import fingerprint_model, is_quantized
 from vllm_sauce.bundle.reading import BUNDLE_FILE, check_hash, member, parse
 from vllm_sauce.bundle.schema import (
     BundleFile,
@@ -163,16 +163,27 @@ class Bundle:
                 check_hash(file, site.entry.sha256)
             (folder / BUNDLE_FILE).write_bytes(self._raw)
 
-    def check_model(self, model_dir: str | Path) -> None:
+    def check_model(
+        self, model_dir: str | Path, *, allow_quantized: bool = False
+    ) -> None:
         """Refuse a model folder the bundle does not belong to.
+
+        ``allow_quantized``: one of the same sizes whose weights are quantised will do.
 
         Raises: BundleMismatchError, ConfigError
         """
-        differences = self.fingerprint.differences(fingerprint_model(model_dir))
-        if differences:
+        quantized = is_quantized(model_dir)
+        hashed = not (quantized and allow_quantized)
+        mine = self.fingerprint
+        if not hashed:
+            mine = mine.model_copy(update={"weights_sha256": None})
+        theirs = fingerprint_model(model_dir, weights=hashed)
+        if differences := mine.differences(theirs):
             raise BundleMismatchError(
                 f"the bundle belongs to another model than {model_dir}: "
                 f"{'; '.join(differences)}; serve the model it was made for"
+                + ", or allow a quantised copy (--sauce-allow-quantized)"
+                * quantized
             )
 
 

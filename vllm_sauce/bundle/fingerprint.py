@@ -44,6 +44,21 @@ def fingerprint_model(
         raise ConfigError(f"{folder / 'config.json'}: {error}") from error
 
 
+def is_quantized(model_dir: str | Path) -> bool:
+    """Say whether a model folder's weights are quantised, by its configuration.
+
+    Raises: ConfigError if there is no readable config.json
+    """
+    folder = Path(model_dir)
+    config = _read_config(folder / "config.json")
+    parts = config, config.get("text_config")
+    return (folder / "hf_quant_config.json").exists() or any(
+        isinstance(part, dict) and part.get(name)
+        for part in parts
+        for name in ("quantization_config", "compression_config")
+    )
+
+
 def weights_sha256(model_dir: str | Path) -> str | None:
     """Return a hash over the folder's weights, None if it has none.
 

@@ -12,12 +12,17 @@ MEASURED_AS = "measured_as"
 
 
 def engine_mode(vllm_config: Any) -> dict[str, object]:
-    """Return what rounding depends on: the model's type, and whether it is compiled."""
+    """Return what rounding depends on: types, quantisation, whether it is compiled."""
     model = vllm_config.model_config
-    return {
+    mode: dict[str, object] = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "eager": bool(model.enforce_eager),
     }
+    if model.quantization is not None:
+        mode["quantization"] = str(model.quantization)
+    if (kept := vllm_config.cache_config.cache_dtype) not in ("auto", mode["dtype"]):
+        mode["kv_cache"] = str(kept)
+    return mode
 
 
 def measured_otherwise(catalogue: Catalogue, served: dict[str, object]) -> list[str]:
@@ -29,4 +34,6 @@ def measured_otherwise(catalogue: Catalogue, served: dict[str, object]) -> list[
 
 def shown(mode: dict[str, object]) -> str:
     """Return a mode in words."""
-    return f"{mode.get('dtype')}, {'eager' if mode.get('eager') else 'compiled'}"
+    parts = [str(mode.get("dtype")), "eager" if mode.get("eager") else "compiled"]
+    parts += [f"{k} {mode[k]}" for k in ("quantization", "kv_cache") if k in mode]
+    return ", ".join(parts)

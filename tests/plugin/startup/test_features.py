@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from vllm_sauce.errors import UnsupportedFeatureError
-from vllm_sauce.plugin.startup.features import refuse_unproven, unproven
+from vllm_sauce.plugin.startup.features import (
+    refuse_quantized,
+    refuse_unproven,
+    unproven,
+)
 
 
 def config(**changes: Any) -> Any:
@@ -163,6 +167,19 @@ def test_engines_of_experts_are_refused() -> None:
         refuse_unproven(several, sites=("decoder.1",))
 
 
+def test_weights_that_vllm_quantises_are_refused(tmp_path: Path) -> None:
+    """A checkpoint that is quantised is compared with the bundle's fingerprint."""
+    plain = config(model_config__quantization=None)
+    refuse_quantized(plain, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    online = config(model_config__quantization="fp8")
+    for folder in (tmp_path, None):
+        with pytest.raises(UnsupportedFeatureError, match="--quantization fp8 changes"):
+            refuse_quantized(online, folder)
+    (tmp_path / "config.json").write_text('{"quantization_config": {"bits": 4}}')
+    refuse_quantized(online, tmp_path)
+
+
 def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is another program: no request would pass admission."""
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
@@ -252,7 +269,7 @@ def test_every_watched_switch_exists_in_this_vllm() -> None:
         "cache_config": CacheConfig,
         "lora_config": LoRAConfig,
     }
-    for path, _ in features._SWITCHES:
+    for path, _, _ in features._SWITCHES:
         owner, _, name = path.rpartition(".")
         fields = owners[owner].__dataclass_fields__
         assert name in fields or hasattr(owners[owner], name), path

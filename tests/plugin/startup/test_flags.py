@@ -65,6 +65,7 @@ def test_flags_become_additional_config(monkeypatch: pytest.MonkeyPatch) -> None
         *("--sauce-forget", "blue", "--sauce-max-latents", "777"),
         *("--sauce-pool-dtype", "fp8", "--sauce-approximate", "relu"),
         *("--sauce-require-decoder", "--sauce-allow-weak", "dog", "cat"),
+        "--sauce-allow-quantized",
     )
     bundle = Bundle.load(SHIPPED, weights=False)
     assert args.additional_config == {
@@ -77,6 +78,7 @@ def test_flags_become_additional_config(monkeypatch: pytest.MonkeyPatch) -> None
             "pool_dtype": "fp8",
             "approximate": "relu",
             "require_decoder": True,
+            "allow_quantized": True,
             "allow_weak": ["dog", "cat"],
             "digest": bundle.digest,
             "sites": ["decoder.1", "vision"],
@@ -228,10 +230,18 @@ def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return warned
 
 
-def engine_config(*flags: str, dtype: str = "float32") -> Any:
+def engine_config(
+    *flags: str,
+    dtype: str = "float32",
+    quantization: str | None = None,
+    cache_dtype: str = "auto",
+) -> Any:
     """A configuration with what is read of it at the end of a start."""
     args = parse_model(*SAUCE, *flags)
-    args.model_config = SimpleNamespace(dtype=f"torch.{dtype}", enforce_eager=True)
+    args.model_config = SimpleNamespace(
+        dtype=f"torch.{dtype}", enforce_eager=True, quantization=quantization
+    )
+    args.cache_config = SimpleNamespace(cache_dtype=cache_dtype)
     args.lora_config = None
     return args
 
@@ -284,6 +294,14 @@ def test_a_bundle_that_was_measured_otherwise_is_named_at_the_start(
     settings._say_what_runs(engine_config(dtype="bfloat16"), bundle)
     (line,) = (text for text in warned if "measured in" in text)
     assert "measured in float32, eager, and are served in bfloat16, eager" in line
+    warned.clear()
+    fewer = engine_config(
+        "--sauce-allow-quantized", quantization="awq", cache_dtype="fp8"
+    )
+    settings._say_what_runs(fewer, bundle)
+    (line,) = (text for text in warned if "measured in" in text)
+    assert "served in float32, eager, quantization awq, kv_cache fp8:" in line
+    assert any("served quantised (awq)" in text for text in warned)
 
 
 def test_adapters_are_not_what_a_bundle_was_measured_with(warned: list[str]) -> None:

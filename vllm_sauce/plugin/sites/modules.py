@@ -117,7 +117,8 @@ def decoder_layers(model: Any) -> Any:
 
 def _check_dtype(layers: nn.ModuleList) -> None:
     scaled = NOT_IN_FLOAT16 & set(map(class_of, layers))
-    if scaled and next(layers.parameters()).dtype == torch.float16:
+    dtypes = {one.dtype for one in layers.parameters()}
+    if scaled and torch.float16 in dtypes:
         raise UnsupportedFeatureError(
             f"{', '.join(sorted(scaled))} scales its stream in float16, which no SAE "
             "was made for; serve it with --dtype bfloat16"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.bundle.fingerprint import INDEX_FILE
+from vllm_sauce.bundle.fingerprint import INDEX_FILE, is_quantized
 from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.plugin import compat
@@ -25,26 +25,67 @@ _PASSES = ("enable_sp", "fuse_gemm_comms")
 """Compilation's, which split a stage's tokens among its ranks."""
 
 _SWITCHES = (
-    ("kv_transfer_config", "KV transfer (connectors may ignore the cache identity)"),
-    ("ec_transfer_config", "a remote encoder"),
-    # Some layers then see the tokens that are sampled alone, at other places.
-    ("cache_config.kv_sharing_fast_prefill", "--kv-sharing-fast-prefill"),
+    ("kv_transfer_config", "KV transfer", "connectors may ignore the cache identity"),
+    (
+        "ec_transfer_config",
+        "a remote encoder",
+        "whose pictures it edits is not told there",
+    ),
+    (
+        "cache_config.kv_sharing_fast_prefill",
+        "--kv-sharing-fast-prefill",
+        "some layers see the sampled tokens alone, at other places",
+    ),
     (
         "lora_config.enable_tower_connector_lora",
         "LoRA of the vision tower (--enable-tower-connector-lora)",
+        "vLLM 0.32 itself fails with it",
     ),
-    ("parallel_config.use_ubatching", "dual-batch overlap"),
-    ("parallel_config.enable_expert_parallel", "expert parallelism"),
-    ("parallel_config.enable_elastic_ep", "elastic expert parallelism"),
-    ("model_config.enable_prompt_embeds", "prompt embeddings"),
+    (
+        "parallel_config.use_ubatching",
+        "dual-batch overlap",
+        "the slots are of a whole batch",
+    ),
+    (
+        "parallel_config.enable_expert_parallel",
+        "expert parallelism",
+        "ranks take part in each other's steps with dummy tokens",
+    ),
+    (
+        "parallel_config.enable_elastic_ep",
+        "elastic expert parallelism",
+        "ranks that join later prove nothing",
+    ),
+    (
+        "model_config.enable_prompt_embeds",
+        "prompt embeddings",
+        "which of them are a picture's is not told",
+    ),
     # The fingerprint is of the config.json beside the weights.
-    ("model_config.hf_overrides", "--hf-overrides, which changes the model's config"),
-    ("model_config.hf_config_path", "--hf-config-path, another model's config"),
-    ("model_config.multimodal_config.enable_mm_embeds", "image embeddings as input"),
-    ("model_config.multimodal_config.mm_encoder_only", "an encoder without its model"),
-    ("compilation_config.cudagraph_mm_encoder", "CUDA graphs of the encoder"),
-    ("compilation_config.compile_mm_encoder", "compilation of the encoder"),
+    ("model_config.hf_overrides", "--hf-overrides", "changes the model's config"),
+    ("model_config.hf_config_path", "--hf-config-path", "another model's config"),
+    (
+        "model_config.multimodal_config.enable_mm_embeds",
+        "image embeddings as input",
+        "they go around the tower",
+    ),
+    (
+        "model_config.multimodal_config.mm_encoder_only",
+        "an encoder without its model",
+        "nothing is generated, or edited in the decoder",
+    ),
+    (
+        "compilation_config.cudagraph_mm_encoder",
+        "CUDA graphs of the encoder",
+        "a graph would keep the mask that it was captured with",
+    ),
+    (
+        "compilation_config.compile_mm_encoder",
+        "compilation of the encoder",
+        "the edit there is chosen anew for each batch",
+    ),
 )
+"""Where vLLM has a feature, its name, and why it is refused."""
 
 
 _SPECULATION = ("ngram", "draft_model", "eagle")
@@ -61,9 +102,13 @@ def _speculation(spec: Any) -> list[str]:
         found.append(f"speculative decoding by {spec.method} (proven: {tried})")
     check = getattr(spec, "rejection_sample_method", "standard")
     if check != "standard":
-        found.append(f"drafts that are accepted by the {check} method")
+        found.append(
+            f"drafts accepted by the {check} method (not by what the model says)"
+        )
     if getattr(spec, "enable_adaptive_verification", False):
-        found.append("adaptive verification of drafts")
+        found.append(
+            "adaptive verification of drafts (its numbers of tokens are bounds)"
+        )
     return found
 
 
@@ -71,22 +116,24 @@ def _parallel(vllm_config: Any) -> list[str]:
     """Return what of several devices may let a rank miss tokens, or its proof."""
     parallel = vllm_config.parallel_config
     found = [
-        f"{name}={size}"
+        f"{name}={size} (no rank has all of a prompt)"
         for name in _SPLIT
         if (size := getattr(parallel, name, 1)) not in (None, 1)
     ]
     if parallel.data_parallel_size > 1 and vllm_config.model_config.is_moe:
-        found.append("data parallelism of a mixture of experts")
+        found.append(
+            "data parallelism of a mixture of experts (engines in step, never tried)"
+        )
     if parallel.tensor_parallel_size * parallel.pipeline_parallel_size == 1:
         return found
     if vllm_config.model_config.is_encoder_decoder:
-        found.append("an encoder-decoder model (Llama 3.2 Vision) on several ranks")
+        found.append("Llama 3.2 Vision on several ranks (never tried)")
     executor = parallel.distributed_executor_backend
     if executor != "mp":
         found.append(f"several ranks of the {executor} executor (proven: mp)")
     passes = _get(vllm_config, "compilation_config.pass_config")
     found += [
-        f"compilation's pass {name}, sequence parallelism"
+        f"the pass {name} (sequence parallelism: no rank has all tokens of a step)"
         for name in _PASSES
         if getattr(passes, name, False)
     ]
@@ -105,10 +152,12 @@ def _other_weights(vllm_config: Any) -> list[str]:
 def unproven(vllm_config: Any) -> list[str]:
     """Return the features in use that nobody has proven correct under an edit."""
     found = _parallel(vllm_config)
-    found += [what for path, what in _SWITCHES if _get(vllm_config, path)]
+    found += [f"{name} ({why})" for at, name, why in _SWITCHES if _get(vllm_config, at)]
     found += _speculation(_get(vllm_config, "speculative_config"))
     if compat.rust_frontend():
-        found.append("the Rust front end (VLLM_USE_RUST_FRONTEND)")
+        found.append(
+            "the Rust front end (VLLM_USE_RUST_FRONTEND: it passes no admission)"
+        )
     if names := _other_weights(vllm_config):
         found.append(
             f"{', '.join(names)} in the model's folder, which vLLM reads instead of "
@@ -116,8 +165,24 @@ def unproven(vllm_config: Any) -> list[str]:
         )
     runner = _get(vllm_config, "model_config.runner_type")
     if runner not in (None, "generate"):
-        found.append(f"the {runner} runner")
+        found.append(f"the {runner} runner (what it answers is not edited)")
     return found
+
+
+def refuse_quantized(vllm_config: Any, model_dir: Path | None) -> None:
+    """Stop the start when vLLM quantises weights that the bundle is of.
+
+    Raises: UnsupportedFeatureError, ConfigError
+    """
+    method = vllm_config.model_config.quantization
+    # A quantised checkpoint is what the bundle's fingerprint was compared with.
+    if method is None or (model_dir is not None and is_quantized(model_dir)):
+        return
+    raise UnsupportedFeatureError(
+        f"--quantization {method} changes the weights that the bundle was made for, "
+        "and nobody has measured what is forgotten then; allow it "
+        "(--sauce-allow-quantized) and measure it as served, with sauce eval"
+    )
 
 
 def refuse_unproven(vllm_config: Any, *, sites: tuple[str, ...]) -> None:
@@ -131,7 +196,9 @@ def refuse_unproven(vllm_config: Any, *, sites: tuple[str, ...]) -> None:
         getattr(multimodal, "mm_encoder_tp_mode", None) == "data"
         and vllm_config.parallel_config.tensor_parallel_size > 1
     ):
-        found.append("a tower whose pictures are split (--mm-encoder-tp-mode data)")
+        found.append(
+            "--mm-encoder-tp-mode data (a rank edits its own pictures; untried)"
+        )
     if found:
         raise UnsupportedFeatureError(
             f"sauce is not proven correct with: {'; '.join(found)} (sites "

@@ -95,6 +95,14 @@ def _add_flags(group: Any) -> None:
         "are not forgotten; others of that kind are refused.",
     )
     group.add_argument(
+        "--sauce-allow-quantized",
+        action="store_const",
+        const=True,
+        help="Serve the model quantised, as a checkpoint (AWQ, GPTQ, ...) or by "
+        "--quantization, though the bundle is of its own weights: measure it so with "
+        "sauce eval.",
+    )
+    group.add_argument(
         "--sauce-max-latents",
         type=int,
         metavar="N",

@@ -230,10 +230,13 @@ def _create_engine_config(
     bundle = resolve(self)
     if bundle is None:
         return original(self, *args, **kwargs)
+    allowed: bool = section_of(self)["allow_quantized"]  # type: ignore[index]
     if (model_dir := _model_dir(self)) is not None:
-        bundle.check_model(model_dir)
+        bundle.check_model(model_dir, allow_quantized=allowed)
     vllm_config = original(self, *args, **kwargs)
     features.refuse_unproven(vllm_config, sites=tuple(sorted(bundle.sites)))
+    if not allowed:
+        features.refuse_quantized(vllm_config, model_dir)
     vllm_config.additional_config["sauce"].update(table_sizes(vllm_config))
     _say_what_runs(vllm_config, bundle)
     return vllm_config
@@ -267,6 +270,12 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
             "measure them as they are served, with sauce eval",
             "; ".join(others),
             shown(served),
+        )
+    if vllm_config.model_config.quantization is not None and config.allow_quantized:
+        logger.warning(
+            "sauce: the model is served quantised (%s), and what this bundle forgets "
+            "was measured on its own weights: measure it so, with sauce eval --url",
+            vllm_config.model_config.quantization,
         )
     if vllm_config.lora_config is not None:
         logger.warning(

@@ -105,7 +105,7 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
             f"the bundle {config.bundle} changed while the engine started: wanted "
             f"{expected}, found {bundle.digest}; start again"
         )
-    check_files(bundle, vllm_config.model_config)
+    check_files(bundle, vllm_config)
     towers = vision_sites(bundle, vllm_config.model_config.hf_config)
     device = next(model.parameters()).device
     # Each stage of a pipeline has its layers' sites, the first those of pictures.
@@ -126,18 +126,21 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
     return runtime
 
 
-def check_files(bundle: Bundle, model_config: Any) -> None:
+def check_files(bundle: Bundle, vllm_config: Any) -> None:
     """Refuse a model on the disk to which the bundle does not belong.
 
     Raises: BundleMismatchError.
     """
+    model_config = vllm_config.model_config
+    config = settings.from_vllm_config(vllm_config)
+    allowed = config is not None and config.allow_quantized
     folder = compat.local_model_dir(model_config.model, model_config.revision)
     if folder is None:
         raise BundleMismatchError(
             f"cannot find the files of {model_config.model} to check that the bundle "
             "belongs to them; give a local folder as the model"
         )
-    bundle.check_model(folder)
+    bundle.check_model(folder, allow_quantized=allowed)
 
 
 def vision_sites(bundle: Bundle, hf_config: Any) -> tuple[str, ...]:

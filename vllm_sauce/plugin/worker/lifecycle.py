@@ -97,7 +97,7 @@ def _reload_weights(
     # The proof that follows is one of all ranks together.
     with compat.together(stages=True):
         result = original(self, *args, **kwargs)
-        check_files(runtime.bundle, self.vllm_config.model_config)
+        check_files(runtime.bundle, self.vllm_config)
     self._sauce_weights_lost = False
     _prove_if_whole(self)
     return result
