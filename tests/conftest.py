@@ -30,6 +30,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         mark_by_fixtures(item)
+        # Into a report of JUnit's form, for scripts/compatibility.py.
+        item.user_properties += [
+            ("feature", mark.args[0]) for mark in item.iter_markers("feature")
+        ]
     starting = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(
         key=lambda item: (

@@ -123,9 +123,19 @@ def plain(model_dir: Path) -> Iterator[Any]:
 
 
 def tight_engine(model_dir: Path, bundle_dir: Path) -> Any:
-    """Start an engine whose prefill is chunked into a few tokens a step."""
-    sauce = {"bundle": str(bundle_dir)}
-    return engine(model_dir, sauce, max_num_batched_tokens=64, max_num_seqs=4)
+    """Start an engine whose prefill is chunked into a few tokens a step.
+
+    It serves by priority, and tells of the blocks that it keeps.
+    """
+    return engine(
+        model_dir,
+        {"bundle": str(bundle_dir)},
+        max_num_batched_tokens=64,
+        max_num_seqs=4,
+        scheduling_policy="priority",
+        disable_log_stats=False,
+        kv_events_config={"enable_kv_cache_events": True, "publisher": "null"},
+    )
 
 
 # Of the session, too: when an engine goes, so does what all of a process stand on.

@@ -24,6 +24,7 @@ from tests.plugin.conftest import RUNNER
 from tests.plugin.test_server import ONE_PROCESS, free_port, serve, wait_until_healthy
 
 pytestmark = [
+    pytest.mark.feature("data parallelism, several API processes"),
     pytest.mark.engine,
     pytest.mark.skipif(
         RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"

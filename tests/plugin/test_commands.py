@@ -48,6 +48,7 @@ def test_server_does_not_start(
     assert says in said
 
 
+@pytest.mark.feature("vllm bench throughput")
 def test_bench_throughput_runs(
     commands: LoadedVLLM, model_dir: Path, bundle_dir: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_bench_commands_know_the_flags(commands: LoadedVLLM, bench: str) -> None
     assert "--sauce-forget" in said
 
 
+@pytest.mark.feature("run-batch")
 def test_run_batch_forgets_and_refuses(
     commands: LoadedVLLM, model_dir: Path, bundle_dir: Path, tmp_path: Path
 ) -> None:

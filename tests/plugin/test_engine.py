@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.plugin.support import LONG, Ask, cold, run, runner_of
+from tests.plugin.support import LONG, Ask, cold, reply_of, run, runner_of
 from vllm_sauce.errors import (
     InvalidRequestError,
     InvalidStrengthError,
@@ -19,6 +19,7 @@ from vllm_sauce.errors import (
 SITES = ("seen", "read", "both")
 """Concepts of the random bundle: at the vision site, at the decoder, at both."""
 
+MASKS: tuple[tuple[str, ...], ...] = ((), *((name,) for name in SITES))
 WHAT = "what is in the picture ?"
 
 
@@ -91,6 +92,7 @@ def test_isolation(sauced: Any) -> None:
     assert not real[3].same(zeroed[3])
 
 
+@pytest.mark.feature("prefix caching")
 @pytest.mark.parametrize("first", [(), ("seen",), ("read",), ("both",)])
 @pytest.mark.parametrize("second", [(), ("seen",), ("read",), ("both",)])
 def test_no_leak_through_the_caches(
@@ -149,6 +151,7 @@ def test_multi_turn(sauced: Any, reference: Any) -> None:
         history += " ASSISTANT: yes USER: is there a cat in the picture ?"
 
 
+@pytest.mark.feature("chunked prefill")
 def test_chunked_prefill(tight: Any, reference: Any) -> None:
     """Prompts longer than a step's budget: every chunk is edited, nobody else's is."""
     asks = [
@@ -162,6 +165,44 @@ def test_chunked_prefill(tight: Any, reference: Any) -> None:
     cold(tight)
     for ask, mine in zip(asks, run(tight, asks), strict=True):
         assert mine.close(reference.reply(ask), 1e-3), ask
+
+
+@pytest.mark.feature("priorities")
+def test_who_comes_first_is_edited_alike(tight: Any, reference: Any) -> None:
+    """Eight requests, the last ones first: each has its own mask."""
+    asks = [Ask(n, LONG, mask) for n in (1, 2) for mask in MASKS]
+    params = [ask.params() for ask in asks]
+    cold(tight)
+    outputs = tight.generate(
+        [ask.prompt() for ask in asks], params, priority=list(range(8, 0, -1))
+    )
+    times = [output.metrics.first_token_ts for output in outputs]
+    assert max(times[4:]) < min(times[:4])
+    for ask, output in zip(asks, outputs, strict=True):
+        assert reply_of(output).close(reference.reply(ask), 1e-3), ask
+
+
+@pytest.mark.feature("KV events")
+def test_blocks_are_told_of_under_their_masks_names(
+    tight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever routes by cached blocks sees that masks share none."""
+    told: list[Any] = []
+    scheduler = tight.llm_engine.engine_core.engine_core.scheduler
+    monkeypatch.setattr(scheduler.kv_event_publisher, "publish", told.append)
+    stored = []
+    cold(tight)
+    for mask in (*MASKS, ("read",)):
+        told.clear()
+        run(tight, [Ask(None, LONG, mask)])
+        events = [event for batch in told for event in batch.events]
+        stored.append(
+            {key for one in events for key in getattr(one, "block_hashes", ())}
+        )
+    plain, seen, read, both, again = stored
+    # Without a picture, what edits pictures alone is plain.
+    assert plain and not seen and not again
+    assert read and both and not plain & read and not read & both
 
 
 def test_requests_finish_beside_a_masked_one(sauced: Any, reference: Any) -> None:
@@ -190,8 +231,6 @@ def test_abort_beside_a_masked_request(sauced: Any, reference: Any) -> None:
             engine.abort_request(["gone"])
         if not engine.has_unfinished_requests():
             break
-    from tests.plugin.support import reply_of
-
     (kept,) = [out for out in finished if out.request_id.startswith("kept")]
     assert reply_of(kept).close(reference.reply(keep), 1e-3)
 

@@ -94,6 +94,7 @@ def test_every_tensor_of_a_site_is_a_buffer(llm: Any) -> None:
         assert all(tensor.data_ptr() in kept for tensor in on_device.values())
 
 
+@pytest.mark.feature("sleep and wake")
 def test_sleep_and_wake(llm: Any, expected: list[Reply]) -> None:
     """Asleep, nothing is forgotten and nobody is told otherwise; awake, as before."""
     llm.sleep(1)
@@ -104,6 +105,7 @@ def test_sleep_and_wake(llm: Any, expected: list[Reply]) -> None:
     assert answers_as(llm, expected)
 
 
+@pytest.mark.feature("sleep and wake")
 def test_deep_sleep_needs_the_weights_again(llm: Any, expected: list[Reply]) -> None:
     """Level 2 discards them: a proof on what is there would prove nothing."""
     llm.sleep(2)
@@ -155,6 +157,7 @@ def test_other_weights_are_refused(
     assert answers_as(llm, expected)
 
 
+@pytest.mark.feature("weight reload")
 def test_the_same_weights_again(llm: Any, expected: list[Reply]) -> None:
     """A reload is proven like a start."""
     runtime = runner_of(llm).model._sauce_action
@@ -163,6 +166,7 @@ def test_the_same_weights_again(llm: Any, expected: list[Reply]) -> None:
     assert answers_as(llm, expected)
 
 
+@pytest.mark.feature("weight reload")
 def test_weights_replaced_on_the_disk(
     llm: Any, folders: tuple[Path, Path], expected: list[Reply]
 ) -> None:

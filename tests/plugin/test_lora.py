@@ -26,6 +26,8 @@ from tests.plugin.support import (
 from vllm_sauce.bundle import Bundle
 
 RANK, ALPHA = 4, 8
+pytestmark = pytest.mark.feature("LoRA of the language model")
+
 ADAPTERS = (None, "first", "second")
 MASKS: tuple[tuple[str, ...], ...] = ((), ("seen",), ("read",), ("both",))
 

@@ -20,6 +20,8 @@ from tests.plugin.support import MODEL
 from vllm_sauce.client import forget
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
 
+pytestmark = pytest.mark.feature("quantised checkpoints, by leave")
+
 TINY = ROOT / "examples/tiny"
 SCHEME = {"num_bits": 8, "type": "int", "symmetric": True}
 INT8 = {

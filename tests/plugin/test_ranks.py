@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +26,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_bundle(path, MODEL, layers=LAYERS)
 
 
+def split(kind: str, sites: list[list[str]]) -> Any:
+    """Name a way of having two ranks, and the sites of each."""
+    return pytest.param(
+        {f"{kind}_parallel_size": 2},
+        sites,
+        id=kind,
+        marks=pytest.mark.feature(f"{kind} parallelism"),
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "sites"),
     [
-        ({"tensor_parallel_size": 2}, [[*LAYERS, "vision"]] * 2),
-        ({"pipeline_parallel_size": 2}, [["decoder.1", "vision"], ["decoder.2"]]),
+        split("tensor", [[*LAYERS, "vision"]] * 2),
+        split("pipeline", [["decoder.1", "vision"], ["decoder.2"]]),
     ],
-    ids=["tensor", "pipeline"],
 )
 def test_each_answer_is_the_edited_models(
     options: dict[str, int], sites: list[list[str]], bundle: Path

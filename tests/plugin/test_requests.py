@@ -38,6 +38,7 @@ def asks() -> list[Ask]:
     return [Ask(4, LONG, mask, max_tokens=3) for mask in MASKS]
 
 
+@pytest.mark.feature("n > 1")
 def test_several_answers_are_all_of_the_edited_model(
     sauced: Any, reference: Any, asks: list[Ask]
 ) -> None:
@@ -51,6 +52,7 @@ def test_several_answers_are_all_of_the_edited_model(
             assert agree(likeliest(answer.logprobs[0]), want), ask
 
 
+@pytest.mark.feature("prompt_logprobs")
 def test_a_prompts_own_probabilities_are_of_the_edited_model(sauced: Any) -> None:
     """Each is what a request has whose prompt ends there."""
     asks = [Ask(None, LONG, mask) for mask in ((), ("read",))]
@@ -68,6 +70,7 @@ def test_a_prompts_own_probabilities_are_of_the_edited_model(sauced: Any) -> Non
     assert plain.keys() != masked.keys() or not agree(plain, masked)
 
 
+@pytest.mark.feature("structured output")
 def test_a_choice_is_made_by_the_edited_model(sauced: Any) -> None:
     """Of two words that are allowed, as much likelier as it finds each by itself."""
     from vllm.sampling_params import StructuredOutputsParams
@@ -99,6 +102,7 @@ def test_a_choice_is_made_by_the_edited_model(sauced: Any) -> None:
     assert compared >= len(asks) // 2
 
 
+@pytest.mark.feature("stop strings and tokens")
 def test_an_answer_ends_where_it_is_told_to(sauced: Any, asks: list[Ask]) -> None:
     """At its second word; what comes before is as without."""
     cold(sauced)

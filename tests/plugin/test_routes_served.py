@@ -205,6 +205,7 @@ def test_scoring_forgets_what_is_mandatory(
     assert known != pytest.approx(forgotten, rel=1e-2)
 
 
+@pytest.mark.feature("streaming")
 def test_streams_are_handed_on_piece_by_piece(client: httpx.Client) -> None:
     """The check is not in the way of what is answered."""
     body = GREEDY | {"messages": TALK, "max_tokens": 6, "stream": True, **WISH}

@@ -15,6 +15,7 @@ from tests.plugin.support import LONG, Ask
 from vllm_sauce.errors import InvalidRequestError
 
 pytestmark = [
+    pytest.mark.feature("sessions of many prompts"),
     pytest.mark.engine,
     pytest.mark.skipif(
         RUNNER == "v2", reason="V2 on CPU needs a stand-in inside the engine's process"

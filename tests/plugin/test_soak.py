@@ -48,6 +48,7 @@ def soak(bundle_dir: Path) -> Iterator[Soak]:
     yield Soak(soak_engine(bundle_dir), Answers(None))
 
 
+@pytest.mark.feature("preemption")
 def test_random_steps_answer_as_a_cold_engine(soak: Soak) -> None:
     """Whatever comes between: no difference, no refusal gone wrong, nothing left."""
     block = 0

@@ -59,7 +59,13 @@ def write_drafter(method: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.feature(f"speculation: {name}"))
+        for name in CONFIGS
+    ],
+)
 def test_each_answer_is_the_edited_models(
     method: str, bundle_dir: Path, reference: Any, tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from tests.plugin.support import LAYER, LONG, Ask, ReferenceModel, cold, reply_o
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.concepts import SPARING, TOKENS, Catalogue, Concept, SiteEdit
 
+pytestmark = pytest.mark.feature("prefix caching")
+
 WHAT = "what is in the picture ?"
 EDIT = SiteEdit.uniform(range(7, 40), gamma=-4.0, shift=-1.0, gate=0.05)
 OTHER = SiteEdit.uniform(range(30, 60), gamma=-3.0, shift=-0.5, gate=0.05)

