@@ -11,7 +11,8 @@ from tests.places import ROOT
 from vllm_sauce import errors
 
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+OTHERS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+PAGES = sorted([*DOCS.rglob("*.md"), *(ROOT / name for name in OTHERS)])
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(?:#([^)\s]+))?\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -39,7 +40,7 @@ def test_the_index_names_each_page() -> None:
     assert named == there - {"index.md"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target, place in _LINK.findall(page.read_text()):
         found = page.parent / target

@@ -19,7 +19,7 @@ LAYERS = [
     {"models", "activations", "plugin/compat"},
     {"plugin/startup", "plugin/sites", "plugin/models"},
     {"plugin/worker", "plugin/frontend"},
-    {"plugin/tap"},
+    {"plugin/tap", "plugin/bench"},
     {"plugin"},
     {"server", "evaluation", "batch"},
     {"evaluation/asking"},

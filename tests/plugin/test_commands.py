@@ -37,6 +37,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedVLLM]:
         (["--plugin", "sauce", "--sauce-bundle", "no/such/place"], "no/such/place"),
         (["--plugin", "soss"], "unknown plugin 'soss'"),
         (["--sauce-forget", "seen"], "--plugin sauce"),
+        (["--sauce-bench-forget", "seen"], "unrecognized arguments"),
     ],
 )
 def test_server_does_not_start(
@@ -48,30 +49,75 @@ def test_server_does_not_start(
     assert says in said
 
 
-@pytest.mark.feature("vllm bench throughput")
-def test_bench_throughput_runs(
-    commands: LoadedVLLM, model_dir: Path, bundle_dir: Path
-) -> None:
-    """``vllm bench throughput`` takes the same flags and edits every request."""
-    status, said = commands.run(
+def throughput(
+    commands: LoadedVLLM, model_dir: Path, bundle_dir: Path, *args: str
+) -> tuple[int, str]:
+    """Run ``vllm bench throughput`` on six texts."""
+    return commands.run(
         *("bench", "throughput", "--model", str(model_dir)),
         *("--plugin", "sauce", "--sauce-bundle", str(bundle_dir)),
-        *("--sauce-forget", "read", "--dtype", "float32", "--enforce-eager"),
+        *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256"),
         *("--dataset-name", "random", "--random-input-len", "24"),
-        *("--random-output-len", "4", "--num-prompts", "6"),
-        *("--max-model-len", "256"),
+        *("--random-output-len", "4", "--num-prompts", "6", *args),
+    )
+
+
+@pytest.mark.feature("vllm bench throughput")
+@pytest.mark.parametrize("engine", ["", "--async-engine"])
+def test_bench_throughput_runs(
+    commands: LoadedVLLM, model_dir: Path, bundle_dir: Path, engine: str
+) -> None:
+    """It takes the same flags, and each request gets its mask."""
+    status, said = throughput(
+        *(commands, model_dir, bundle_dir),
+        *("--sauce-forget", "seen", "--sauce-bench-forget", "random:2"),
+        *filter(None, [engine]),
     )
     assert status == 0, said[-3000:]
-    assert "mandatory: read" in said
+    assert "mandatory: seen" in said
     assert "Throughput:" in said
+    assert "6 requests, warm-up among them, were answered under 2 different" in said
 
 
-@pytest.mark.parametrize("bench", ["latency", "serve"])
+def test_bench_throughput_of_an_edit_that_is_none_has_no_figure(
+    commands: LoadedVLLM, model_dir: Path, bundle_dir: Path
+) -> None:
+    """The requests are texts, and the concept is of pictures."""
+    status, said = throughput(
+        *(commands, model_dir, bundle_dir, "--sauce-bench-forget", "seen")
+    )
+    assert status == 1
+    assert "error: --sauce-bench-forget: seen would be forgotten in pictures" in said
+    assert "Throughput:" not in said
+
+
+@pytest.mark.parametrize("bench", ["latency", "serve", "throughput"])
 def test_bench_commands_know_the_flags(commands: LoadedVLLM, bench: str) -> None:
-    """They have them too."""
+    """They have them too, in one group."""
     status, said = commands.run("bench", bench, "--help=sauce")
     assert status == 0
-    assert "--sauce-forget" in said
+    assert "--sauce-bundle" in said
+    assert "--sauce-bench-forget" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--sauce-bench-forget", "dog"], "add --plugin sauce"),
+        (["--plugin", "sauce", "--sauce-bench-forget", "random:0"], "got '0'"),
+        (["--plugin", "sauce", "--sauce-bench-forget", "raed"], "mean 'read'"),
+    ],
+)
+def test_a_wrong_benchmark_does_not_start(
+    commands: LoadedVLLM, model_dir: Path, bundle_dir: Path, args: list[str], says: str
+) -> None:
+    bundle = ("--sauce-bundle", str(bundle_dir)) if "--plugin" in args else ()
+    status, said = commands.run(
+        "bench", "throughput", "--model", str(model_dir), *bundle, *args
+    )
+    assert status != 0
+    assert "error:" in said and says in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.feature("run-batch")

@@ -7,10 +7,12 @@ import base64
 import concurrent.futures
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,6 +24,7 @@ import pytest
 import vllm_sauce
 from tests.batch.processes import descendants, gone, wait_until
 from tests.plugin.conftest import RUNNER
+from tests.plugin.loaded_vllm import LoadedVLLM, loaded_vllm
 from tests.plugin.support import picture
 
 pytestmark = [
@@ -107,6 +110,7 @@ def server(
         *("--plugin", "sauce", "--sauce-bundle", str(bundle_dir)),
         *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"),
         *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
+        "--enable-log-requests",
         log=log,
         environ={"SAUCE_PARENT": str(owner.pid)},
     )
@@ -289,6 +293,65 @@ def test_batch_route_passes_admission(client: openai.OpenAI) -> None:
     assert len(masked) == 2 and all(m != p for m, p in zip(masked, plain, strict=True))
     with pytest.raises(openai.BadRequestError, match="did you mean"):
         answers(**vllm_sauce.forget_body("reed"))
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedVLLM]:
+    """What runs a command in a copy of a process that has loaded vLLM."""
+    with loaded_vllm(tmp_path_factory.mktemp("commands"), inherited()) as loaded:
+        yield loaded
+
+
+def bench(
+    commands: LoadedVLLM, server: Server, model_dir: Path, *args: str, tokens: int = 8
+) -> tuple[int, str]:
+    """Run ``vllm bench serve`` with six texts, five tokens each in answer."""
+    return commands.run(
+        *("bench", "serve", "--base-url", server.address, "--model", "tiny"),
+        *("--tokenizer", str(model_dir), "--dataset-name", "random"),
+        *("--random-input-len", str(tokens), "--random-output-len", "5"),
+        *("--num-prompts", "6", "--temperature", "0", "--plugin", "sauce", *args),
+    )
+
+
+def test_bench_serve_sends_each_request_with_its_mask(
+    commands: LoadedVLLM, server: Server, model_dir: Path, bundle_dir: Path
+) -> None:
+    """The server reads two masks in turn, whichever route the client asks."""
+    for backend, route in (("openai", "completions"), ("openai-chat", "chat")):
+        end = "chat/completions" if route == "chat" else route
+        before = len(server.log.read_text())
+        status, said = bench(
+            *(commands, server, model_dir, "--backend", backend),
+            *("--endpoint", f"/v1/{end}", "--sauce-bundle", str(bundle_dir)),
+            *("--sauce-bench-forget", "random:2"),
+        )
+        assert status == 0, said[-3000:]
+        assert re.search(r"Successful requests: +6\b", said)
+        log = server.log.read_text()[before:]
+        measured = [line for line in log.splitlines() if "max_tokens=5" in line]
+        read = Counter(re.findall(r"'sauce_forget': (\S+?\])", "\n".join(measured)))
+        assert read == {"['both']": 3, "['read']": 3}
+
+
+def test_bench_serve_says_what_the_server_refuses(
+    commands: LoadedVLLM, server: Server, model_dir: Path
+) -> None:
+    wish = ("--sauce-bench-forget", "raed")
+    status, said = bench(commands, server, model_dir, *wish)
+    assert status == 1
+    assert "the server refuses raed: unknown concept 'raed': did you mean" in said
+    assert "Benchmark Result" not in said
+
+
+def test_bench_serve_fails_with_its_requests(
+    commands: LoadedVLLM, server: Server, model_dir: Path
+) -> None:
+    """Too long for the model, they are refused: 400."""
+    wish = ("--sauce-bench-forget", "read")
+    status, said = bench(commands, server, model_dir, *wish, tokens=600)
+    assert status == 1
+    assert "6 of the benchmark's requests failed" in said
 
 
 def test_its_processes_end_with_the_one_they_work_for(server: Server) -> None:

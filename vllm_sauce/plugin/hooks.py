@@ -7,9 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from vllm_sauce.plugin import compat, engine_core, own_models
+from vllm_sauce.plugin import bench, compat, engine_core, own_models
 from vllm_sauce.plugin.compat import seam_check
-from vllm_sauce.plugin.frontend import admission, agreement, bench_client, entrances
+from vllm_sauce.plugin.frontend import admission, agreement, entrances
 from vllm_sauce.plugin.startup import flags, settings
 from vllm_sauce.scale import orphans
 
@@ -23,13 +23,13 @@ def install() -> None:
     compat.check_version()
     seam_check.check("all")
     flags.install()
-    bench_client.install()
     settings.install()
     admission.install()
     engine_core.install()
     agreement.install()
     entrances.install()
     own_models.install()
+    bench.install()
     compat.hook("all", "WorkerBase.__init__", _worker_init)
 
 

@@ -25,7 +25,8 @@ class Seam:
 
     place: str
     """Who needs it: "all" processes; a "worker", one of runner "v1" or "v2", on "cpu"
-    or "gpu"; "http", "offline", "bench"."""
+    or "gpu"; "http", "offline", or "bench serve", "bench throughput", "bench latency"
+    of a command."""
 
     module: str
     name: str
@@ -81,7 +82,6 @@ _states = partial(Seam, "v2", STATES)
 _state = partial(Seam, "v2", f"{STATES}.interface")
 _default = partial(Seam, "v2", f"{STATES}.default")
 _inputs = partial(Seam, "all", "vllm.multimodal.inputs")
-_bench = partial(Seam, "bench", "vllm.benchmarks.serve")
 
 _EMBED = "self scheduled_encoder_inputs input_batch req_states"
 
@@ -366,7 +366,7 @@ SEAMS = (
         calls="get_model_state_cls",
         versions=">=0.29",
     ),
-    # Asking offline, and the benchmark's client.
+    # Asking offline.
     Seam(
         "offline",
         "vllm.multimodal.cache",
@@ -382,6 +382,25 @@ SEAMS = (
         versions=">=0.31",
     ),
     Seam("offline", "vllm.v1.engine.exceptions", "EngineDeadError"),
-    _bench("add_cli_args", leads="parser"),
-    _bench("main", leads="args"),
+    # vLLM's benchmarks, which import these by name where they parse arguments.
+    *(
+        Seam(f"bench {command}", f"vllm.benchmarks.{command}", name, leads=leads)
+        for command in ("serve", "throughput", "latency")
+        for name, leads in (("add_cli_args", "parser"), ("main", "args"))
+    ),
+    # A request's own fields are laid over the benchmark's, key by key.
+    Seam(
+        "bench serve",
+        "vllm.benchmarks.serve",
+        "benchmark",
+        takes="endpoint_type api_url model_id model_name input_requests extra_headers "
+        "extra_body ready_check_timeout_sec ssl_context",
+        calls="_merge_overrides",
+    ),
+    Seam(
+        "bench serve",
+        "vllm.benchmarks.datasets.datasets",
+        "SampleRequest",
+        has="prompt multi_modal_data chat_messages request_overrides",
+    ),
 )

@@ -50,12 +50,19 @@ def add_list(group: Any, flag: str, **options: Any) -> None:
     group.add_argument(flag, nargs="+", action="extend", **options)
 
 
-def _add_cli_args(original: Callable[..., Any], parser: Any, *a: Any, **k: Any) -> Any:
-    parser = original(parser, *a, **k)
-    group = parser.add_argument_group(
+def group_of(parser: Any) -> Any:
+    """Return a parser's group of our flags, which ``--help=sauce`` shows."""
+    for group in parser._action_groups:
+        if group.title == "sauce":
+            return group
+    return parser.add_argument_group(
         title="sauce", description="Concept unlearning per request (vllm-sauce)."
     )
-    _add_flags(group)
+
+
+def _add_cli_args(original: Callable[..., Any], parser: Any, *a: Any, **k: Any) -> Any:
+    parser = original(parser, *a, **k)
+    _add_flags(group_of(parser))
     compat.wrap(parser, "parse_known_args", functools.partial(_parse, parser))
     return parser
 
