@@ -18,8 +18,8 @@ from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import POOLING, Admission, admission_for
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
-from vllm_sauce.plugin.worker.report import CALL
-from vllm_sauce.plugin.worker.report import check as check_ranks
+from vllm_sauce.plugin.startup.ranks import CALL
+from vllm_sauce.plugin.startup.ranks import check as check_ranks
 from vllm_sauce.unlearning.mask import (
     Checked,
     Mask,

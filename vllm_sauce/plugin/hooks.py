@@ -10,7 +10,8 @@ from typing import Any
 from vllm_sauce.plugin import bench, compat, engine_core, own_models
 from vllm_sauce.plugin.compat import seam_check
 from vllm_sauce.plugin.frontend import admission, agreement, entrances
-from vllm_sauce.plugin.startup import flags, settings
+from vllm_sauce.plugin.startup import flags, ranks, settings
+from vllm_sauce.plugin.worker import report
 from vllm_sauce.scale import orphans
 
 
@@ -26,6 +27,7 @@ def install() -> None:
     settings.install()
     admission.install()
     engine_core.install()
+    compat.add_worker_call(ranks.CALL, report.report)
     agreement.install()
     entrances.install()
     own_models.install()

@@ -11,7 +11,7 @@ import pytest
 
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin.frontend import agreement
-from vllm_sauce.plugin.worker.report import CALL
+from vllm_sauce.plugin.startup.ranks import CALL
 
 SAUCE = {"bundle": "/b", "digest": "0" * 64, "forget": ["dog"], "sites": []}
 NO_METHOD = RuntimeError("'Worker' object has no attribute 'sauce_report'")

@@ -62,12 +62,12 @@ GROUPING = "group_and_batch_mm_kwargs"
 """What both runners split a step's pictures into batches with: each imports the name
 into its module and calls it there, so that is where it is replaced."""
 
-CLIENT = "vllm.v1.engine.core_client"
 GPU = "vllm.v1.worker.gpu_worker"
 _args = partial(Seam, "all", "vllm.engine.arg_utils")
 _processor = partial(Seam, "all", "vllm.v1.engine.input_processor")
 _core = partial(Seam, "all", "vllm.v1.engine.core")
 _async_llm = partial(Seam, "all", "vllm.v1.engine.async_llm")
+_client = partial(Seam, "all", "vllm.v1.engine.core_client")
 _llm_engine = partial(Seam, "all", "vllm.v1.engine.llm_engine")
 _cpu = partial(Seam, "cpu", "vllm.v1.worker.cpu_worker")
 _gpu = partial(Seam, "gpu", GPU)
@@ -142,14 +142,8 @@ SEAMS = (
     # Every server awaits it before it serves, and vLLM's handshake with the engine
     # compares nothing of ``additional_config``.
     _async_llm("AsyncLLM.get_supported_tasks", leads="self"),
-    Seam("all", CLIENT, "MPClient", has="core_engines"),
-    Seam(
-        "all",
-        CLIENT,
-        "AsyncMPClient._call_utility_async",
-        leads="self method",
-        takes="engine",
-    ),
+    _client("MPClient", has="core_engines"),
+    _client("AsyncMPClient._call_utility_async", leads="self method", takes="engine"),
     # What the engine core refuses ends one request: its input thread says so. What is
     # raised later, in the scheduler or a worker, ends the engine.
     _core("EngineCore", has="model_executor"),

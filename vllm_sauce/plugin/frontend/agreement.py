@@ -13,12 +13,11 @@ from typing import Any
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import settings
-from vllm_sauce.plugin.worker.report import CALL, check, report
+from vllm_sauce.plugin.startup.ranks import CALL, check
 
 
 def install() -> None:
-    """Let workers say what they run with, and API processes ask before they serve."""
-    compat.add_worker_call(CALL, report)
+    """Let API processes ask workers what they run with, before they serve."""
     compat.hook("all", "AsyncLLM.get_supported_tasks", _get_supported_tasks)
 
 

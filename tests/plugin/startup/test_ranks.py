@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vllm_sauce.errors import CanaryError, ConfigError
-from vllm_sauce.plugin.worker.report import check
+from vllm_sauce.plugin.startup.ranks import check
 
 SAUCE = {"bundle": "/b", "digest": "d" * 64, "sites": ["decoder.1", "vision"]}
 
