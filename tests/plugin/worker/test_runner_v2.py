@@ -100,7 +100,7 @@ def test_dummy_batches_have_no_labels_but_the_canarys_stay() -> None:
     told = Told()
     state = state_of(told)
     state.prepare_inputs(batch("dummy"), states("a"))
-    assert told.notes == [([None], [0], [3])]
+    assert told.notes == [([], [], [])]
     assert state.prepare_dummy_inputs(1, 3) == "dummy inputs"
     assert told.notes[1:] == ["cleared"]
     told.in_canary = True

@@ -9,9 +9,10 @@ edits there (``worker/runtime``) or copies (``tap/tap``).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from vllm_sauce.errors import CanaryError
@@ -47,14 +48,53 @@ class SiteAction(ABC):
         """The prompts of the labelled requests that a runner holds."""
         self.in_canary = False
         """True while the canary itself drives dummy runs."""
+        self.changes = 0
+        """How often a request began or ended."""
 
-    def check_told(self, req_id: str) -> None:
-        """Check that a request of a batch has a label, or none. Raises: CanaryError"""
-        if req_id not in self.live:
-            raise CanaryError(
-                f"request {req_id!r} is in a batch and was never told of; refusing to "
-                "serve it unedited"
-            )
+    def add_request(self, req_id: str, params: Any, new_request: Any) -> None:
+        """Expect a request, as vLLM's scheduler tells of it; a preempted one again."""
+        label = self.label_of(getattr(params, "extra_args", None))
+        self.changes += 1
+        self.live[req_id] = label
+        if label is not None:
+            self.prompts[req_id] = PromptTokens.of(new_request, self.picture_word)
+        self.begin_request(label, new_request.mm_features)
+
+    def remove_request(self, req_id: str) -> None:
+        """Expect no more of a request."""
+        self.changes += 1
+        self.live.pop(req_id, None)
+        self.prompts.pop(req_id, None)
+
+    def tell_step(
+        self,
+        req_ids: Sequence[str],
+        starts: np.ndarray,
+        num_tokens: np.ndarray,
+        held: Container[str] | None = None,
+    ) -> None:
+        """Tell of the next forward pass by its requests, in the order of its batch.
+
+        ``held``: requests that the runner holds, where a batch may have dummies, too.
+
+        Shapes: starts, num_tokens [num_reqs]
+        Raises: CanaryError for a request that nobody told of
+        """
+        for req_id in set(req_ids) - self.live.keys():
+            if held is None or req_id in held:
+                raise CanaryError(
+                    f"request {req_id!r} is in a batch and was never told of; refusing "
+                    "to serve it unedited"
+                )
+        if not self.prompts:
+            self.begin_step((), (), (), ())  # nobody asks for anything
+            return
+        self.begin_step(
+            [self.live.get(req_id) for req_id in req_ids],
+            [self.prompts.get(req_id) for req_id in req_ids],
+            starts.tolist(),
+            num_tokens.tolist(),
+        )
 
     @abstractmethod
     def label_of(self, extra_args: Mapping[str, Any] | None) -> Any:
@@ -72,6 +112,8 @@ class SiteAction(ABC):
         num_tokens: Sequence[int],
     ) -> None:
         """Tell of the next forward pass, in the order of its batch.
+
+        A batch of which no request has a label may be told of as an empty one.
 
         Shapes: labels, prompts, starts, num_tokens [num_reqs]; starts are positions, a
             prompt is None where a runner was not told of it.

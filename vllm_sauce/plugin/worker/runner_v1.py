@@ -9,7 +9,6 @@ from typing import Any
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites.action import SiteAction, action_of, run_encoder
-from vllm_sauce.plugin.sites.tokens import PromptTokens
 from vllm_sauce.plugin.startup import settings
 
 
@@ -20,7 +19,7 @@ def install() -> None:
         ("_prepare_inputs", _prepare_inputs),
         ("_dummy_run", _dummy_run),
         ("_batch_mm_inputs_from_scheduler", _batch_mm_inputs),
-        ("_execute_mm_encoder", run_encoder),
+        ("_execute_mm_encoder", _execute_mm_encoder),
     ):
         compat.hook("v1", f"GPUModelRunner.{name}", around)
 
@@ -41,14 +40,9 @@ def _update_states(
     # Called for each step, also for one that only tells of requests that ended.
     if (action := _action(self)) is not None:
         for req_id in scheduler_output.finished_req_ids:
-            action.live.pop(req_id, None)
-            action.prompts.pop(req_id, None)
+            action.remove_request(req_id)
         for new in scheduler_output.scheduled_new_reqs:
-            label = action.label_of(getattr(new.sampling_params, "extra_args", None))
-            action.live[new.req_id] = label
-            if label is not None:
-                action.prompts[new.req_id] = PromptTokens.of(new, action.picture_word)
-            action.begin_request(label, new.mm_features)
+            action.add_request(new.req_id, new.sampling_params, new)
     return original(self, scheduler_output)
 
 
@@ -64,14 +58,10 @@ def _prepare_inputs(
     # time a request had finished.
     if (action := _action(self)) is not None:
         batch = self.input_batch
-        req_ids = batch.req_ids[: batch.num_reqs]
-        for req_id in req_ids:
-            action.check_told(req_id)
-        action.begin_step(
-            [action.live[req_id] for req_id in req_ids],
-            [action.prompts.get(req_id) for req_id in req_ids],
-            batch.num_computed_tokens_cpu[: batch.num_reqs].tolist(),
-            num_scheduled_tokens.tolist(),
+        action.tell_step(
+            batch.req_ids[: batch.num_reqs],
+            batch.num_computed_tokens_cpu[: batch.num_reqs],
+            num_scheduled_tokens,
         )
     return original(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
 
@@ -85,9 +75,20 @@ def _dummy_run(
     return original(self, *args, **kwargs)
 
 
+def _execute_mm_encoder(
+    original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any
+) -> Any:
+    # Most steps have no picture, and a run ends with nothing announced.
+    if not scheduler_output.scheduled_encoder_inputs:
+        return original(self, scheduler_output, *args)
+    return run_encoder(original, self, scheduler_output, *args)
+
+
 def _batch_mm_inputs(
     original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any
 ) -> Any:
+    if not scheduler_output.scheduled_encoder_inputs:
+        return original(self, scheduler_output, *args)
     action = action_of(self.model)
     if action is not None and action.picture_word is not None:
         # The keys' places in the cache come in the order of the batch, and after a

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.sites.action import SiteAction, action_of, run_encoder
-from vllm_sauce.plugin.sites.tokens import PromptTokens
 
 
 def install() -> None:
@@ -43,33 +43,21 @@ def telling_state(base: Any, action: SiteAction) -> type:
     class SauceModelState(base):  # type: ignore[misc, valid-type]
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             params = new_req_data.sampling_params
-            label = action.label_of(getattr(params, "extra_args", None))
-            action.live[new_req_data.req_id] = label
-            if label is not None:
-                action.prompts[new_req_data.req_id] = PromptTokens.of(
-                    new_req_data, action.picture_word
-                )
-            action.begin_request(label, new_req_data.mm_features)
+            action.add_request(new_req_data.req_id, params, new_req_data)
             super().add_request(req_index, new_req_data)
 
         def remove_request(self, req_id: str) -> None:
-            action.live.pop(req_id, None)
-            action.prompts.pop(req_id, None)
+            action.remove_request(req_id)
             super().remove_request(req_id)
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
             # Dummy batches come here too; the runner knows none of their requests.
             if not action.in_canary:
-                starts = input_batch.num_computed_tokens_np[: input_batch.num_reqs]
-                req_ids = input_batch.req_ids
-                for req_id in req_ids:
-                    if req_id in req_states.req_id_to_index:
-                        action.check_told(req_id)
-                action.begin_step(
-                    [action.live.get(req_id) for req_id in req_ids],
-                    [action.prompts.get(req_id) for req_id in req_ids],
-                    starts.tolist(),
-                    [int(n) for n in input_batch.num_scheduled_tokens],
+                action.tell_step(
+                    input_batch.req_ids,
+                    input_batch.num_computed_tokens_np[: input_batch.num_reqs],
+                    np.asarray(input_batch.num_scheduled_tokens),
+                    req_states.req_id_to_index,
                 )
             return super().prepare_inputs(input_batch, req_states)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from vllm_sauce.errors import BundleMismatchError, CanaryError, InvalidRequestEr
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct, action_of
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.sites.tokens import PromptTokens
+from vllm_sauce.plugin.worker.decoding import Decoding
 from vllm_sauce.unlearning.mask import Checked, Mask, mask_id_of
 from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, host_zeros, on_device
 from vllm_sauce_kernels.masked_edit import (
@@ -49,7 +50,8 @@ class DecoderSite:
         self.slot_of_token = self._step_tensor[:max_num_tokens].fill_(-1)
         self.plan = self._step_tensor[self._plan_at :] if size else None
         self._parts: dict[tuple[str, str], Mask | None] = {}
-        self._written = 0
+        self.written = 0
+        """How many tokens' slots are in the buffer; behind them, all are -1."""
         self._step: tuple[list[Mask | None], list[int], int] | None = None
         """Masks, token counts and the table's generation that the buffer was written
         for, if it holds a step's slots."""
@@ -80,7 +82,7 @@ class DecoderSite:
         self._step = None
         slots = self.table.assign(masks)
         # Idle: the buffer is all -1 already.
-        if self._written == 0 and max(slots, default=-1) < 0:
+        if self.written == 0 and max(slots, default=-1) < 0:
             return
         spans = np.repeat(np.array(slots, np.int32), num_tokens)
         if len(spans) > len(self.slot_of_token):
@@ -89,7 +91,7 @@ class DecoderSite:
             )
         edited = len(spans) if spans.max(initial=-1) >= 0 else 0
         if self.plan is None:
-            total = max(self._written, len(spans))
+            total = max(self.written, len(spans))
         else:
             total = len(self._step_tensor)
         values = host_zeros(total, self._step_tensor.device)
@@ -100,16 +102,22 @@ class DecoderSite:
             max_tokens = len(self.slot_of_token)
             write_plan(into[self._plan_at :], into[:max_tokens], self.table.slot_len)
         self._step_tensor[:total].copy_(values, non_blocking=True)
-        self._written, self._step = edited, step
+        self.written, self._step = edited, step
+
+    @property
+    def step(self) -> object:
+        """What the buffer was written for: that step's own object, None if lost."""
+        step = self._step
+        return None if step is None or step[2] != self.table.generation else step
 
     def clear(self) -> None:
         """Forget the last step: dummy and profiling runs must see no slot."""
         self._step = None
-        if self._written:
-            self.slot_of_token[: self._written].fill_(-1)
+        if self.written:
+            self.slot_of_token[: self.written].fill_(-1)
             if self.plan is not None:
                 self.plan.zero_()
-            self._written = 0
+            self.written = 0
 
 
 class VisionSite:
@@ -177,6 +185,7 @@ class SauceRuntime(SiteAction):
         self.layers: dict[str, Any] = {}
         """The module of each decoder site."""
         self._proven = False
+        self._decoding: Decoding | None = None
 
     @property
     def proven(self) -> bool:
@@ -185,7 +194,7 @@ class SauceRuntime(SiteAction):
 
     @proven.setter
     def proven(self, value: bool) -> None:
-        self._proven = value
+        self._proven, self._decoding = value, None
         if self.announced is not None:
             self.announced.strict = value
 
@@ -209,6 +218,32 @@ class SauceRuntime(SiteAction):
             )
         return mark.mask
 
+    def tell_step(
+        self,
+        req_ids: Sequence[str],
+        starts: np.ndarray,
+        num_tokens: np.ndarray,
+        held: Container[str] | None = None,
+    ) -> None:
+        """Tell of the next forward pass; of one that only goes on, in no time."""
+        steps = [site.step for site in self.decoder.values()]
+        last = self._decoding
+        if (
+            last is not None
+            and last.goes_on(self.changes, req_ids, steps)
+            and (not self.prompts or last.advances(starts, num_tokens))
+        ):
+            return
+        self._decoding = None
+        super().tell_step(req_ids, starts, num_tokens, held)
+        if all(
+            start >= prompt.length
+            for req_id, start in zip(req_ids, starts.tolist(), strict=True)
+            if (prompt := self.prompts.get(req_id)) is not None
+        ):
+            steps = [site.step for site in self.decoder.values()]
+            self._decoding = Decoding(self.changes, req_ids, steps, starts, num_tokens)
+
     def begin_step(
         self,
         labels: Sequence[Mask | None],
@@ -223,7 +258,8 @@ class SauceRuntime(SiteAction):
         """
         if all(mask is None for mask in labels):
             for site in self.decoder.values():
-                site.set_spans([], [])
+                if site.written:
+                    site.set_spans([], [])
             return
         if not self.proven:
             raise CanaryError(
