@@ -221,6 +221,21 @@ def test_ranking_never_holds_tokens_times_dictionary(
     assert max(seen) <= 64 * 50
 
 
+@pytest.mark.parametrize("name", ["gathered", "grouped"])
+def test_where_nothing_fires_the_dictionary_is_not_encoded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "addmm", lambda *_: pytest.fail("encoded it"))
+    args = with_dictionary(make_args((30, 8, 9, 6, 2), normals()), 1000, normals())
+    args["mask_gate"].fill_(torch.inf)
+    before = args["hidden_states"].clone()
+    form_of(name, monkeypatch)(**args, topk=5)
+    assert torch.equal(args["hidden_states"], before)
+    args["mask_gate"].fill_(-torch.inf)
+    with pytest.raises(pytest.fail.Exception, match="encoded it"):
+        masked_edit_eager(**args, topk=5)
+
+
 @pytest.mark.parametrize(("name", "bad"), [("topk", -1), ("normalize", 3)])
 @pytest.mark.parametrize("form", [masked_edit, masked_edit_triton])
 def test_unknown_kinds_are_refused(form: Op, name: str, bad: int) -> None:
