@@ -46,6 +46,7 @@ def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
     if name == "native":
         return native_form(monkeypatch)
     limit = 0 if name == "grouped" else 1 << 40
+    monkeypatch.setattr(eager, "PART_ELEMENTS", 300)  # a mask's tokens in parts
     monkeypatch.setattr(eager, "GATHERED_ELEMENTS", limit)
     return masked_edit_eager
 
