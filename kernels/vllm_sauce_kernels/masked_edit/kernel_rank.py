@@ -39,7 +39,7 @@ class Masks(NamedTuple):
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def firing(masks, latent):  # type: ignore[no-untyped-def]
-    """Return pre-activations [tokens, latents] of masks' latents, and which may count."""
+    """Return tokens' pre-activations of their masks' latents, and which may count."""
     live = latent[None, :] < masks.lens[:, None]
     at = masks.token[:, None] * masks.max_latents + latent[None, :]
     pre = tl.load(masks.hidden_pre_ptr + at, mask=live, other=0.0)
