@@ -8,6 +8,7 @@ arguments take turns, so that caches are cold.
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ CASES = [
     )
 ]
 SMALL, LARGE = kernel.SMALL, kernel.LARGE
+ENCODE, SPLITS = kernel.encode_kernel, kernel.splits_of
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "8 programs": {"programs": 8},
@@ -45,7 +47,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "large: 8 warps": {"large": LARGE._replace(warps=8, decode_registers=128)},
     "large: encode 128": {"large": LARGE._replace(encode_d=128)},
+    "2 programs": {"programs": 2},
+    "encode: 4 stages": {"stages": 4},
+    "splits by tiles alone": {"splits": lambda *shape: plans.MAX_SPLITS},
 }
+
+
+class Staged:
+    """An encode kernel that has more loads on their way at a time."""
+
+    def __init__(self, stages: int) -> None:
+        self.options = {"num_stages": stages}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return partial(ENCODE[grid], **self.options)
 
 
 def apply(variant: dict[str, Any]) -> None:
@@ -53,6 +68,8 @@ def apply(variant: dict[str, Any]) -> None:
     kernel.SMALL = variant.get("small", SMALL)
     kernel.LARGE = variant.get("large", LARGE)
     plans.TARGET_ITEMS = kernel.TARGET_ITEMS = variant.get("items", 512)
+    kernel.splits_of = variant.get("splits", SPLITS)
+    kernel.encode_kernel = Staged(variant["stages"]) if "stages" in variant else ENCODE
     programs = variant.get("programs", 4)
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     kernel.num_programs = lambda device: programs * processors  # type: ignore[assignment]

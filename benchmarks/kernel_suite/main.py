@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernel_suite import edit_speed, paper, per_token_speed, targets, topk
+from benchmarks.kernel_suite import (
+    edit_speed,
+    paper,
+    per_token_speed,
+    prefill,
+    targets,
+    topk,
+)
 from benchmarks.kernel_suite.machine import Machine, device_name
 from benchmarks.kernel_suite.report import Table
 from vllm_sauce_kernels.masked_edit import native
@@ -28,6 +35,7 @@ QUESTIONS: dict[str, Callable[[Machine], list[Table]]] = {
     "c": topk.run,
     "d": per_token_speed.run,
     "e": edit_speed.run_rows,
+    "f": prefill.run,
 }
 
 

@@ -91,7 +91,7 @@ def test_the_command_answers_every_question(tmp_path: Path) -> None:
         name: [Table(**table) for table in every]
         for name, every in found["questions"].items()
     }
-    assert sorted(tables) == ["a", "b", "c", "d", "e"]
+    assert sorted(tables) == ["a", "b", "c", "d", "e", "f"]
     assert tables["d"][0].note.startswith("Needs a GPU")
     assert not tables["d"][0].rows
     for name, ratio in (("b", "paper / ours"), ("c", "torch.topk / ours")):

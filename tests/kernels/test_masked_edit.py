@@ -51,6 +51,7 @@ def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
         return native_form(monkeypatch)
     if request.param == "grouped":
         monkeypatch.setattr(eager, "GATHERED_ELEMENTS", 0)
+        monkeypatch.setattr(eager, "PART_ELEMENTS", 300)  # a mask's tokens in parts
     if request.param.startswith("op-"):
         monkeypatch.setenv("VLLM_SAUCE_KERNEL", request.param.removeprefix("op-"))
         return masked_edit
@@ -154,6 +155,15 @@ def test_the_last_latents_of_a_mask_fire_alone(op: Op, silent: int) -> None:
     args["mask_gate"][:, :silent] = torch.inf
     args["mask_gate"][:, silent:] = -torch.inf
     args["mask_scale"][:], args["mask_shift"][:] = 0.0, 1.0
+    check(op, args)
+
+
+def test_the_last_tokens_of_a_mask_fire_alone(op: Op) -> None:
+    """Those before them may be a whole part of a product."""
+    args = make_args((20, 40, 5, 3, 1), small_integers(4), residual=False)
+    args["slot_of_token"].zero_()
+    args["hidden_states"][:18] = 0.0
+    args["b_enc"].zero_(), args["mask_gate"].zero_()
     check(op, args)
 
 

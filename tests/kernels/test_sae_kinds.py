@@ -46,6 +46,7 @@ def form_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Op:
     if name == "native":
         return native_form(monkeypatch)
     limit = 0 if name == "grouped" else 1 << 40
+    monkeypatch.setattr(eager, "PART_ELEMENTS", 300)  # a mask's tokens in parts
     monkeypatch.setattr(eager, "GATHERED_ELEMENTS", limit)
     return masked_edit_eager
 
@@ -219,6 +220,21 @@ def test_ranking_never_holds_tokens_times_dictionary(
     masked_edit_eager(**args, topk=5)
     assert len(seen) > 100
     assert max(seen) <= 64 * 50
+
+
+@pytest.mark.parametrize("name", ["gathered", "grouped"])
+def test_where_nothing_fires_the_dictionary_is_not_encoded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "addmm", lambda *_: pytest.fail("encoded it"))
+    args = with_dictionary(make_args((30, 8, 9, 6, 2), normals()), 1000, normals())
+    args["mask_gate"].fill_(torch.inf)
+    before = args["hidden_states"].clone()
+    form_of(name, monkeypatch)(**args, topk=5)
+    assert torch.equal(args["hidden_states"], before)
+    args["mask_gate"].fill_(-torch.inf)
+    with pytest.raises(pytest.fail.Exception, match="encoded it"):
+        masked_edit_eager(**args, topk=5)
 
 
 @pytest.mark.parametrize(("name", "bad"), [("topk", -1), ("normalize", 3)])

@@ -19,6 +19,9 @@ from vllm_sauce_kernels.masked_edit.reference import EPS, Arguments
 
 GATHERED_ELEMENTS = 1 << 20
 """Most copied row elements for the gathered form: 4 MiB, about a core's L2 cache."""
+PART_ELEMENTS = 1 << 19
+"""Most elements of tokens that one product takes: larger temporaries leave the caches,
+and those of 32 MiB are mapped and zeroed by the system anew each time."""
 TILE_ROWS = 2048
 """Rows of the dictionary whose pre-activations exist at a time."""
 TILE_ELEMENTS = 1 << 22
@@ -69,7 +72,7 @@ def _gathered(op: Arguments, tokens: Tokens, longest: int) -> None:
     live = torch.arange(longest) < tokens.lens[:, None]
     # What lies beyond mask_len is garbage, also as a row number.
     rows = torch.where(live, latents, latents[:, :1])
-    edited, sae_in, out = _inputs(op, tokens.rows)
+    edited, sae_in, out = _inputs(_tokens_of(op, tokens.rows)[0])
     shape = (*rows.shape, op.hidden_states.shape[1])
     W_enc = op.W_enc_rows.index_select(0, rows.flatten()).view(shape).float()
     b_enc = op.b_enc.index_select(0, rows.flatten()).view(*rows.shape, 1)
@@ -89,31 +92,55 @@ def _grouped(op: Arguments, tokens: Tokens) -> None:
     distinct, counts = torch.unique_consecutive(slot, return_counts=True)
     groups = tokens.rows[order].split(counts.tolist())
     lens = tokens.lens[order[counts.cumsum(0) - 1]].tolist()
+    most = max(1, PART_ELEMENTS // op.hidden_states.shape[1])
     for index, num_latents, group in zip(distinct.tolist(), lens, groups, strict=True):
         # Cut to mask_len before anything is computed: what lies beyond is garbage.
         rows, scale, shift, gate = (t[index, :num_latents] for t in _tables(op))
-        edited, sae_in, out = _inputs(op, group)
         W_enc = op.W_enc_rows.index_select(0, rows).float()
-        hidden_pre = torch.addmm(op.b_enc.index_select(0, rows), sae_in, W_enc.T)
-        fires = hidden_pre > gate
-        change = (scale * hidden_pre + shift, out)
-        every = rows.expand_as(fires)
-        coefficient = _coefficients(op, fires, hidden_pre, change, sae_in, every)
-        W_dec = op.W_dec_rows.index_select(0, rows).float()
-        # Added in float32 and rounded once, so index_copy_ and not index_add_.
-        edited = torch.addmm(edited, coefficient, W_dec)
-        op.hidden_states.index_copy_(0, group, edited.to(op.hidden_states.dtype))
+        b_enc, W_dec = op.b_enc.index_select(0, rows), None
+        for part in group.split(most):
+            here, copied = _tokens_of(op, part)
+            edited, sae_in, out = _inputs(here)
+            hidden_pre = torch.nn.functional.linear(sae_in, W_enc, b_enc)
+            fires = hidden_pre > gate
+            # Usually no latent fires.
+            if not fires.any():
+                continue
+            if W_dec is None:
+                W_dec = op.W_dec_rows.index_select(0, rows).float()
+            change = (scale * hidden_pre + shift, out)
+            every = rows.expand_as(fires)
+            coefficient = _coefficients(op, fires, hidden_pre, change, sae_in, every)
+            # Added in float32, rounded once; a float32 stream is ``edited`` itself.
+            here.hidden_states.copy_(edited.addmm_(coefficient, W_dec))
+            if copied:
+                op.hidden_states.index_copy_(0, part, here.hidden_states)
 
 
-def _inputs(op: Arguments, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _tokens_of(op: Arguments, index: Tensor) -> tuple[Arguments, bool]:
+    """Return the arguments with some tokens only, and whether these are copies.
+
+    Tokens that follow one another, as in prefill, are views. Shapes: index [n] rising
+    """
+    first, last = int(index[0]), int(index[-1]) + 1
+    copied = last - first > len(index)
+
+    def taken(rows: Tensor) -> Tensor:
+        return rows.index_select(0, index) if copied else rows[first:last]
+
+    residual = None if op.residual is None else taken(op.residual)
+    tokens = op._replace(hidden_states=taken(op.hidden_states), residual=residual)
+    return tokens, copied
+
+
+def _inputs(op: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return what to edit, the SAE's input, and the scale of what it decodes.
 
-    Shapes: index [n] -> [n, d_model], [n, d_model], [n, 1] or None for 1
+    Shapes: [n, d_model], [n, d_model], [n, 1] or None for 1
     """
-    edited = op.hidden_states.index_select(0, index).float()
-    x = edited
+    x = edited = op.hidden_states.float()
     if op.residual is not None:
-        x = edited + op.residual.index_select(0, index).float()
+        x = edited + op.residual.float()
     if op.normalize == 1:
         centred = x - x.mean(1, keepdim=True)
         std = centred.std(1, keepdim=True)

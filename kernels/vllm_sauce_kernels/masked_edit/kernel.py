@@ -172,6 +172,7 @@ def _launch_ranks(call: Launch, hidden_pre: Tensor) -> Tensor:
         op.b_enc, hidden_pre, ranks, *call.strides, num_tokens,
         op.mask_latents.shape[1], num_rows, d_model, **call.constants,
         BLOCK_TOKENS=blocks.tokens, BLOCK_ROWS=RANK_ROWS, BLOCK_D=RANK_D,
-        ROWS_PER_PROGRAM=ROWS_PER_PROGRAM, num_warps=blocks.warps,
+        BLOCK_LATENTS=BLOCK_LATENTS, ROWS_PER_PROGRAM=ROWS_PER_PROGRAM,
+        num_warps=blocks.warps,
     )  # fmt: skip
     return ranks

@@ -39,40 +39,41 @@ class Masks(NamedTuple):
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def firing(masks, latent):  # type: ignore[no-untyped-def]
-    """Return each token's pre-activation of its mask's latent, and if it may count."""
-    live = latent < masks.lens
-    at = masks.token * masks.max_latents + latent
+    """Return tokens' pre-activations of their masks' latents, and which may count."""
+    live = latent[None, :] < masks.lens[:, None]
+    at = masks.token[:, None] * masks.max_latents + latent[None, :]
     pre = tl.load(masks.hidden_pre_ptr + at, mask=live, other=0.0)
-    entry = masks.slot * masks.max_latents + latent
+    entry = masks.slot[:, None] * masks.max_latents + latent[None, :]
     gate, scale, shift = edit_of(masks.edits, entry, live)
     return pre, live & (pre > gate) & (scale * pre + shift != 0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def count_firing(masks, longest):  # type: ignore[no-untyped-def]
+def count_firing(masks, longest, BLOCK_LATENTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return how many latents of the tile's masks may count."""
     some = 0
-    for latent in range(0, longest):
-        pre, fires = firing(masks, latent)
-        some += tl.sum(fires.to(tl.int32), axis=0)
+    for start in range(0, longest, BLOCK_LATENTS):
+        pre, fires = firing(masks, start + tl.arange(0, BLOCK_LATENTS))
+        some += tl.sum(tl.sum(fires.to(tl.int32), axis=0), axis=0)
     return some
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def count_before(ranks_ptr, masks, longest, every, row, inside):  # type: ignore[no-untyped-def]
     """rank_j += rows that are larger than latent j, or equal with a lower number."""
-    for latent in range(0, longest):
+    for one in range(0, longest):
+        latent = one + tl.arange(0, 1)
         pre, fires = firing(masks, latent)
-        if tl.sum(fires.to(tl.int32), axis=0) > 0:
-            entry = masks.latents_ptr + masks.slot * masks.max_latents + latent
-            mine = tl.load(entry, mask=fires, other=0)[:, None]
+        if tl.sum(tl.sum(fires.to(tl.int32), axis=0), axis=0) > 0:
+            entry = masks.slot[:, None] * masks.max_latents + latent[None, :]
+            mine = tl.load(masks.latents_ptr + entry, mask=fires, other=0)
             lower = row[None, :] < mine
-            before = (every > pre[:, None]) | ((every == pre[:, None]) & lower)
+            before = (every > pre) | ((every == pre) & lower)
             # The latent's own value may differ from itself by a rounding here.
             before = before & (row[None, :] != mine) & inside[None, :]
-            count = tl.sum(before.to(tl.int32), axis=1)
-            at = ranks_ptr + masks.token * masks.max_latents + latent
-            tl.atomic_add(at, count, mask=fires)
+            count = tl.sum(before.to(tl.int32), axis=1)[:, None]
+            at = masks.token[:, None] * masks.max_latents + latent[None, :]
+            tl.atomic_add(ranks_ptr + at, count, mask=fires)
 
 
 @triton.jit(do_not_specialize=STEP_NUMBERS)  # type: ignore[untyped-decorator, unused-ignore]
@@ -102,6 +103,7 @@ def rank_kernel(  # type: ignore[no-untyped-def]
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_LATENTS: tl.constexpr,
     ROWS_PER_PROGRAM: tl.constexpr,
 ):
     """Count what ranks before each latent that fires, in this program's rows."""
@@ -115,7 +117,7 @@ def rank_kernel(  # type: ignore[no-untyped-def]
         mask_latents_ptr, edits, hidden_pre_ptr, max_latents, slot, token, lens
     )
     longest = tl.max(lens, axis=0)
-    if count_firing(masks, longest) == 0:
+    if count_firing(masks, longest, BLOCK_LATENTS) == 0:
         return
     stream = Stream(
         hidden_states_ptr, residual_ptr, hidden_states_stride, residual_stride, d_model

@@ -43,8 +43,8 @@ class Decoding:
     def advances(self, starts: np.ndarray, num_tokens: np.ndarray) -> bool:
         """Say whether each request goes on where the last step left it.
 
-        One that was preempted may begin again, and none goes on further than its tokens:
-        if the sum of the positions is right, each of them is.
+        One that was preempted may begin again, and none goes on further than by its
+        tokens: if the sum of the positions is right, each of them is.
 
         Shapes: starts, num_tokens [num_reqs]
         """
