@@ -20,6 +20,8 @@ SITES = ("seen", "read", "both")
 """Concepts of the random bundle: at the vision site, at the decoder, at both."""
 
 MASKS: tuple[tuple[str, ...], ...] = ((), *((name,) for name in SITES))
+BLOCK = 32
+"""Tokens of a block of the engines' caches."""
 WHAT = "what is in the picture ?"
 
 
@@ -108,6 +110,30 @@ def test_no_leak_through_the_caches(
     assert warm.close(expected), "a cache served what another mask computed"
     if first == second:
         assert warm.cached >= 32, "equal masks must share their blocks"
+
+
+def test_what_stands_before_a_picture_is_shared(sauced: Any) -> None:
+    """A mask of the vision site changes nothing of a system prompt before it."""
+    from tests.plugin.support import picture
+
+    prompt = {
+        "prompt": f"USER: {LONG}<image>\n{WHAT} ASSISTANT:",
+        "multi_modal_data": {"image": picture(6)},
+    }
+    masked = Ask(6, "", ("seen",)).params()
+    cold(sauced)
+    (expected,) = sauced.generate(prompt, masked, use_tqdm=False)
+    ids = expected.prompt_token_ids
+    before = ids.index(sauced.get_tokenizer().convert_tokens_to_ids("<image>"))
+    whole = before - before % BLOCK
+    assert whole >= 2 * BLOCK
+    cold(sauced)
+    cached = []
+    for params in (Ask(6, "").params(), masked, masked):
+        (answer,) = sauced.generate(prompt, params, use_tqdm=False)
+        cached.append(answer.num_cached_tokens)
+    assert cached == [0, whole, (len(ids) - 1) // BLOCK * BLOCK]
+    assert reply_of(answer).close(reply_of(expected))
 
 
 @pytest.mark.parametrize("second", [1.0, 2.0])
