@@ -93,6 +93,39 @@ def test_what_is_not_forgotten_is_named_and_what_is_not(llm: Any) -> None:
 
 
 @pytest.mark.engine
+def test_weights_that_only_claim_to_be_quantised_are_compared(tmp_path: Path) -> None:
+    """By what vLLM will read, not by what a file says."""
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor + 0.01 for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": ""}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleMismatchError, match="weights_sha256"):
+        engine(folder, {"bundle": str(TINY / "bundle"), "allow_quantized": True})
+
+
+@pytest.mark.engine
+def test_weights_replaced_under_the_leave_are_not_taken(
+    llm: Any, quantized: Path
+) -> None:
+    weights = quantized / "model.safetensors"
+    kept = weights.read_bytes()
+    tensors = load_file(weights)
+    (norm,) = (name for name in tensors if name.endswith("model.norm.weight"))
+    tensors[norm] += 0.01
+    save_file(tensors, weights, metadata={"format": "pt"})
+    try:
+        with pytest.raises(BundleMismatchError, match="not those that it was started"):
+            llm.collective_rpc("reload_weights")
+    finally:
+        weights.write_bytes(kept)
+    llm.collective_rpc("reload_weights")
+
+
+@pytest.mark.engine
 def test_without_leave_it_is_refused(quantized: Path) -> None:
     with pytest.raises(BundleMismatchError, match="--sauce-allow-quantized"):
         engine(quantized, {"bundle": str(TINY / "bundle")})

@@ -23,6 +23,7 @@ import pytest
 
 import vllm_sauce
 from tests.batch.processes import descendants, gone, wait_until
+from tests.places import ROOT
 from tests.plugin.conftest import RUNNER
 from tests.plugin.loaded_vllm import LoadedVLLM, loaded_vllm
 from tests.plugin.support import picture
@@ -337,18 +338,20 @@ def test_bench_serve_sends_each_request_with_its_mask(
 def test_bench_serve_says_what_the_server_refuses(
     commands: LoadedVLLM, server: Server, model_dir: Path
 ) -> None:
-    wish = ("--sauce-bench-forget", "raed")
-    status, said = bench(commands, server, model_dir, *wish)
+    """It has another bundle than the client was given."""
+    other = ("--sauce-bundle", str(ROOT / "examples/tiny/latents"))
+    wish = ("--sauce-bench-forget", "dog")
+    status, said = bench(commands, server, model_dir, *other, *wish)
     assert status == 1
-    assert "the server refuses raed: unknown concept 'raed': did you mean" in said
+    assert "the server refuses dog: unknown concept 'dog'" in said
     assert "Benchmark Result" not in said
 
 
 def test_bench_serve_fails_with_its_requests(
-    commands: LoadedVLLM, server: Server, model_dir: Path
+    commands: LoadedVLLM, server: Server, model_dir: Path, bundle_dir: Path
 ) -> None:
     """Too long for the model, they are refused: 400."""
-    wish = ("--sauce-bench-forget", "read")
+    wish = ("--sauce-bundle", str(bundle_dir), "--sauce-bench-forget", "read")
     status, said = bench(commands, server, model_dir, *wish, tokens=600)
     assert status == 1
     assert "6 of the benchmark's requests failed" in said

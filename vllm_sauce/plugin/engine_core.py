@@ -18,6 +18,7 @@ from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import POOLING, Admission, admission_for
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
+from vllm_sauce.plugin.startup import features
 from vllm_sauce.plugin.startup.ranks import CALL
 from vllm_sauce.plugin.startup.ranks import check as check_ranks
 from vllm_sauce.unlearning.mask import (
@@ -54,13 +55,30 @@ def _initialize(
 def _after_changes(
     original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    try:
+    name = args[0] if args else kwargs.get("method")
+    if self._sauce_admission is None or name == CALL:  # which only asks
         return original(self, *args, **kwargs)
-    finally:
-        # Whatever it was, and whether or not it failed: is the edit proven now?
-        if self._sauce_admission is not None:
-            reports = self.model_executor.collective_rpc(CALL)
-            self._sauce_proven = all(one["proven"] for one in reports)
+    if name in features.FOREIGN:
+        features.refuse_foreign(name)
+    # Whatever it is, and whether or not it fails: is the edit proven then?
+    self._sauce_proven = False
+    ranks = self.vllm_config.parallel_config.world_size
+    try:
+        result = original(self, *args, **kwargs)
+    except Exception:
+        # Of several ranks' answers vLLM leaves those behind a failure in their queues,
+        # where another call would read them.
+        self._sauce_proven = ranks == 1 and _all_proven(self, ranks)
+        raise
+    self._sauce_proven = _all_proven(self, ranks)
+    return result
+
+
+def _all_proven(core: Any, ranks: int) -> bool:
+    reports = core.model_executor.collective_rpc(CALL)
+    return len(reports) == ranks and all(
+        isinstance(one, Mapping) and one["proven"] for one in reports
+    )
 
 
 def _preprocess_add_request(
@@ -89,9 +107,9 @@ def _check(core: Any, request: Any) -> None:
     mask = check(core._sauce_admission, request)
     if mask is not None and not core._sauce_proven:
         raise InvalidRequestError(
-            "nothing can be forgotten now: the engine sleeps, or its weights are not "
-            "whole, and the edit is not proven again; wake it, and reload its weights "
-            "if they were discarded"
+            "nothing can be forgotten now: the engine sleeps, its weights are not "
+            "whole, or a call to its ranks failed, and the edit is not proven again; "
+            "wake it, reload its weights if they were discarded, or start it again"
         )
     if mask is not None and mask.tells_turns_apart(
         core._sauce_admission.bundle.catalogue

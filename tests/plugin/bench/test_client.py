@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin.bench import client
 from vllm_sauce.plugin.bench.client import NOBODY, Asking
@@ -22,6 +23,11 @@ from vllm_sauce.plugin.bench.masks import Wish
 from vllm_sauce.plugin.frontend.admission import Admission
 
 UNKNOWN = 400, "unknown concept"
+
+READ = Catalogue(
+    Concept(name=name, domain="d", edits={"decoder.1": SiteEdit.uniform([1])})
+    for name in ("dog", "red", "cat", "dgo")
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def test_masks_come_in_turn_beside_what_else_is_asked(stub: Stub) -> None:
     stub.answers[NOBODY] = UNKNOWN
     requests = run(
         stub.url,
-        Asking((("dog", "red"), ("cat",))),
+        Asking((("dog", "red"), ("cat",)), READ),
         extra_body={"top_k": 1, "vllm_xargs": {"mine": 1}},
         input_requests=[
             Sample(request_overrides={"n": 2, "vllm_xargs": {"yours": 2}}),
@@ -116,7 +122,7 @@ def test_each_mask_is_tried_before_anything_is_measured(
     stub.answers |= {NOBODY: UNKNOWN, "dgo": (400, "did you mean 'dog'?")}
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with pytest.raises(ConfigError, match="refuses dgo: did you mean 'dog'"):
-        run(stub.url, Asking((("cat",), ("dgo",))), extra_headers={"x-mine": "1"})
+        run(stub.url, Asking((("cat",), ("dgo",)), READ), extra_headers={"x-mine": "1"})
     asked = [body["vllm_xargs"]["sauce_forget"] for body in stub.bodies]
     assert asked[0] == [NOBODY] and sorted(asked[1:]) == [["cat"], ["dgo"]]
     assert {(b["model"], b["max_tokens"]) for b in stub.bodies} == {("tiny", 1)}
@@ -131,7 +137,7 @@ def test_a_server_that_does_not_hear_is_not_measured(
     """Without the plugin a server answers what nobody can forget."""
     stub.answers[NOBODY] = answer
     with pytest.raises(ConfigError, match=f"does not hear.*{answer[0]} '{answer[1]}"):
-        run(stub.url, Asking((("dog",),)))
+        run(stub.url, Asking((("dog",),), READ))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_the_trial_goes_where_the_requests_go(
     stub: Stub, route: str, field: str
 ) -> None:
     stub.answers[NOBODY] = UNKNOWN
-    run(stub.url, Asking((("dog",),)), api_url=stub.url + route)
+    run(stub.url, Asking((("dog",),), READ), api_url=stub.url + route)
     assert all(field in body for body in stub.bodies)
 
 
@@ -154,7 +160,7 @@ def test_no_other_backend_is_measured(stub: Stub) -> None:
     with pytest.raises(ConfigError, match="--backend vllm-rerank"):
         run(
             stub.url,
-            Asking((("dog",),)),
+            Asking((("dog",),), READ),
             api_url=f"{stub.url}/v1/rerank",
             endpoint_type="vllm-rerank",
         )
@@ -163,7 +169,7 @@ def test_no_other_backend_is_measured(stub: Stub) -> None:
 
 def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="no server answers at http://127.0.0.1:9/"):
-        run("http://127.0.0.1:9", Asking((("dog",),)))
+        run("http://127.0.0.1:9", Asking((("dog",),), READ))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
 def test_two_wishes_are_one_too_many(stub: Stub, given: dict[str, Any]) -> None:
     stub.answers[NOBODY] = UNKNOWN
     with pytest.raises(ConfigError, match="leave one of them out"):
-        run(stub.url, Asking((("dog",),)), **given)
+        run(stub.url, Asking((("dog",),), READ), **given)
 
 
 def test_concepts_of_pictures_want_pictures(stub: Stub, admission: Admission) -> None:
@@ -191,6 +197,8 @@ def test_concepts_of_pictures_want_pictures(stub: Stub, admission: Admission) ->
     ):
         assert run(stub.url, asking, input_requests=[sample])
     assert run(stub.url, Asking((("seen", "read"),), asking.catalogue))
+    with pytest.raises(ConfigError, match="requests of text want --sauce-bundle"):
+        run(stub.url, Asking((("read",),)))
 
 
 def command_line(**given: Any) -> argparse.Namespace:

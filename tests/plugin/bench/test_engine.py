@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,17 +50,22 @@ def ask(turns: Turns, process: Callable[..., Any]) -> list[str]:
 
 
 def test_masks_come_in_turn(admission: Admission) -> None:
-    turns, process = Turns((("read",), ("both", "seen"))), process_by(admission)
+    turns = Turns((("read",), ("both", "seen")), admission.bundle.catalogue)
+    process = process_by(admission)
     asked = [ask(turns, process) for _ in range(3)]
     assert asked == [["read"], ["both", "seen"], ["read"]]
     assert (turns.num_requests, len(turns.mask_ids)) == (3, 2)
 
 
 def test_a_mask_that_changes_nothing_ends_the_run(admission: Admission) -> None:
-    turns = Turns((("seen",),))
+    turns = Turns((("seen",),), admission.bundle.catalogue)
     assert ask(turns, process_by(admission, pictures=1)) == ["seen"]
     with pytest.raises(ConfigError, match="seen would be forgotten in pictures only"):
         ask(turns, process_by(admission))
+    # A mask is there all the same where another concept is mandatory.
+    config = replace(admission.config, forget=("read",))
+    with pytest.raises(ConfigError, match="seen would be forgotten in pictures only"):
+        ask(turns, process_by(replace(admission, config=config)))
 
 
 def command_line(bundle_dir: Path, **given: Any) -> argparse.Namespace:

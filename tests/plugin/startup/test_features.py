@@ -160,6 +160,34 @@ def test_what_splits_a_stages_tokens_is_refused(
         refuse_unproven(several, sites=("vision",))
 
 
+@pytest.mark.parametrize(
+    ("change", "value", "says"),
+    [
+        ("parallel_config__nnodes", 2, "on several nodes"),
+        ("speculative_config", SimpleNamespace(method="ngram"), "drafts in a pipeline"),
+        (
+            "lora_config",
+            SimpleNamespace(enable_tower_connector_lora=False),
+            "LoRA in a pipeline",
+        ),
+    ],
+)
+def test_what_nobody_tried_beside_a_pipeline_is_refused(
+    change: str, value: Any, says: str
+) -> None:
+    refuse_unproven(config(**{change: value}), sites=("decoder.1",))
+    several = config(**{change: value}, parallel_config__pipeline_parallel_size=2)
+    with pytest.raises(UnsupportedFeatureError, match=says):
+        refuse_unproven(several, sites=("decoder.1",))
+
+
+def test_engines_that_ray_starts_are_refused() -> None:
+    with pytest.raises(UnsupportedFeatureError, match="data-parallel-backend ray"):
+        refuse_unproven(
+            config(parallel_config__data_parallel_backend="ray"), sites=("decoder.1",)
+        )
+
+
 def test_engines_of_experts_are_refused() -> None:
     """They run in step, with dummy batches for those that have none."""
     several = config(parallel_config__data_parallel_size=2, model_config__is_moe=True)
@@ -178,6 +206,12 @@ def test_weights_that_vllm_quantises_are_refused(tmp_path: Path) -> None:
             refuse_quantized(online, folder)
     (tmp_path / "config.json").write_text('{"quantization_config": {"bits": 4}}')
     refuse_quantized(online, tmp_path)
+    both = config(
+        model_config__quantization="awq",
+        model_config__quantization_config={"linear": "fp8"},
+    )
+    with pytest.raises(UnsupportedFeatureError, match="--quantization awq changes"):
+        refuse_quantized(both, tmp_path)
 
 
 def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +307,10 @@ def test_every_watched_switch_exists_in_this_vllm() -> None:
         owner, _, name = path.rpartition(".")
         fields = owners[owner].__dataclass_fields__
         assert name in fields or hasattr(owners[owner], name), path
-    for name in (*features._SPLIT, "distributed_executor_backend"):
+    for name in (
+        *(*features._SPLIT, "distributed_executor_backend"),
+        *("data_parallel_backend", "nnodes"),
+    ):
         assert name in ParallelConfig.__dataclass_fields__, name
     assert "mm_encoder_tp_mode" in MultiModalConfig.__dataclass_fields__
     assert hasattr(ModelConfig, "is_moe")

@@ -77,6 +77,11 @@ def test_every_site_is_edited_by_each_rank_of_its_stage(
         ),
         (
             config(ranks=2),
+            [rank(*BOTH), rank(*BOTH, weights="e")],
+            "rank 1 has other weights than rank 0",
+        ),
+        (
+            config(ranks=2),
             [rank(*BOTH), rank(*BOTH, proven=False)],
             "nothing proves that rank 1 edits",
         ),

@@ -393,6 +393,8 @@ def end_and_begin(decoding: Decoding, name: str, of: str, length: int = 3) -> No
         (forget_all, (10, 10, 10), [1, 0, -1, -1]),
         # Preempted and begun again: a token of its prompt.
         (lambda d: None, (0, 10, 10), [-1, 1, -1, -1]),
+        # The same, and another has gone on by as much.
+        (lambda d: None, (0, 10, 20), [-1, 1, -1, -1]),
         # Another request of the same name.
         (lambda d: end_and_begin(d, "dog", "cat"), (10, 10, 10), [1, 1, -1, -1]),
         (lambda d: end_and_begin(d, "dog", "dog", 20), (10, 10, 10), [0, 1, -1, -1]),

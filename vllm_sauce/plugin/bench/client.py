@@ -125,15 +125,20 @@ class Asking:
 
     def refuse_unread(self, requests: list[Any]) -> None:
         """Refuse concepts of pictures where a request has none. Raises: ConfigError"""
-        if self.catalogue is None:
-            return
         text = any(
             isinstance(one.prompt, str)
             and not one.multi_modal_data
             and not one.chat_messages
             for one in requests
         )
-        for names in self.masks if text else ():
+        if not text:
+            return
+        if self.catalogue is None:
+            raise ConfigError(
+                f"{FLAG} and requests of text want --sauce-bundle, the server's: "
+                "nothing else tells here whether the concepts are of pictures only"
+            )
+        for names in self.masks:
             if len(without_decoder(names, self.catalogue)) == len(set(names)):
                 raise ConfigError(
                     f"{FLAG}: {', '.join(names)} would be forgotten in pictures only, "

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_sauce.client import KEY, forget
+from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.bench.masks import FLAG, Masks, add_flag, masks_of, or_exit
 from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.plugin.startup import settings
-from vllm_sauce.unlearning.mask import PREFIX
+from vllm_sauce.unlearning.mask import PREFIX, without_decoder
 
 COMMANDS = ("throughput", "latency")
 
@@ -40,7 +41,7 @@ def _main(original: Callable[..., Any], args: argparse.Namespace) -> Any:
 
 
 def _run(original: Callable[..., Any], args: argparse.Namespace) -> Any:
-    turns = Turns(_masks(args))
+    turns = Turns(*_masks(args))
     # Around admission: every way to ask an engine ends there.
     compat.hook("all", "InputProcessor.process_inputs", turns.process_inputs)
     result = original(args)
@@ -55,7 +56,7 @@ def _run(original: Callable[..., Any], args: argparse.Namespace) -> Any:
     return result
 
 
-def _masks(args: argparse.Namespace) -> Masks:
+def _masks(args: argparse.Namespace) -> tuple[Masks, Catalogue]:
     """Raises: ConfigError"""
     config = settings.from_vllm_config(args)
     if config is None:
@@ -71,13 +72,16 @@ def _masks(args: argparse.Namespace) -> Masks:
             f"{FLAG} with --use-beam-search would give each beam another mask; leave "
             "one of them out"
         )
-    return masks_of(args.sauce_bench_forget, Admission.open(config), args.seed or 0)
+    admission = Admission.open(config)
+    masks = masks_of(args.sauce_bench_forget, admission, args.seed or 0)
+    return masks, admission.bundle.catalogue
 
 
 class Turns:
     """Gives requests their masks in turn, and sees what admission made of it."""
 
-    def __init__(self, masks: Masks) -> None:
+    def __init__(self, masks: Masks, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
         self._next = itertools.cycle(masks)
         self.num_requests = 0
         self.mask_ids: set[str] = set()
@@ -102,7 +106,11 @@ class Turns:
         )
         request = original(processor, request_id, prompt, params, *args, **kwargs)
         keys = [request.cache_salt, *(f.identifier for f in request.mm_features or ())]
-        if not any(key and key.startswith(PREFIX) for key in keys):
+        # What is mandatory may put a mask there, too.
+        unread = set(without_decoder(names, self._catalogue)) == set(names)
+        if not any(key and key.startswith(PREFIX) for key in keys) or (
+            unread and not request.mm_features
+        ):
             raise ConfigError(
                 f"{FLAG}: {', '.join(names)} would be forgotten in pictures only, and "
                 "the benchmark's requests have none: take a dataset with pictures, or "

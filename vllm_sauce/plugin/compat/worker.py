@@ -222,6 +222,8 @@ def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
     An SAE that normalises its input makes nothing of a zero vector, and so would a
     canary that looks for an effect.
     """
+    import torch
+
     buffer = getattr(runner, "inputs_embeds", None)  # V1, a CpuGpuBuffer
     rows: Any = None
     if not is_first_stage():
@@ -237,7 +239,9 @@ def dummy_embeddings(runner: Any, num_tokens: int) -> Iterator[None]:
         yield
         return
     kept = rows.clone()
-    rows.uniform_(-1.0, 1.0)
+    # The same on all ranks, whatever each has drawn before.
+    seeded = torch.Generator(rows.device).manual_seed(0)
+    rows.uniform_(-1.0, 1.0, generator=seeded)
     try:
         yield
     finally:

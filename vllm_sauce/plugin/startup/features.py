@@ -88,6 +88,16 @@ _SWITCHES = (
 """Where vLLM has a feature, its name, and why it is refused."""
 
 
+FOREIGN = (
+    "update_config",
+    "init_weight_transfer_engine",
+    "start_weight_update",
+    "start_draft_weight_update",
+    "update_weights",
+    "finish_weight_update",
+)
+"""Worker methods that bring weights or settings which no bundle was made for."""
+
 _SPECULATION = ("ngram", "draft_model", "eagle")
 """How tokens may be drafted: those that the edited model would not say are dropped."""
 
@@ -124,8 +134,21 @@ def _parallel(vllm_config: Any) -> list[str]:
         found.append(
             "data parallelism of a mixture of experts (engines in step, never tried)"
         )
+    if getattr(parallel, "data_parallel_backend", "mp") == "ray":
+        found.append("--data-parallel-backend ray (proven: mp)")
     if parallel.tensor_parallel_size * parallel.pipeline_parallel_size == 1:
         return found
+    if getattr(parallel, "nnodes", 1) > 1:
+        found.append("an engine's ranks on several nodes (never tried)")
+    if parallel.pipeline_parallel_size > 1:
+        found += [
+            f"{what} in a pipeline (never tried)"
+            for name, what in (
+                ("speculative_config", "drafts"),
+                ("lora_config", "LoRA"),
+            )
+            if getattr(vllm_config, name) is not None
+        ]
     if vllm_config.model_config.is_encoder_decoder:
         found.append("Llama 3.2 Vision on several ranks (never tried)")
     executor = parallel.distributed_executor_backend
@@ -169,14 +192,30 @@ def unproven(vllm_config: Any) -> list[str]:
     return found
 
 
+def refuse_foreign(name: str) -> None:
+    """Refuse a call that brings other weights or settings.
+
+    Raises: UnsupportedFeatureError
+    """
+    raise UnsupportedFeatureError(
+        f"{name} would change the model under the bundle's SAEs, which belong to "
+        "the weights it was started with; start a server with the new weights and "
+        "a bundle for them"
+    )
+
+
 def refuse_quantized(vllm_config: Any, model_dir: Path | None) -> None:
     """Stop the start when vLLM quantises weights that the bundle is of.
 
     Raises: UnsupportedFeatureError, ConfigError
     """
-    method = vllm_config.model_config.quantization
+    model = vllm_config.model_config
+    method = model.quantization
+    # vLLM adds this one to what a checkpoint has.
+    more = getattr(model, "quantization_config", None) is not None
     # A quantised checkpoint is what the bundle's fingerprint was compared with.
-    if method is None or (model_dir is not None and is_quantized(model_dir)):
+    mine = method is None or (model_dir is not None and is_quantized(model_dir))
+    if mine and not more:
         return
     raise UnsupportedFeatureError(
         f"--quantization {method} changes the weights that the bundle was made for, "

@@ -44,6 +44,8 @@ def check(vllm_config: Any, reports: Sequence[Report]) -> None:
             wrong.append(f"rank {number} has bundle {one.get('digest')}")
         if one.get("kernel") != reports[0].get("kernel"):
             wrong.append(f"rank {number} edits by another kernel than rank 0")
+        if one.get("weights") != reports[0].get("weights"):
+            wrong.append(f"rank {number} has other weights than rank 0")
         if not one["proven"]:
             wrong.append(f"nothing proves that rank {number} edits")
     if wrong:

@@ -237,6 +237,8 @@ def _create_engine_config(
     features.refuse_unproven(vllm_config, sites=tuple(sorted(bundle.sites)))
     if not allowed:
         features.refuse_quantized(vllm_config, model_dir)
+    elif vllm_config.model_config.quantization is None and model_dir is not None:
+        bundle.check_model(model_dir)  # whatever its config says of itself
     vllm_config.additional_config["sauce"].update(table_sizes(vllm_config))
     _say_what_runs(vllm_config, bundle)
     return vllm_config

@@ -46,7 +46,8 @@ def _after_warm_up(
     # are compiled, and compared, before it.
     runner = self.model_runner
     _check_ops(runner)
-    result = original(self, *args, **kwargs)
+    with compat.together(stages=True):
+        result = original(self, *args, **kwargs)
     _prove_sites(runner)
     return result
 
@@ -57,7 +58,8 @@ def prove(runner: Any) -> None:
 
     Raises: CanaryError naming the site where the edit did not run.
     """
-    _runtime(runner).proven = False
+    with compat.together(stages=True):
+        _runtime(runner).proven = False
     _check_ops(runner)
     _prove_sites(runner)
 
@@ -70,7 +72,8 @@ def _runtime(runner: Any) -> SauceRuntime:
 
 
 def _prove_sites(runner: Any) -> None:
-    runtime = _runtime(runner)
+    with compat.together(stages=True):
+        runtime = _runtime(runner)
     started = time.monotonic()
     runtime.proven, runtime.in_canary = False, True
     try:
@@ -115,10 +118,11 @@ def dummy_batches(vllm_config: Any) -> list[DummyBatch]:
 
 
 def _check_ops(runner: Any) -> None:
-    runtime, started = _runtime(runner), time.monotonic()
+    started = time.monotonic()
     batches = dummy_batches(runner.vllm_config)
     sizes = {*SIZES, *(batch.num_tokens for batch in batches)}
     with compat.together(stages=True):
+        runtime = _runtime(runner)
         for site, table in runtime.tables.items():
             if table.checksum() != table.loaded_checksum:
                 raise CanaryError(

@@ -27,8 +27,8 @@ class Decoding:
         self._req_ids = list(req_ids)
         self._steps = steps
         self._num_tokens = num_tokens.tobytes()
-        self._advance = int(num_tokens.sum())
-        self._next_start = int(starts.sum()) + self._advance
+        self._advance = num_tokens.copy()
+        self._next_starts = starts + num_tokens
 
     def goes_on(
         self, changes: int, req_ids: Sequence[str], steps: Sequence[object]
@@ -43,15 +43,13 @@ class Decoding:
     def advances(self, starts: np.ndarray, num_tokens: np.ndarray) -> bool:
         """Say whether each request goes on where the last step left it.
 
-        One that was preempted may begin again, and none goes on further than by its
-        tokens: if the sum of the positions is right, each of them is.
+        One that was preempted may begin again.
 
         Shapes: starts, num_tokens [num_reqs]
         """
-        if (
-            int(starts.sum()) != self._next_start
-            or num_tokens.tobytes() != self._num_tokens
+        if num_tokens.tobytes() != self._num_tokens or not bool(
+            (starts == self._next_starts).all()
         ):
             return False
-        self._next_start += self._advance
+        self._next_starts += self._advance
         return True

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from vllm_sauce.bundle import Bundle
+from vllm_sauce.bundle import Bundle, weights_sha256
 from vllm_sauce.concepts import TRIAL, is_vision
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
@@ -105,7 +105,7 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
             f"the bundle {config.bundle} changed while the engine started: wanted "
             f"{expected}, found {bundle.digest}; start again"
         )
-    check_files(bundle, vllm_config)
+    weights = check_files(bundle, vllm_config)
     towers = vision_sites(bundle, vllm_config.model_config.hf_config)
     device = next(model.parameters()).device
     # Each stage of a pipeline has its layers' sites, the first those of pictures.
@@ -119,6 +119,7 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
     sizes = settings.table_sizes(vllm_config)
     here = [site for site in towers if site in modules]
     runtime = SauceRuntime(bundle, tables, sizes["max_num_tokens"], here)
+    runtime.weights = weights
     place(model, vllm_config, runtime, modules)
     if device.type == "cpu":
         native.prepare()
@@ -126,21 +127,25 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
     return runtime
 
 
-def check_files(bundle: Bundle, vllm_config: Any) -> None:
+def check_files(bundle: Bundle, vllm_config: Any) -> str | None:
     """Refuse a model on the disk to which the bundle does not belong.
+
+    Returns the hash of weights that are not the bundle's, by the operator's leave.
 
     Raises: BundleMismatchError.
     """
     model_config = vllm_config.model_config
-    config = settings.from_vllm_config(vllm_config)
-    allowed = config is not None and config.allow_quantized
     folder = compat.local_model_dir(model_config.model, model_config.revision)
     if folder is None:
         raise BundleMismatchError(
             f"cannot find the files of {model_config.model} to check that the bundle "
             "belongs to them; give a local folder as the model"
         )
-    bundle.check_model(folder, allow_quantized=allowed)
+    config = settings.from_vllm_config(vllm_config)
+    allowed = config is not None and config.allow_quantized
+    other = allowed and model_config.quantization is not None
+    bundle.check_model(folder, allow_quantized=other)
+    return weights_sha256(folder) if other else None
 
 
 def vision_sites(bundle: Bundle, hf_config: Any) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from vllm_sauce.errors import UnsupportedFeatureError
+from vllm_sauce.errors import BundleMismatchError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.startup import settings
+from vllm_sauce.plugin.startup import features, settings
 from vllm_sauce.plugin.worker import canary
 from vllm_sauce.plugin.worker.injection import check_files
 from vllm_sauce.plugin.worker.runtime import runtime_of
@@ -21,23 +21,13 @@ from vllm_sauce.plugin.worker.runtime import runtime_of
 _PARTS = frozenset({"weights", "kv_cache"})
 """What sleeps and can be woken by itself, as vLLM tags it."""
 
-_FOREIGN = (
-    "update_config",
-    "init_weight_transfer_engine",
-    "start_weight_update",
-    "start_draft_weight_update",
-    "update_weights",
-    "finish_weight_update",
-)
-"""Worker methods that bring weights or settings which no bundle was made for."""
-
 
 def install() -> None:
     """Wrap what changes a worker's memory or weights after the start."""
     compat.hook_worker("sleep", _sleep)
     compat.hook_worker("wake_up", _wake_up)
     compat.hook_worker("reload_weights", _reload_weights)
-    for name in _FOREIGN:
+    for name in features.FOREIGN:
         compat.hook_worker(name, partial(_refuse, name), needed=False)
 
 
@@ -49,11 +39,7 @@ def _refuse(
     name: str, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
     if _edits(self):
-        raise UnsupportedFeatureError(
-            f"{name} would change the model under the bundle's SAEs, which belong to "
-            "the weights it was started with; start a server with the new weights and "
-            "a bundle for them"
-        )
+        features.refuse_foreign(name)
     return original(self, *args, **kwargs)
 
 
@@ -75,11 +61,14 @@ def _wake_up(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    result = original(self, tags, *args, **kwargs)
-    if _edits(self):
+    if not _edits(self):
+        return original(self, tags, *args, **kwargs)
+    # The proof that follows is one of all ranks together.
+    with compat.together(stages=True):
+        result = original(self, tags, *args, **kwargs)
         asleep: set[str] = getattr(self, "_sauce_asleep", set())
         self._sauce_asleep = asleep - (_PARTS if tags is None else set(tags))
-        _prove_if_whole(self)
+    _prove_if_whole(self)
     return result
 
 
@@ -94,10 +83,13 @@ def _reload_weights(
     runtime = runtime_of(self.model_runner.model)
     assert runtime is not None
     runtime.proven = False
-    # The proof that follows is one of all ranks together.
-    with compat.together(stages=True):
+    with compat.together(stages=True):  # as in waking
         result = original(self, *args, **kwargs)
-        check_files(runtime.bundle, self.vllm_config)
+        if check_files(runtime.bundle, self.vllm_config) != runtime.weights:
+            raise BundleMismatchError(
+                "the model's weights are not those that it was started with; start a "
+                "server with the new ones"
+            )
     self._sauce_weights_lost = False
     _prove_if_whole(self)
     return result

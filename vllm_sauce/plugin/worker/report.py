@@ -23,5 +23,6 @@ def report(worker: Any) -> Report:
         "digest": runtime.bundle.digest,
         "sites": sorted(runtime.tables),
         "kernel": kernel_choice(),
+        "weights": runtime.weights,
         "proven": runtime.proven,
     }

@@ -182,6 +182,8 @@ class SauceRuntime(SiteAction):
         }
         if self.vision:
             self.announced = announced
+        self.weights: str | None = None
+        """The hash of the model's weights, where they are not the bundle's."""
         self.layers: dict[str, Any] = {}
         """The module of each decoder site."""
         self._proven = False
