@@ -107,7 +107,7 @@ def _check_whole(layer: Any, stream: Tensor) -> None:
     """
     first = compat.of_all_ranks(stream.cpu())[0].to(stream.device)
     with compat.together():
-        if not _distance(stream, first) <= _SAME * _distance(first, 0 * first):
+        if not (stream - first).norm() <= _SAME * first.norm():
             raise CanaryError(
                 f"layers of {class_of(layer)} leave each tensor-parallel rank a part "
                 "of the residual stream, and an edit must see it whole; serve with "
