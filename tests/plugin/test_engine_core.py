@@ -5,14 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.plugin.support import Ask, cold, run
-from vllm_sauce.errors import InvalidRequestError, TooManyConceptsError
-from vllm_sauce.plugin.engine_core import check
+from vllm_sauce.errors import (
+    InvalidRequestError,
+    TooManyConceptsError,
+    UnsupportedFeatureError,
+)
+from vllm_sauce.plugin.engine_core import _after_changes, check
 from vllm_sauce.plugin.frontend.admission import Admission
+from vllm_sauce.plugin.startup.ranks import CALL
 from vllm_sauce.unlearning.mask import Checked, Mask
 
 WHAT = "what is in the picture ?"
@@ -156,3 +162,75 @@ def test_what_is_let_in_bears_the_cores_mark(sauced: Any) -> None:
         assert (mark.mask and mark.mask.names()) == (ask.forget or None)
         assert passed.sampling_params.extra_args == {"other": 1}
         assert request.sampling_params.extra_args == before
+
+
+class Core:
+    """What of an engine core is looked at around a call to its ranks."""
+
+    def __init__(self, *reports: Any) -> None:
+        self.reports = list(reports)
+        self._sauce_admission = self
+        self._sauce_proven = True
+        self.model_executor = self
+        self.vllm_config = SimpleNamespace(
+            parallel_config=SimpleNamespace(world_size=len(reports))
+        )
+
+    def collective_rpc(self, name: str) -> list[Any]:
+        assert name == CALL
+        return self.reports
+
+
+PROVEN, NOT = {"proven": True}, {"proven": False}
+
+
+def raises(*_: Any) -> None:
+    raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("reports", "proven"),
+    [
+        ([PROVEN], True),
+        ([PROVEN, PROVEN], True),
+        ([NOT], False),
+        ([PROVEN, NOT], False),
+        ([PROVEN, None], False),  # the answer to another call
+    ],
+)
+def test_after_a_call_all_ranks_must_be_proven(
+    reports: list[Any], proven: bool
+) -> None:
+    core = Core(*reports)
+    assert _after_changes(lambda *_: "done", core, "reload_weights") == "done"
+    assert core._sauce_proven is proven
+
+
+@pytest.mark.parametrize(
+    ("reports", "proven"), [([PROVEN], True), ([NOT], False), ([PROVEN, PROVEN], False)]
+)
+def test_after_a_call_that_fails_several_ranks_answers_are_out_of_step(
+    reports: list[Any], proven: bool
+) -> None:
+    core = Core(*reports)
+    with pytest.raises(KeyError):
+        _after_changes(raises, core, "reload_weights")
+    assert core._sauce_proven is proven
+
+
+def test_a_call_that_only_asks_takes_nothing_back() -> None:
+    core = Core(PROVEN, PROVEN)
+    with pytest.raises(KeyError):
+        _after_changes(raises, core, CALL)
+    assert core._sauce_proven
+
+
+def test_what_brings_other_weights_never_comes_to_a_rank() -> None:
+    core = Core(PROVEN, PROVEN)
+    for args, kwargs in (
+        (("update_weights",), {}),
+        ((), {"method": "update_config"}),
+    ):
+        with pytest.raises(UnsupportedFeatureError, match="weights it was started"):
+            _after_changes(raises, core, *args, **kwargs)
+    assert core._sauce_proven
