@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers requests in a process of its own, by an engine after which no other starts.
 
-``python -m tests.plugin.answering BUNDLE OPTIONS`` prints one line of JSON.
+``python -m tests.plugin.answering BUNDLE OPTIONS ASKS`` prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Answers:
     """What an engine answered."""
 
     replies: Sequence[tuple[Reply, Reply]]
-    """To each of ``ASKS``: as one batch, and in the other order with warm caches."""
+    """To each of what is asked: as one batch, then in another order and warm."""
 
     drafted: dict[str, float]
     """Counts of speculation."""
@@ -60,9 +60,10 @@ def apart(*arguments: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def answers(bundle: Path, **options: Any) -> Answers:
+def answers(bundle: Path, asks: Sequence[Ask] = ASKS, **options: Any) -> Answers:
     """Start an engine in a process of its own; return what it answers."""
-    done = apart("-m", "tests.plugin.answering", bundle, json.dumps(options))
+    asked = json.dumps([asdict(ask) for ask in asks])
+    done = apart("-m", "tests.plugin.answering", bundle, json.dumps(options), asked)
     for line in done.stdout.splitlines():
         if line.startswith(_MARK):
             found = json.loads(line.removeprefix(_MARK))
@@ -78,8 +79,9 @@ def _reply(tokens: list[int], logprobs: list[Any], cached: int) -> Reply:
     return Reply(tuple(tokens), steps, cached)  # type: ignore[arg-type]
 
 
-def main(bundle: str, options: str) -> None:
+def main(bundle: str, options: str, asked: str) -> None:
     """Answer all, twice, and print it."""
+    asks = [Ask(**ask) for ask in json.loads(asked)]
     llm = engine(
         MODEL,
         {"bundle": bundle},
@@ -87,8 +89,8 @@ def main(bundle: str, options: str) -> None:
         max_num_batched_tokens=128,
         **json.loads(options),
     )
-    replies = run(llm, ASKS)
-    again = run(llm, ASKS[::-1])[::-1]
+    replies = run(llm, asks)
+    again = run(llm, asks[::-1])[::-1]
     drafted = {
         metric.name.rpartition("num_")[2]: metric.value
         for metric in llm.get_metrics()

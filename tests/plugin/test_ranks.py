@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.plugin.answering import ASKS, answers, apart
+from tests.plugin.conftest import RUNNER
 from tests.plugin.random_bundle import write_random_bundle
 from tests.plugin.support import MODEL, ReferenceModel
 from vllm_sauce.bundle import Bundle
@@ -48,9 +50,11 @@ def test_each_answer_is_the_edited_models(
 ) -> None:
     """Each mask's answers are transformers' with its edits, cold and warm."""
     reference = ReferenceModel(MODEL, Bundle.load(bundle))
-    found = answers(bundle, **options)
-    wanted = [reference.reply(ask) for ask in ASKS]
-    for ask, pair, want in zip(ASKS, found.replies, wanted, strict=True):
+    # A few tokens: two ranks and another test share the cores.
+    asks = [replace(ask, max_tokens=4) for ask in ASKS]
+    found = answers(bundle, asks, **options)
+    wanted = [reference.reply(ask) for ask in asks]
+    for ask, pair, want in zip(asks, found.replies, wanted, strict=True):
         assert all(one.close(want, 1e-3) for one in pair), ask
     assert len({one.tokens for one in wanted}) > 4, "masks must change answers"
     assert [one["sites"] for one in found.reports] == sites
@@ -77,6 +81,7 @@ if __name__ == "__main__":  # ranks import this file, too
 """
 
 
+@pytest.mark.skipif(RUNNER == "v2", reason="the vote is the same on both runners")
 def test_what_one_rank_finds_ends_the_start_of_all(
     bundle: Path, tmp_path: Path
 ) -> None:
