@@ -14,7 +14,6 @@ from vllm_sauce.concepts import SPARING, TOKENS, Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import (
     BundleCorruptError,
     BundleError,
-    BundleMismatchError,
     BundleNotFoundError,
     UnsupportedSAEError,
 )
@@ -69,19 +68,6 @@ def build_bundle(model_dir, name="dog", fill=None):
     return Bundle.build(
         fingerprint_model(model_dir), sites, Catalogue([dog]), {"vision": {"l0": 3.5}}
     )
-
-
-@pytest.fixture
-def model_dir(tmp_path):
-    folder = write_model(tmp_path / "model")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
-
-
-@pytest.fixture
-def bundle_dir(tmp_path, model_dir):
-    build_bundle(model_dir).save(tmp_path / "bundle")
-    return tmp_path / "bundle"
 
 
 def test_any_user_may_read_a_saved_bundle(bundle_dir):
@@ -341,66 +327,6 @@ def test_saving_over_something_else_is_refused(tmp_path, model_dir):
     with pytest.raises(BundleError, match="no bundle's file"):
         build_bundle(model_dir).save(model_dir)
     assert (model_dir / "model.safetensors").read_bytes() == b"weights"
-
-
-def test_check_model_names_every_difference(tmp_path, model_dir, bundle_dir):
-    bundle = Bundle.load(bundle_dir)
-    bundle.check_model(model_dir)
-    other = write_model(tmp_path / "other", text_config={"hidden_size": 5})
-    with pytest.raises(BundleMismatchError) as caught:
-        bundle.check_model(other)
-    for field in ("text.hidden_size: 4, not 5", "text.vocab_size", "weights_sha256"):
-        assert field in str(caught.value)
-
-
-def test_check_model_sees_other_weights(model_dir, bundle_dir):
-    bundle = Bundle.load(bundle_dir)
-    (model_dir / "model.safetensors").write_bytes(b"Weights")
-    with pytest.raises(BundleMismatchError, match="weights_sha256"):
-        bundle.check_model(model_dir)
-
-
-@pytest.mark.parametrize("where", ["config.json", "text_config", "hf_quant"])
-def test_a_quantised_copy_is_served_where_it_is_allowed(
-    tmp_path, model_dir, bundle_dir, where
-):
-    """Of the same sizes: other weights, and nothing else."""
-    bundle = Bundle.load(bundle_dir)
-    quantized = {"quantization_config": {"quant_method": "awq"}}
-    sizes = json.loads((model_dir / "config.json").read_text())["text_config"]
-    copy = write_model(tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    if where == "config.json":
-        config |= quantized
-    elif where == "text_config":
-        config["text_config"] = sizes | quantized
-    else:
-        (copy / "hf_quant_config.json").write_text("{}")
-    (copy / "config.json").write_text(json.dumps(config))
-    (copy / "model.safetensors").write_bytes(b"fewer bits")
-    with pytest.raises(BundleMismatchError, match="--sauce-allow-quantized"):
-        bundle.check_model(copy)
-    bundle.check_model(copy, allow_quantized=True)
-    config["text_config"]["hidden_size"] = 5
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BundleMismatchError, match=r"text\.hidden_size: 4, not 5"):
-        bundle.check_model(copy, allow_quantized=True)
-
-
-def test_other_weights_that_are_not_quantised_are_never_allowed(model_dir, bundle_dir):
-    bundle = Bundle.load(bundle_dir)
-    (model_dir / "model.safetensors").write_bytes(b"Weights")
-    with pytest.raises(BundleMismatchError, match="made for$"):
-        bundle.check_model(model_dir, allow_quantized=True)
-
-
-def test_a_model_without_weights_fits_only_a_bundle_made_without(tmp_path, model_dir):
-    bare = write_model(tmp_path / "bare")
-    build_bundle(bare).check_model(bare)
-    with pytest.raises(BundleMismatchError, match="weights_sha256"):
-        build_bundle(model_dir).check_model(bare)
-    with pytest.raises(BundleMismatchError, match="weights_sha256"):
-        build_bundle(bare).check_model(model_dir)
 
 
 def test_renamed_shards_are_another_model(model_dir):

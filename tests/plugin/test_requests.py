@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.plugin.support import LONG, Ask, cold
+from tests.plugin.support import LONG, Ask, cold, reply_of, run
 
 MASKS: tuple[tuple[str, ...], ...] = ((), ("seen",), ("read",), ("both",))
 TOLERANCE = 1e-3
@@ -114,3 +114,41 @@ def test_an_answer_ends_where_it_is_told_to(sauced: Any, asks: list[Ask]) -> Non
         (cut,) = outputs_of(sauced, [ask], stop=[stop])
         assert cut.outputs[0].stop_reason == stop
         assert whole.outputs[0].text.startswith(cut.outputs[0].text)
+
+
+@pytest.mark.feature("priorities")
+def test_who_comes_first_is_edited_alike(tight: Any, reference: Any) -> None:
+    """Eight requests, the last ones first: each has its own mask."""
+    asks = [Ask(n, LONG, mask) for n in (1, 2) for mask in MASKS]
+    params = [ask.params() for ask in asks]
+    cold(tight)
+    outputs = tight.generate(
+        [ask.prompt() for ask in asks], params, priority=list(range(8, 0, -1))
+    )
+    times = [output.metrics.first_token_ts for output in outputs]
+    assert max(times[4:]) < min(times[:4])
+    for ask, output in zip(asks, outputs, strict=True):
+        assert reply_of(output).close(reference.reply(ask), 1e-3), ask
+
+
+@pytest.mark.feature("KV events")
+def test_blocks_are_told_of_under_their_masks_names(
+    tight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever routes by cached blocks sees that masks share none."""
+    told: list[Any] = []
+    scheduler = tight.llm_engine.engine_core.engine_core.scheduler
+    monkeypatch.setattr(scheduler.kv_event_publisher, "publish", told.append)
+    stored = []
+    cold(tight)
+    for mask in (*MASKS, ("read",)):
+        told.clear()
+        run(tight, [Ask(None, LONG, mask)])
+        events = [event for batch in told for event in batch.events]
+        stored.append(
+            {key for one in events for key in getattr(one, "block_hashes", ())}
+        )
+    plain, seen, read, both, again = stored
+    # Without a picture, what edits pictures alone is plain.
+    assert plain and not seen and not again
+    assert read and both and not plain & read and not read & both

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,14 @@ from vllm_sauce.errors import (
     UnsupportedVLLMError,
 )
 from vllm_sauce.models.architectures import LAYERS, VISION_ROWS
+from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.own_models import MLLAMA
-from vllm_sauce.plugin.sites.modules import decoder_layers, form_of, modules_at
+from vllm_sauce.plugin.sites.modules import (
+    decoder_layers,
+    followed,
+    form_of,
+    modules_at,
+)
 
 
 def named(name: str, *bases: type) -> Any:
@@ -155,3 +162,51 @@ def test_vllm_has_the_models_that_the_table_names() -> None:
     # One is the plugin's own, which it brings when it is asked for.
     assert set(VISION_ROWS) - {MLLAMA} <= set(ModelRegistry.get_supported_archs())
     assert set(LAYERS.values()) <= {"sum", "first", "single"}
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
+    """Makes a model of a stage between others: names of layers, "" of theirs."""
+    monkeypatch.setattr(compat, "is_first_stage", lambda: False)
+    monkeypatch.setattr(compat, "is_last_stage", lambda: False)
+    monkeypatch.setattr(compat, "is_elsewhere", lambda one: type(one) is nn.Identity)
+
+    def model(*names: str) -> nn.Module:
+        stack = [named(name) if name else nn.Identity() for name in names]
+        return holding("model.layers", nn.ModuleList(stack))
+
+    return model
+
+
+LLAMA, GEMMA = "LlamaDecoderLayer", "Gemma3DecoderLayer"
+
+
+def test_a_stage_has_the_sites_of_its_layers(
+    elsewhere: Callable[..., nn.Module],
+) -> None:
+    """By their numbers in the whole model; pictures are the first stage's."""
+    model: Any = elsewhere("", LLAMA, LLAMA, "")
+    sites = ["vision", *(f"decoder.{i}" for i in range(4))]
+    stack = model.model.layers
+    assert modules_at(model, None, sites) == {
+        "decoder.1": stack[1],
+        "decoder.2": stack[2],
+    }
+    with pytest.raises(ConfigError, match="wants decoder layer 4, the model has 4"):
+        modules_at(model, None, ["decoder.4"])
+
+
+def test_a_layer_is_proven_where_another_takes_what_it_leaves(
+    elsewhere: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage's last by another of its class; the model's last as it is."""
+    model: Any = elsewhere("", GEMMA, LLAMA, GEMMA, LLAMA, "")
+    stack = model.model.layers
+    for layer in list(stack)[1:4]:
+        assert followed(model, layer) is layer
+    assert followed(model, stack[4]) is stack[2]
+    alone: Any = elsewhere("", GEMMA, LLAMA, "")
+    with pytest.raises(UnsupportedFeatureError, match="no LlamaDecoderLayer but the"):
+        followed(alone, alone.model.layers[2])
+    monkeypatch.setattr(compat, "is_last_stage", lambda: True)
+    assert followed(alone, alone.model.layers[2]) is alone.model.layers[2]

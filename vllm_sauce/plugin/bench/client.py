@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import itertools
 import json
 import os
@@ -20,7 +19,7 @@ from vllm_sauce.concepts import Catalogue
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.bench.masks import FLAG, Masks, add_flag, masks_of, or_exit
+from vllm_sauce.plugin.bench.masks import FLAG, Masks, add_flag, masks_of, where_asked
 from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.plugin.startup import flags
 from vllm_sauce.unlearning.mask import without_decoder
@@ -63,13 +62,8 @@ def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
     return result
 
 
+@where_asked
 def _main(original: Callable[..., Any], args: argparse.Namespace) -> Any:
-    if args.sauce_bench_forget is None:
-        return original(args)
-    return or_exit(functools.partial(_run, original, args))
-
-
-def _run(original: Callable[..., Any], args: argparse.Namespace) -> Any:
     asking = Asking.of(args)
     compat.hook("bench serve", "benchmark", asking.benchmark)
     result = original(args)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from vllm_sauce.client import KEY, forget
 from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.bench.masks import FLAG, Masks, add_flag, masks_of, or_exit
+from vllm_sauce.plugin.bench.masks import FLAG, Masks, add_flag, masks_of, where_asked
 from vllm_sauce.plugin.frontend.admission import Admission
 from vllm_sauce.plugin.startup import settings
 from vllm_sauce.unlearning.mask import PREFIX, without_decoder
@@ -34,13 +33,8 @@ def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
     return result
 
 
+@where_asked
 def _main(original: Callable[..., Any], args: argparse.Namespace) -> Any:
-    if args.sauce_bench_forget is None:
-        return original(args)
-    return or_exit(functools.partial(_run, original, args))
-
-
-def _run(original: Callable[..., Any], args: argparse.Namespace) -> Any:
     turns = Turns(*_masks(args))
     # Around admission: every way to ask an engine ends there.
     compat.hook("all", "InputProcessor.process_inputs", turns.process_inputs)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import random
 import sys
@@ -116,9 +117,19 @@ def draw(names: Sequence[str], num_masks: int, seed: int) -> Masks:
     return tuple(found)
 
 
-def or_exit(run: Callable[[], Any]) -> Any:
-    """Call; an error of ours ends the benchmark with its message alone."""
-    try:
-        return run()
-    except SauceError as error:
-        sys.exit(f"vllm {' '.join(sys.argv[1:3])}: error: {error}")
+def where_asked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Have what is around a benchmark's ``main`` run only where the flag is given.
+
+    An error of ours ends the benchmark with its message alone.
+    """
+
+    @functools.wraps(run)
+    def main(original: Callable[..., Any], args: argparse.Namespace) -> Any:
+        if args.sauce_bench_forget is None:
+            return original(args)
+        try:
+            return run(original, args)
+        except SauceError as error:
+            sys.exit(f"vllm {' '.join(sys.argv[1:3])}: error: {error}")
+
+    return main

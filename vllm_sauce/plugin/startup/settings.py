@@ -114,6 +114,16 @@ def from_vllm_config(vllm_config: Any) -> SauceConfig | None:
     )
 
 
+def may_have_other_weights(vllm_config: Any) -> bool:
+    """Say whether the operator allows the weights, quantised, not to be the bundle's.
+
+    By what vLLM will do, whatever a model's config says of itself.
+    """
+    config = from_vllm_config(vllm_config)
+    allowed = config is not None and config.allow_quantized
+    return allowed and vllm_config.model_config.quantization is not None
+
+
 def wants_action(vllm_config: Any) -> bool:
     """Say whether something is done at the sites of an engine's model."""
     keys = "sauce", HARVEST_KEY
@@ -230,15 +240,13 @@ def _create_engine_config(
     bundle = resolve(self)
     if bundle is None:
         return original(self, *args, **kwargs)
-    allowed: bool = section_of(self)["allow_quantized"]  # type: ignore[index]
-    if (model_dir := _model_dir(self)) is not None:
-        bundle.check_model(model_dir, allow_quantized=allowed)
     vllm_config = original(self, *args, **kwargs)
     features.refuse_unproven(vllm_config, sites=tuple(sorted(bundle.sites)))
-    if not allowed:
+    model_dir, other = _model_dir(self), may_have_other_weights(vllm_config)
+    if model_dir is not None:
+        bundle.check_model(model_dir, allow_quantized=other)
+    if not other:
         features.refuse_quantized(vllm_config, model_dir)
-    elif vllm_config.model_config.quantization is None and model_dir is not None:
-        bundle.check_model(model_dir)  # whatever its config says of itself
     vllm_config.additional_config["sauce"].update(table_sizes(vllm_config))
     _say_what_runs(vllm_config, bundle)
     return vllm_config
@@ -273,7 +281,7 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
             "; ".join(others),
             shown(served),
         )
-    if vllm_config.model_config.quantization is not None and config.allow_quantized:
+    if may_have_other_weights(vllm_config):
         logger.warning(
             "sauce: the model is served quantised (%s), and what this bundle forgets "
             "was measured on its own weights: measure it so, with sauce eval --url",

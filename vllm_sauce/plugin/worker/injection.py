@@ -141,9 +141,7 @@ def check_files(bundle: Bundle, vllm_config: Any) -> str | None:
             f"cannot find the files of {model_config.model} to check that the bundle "
             "belongs to them; give a local folder as the model"
         )
-    config = settings.from_vllm_config(vllm_config)
-    allowed = config is not None and config.allow_quantized
-    other = allowed and model_config.quantization is not None
+    other = settings.may_have_other_weights(vllm_config)
     bundle.check_model(folder, allow_quantized=other)
     return weights_sha256(folder) if other else None
 
