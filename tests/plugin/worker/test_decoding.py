@@ -110,6 +110,8 @@ def end_and_begin(decoding: Decoding, name: str, of: str, length: int = 3) -> No
         (lambda d: None, (0, 10, 20), [-1, 1, -1, -1]),
         # Another request of the same name.
         (lambda d: end_and_begin(d, "dog", "cat"), (10, 10, 10), [1, 1, -1, -1]),
+        # A session's next prompt: told of anew, and never of an end.
+        (lambda d: d.begin("dog", mask("cat")), (10, 10, 10), [1, 1, -1, -1]),
         (lambda d: end_and_begin(d, "dog", "dog", 20), (10, 10, 10), [0, 1, -1, -1]),
         (lambda d: end_and_begin(d, "plain", "cat"), (10, 10, 10), [0, 1, 1, -1]),
         # Proven anew, whatever that did to the buffers.
@@ -128,6 +130,12 @@ def test_whatever_came_between_is_seen(
     between(decoding)
     decoding.tell(*starts)
     assert decoding.slots() == slots
+
+
+def test_the_same_requests_in_another_order_are_looked_at() -> None:
+    decoding = Decoding()
+    decoding.tell(10, 10, 10, names=["plain", "dog", "cat"])
+    assert decoding.slots() == [-1, 0, 1, -1]
 
 
 def test_what_goes_on_stops_when_the_proof_is_taken_back() -> None:
