@@ -17,6 +17,8 @@ from vllm_sauce.evaluation.asking.asker import Answer, Ask, Progress
 
 CLIENTS = 16
 """Requests under way at a time."""
+SAYS = "sauce-forget"
+"""What a server says of an answer in which something was forgotten."""
 
 
 @dataclass(slots=True)
@@ -44,10 +46,19 @@ class EndpointAsker:
 
         def answer(ask: Ask) -> Answer:
             try:
-                reply = client.chat.completions.create(**_body(self.model, ask))
+                raw = client.chat.completions.with_raw_response.create(
+                    **_body(self.model, ask)
+                )
+                choice = raw.parse().choices[0]
             except openai.OpenAIError as error:
                 raise SauceError(f"{self.url}: {error}") from error
-            choice = reply.choices[0]
+            if ask.edited and raw.headers.get(SAYS) is None:
+                raise SauceError(
+                    f"{self.url} was asked to forget {', '.join(ask.forget)}, and its "
+                    f"answer does not say that it did (header {SAYS}): is that "
+                    "vllm-sauce, with nothing in between that takes away vllm_xargs or "
+                    "headers?"
+                )
             text = (choice.message.content or "").strip()
             return Answer(text, finished=choice.finish_reason == "stop")
 
