@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -31,8 +31,6 @@ Note = Callable[[str, int, int], None]
 
 ENOUGH = 0.98
 """Share of forgetting beyond which a milder setting is better."""
-SCREENED = 0.05
-"""What some of the questions may say beyond a floor that all of them keep to."""
 ALIKE = 2
 """Settings of the same latents among those that the search hands on."""
 
@@ -47,7 +45,7 @@ class Calibrated:
     base: Outcome
     """Of the unedited model on the same questions."""
     within_floor: bool
-    """Whether IRA, CRA and every other concept lose no more than they may."""
+    """Whether IRA, CRA and every other concept lost no more than they may."""
     trials: tuple[Trial, ...] = field(repr=False)
 
 
@@ -56,9 +54,9 @@ def calibrate(
 ) -> dict[str, Calibrated]:
     """Search every concept's edit and return the best found.
 
-    Best is what forgets most (or ``prefer``) among what keeps IRA, CRA and every other
-    concept within the floors; where nothing does, the harmonic mean less what is lost
-    beyond them.
+    Best is, of what surely forgets and does not surely lose more of IRA, CRA or another
+    concept than it may, what forgets most (or ``prefer``). Where nothing does both,
+    forgetting comes first: a concept that is not forgotten is of no use to anybody.
     """
     config = examiner.config
     tried = _search(examiner, note)
@@ -80,7 +78,7 @@ def calibrate(
         partial(note, "finals"),
     )
     best = {
-        name: _choose(examiner, name, list(trials.values()))
+        name: max(trials.values(), key=partial(_worth, config))
         for name, trials in finals.items()
     }
     pruned = _prune(examiner, best, note) if config.prune else {}
@@ -95,7 +93,7 @@ def calibrate(
             best=chosen,
             edits=examiner.choices[name].edits(chosen.setting),
             base=examiner.base(name),
-            within_floor=_keeps(examiner, name, chosen),
+            within_floor=_within_floor(examiner, name, chosen),
             trials=tuple(t for t in distinct if t.objective > -math.inf),
         )
     return found
@@ -112,17 +110,10 @@ def _distinct(
 
     At most ``alike`` of them edit the same latents, unless there are no others.
     """
-    choices, config = examiner.choices[name], examiner.config
-
-    def merit(trial: Trial) -> tuple[float, ...]:
-        if config.prefer != MILDEST:
-            return (trial.objective,)
-        # The objective knows the floors, what is mild does not.
-        return _keeps(examiner, name, trial, SCREENED), *_merit(config, trial)
-
+    choices, worth = examiner.choices[name], partial(_worth, examiner.config)
     chosen: dict[Hashable, tuple[bool, Setting]] = {}
     same: Counter[Hashable] = Counter()
-    for trial in sorted(trials.values(), key=merit, reverse=True):
+    for trial in sorted(trials.values(), key=worth, reverse=True):
         mask = choices.mask(trial.setting)
         if trial.objective == -math.inf or mask in chosen:
             continue
@@ -157,13 +148,31 @@ def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
     return tried
 
 
-def _keeps(examiner: Examiner, name: str, trial: Trial, margin: float = 1e-9) -> bool:
+def _within_floor(examiner: Examiner, name: str, trial: Trial) -> bool:
     # Shares of few questions: what is lost by rounding alone is not lost.
     config = examiner.config
     return (
-        trial.scores.loss(examiner.base(name)) <= config.retain_floor + margin
-        and trial.worst[1] <= config.worst_floor + margin
+        trial.scores.loss(examiner.base(name)) <= config.retain_floor + 1e-9
+        and trial.worst[1] <= config.worst_floor + 1e-9
     )
+
+
+def _holds(config: CalibrationConfig, trial: Trial) -> tuple[bool, bool]:
+    """Return whether a trial surely forgets, and whether it may pass for keeping.
+
+    Both err towards the stronger edit: few answers must not make it look costly, or a
+    mild one enough.
+    """
+    sure = trial.sure
+    keeps = sure.loss <= config.retain_floor and sure.worst <= config.worst_floor
+    return sure.forgetting >= config.forget_floor, keeps
+
+
+def _worth(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
+    """Return what of two trials is the better one; the first that differs decides."""
+    forgets, keeps = _holds(config, trial)
+    # What keeps too little is compared by what the search maximises: it knows how much.
+    return forgets, keeps, *(_merit(config, trial) if keeps else (trial.objective,))
 
 
 def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
@@ -175,20 +184,12 @@ def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
     return best, trial.objective
 
 
-def _choose(examiner: Examiner, name: str, finals: Sequence[Trial]) -> Trial:
-    """Return the best of what keeps to the floors, else of what the search wants."""
-    kept = [trial for trial in finals if _keeps(examiner, name, trial)]
-    if not kept:
-        return max(finals, key=lambda trial: trial.objective)
-    return max(kept, key=lambda trial: _merit(examiner.config, trial))
-
-
 def _prune(
     examiner: Examiner, best: Mapping[str, Trial], note: Note
 ) -> dict[str, list[Trial]]:
     """Drop latents that cost nothing to leave; returns what was taken, best last.
 
-    A part is dropped if the floors are still kept and neither what is preferred nor
+    A part is dropped if as much is sure as before and neither what is preferred nor
     what the search maximises gets worse.
     """
     kept = {name: [trial] for name, trial in best.items()}
@@ -207,7 +208,8 @@ def _prune(
         for name, trials in found.items():
             ((_, trial),) = trials.items()
             before = kept[name][-1]
-            lost = _keeps(examiner, name, before) and not _keeps(examiner, name, trial)
+            then, now = (_holds(examiner.config, one) for one in (before, trial))
+            lost = any(was and not is_ for was, is_ in zip(then, now, strict=True))
             pairs = zip(
                 _merit(examiner.config, trial),
                 _merit(examiner.config, before),
