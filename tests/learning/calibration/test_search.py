@@ -151,6 +151,13 @@ def test_to_forget_comes_before_the_floors(examiner):
     assert choose(examiner, [mild, strong]) is mild
 
 
+def test_what_forgets_enough_need_not_ruin_the_rest_to_be_sure(examiner):
+    """Fourteen of sixteen are less sure than the floor; half of everything is more."""
+    enough = trial(0.9, setting(), hm=0.875, sure=Sure(forgetting=0.775, loss=0.0))
+    ruins = trial(0.5, setting(k=2), hm=1.0, iras=0.5)
+    assert choose(examiner, [enough, ruins]) is enough
+
+
 def test_what_few_answers_say_is_no_reason_for_a_milder_edit(examiner):
     """One lost answer of few; and as many forgotten as luck could have."""
     lucky = trial(0.9, setting(), hm=0.9, sure=Sure(forgetting=0.75, loss=0.0))

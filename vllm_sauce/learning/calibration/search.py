@@ -157,22 +157,23 @@ def _within_floor(examiner: Examiner, name: str, trial: Trial) -> bool:
     )
 
 
-def _holds(config: CalibrationConfig, trial: Trial) -> tuple[bool, bool]:
-    """Return whether a trial surely forgets, and whether it may pass for keeping.
+def _holds(config: CalibrationConfig, trial: Trial) -> tuple[bool, bool, bool]:
+    """Return whether a trial surely forgets and keeps, whether it forgets, and keeps.
 
-    Both err towards the stronger edit: few answers must not make it look costly, or a
-    mild one enough.
+    A loss counts where it is sure, forgetting where it is: few answers must not make
+    the stronger edit look costly, or a mild one enough.
     """
-    sure = trial.sure
+    sure, forgetting = trial.sure, [trial.scores.UAg, trial.scores.UAd]
     keeps = sure.loss <= config.retain_floor and sure.worst <= config.worst_floor
-    return sure.forgetting >= config.forget_floor, keeps
+    forgets = all(one is None or one >= config.forget_floor for one in forgetting)
+    return keeps and sure.forgetting >= config.forget_floor, forgets, keeps
 
 
 def _worth(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
     """Return what of two trials is the better one; the first that differs decides."""
-    forgets, keeps = _holds(config, trial)
+    holds = _holds(config, trial)
     # What keeps too little is compared by what the search maximises: it knows how much.
-    return forgets, keeps, *(_merit(config, trial) if keeps else (trial.objective,))
+    return *holds, *(_merit(config, trial) if holds[-1] else (trial.objective,))
 
 
 def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
