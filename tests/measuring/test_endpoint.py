@@ -61,6 +61,21 @@ def test_a_server_that_forgets_says_so(serve: Serve) -> None:
     assert [answer.text for answer in asker.ask([PLAIN, MASKED])] == ["a dog"] * 2
 
 
+@pytest.mark.parametrize("said", ['{"cat": 0.5, "dog": 2}', "1"])
+def test_it_may_forget_more(serve: Serve, said: str) -> None:
+    """A policy's strength; a number stands for a long list."""
+    assert serve({"sauce-forget": said}).ask([MASKED])[0].text == "a dog"
+
+
+@pytest.mark.parametrize("said", ["{}", '{"cat": 1.0}', '{"dog": 0.5}', "0", "dog"])
+def test_one_that_forgets_something_else_is_not_measured(
+    serve: Serve, said: str
+) -> None:
+    """A server with a policy says "{}" where a proxy has dropped ``vllm_xargs``."""
+    with pytest.raises(SauceError, match="asked to forget dog"):
+        serve({"sauce-forget": said}).ask([MASKED])
+
+
 def test_one_that_does_not_is_not_measured(serve: Serve) -> None:
     """A stock vLLM ignores ``vllm_xargs`` it does not know, and answers 200."""
     asker = serve({})

@@ -272,6 +272,5 @@ def test_what_was_let_in_is_counted(client: httpx.Client) -> None:
         'sauce_requests_total{forgets="asked"}': 1,
         'sauce_requests_total{forgets="mandatory"}': 1,
         'sauce_concept_requests_total{concept="both"}': 1,
-        'sauce_concept_requests_total{concept="read"}': 2,
         'sauce_refused_total{error="UnknownConceptError"}': 1,
     }

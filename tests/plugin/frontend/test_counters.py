@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from prometheus_client import REGISTRY
 import vllm_sauce
 from tests.plugin.frontend.test_promises import ask, server, with_mandatory
 from vllm_sauce.plugin.frontend.admission import Admission
+from vllm_sauce.plugin.frontend.counters import counters
 
 Change = Callable[[], dict[str, float]]
 
@@ -53,16 +55,20 @@ def test_requests_are_counted_by_why_they_forget(
     }
 
 
-def test_mandatory_concepts_are_counted(admission: Admission, change: Change) -> None:
-    """In every request, and asked for or not."""
-    bodies: list[Any] = [{}, vllm_sauce.forget_body("seen")]
-    ask(server(with_mandatory(admission, "read")), *bodies)
+def test_requests_under_the_policy_are_counted(
+    admission: Admission, change: Change
+) -> None:
+    """But what is mandatory is not named, unless a client asks for it."""
+    strict = server(with_mandatory(admission, "read"))
+    bodies: list[Any] = [{}, {}, vllm_sauce.forget_body("seen")]
+    ask(strict, *bodies)
     assert change() == {
-        "sauce_requests_total mandatory": 1.0,
+        "sauce_requests_total mandatory": 2.0,
         "sauce_requests_total asked": 1.0,
         "sauce_concept_requests_total seen": 1.0,
-        "sauce_concept_requests_total read": 2.0,
     }
+    ask(strict, vllm_sauce.forget_body("read"))
+    assert change()["sauce_concept_requests_total read"] == 1.0
 
 
 def test_refusals_are_counted_once(admission: Admission, change: Change) -> None:
@@ -75,3 +81,27 @@ def test_refusals_are_counted_once(admission: Admission, change: Change) -> None
     ask(server(admission, lambda _: {}), vllm_sauce.forget_body("seen"))
     assert change()["sauce_refused_total InvalidRequestError"] == 2.0
     assert not any("requests" in name for name in change())
+
+
+def test_what_admission_refuses_late_was_not_let_in(
+    admission: Admission, change: Change
+) -> None:
+    """Its picture comes as an embedding: seen when the request is made."""
+    features = [
+        SimpleNamespace(identifier="p", mm_hash="p", modality="image", data={"x": 1})
+    ]
+    app = server(admission, features=features)
+    (reply,) = ask(app, vllm_sauce.forget_body("seen"))
+    assert reply.status_code == 400
+    assert change() == {"sauce_refused_total InvalidRequestError": 1.0}
+
+
+def test_what_is_counted_is_there_before_it_is(change: Change) -> None:
+    """A first request can be seen to come."""
+    counters.cache_clear()
+    for name in list(REGISTRY._collector_to_names):
+        if getattr(name, "_name", "").startswith("sauce_"):
+            REGISTRY.unregister(name)
+    counters()
+    known = {name.split()[1] for name in told() if "requests_total" in name}
+    assert known >= {"asked", "mandatory", "nothing"}

@@ -32,28 +32,31 @@ DEAF = "/generative_scoring"
 Drop = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
-def server(admission: Admission, drop: Drop = lambda xargs: xargs) -> Starlette:
+def server(
+    admission: Admission, drop: Drop = lambda xargs: xargs, features: Any = ()
+) -> Starlette:
     """Return an application whose routes admit a request of the body's xargs.
 
-    ``drop`` stands for what a version of vLLM may do to them on the way.
+    ``drop`` stands for what a version of vLLM may do to them on the way, ``features``
+    for its pictures.
     """
     processor = SimpleNamespace(
         _sauce_admission=admission, renderer=SimpleNamespace(mm_processor_cache=None)
     )
 
     def original(self: Any, name: str, prompt: Any, params: Any) -> Any:
-        return SimpleNamespace(mm_features=[], cache_salt=None)
+        return SimpleNamespace(mm_features=list(features), cache_salt=None)
+
+    async def admit(params: Any) -> None:
+        await asyncio.sleep(0)  # others come in between
+        module._process_inputs(original, processor, "x", "words", params)
 
     async def answer(request: Any) -> Response:
         xargs = (await request.json()).get("vllm_xargs") or {}
         params = SamplingParams(extra_args=drop(xargs))
         try:
-            # As vLLM's own handlers do, in a task of its own.
-            await asyncio.create_task(
-                asyncio.to_thread(
-                    module._process_inputs, original, processor, "x", "words", params
-                )
-            )
+            # In a task of its own, as vLLM's handlers run.
+            await asyncio.create_task(admit(params))
         except InvalidRequestError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         return JSONResponse({"said": "a dog"})
@@ -128,25 +131,56 @@ def test_only_answers_say_it(admission: Admission) -> None:
 
 
 @pytest.mark.parametrize(
-    ("drop", "says"),
+    "drop",
     [
-        (lambda xargs: {}, "nothing reached"),
-        (lambda xargs: None, "nothing reached"),
-        (lambda xargs: xargs | {"sauce_forget": ["read"]}, "read reached"),
-        (lambda xargs: xargs | {"sauce_strength": 0.5}, "seen reached"),
+        lambda xargs: {},
+        lambda xargs: None,
+        lambda xargs: xargs | {"sauce_forget": ["read"]},
+        lambda xargs: xargs | {"sauce_strength": 0.5},
     ],
 )
 def test_a_wish_that_is_lost_on_the_way_is_refused(
-    admission: Admission, drop: Drop, says: str
+    admission: Admission, drop: Drop
 ) -> None:
     """Whatever a later vLLM does between its routes and its engine."""
     bodies = vllm_sauce.forget_body("seen"), vllm_sauce.forget_body("seen")
     for reply in ask(server(admission, drop), *bodies):
         assert reply.status_code == 400
-        assert "the body asks to forget seen" in reply.text and says in reply.text
+        assert "asks to forget seen, but another wish reached" in reply.text
+        assert not {"sauce-forget", "sauce-mask"} & set(reply.headers)
     # What nobody asked for does not come in on the way, either.
     (reply,) = ask(server(admission, lambda _: {"sauce_forget": ["read"]}), {})
-    assert "asks to forget nothing, but read reached" in reply.text
+    assert "asks to forget nothing, but another wish reached" in reply.text
+
+
+def test_a_refusal_does_not_tell_what_is_mandatory(
+    admission: Admission, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The operator's log does."""
+    strict = with_mandatory(admission, "both")
+    lost = server(strict, lambda _: {"sauce_forget": ["read"]})
+    (reply,) = ask(lost, vllm_sauce.forget_body("seen"))
+    assert reply.status_code == 400 and "asks to forget seen" in reply.text
+    assert "both" not in reply.text
+    assert "both" in caplog.text
+
+
+@pytest.mark.parametrize("path", [CHAT, DEAF, RENDER])
+def test_no_promise_outlives_its_request(admission: Admission, path: str) -> None:
+    """Of requests one after the other in one context, as some servers run them."""
+    app = server(admission)
+
+    async def asking() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as each:
+            masked = await each.post(CHAT, json=vllm_sauce.forget_body("seen"))
+            return [masked, await each.post(path, json={})]
+
+    masked, plain = asyncio.run(asking())
+    assert masked.status_code == plain.status_code == 200
+    assert "sauce-forget" in masked.headers and "sauce-forget" not in plain.headers
+    # Beside what the route says itself.
+    assert masked.headers["content-type"] == "application/json"
 
 
 def test_a_long_list_is_a_number(admission: Admission) -> None:

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
     from prometheus_client import Counter
 
 
+ASKED, MANDATORY, NOTHING = REASONS = ("asked", "mandatory", "nothing")
+
+
 class Counters(NamedTuple):
-    """Counters of requests; each is a sum over API processes, as vLLM's are."""
+    """Counters of what reaches the engine: of each prompt, of each of a beam's steps.
+
+    Sums over API processes, as vLLM's are.
+    """
 
     requests: Counter
     concepts: Counter
@@ -29,7 +35,7 @@ def counters() -> Counters:
     """
     from prometheus_client import Counter
 
-    return Counters(
+    found = Counters(
         requests=Counter(
             "sauce_requests",
             "Requests let in, by why they forget: asked, mandatory or nothing.",
@@ -37,24 +43,28 @@ def counters() -> Counters:
         ),
         concepts=Counter(
             "sauce_concept_requests",
-            "Requests let in that forget a concept.",
+            "Requests let in that ask to forget a concept.",
             ["concept"],
         ),
         refused=Counter(
             "sauce_refused", "Requests refused by vllm-sauce, by its error.", ["error"]
         ),
     )
+    for reason in REASONS:
+        found.requests.labels(reason)  # what is there at 0 can be seen to grow
+    return found
 
 
 def count_admitted(promise: Promise) -> None:
-    """Count a request that was let in, and each concept of its mask."""
-    found = counters()
-    mask = promise.mask
-    reason = "nothing"
-    if mask is not None:
-        reason = "asked" if promise.kept_of_asked() else "mandatory"
-        for name in mask.names():
-            found.concepts.labels(name).inc()
+    """Count a request that was let in, and each concept that it asked to forget.
+
+    Not what is mandatory: it is in every request, and who may read the counters need
+    not know it.
+    """
+    found, asked = counters(), promise.kept_of_asked()
+    for name in asked:
+        found.concepts.labels(name).inc()
+    reason = ASKED if asked else NOTHING if promise.mask is None else MANDATORY
     found.requests.labels(reason).inc()
 
 

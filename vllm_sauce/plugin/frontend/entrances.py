@@ -12,7 +12,7 @@ from typing import Any
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import Admission, admission_of
-from vllm_sauce.plugin.frontend.counters import count_refused
+from vllm_sauce.plugin.frontend.counters import count_refused, counters
 from vllm_sauce.plugin.frontend.promises import Promise, promised
 from vllm_sauce.plugin.frontend.raw_body import Body, RawBodyCheck
 from vllm_sauce.plugin.frontend.routes import place_of
@@ -43,6 +43,7 @@ def _create_model_config(
 
 def _build_app(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     app = original(*args, **kwargs)
+    counters()
     compat.add_innermost_middleware(app, RawBodyCheck)
     return app
 
@@ -71,7 +72,9 @@ def _handle_endpoint_request(
         count_refused(error)
         module = compat.seam_owner("http", "make_async_error_request_output")
         return module.make_async_error_request_output(request, error_msg=str(error))
-    return _answered(promise, original(request, *args, **kwargs))
+    answer = original(request, *args, **kwargs)
+    # vLLM says itself what it has no endpoint for.
+    return None if answer is None else _answered(promise, answer)
 
 
 async def _answered(promise: Promise | None, answer: Awaitable[Any]) -> Any:

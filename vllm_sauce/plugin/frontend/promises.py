@@ -8,6 +8,7 @@ is admitted after them. Both must have come to the same mask, and the answer say
 from __future__ import annotations
 
 import json
+import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from vllm_sauce.unlearning.mask import Mask
 
 if TYPE_CHECKING:
     from starlette.types import Message, Send
+
+_log = logging.getLogger("vllm.sauce")
 
 FORGET_HEADER, MASK_HEADER = b"sauce-forget", b"sauce-mask"
 MAX_HEADER_BYTES = 2048
@@ -33,13 +36,13 @@ class Promise:
     def kept_of_asked(self) -> dict[str, float]:
         """Return the strengths of the concepts that the client named."""
         pairs = () if self.mask is None else self.mask.concepts
-        return {name: strength for name, strength in pairs if name in self.asked}
+        asked = frozenset(self.asked)
+        return {name: strength for name, strength in pairs if name in asked}
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of an answer, none where nothing is forgotten.
 
-        What the operator makes mandatory is in the mask's id alone: its names may be
-        what nobody is to learn.
+        What the operator makes mandatory is not listed; it is in the mask's id alone.
         """
         if self.mask is None:
             return []
@@ -74,13 +77,13 @@ def refuse_broken(mask: Mask | None) -> None:
     Raises: InvalidRequestError
     """
     promise = promised.get()
-    if promise is not None and promise.mask != mask:
-        wanted, got = (
-            "nothing" if one is None else ", ".join(one.names()) or "nothing"
-            for one in (promise.mask, mask)
-        )
-        raise InvalidRequestError(
-            f"the body asks to forget {wanted}, but {got} reached the engine; refusing "
-            "to answer as if it had been forgotten. Something between vLLM's route and "
-            "its engine changed the request's vllm_xargs"
-        )
+    if promise is None or promise.mask == mask:
+        return
+    # What is mandatory is the log's to tell, not the answer's.
+    _log.error("a body asks for %s, %s reached the engine", promise.mask, mask)
+    asked = ", ".join(promise.kept_of_asked()) or "nothing"
+    raise InvalidRequestError(
+        f"the body asks to forget {asked}, but another wish reached the engine; "
+        "refusing to answer as if that had been forgotten. Something between vLLM's "
+        "route and its engine changed the request's vllm_xargs"
+    )
