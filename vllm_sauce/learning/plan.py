@@ -15,7 +15,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from vllm_sauce.concepts import is_vision
-from vllm_sauce.learning.calibration.coordinate_search import most_settings
+from vllm_sauce.learning.calibration.coordinate_search import STEPS, most_settings
 from vllm_sauce.learning.counts import Counts, count, pictures_alone
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import ATTRIBUTION
@@ -173,6 +173,11 @@ def _searched(request: LearnRequest, counts: Counts, passes: int) -> int:
     return most_settings(grids, sites, passes)
 
 
+def _axes(request: LearnRequest) -> int:
+    """Return in how many ways an edit is made stronger by a step: k, gate, action."""
+    return 3 * len(request.sites) * (2 if request.edits == "both" else 1)
+
+
 def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     """Count prompts of a search that goes through its grid as often as it may, and
     operations of one that ends after the first time and shares every picture among
@@ -187,6 +192,7 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     half = min(1.0, 2 * config.screen)
     semifinals = 2 * config.finalists * half
     passes += round(semifinals * searched.questions)
+    passes += STEPS * _axes(request) * searched.questions
     least, whole = _searched(request, counts, 1), finals + semifinals
     questions = round(least * searched.screening + whole * searched.questions)
     pictures = round(least * searched.screening_pictures + whole * searched.pictures)

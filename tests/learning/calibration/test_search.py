@@ -14,7 +14,12 @@ from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner, Sure, Trial
-from vllm_sauce.learning.calibration.search import _distinct, _prune, _worth
+from vllm_sauce.learning.calibration.search import (
+    _distinct,
+    _prune,
+    _strengthen,
+    _worth,
+)
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectedConcept
 
@@ -229,6 +234,54 @@ def test_latents_are_dropped_that_nothing_needs(needed, left):
     parts = examiner.choices["dog"].parts(kept[-1].setting)
     assert {name.split()[3] for name in parts} == left
     assert kept[0] is best and kept[-1].scores.UAg == 1.0
+
+
+def strengthened(examiner, start, found):
+    """Return what is tried from a start; ``found``: forgetting by k and action."""
+    asked = []
+
+    def trials(wanted, share, progress):
+        asked.append(wanted.get("dog", []))
+        return {
+            name: {
+                one: trial(0.5, one, hm=found[one[0].k, one[0].action.text])
+                for one in some
+            }
+            for name, some in wanted.items()
+        }
+
+    examiner.trials = trials
+    best = trial(0.9, start, hm=found[start[0].k, start[0].action.text])
+    tried = _strengthen(examiner, {"dog": best}, lambda what, done, total: None)
+    return tried["dog"], [one for some in asked for one in some]
+
+
+def test_what_is_not_forgotten_is_edited_more_strongly(examiner):
+    """A step along an axis, then from the better of these: until it is forgotten."""
+    found = {
+        (1, "scale 0"): 0.3,
+        (2, "scale 0"): 0.5,
+        (1, "scale -4"): 0.7,
+        (2, "scale -4"): 0.9,
+    }
+    tried, asked = strengthened(examiner, setting(), found)
+    assert asked == [
+        setting(k=2),
+        setting(action="scale -4"),
+        setting(k=2, action="scale -4"),
+    ]
+    assert choose(examiner, tried).setting == setting(k=2, action="scale -4")
+
+
+def test_what_is_forgotten_is_left_as_it_is(examiner):
+    tried, asked = strengthened(examiner, setting(), {(1, "scale 0"): 0.8})
+    assert len(tried) == 1 and asked == []
+
+
+def test_no_further_step_is_taken_where_one_was_of_no_use(examiner):
+    found = dict.fromkeys([(1, "scale 0"), (2, "scale 0"), (1, "scale -4")], 0.3)
+    tried, asked = strengthened(examiner, setting(), found)
+    assert len(asked) == 2 and len(tried) == 3
 
 
 @pytest.mark.parametrize(("iras", "taken"), [(1.0, True), (0.5, False)])

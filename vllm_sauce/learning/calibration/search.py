@@ -22,7 +22,12 @@ from vllm_sauce.learning.calibration.config import (
     MILDEST,
     CalibrationConfig,
 )
-from vllm_sauce.learning.calibration.coordinate_search import in_step, site_rounds
+from vllm_sauce.learning.calibration.coordinate_search import (
+    STEPS,
+    in_step,
+    site_rounds,
+    stronger,
+)
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
 from vllm_sauce.learning.calibration.setting import Setting, taken_away
 
@@ -77,16 +82,17 @@ def calibrate(
         1.0,
         partial(note, "finals"),
     )
-    best = {
-        name: max(trials.values(), key=partial(_worth, config))
-        for name, trials in finals.items()
-    }
+    worth = partial(_worth, config)
+    best = {name: max(trials.values(), key=worth) for name, trials in finals.items()}
+    strengthened = _strengthen(examiner, best, note)
+    best = {name: max(trials, key=worth) for name, trials in strengthened.items()}
     pruned = _prune(examiner, best, note) if config.prune else {}
     found = {}
     for name in finals:
         smaller = pruned.get(name, [])
         chosen = smaller[-1] if smaller else best[name]
-        asked_more = (*finals[name].values(), *middle[name].values())
+        asked_more = (*strengthened[name], *finals[name].values())
+        asked_more = (*asked_more, *middle[name].values())
         trials = (*tried[name].values(), *smaller, *asked_more)
         distinct = {(t.share, t.setting): t for t in trials}.values()
         found[name] = Calibrated(
@@ -183,6 +189,39 @@ def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
         return enough, *(-much for much in taken_away(trial.setting)), trial.objective
     best = scores.forgetting if config.prefer == FORGETTING else scores.HM
     return best, trial.objective
+
+
+def _strengthen(
+    examiner: Examiner, best: Mapping[str, Trial], note: Note
+) -> dict[str, list[Trial]]:
+    """Try stronger edits, a step at a time, of what is not surely forgotten.
+
+    The search has asked a share of the questions, and few may say that a mild edit is
+    enough. Returns what was tried, the best so far first.
+    """
+    floor = examiner.config.forget_floor
+    tried = {name: [trial] for name, trial in best.items()}
+
+    def ahead(trial: Trial) -> tuple[float, ...]:
+        return min(trial.sure.forgetting, floor), *_worth(examiner.config, trial)
+
+    at = dict(best)
+    for _ in range(STEPS):
+        weak = {n: one for n, one in at.items() if one.sure.forgetting < floor}
+        wanted = {
+            name: stronger(one.setting, examiner.choices[name].grids)
+            for name, one in weak.items()
+        }
+        if not any(wanted.values()):
+            break
+        found = examiner.trials(wanted, 1.0, partial(note, "stronger edits"))
+        at = {}
+        for name, trials in found.items():
+            tried[name] += trials.values()
+            further = max(trials.values(), key=ahead, default=weak[name])
+            if further.sure.forgetting > weak[name].sure.forgetting:
+                at[name] = further
+    return tried
 
 
 def _prune(
