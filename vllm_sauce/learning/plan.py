@@ -173,11 +173,6 @@ def _searched(request: LearnRequest, counts: Counts, passes: int) -> int:
     return most_settings(grids, sites, passes)
 
 
-def _axes(request: LearnRequest) -> int:
-    """Return in how many ways an edit is made stronger by a step: k, gate, action."""
-    return 3 * len(request.sites) * (2 if request.edits == "both" else 1)
-
-
 def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     """Count prompts of a search that goes through its grid as often as it may, and
     operations of one that ends after the first time and shares every picture among
@@ -192,7 +187,8 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     half = min(1.0, 2 * config.screen)
     semifinals = 2 * config.finalists * half
     passes += round(semifinals * searched.questions)
-    passes += STEPS * _axes(request) * searched.questions
+    # A stronger edit: more latents, a lower gate or more of each, at one of the sites.
+    passes += STEPS * 3 * sites * searched.questions
     least, whole = _searched(request, counts, 1), finals + semifinals
     questions = round(least * searched.screening + whole * searched.questions)
     pictures = round(least * searched.screening_pictures + whole * searched.pictures)
