@@ -121,7 +121,7 @@ def slow_actor():
 def test_long_work_is_not_taken_for_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Data gives up on what yields nothing for a while; half an hour by default."""
     resources = Resources(actors=1, cpus_per_actor=1)
-    rows = [{"seconds": 6.0}]
+    rows = [{"seconds": 3.0}]
     with cluster.connected(resources) as placed:
         from ray.data import DataContext
 

@@ -278,10 +278,17 @@ def test_what_is_forgotten_is_left_as_it_is(examiner):
     assert len(tried) == 1 and asked == []
 
 
-def test_no_further_step_is_taken_where_one_was_of_no_use(examiner):
-    found = dict.fromkeys([(1, "scale 0"), (2, "scale 0"), (1, "scale -4")], 0.3)
+def test_a_step_that_is_of_no_use_alone_is_gone_on_from(examiner):
+    """Each of two answers for half: the best so far is taken, if none is enough."""
+    found = {
+        (1, "scale 0"): 0.5,
+        (2, "scale 0"): 0.4,
+        (1, "scale -4"): 0.5,
+        (2, "scale -4"): 0.5,
+    }
     tried, asked = strengthened(examiner, setting(), found)
-    assert len(asked) == 2 and len(tried) == 3
+    assert asked[-1] == setting(k=2, action="scale -4") and len(asked) == 3
+    assert choose(examiner, tried).setting == setting()
 
 
 @pytest.mark.parametrize(("iras", "taken"), [(1.0, True), (0.5, False)])

@@ -202,25 +202,28 @@ def _strengthen(
     floor = examiner.config.forget_floor
     tried = {name: [trial] for name, trial in best.items()}
 
-    def ahead(trial: Trial) -> tuple[float, ...]:
-        return min(trial.sure.forgetting, floor), *_worth(examiner.config, trial)
+    def ahead(trial: Trial) -> tuple[object, ...]:
+        # What is forgotten by one of two ways of asking may need a step at another site.
+        forgetting = trial.sure.forgetting, trial.scores.forgetting
+        return *forgetting, taken_away(trial.setting)
 
     at = dict(best)
     for _ in range(STEPS):
-        weak = {n: one for n, one in at.items() if one.sure.forgetting < floor}
         wanted = {
             name: stronger(one.setting, examiner.choices[name].grids)
-            for name, one in weak.items()
+            for name, one in at.items()
+            if one.sure.forgetting < floor
         }
         if not any(wanted.values()):
             break
         found = examiner.trials(wanted, 1.0, partial(note, "stronger edits"))
-        at = {}
+        at = {
+            name: max(trials.values(), key=ahead)
+            for name, trials in found.items()
+            if trials
+        }
         for name, trials in found.items():
             tried[name] += trials.values()
-            further = max(trials.values(), key=ahead, default=weak[name])
-            if further.sure.forgetting > weak[name].sure.forgetting:
-                at[name] = further
     return tried
 
 
