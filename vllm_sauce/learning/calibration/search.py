@@ -203,7 +203,7 @@ def _strengthen(
     tried = {name: [trial] for name, trial in best.items()}
 
     def ahead(trial: Trial) -> tuple[object, ...]:
-        # What is forgotten by one of two ways of asking may need a step at another site.
+        # Names and denials may each need a step of their own, at another site.
         forgetting = trial.sure.forgetting, trial.scores.forgetting
         return *forgetting, taken_away(trial.setting)
 
