@@ -268,7 +268,8 @@ def test_a_start_says_with_how_many_concepts_at_once_a_bundle_was_measured(
     )
     monkeypatch.setattr(compat, "logger", lambda _: logger)
     bundle = Bundle.load(SHIPPED)
-    told = bundle.with_together({n: {"kept name": 1.0} for n in (9, 30, 12)})
+    together = {n: {"kept name": 1.0} for n in (9, 30, 12)}
+    told = bundle.with_figures(bundle.catalogue, together)
     for one in (bundle, told):
         settings._say_what_runs(engine_config(), one)
     assert "measured one at a time alone, mandatory" in said[0]
