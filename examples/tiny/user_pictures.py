@@ -4,8 +4,8 @@
 ``PYTHONPATH=examples python -m tiny.user_pictures FOLDER`` draws 150 pictures of each
 of the 40 foreground concepts, and 300 without any, for ``concepts.yaml``, and 8,000
 without labels, each with a question, for training SAEs (``training.jsonl``). None of
-them is among the pictures that ``tiny.scores`` measures on. ``--style held-out`` draws
-them in a style that the model has never seen.
+the labelled ones is among the model's. ``--style held-out`` draws them in a style that
+the model has never seen.
 """
 
 import argparse

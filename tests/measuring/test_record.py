@@ -81,9 +81,16 @@ def figures(UAg, UAd, n=10):
 def found_of(alone):
     """Return results with figures of concepts alone and nothing else."""
     plain = dict.fromkeys(alone, figures(0.25, 0.125))
-    nothing = dict.fromkeys(("domains", "means", "instead", "false"), {})
-    nothing |= dict.fromkeys(("worst", "away", "together"), {})
-    return Results(alone={PLAIN: plain, OURS: alone}, **nothing)
+    return Results(
+        alone={PLAIN: plain, OURS: alone},
+        domains={},
+        means={},
+        instead={},
+        false={},
+        worst={},
+        away={},
+        together={},
+    )
 
 
 def recorded(mine, before, alone, **run):
