@@ -128,6 +128,9 @@ def test_what_is_recorded_is_of_all_concepts(two):
     whole = replace(request, names=(), settings=EvalSettings(methods=("ban",)))
     with pytest.raises(ConfigError, match="add --method ours"):
         replace(whole, record=True)
+    served = replace(whole, beside={}, url="http://localhost:1/v1")
+    with pytest.raises(ConfigError, match="does not prove which bundle"):
+        replace(served, record=True)
     few = request.out.with_name("few.yaml")
     text = request.concepts.read_text().replace("pictures/", f"{TINY}/pictures/")
     few.write_text(text[: text.index("  leather:")])

@@ -122,7 +122,7 @@ def test_scores_are_kept_with_what_they_are_of(mine):
     assert after["dog"].provenance == {"measured_as": MODE, "scored": told}
 
 
-def test_what_a_server_was_asked_is_of_no_mode_that_is_known(mine):
+def test_what_an_older_version_asked_is_of_no_mode_that_is_known(mine):
     request, _ = mine
     before = Bundle.load(request.bundle)
     alone = dict.fromkeys(before.catalogue, figures(0.9, 0.9))

@@ -31,7 +31,7 @@ def record(request: EvalRequest, found: Results) -> tuple[str, ...]:
     run = json.loads(path.read_text())
     if bundle.digest != run["bundle"]:
         raise ConfigError(f"{request.bundle} is another bundle now; measure it anew")
-    # Over HTTP nobody knows in which mode; what calibration knew is of its scores.
+    # An older version's run does not tell; what calibration told is of its scores.
     mode = {MEASURED_AS: run[MEASURED_AS]} if MEASURED_AS in run else {}
     scored = Catalogue(
         _scored(

@@ -131,6 +131,11 @@ class EvalRequest:
                 "--record is of all the bundle's concepts and of sets of them: give it "
                 "neither --concept nor an empty --together"
             )
+        if self.record and self.url is not None:
+            raise ConfigError(
+                "--record is of an engine started here: a server does not prove "
+                "which bundle it has"
+            )
         if self.record and OURS not in self.settings.methods:
             raise ConfigError(f"--record is of the bundle's edits: add --method {OURS}")
 
