@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 from vllm_sauce.bundle import Bundle
@@ -38,7 +39,8 @@ def record(request: EvalRequest, found: Results) -> tuple[str, ...]:
             concept,
             found.alone[OURS][name],
             found.alone[PLAIN][name],
-            {SCORED: {"by": "sauce eval --record", "split": request.split}, **mode},
+            {"by": "sauce eval --record", "split": request.split},
+            mode,
         )
         for name, concept in bundle.catalogue.items()
     )
@@ -50,22 +52,26 @@ def record(request: EvalRequest, found: Results) -> tuple[str, ...]:
 
 
 def _scored(
-    concept: Concept, ours: Figures, plain: Figures, told: dict[str, dict[str, object]]
+    concept: Concept,
+    ours: Figures,
+    plain: Figures,
+    told: Mapping[str, str],
+    mode: Mapping[str, object],
 ) -> Concept:
     """Return a concept with these scores; no figure makes one forgotten that was not.
 
-    ``told``: of its provenance, what they are of.
+    ``told``: what they are of.
     """
     scores = _scores(ours)
     base = {f"base_{n}": value for n, value in _scores(plain).items() if n != "HM"}
     provenance = {k: v for k, v in concept.provenance.items() if k != MEASURED_AS}
-    questions = {name: figure.n for name, figure in ours.items()}
+    provenance |= {SCORED: {**told, "n": {n: one.n for n, one in ours.items()}}}
     floor = provenance.get(FORGET_FLOOR)
     kept = not isinstance(floor, int | float) or forgets(scores, floor)
     return replace(
         concept,
         scores=scores | base,
-        provenance=provenance | told | {SCORED: {**told[SCORED], "n": questions}},
+        provenance={**provenance, **mode},
         forgotten=concept.forgotten and kept,
     )
 
