@@ -33,14 +33,15 @@ def main() -> None:
         {"type": "text", "text": "What object is in the picture?"},
     ]
     for extra_body in ({}, vllm_sauce.forget_body("dog")):
-        reply = client.chat.completions.create(
+        raw = client.chat.completions.with_raw_response.create(
             model="sauce-tiny",
             messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
             temperature=0,
             max_tokens=8,
             extra_body=extra_body,
         )
-        print(extra_body or "nothing forgotten", "->", reply.choices[0].message.content)
+        said = raw.parse().choices[0].message.content
+        print("forgotten:", raw.headers.get("sauce-forget", "nothing"), "->", said)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from vllm_sauce.cli.failures import EXTRAS
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {"resvg_py": "resvg-py", "sae_lens": "sae-lens", "yaml": "pyyaml"}
 BROUGHT_BY_VLLM = {
-    *("httpx", "numpy", "openai", "PIL", "starlette", "torch", "transformers"),
-    "triton",
-    "vllm",
+    *("httpx", "numpy", "openai", "PIL", "prometheus_client", "starlette", "torch"),
+    *("transformers", "triton", "vllm"),
 }
 
 

@@ -4,7 +4,13 @@
 import pytest
 
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.evaluation.metrics import Outcome, harmonic_mean, outcome
+from vllm_sauce.evaluation.metrics import (
+    Outcome,
+    harmonic_mean,
+    outcome,
+    sure_forgetting,
+    sure_loss,
+)
 from vllm_sauce.evaluation.questions import Kind, Part, Question
 
 
@@ -71,3 +77,54 @@ def test_a_malformed_answer_is_wrong_whatever_was_asked():
     spoilt = outcome(questions, right, [True] * 4)
     assert spoilt.values() == (0.0, 0.0, 0.0, 0.0)
     assert spoilt.malformed == 1.0
+
+
+def asked(*parts, kind=Kind.NAME):
+    """Return a question of each part."""
+    return [Question(prompt="?", part=part, kind=kind) for part in parts]
+
+
+def test_of_few_answers_little_forgetting_is_sure():
+    """Wilson's lower bound at one standard error, by hand."""
+    four = asked(*[Part.UAG] * 4)
+    all_gone = Outcome(UAg=1.0, UAd=None, IRA=None, CRA=1.0)
+    # (1 + 1/8 - 1/8) / (1 + 1/4)
+    assert sure_forgetting(all_gone, four) == pytest.approx(0.8)
+    many = asked(*[Part.UAG] * 400, *[Part.UAD] * 400)
+    scores = Outcome(UAg=0.9, UAd=0.95, IRA=None, CRA=1.0)
+    # The error of 0.9 is 0.015, and the smaller of the two counts.
+    assert sure_forgetting(scores, many) == pytest.approx(0.884, abs=1e-3)
+    few_denials = asked(*[Part.UAG] * 400, *[Part.UAD] * 4)
+    assert sure_forgetting(all_gone, few_denials) > 0.99
+    denied = Outcome(UAg=1.0, UAd=1.0, IRA=None, CRA=1.0)
+    assert sure_forgetting(denied, few_denials) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("right", "lost"),
+    [
+        ((1, 1, 1, 1), 0.0),
+        # 1/4 lost, and an error of as much.
+        ((0, 1, 1, 1), 0.0),
+        # 2/4 - sqrt(2) / 4
+        ((0, 0, 1, 1), 0.1464),
+        ((0, 0, 0, 0), 0.5),
+    ],
+)
+def test_a_single_lost_answer_tells_nothing(right, lost):
+    questions = asked(*[Part.IRA] * 4, Part.CRA_OTHER)
+    found = sure_loss(questions, [1.0] * 5, [*map(float, right), 1.0])
+    assert found == pytest.approx(lost, abs=1e-4)
+    # Spoilt is lost, too.
+    broken = [*(not known for known in right), False]
+    assert sure_loss(questions, [1.0] * 5, [1.0] * 5, broken) == found
+
+
+def test_what_was_not_known_before_is_no_loss_and_gains_make_up_for_losses():
+    questions = asked(*[Part.CRA_SHOWN] * 2, *[Part.CRA_OTHER] * 8)
+    assert sure_loss(questions, [0.0] * 10, [0.0] * 10) == 0.0
+    # Half of CRA is of two answers here: both lost are 1/2 - sqrt(2) / 4.
+    before, after = [1.0] * 10, [0.0] * 2 + [1.0] * 8
+    assert sure_loss(questions, before, after) == pytest.approx(0.1464, abs=1e-4)
+    better = [0.0, 1.0, *before[2:]], [1.0, 0.0, *before[2:]]
+    assert sure_loss(questions, *better) == 0.0

@@ -178,12 +178,20 @@ def test_a_node_that_edits_nothing_ends_the_start(tmp_path: Path) -> None:
 
 
 def test_each_process_edits_what_a_request_asks_for(server: Server) -> None:
+    """And counts it: what one of them tells of is the sum of both."""
+    asked = 0
+
     def ask() -> int:
+        nonlocal asked
         reply, pid = post(server, "cat", vllm_sauce.forget_body("cat"))
         assert said(reply) != "cat"
+        assert json.loads(reply.headers["sauce-forget"]) == {"cat": 1.0}
+        asked += 1
         return pid
 
     by_every_process(ask)
+    told = httpx.get(f"{server.address}/metrics").text.splitlines()
+    assert f'sauce_concept_requests_total{{concept="cat"}} {asked}.0' in told
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from tests.plugin.deaf_routes import DECIDED
 from tests.plugin.misplaced import BODIES, contents
 from tests.plugin.support import Ask, ReferenceModel
 from tests.plugin.test_server import ONE_PROCESS, free_port, serve, wait_until_healthy
+from vllm_sauce.bundle import Bundle
 from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
+from vllm_sauce.unlearning.mask import Mask
 
 pytestmark = [
     pytest.mark.engine,
@@ -28,6 +30,7 @@ pytestmark = [
 ]
 
 MANDATORY = "read"
+SAYS = "sauce-forget", "sauce-mask"
 QUESTION = "what is in the picture ?"
 TALK = [{"role": "user", "content": QUESTION}]
 GREEDY = {"model": "tiny", "temperature": 0}
@@ -177,15 +180,48 @@ def test_every_route_that_carries_is_asked_below() -> None:
     assert CARRIES.keys() == ROUTES.keys() - derender
 
 
+Said = list[tuple[str | None, str | None]]
+
+
+@pytest.fixture
+def said(client: httpx.Client) -> Iterator[Said]:
+    """What each answer of a test says was forgotten: names, the mask's id."""
+    heard: Said = []
+
+    def hear(reply: httpx.Response) -> None:
+        if reply.request.url.path != "/tokenize":
+            heard.append((reply.headers.get(SAYS[0]), reply.headers.get(SAYS[1])))
+
+    client.event_hooks["response"].append(hear)
+    yield heard
+    client.event_hooks["response"].remove(hear)
+
+
+@pytest.fixture(scope="module")
+def wanted(bundle_dir: Path) -> Said:
+    """What is to be said without a wish of one's own, and with it."""
+    digest = Bundle.load(bundle_dir, weights=False).digest
+    policy, both = (MANDATORY, 1.0), ("both", 10.0)
+    return [
+        ("{}", Mask.of([policy], digest).mask_id),
+        ('{"both": 10.0}', Mask.of([policy, both], digest).mask_id),
+    ]
+
+
 @pytest.mark.parametrize("path", CARRIES)
-def test_a_wish_in_its_place_is_heard(client: httpx.Client, path: str) -> None:
-    """Answered otherwise with it, and the same without it afterwards."""
+def test_a_wish_in_its_place_is_heard(
+    client: httpx.Client, path: str, said: Said, wanted: Said
+) -> None:
+    """Answered otherwise with it, and the same without it afterwards; each says so."""
     ask = CARRIES[path]
     before = ask(client, path)
     masked = ask(client, path, **WISH)
     assert masked != before
     assert ask(client, path) == before
     assert ask(client, path, **WISH) == masked
+    if path.endswith("/render"):
+        wanted = [(None, None), wanted[0], (None, None), wanted[1]]
+    assert said == wanted * 2
 
 
 def test_scoring_forgets_what_is_mandatory(
@@ -206,9 +242,35 @@ def test_scoring_forgets_what_is_mandatory(
 
 
 @pytest.mark.feature("streaming")
-def test_streams_are_handed_on_piece_by_piece(client: httpx.Client) -> None:
-    """The check is not in the way of what is answered."""
+def test_streams_are_handed_on_piece_by_piece(
+    client: httpx.Client, wanted: Said
+) -> None:
+    """The check is not in the way of what is answered, and says first what it is."""
     body = GREEDY | {"messages": TALK, "max_tokens": 6, "stream": True, **WISH}
     with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        assert (reply.headers[SAYS[0]], reply.headers[SAYS[1]]) == wanted[1]
         events = [line for line in reply.iter_lines() if line]
     assert len(events) > 3 and events[-1] == "data: [DONE]"
+
+
+def test_what_was_let_in_is_counted(client: httpx.Client) -> None:
+    """Beside vLLM's own figures, where operators look."""
+
+    def counted() -> dict[str, float]:
+        lines = client.get("/metrics").text.splitlines()
+        samples = [line.rsplit(" ", 1) for line in lines if line.startswith("sauce_")]
+        return {name: float(value) for name, value in samples if "_total" in name}
+
+    before = counted()
+    chat(client, "/v1/chat/completions", **WISH)
+    chat(client, "/v1/chat/completions")
+    bad = vllm_sauce.forget_body("boht")
+    assert client.post("/v1/completions", json=GREEDY | bad).status_code == 400
+    after = counted()
+    moved = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert {name: value for name, value in moved.items() if value} == {
+        'sauce_requests_total{forgets="asked"}': 1,
+        'sauce_requests_total{forgets="mandatory"}': 1,
+        'sauce_concept_requests_total{concept="both"}': 1,
+        'sauce_refused_total{error="UnknownConceptError"}': 1,
+    }

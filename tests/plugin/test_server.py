@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import io
+import json
 import os
 import re
 import socket
@@ -191,6 +192,18 @@ def test_forgets_over_http(client: openai.OpenAI, concept: str) -> None:
     assert masked != before
     assert numbers(chat(client)) == before
     assert numbers(chat(client, **forget_body(concept))) == masked
+
+
+def test_an_answer_says_what_it_forgot(client: openai.OpenAI) -> None:
+    """As the ordinary client shows an answer's headers; nothing says nothing."""
+    raw = client.chat.completions.with_raw_response
+    talk: Any = [{"role": "user", "content": "what is in the picture ?"}]
+    body = forget_body("seen", "read", strength=2.0)
+    masked = raw.create(model="tiny", messages=talk, max_tokens=1, extra_body=body)
+    said = json.loads(masked.headers["sauce-forget"])
+    assert said == {"read": 2.0, "seen": 2.0}
+    plain = raw.create(model="tiny", messages=talk, max_tokens=1)
+    assert not {"sauce-forget", "sauce-mask"} & set(plain.headers)
 
 
 def test_concurrent_clients_keep_their_own_masks(client: openai.OpenAI) -> None:

@@ -21,7 +21,8 @@ INTERRUPTED = 130
 _VLLM = "'vllm-sauce[cuda]', or without a GPU 'vllm-sauce[cpu]'"
 EXTRAS: Final = {
     **dict.fromkeys(("vllm", "torch", "transformers", "triton"), _VLLM),
-    **dict.fromkeys(("httpx", "numpy", "openai", "PIL", "starlette"), _VLLM),
+    **dict.fromkeys(("httpx", "numpy", "openai", "PIL"), _VLLM),
+    **dict.fromkeys(("prometheus_client", "starlette"), _VLLM),
     **dict.fromkeys(("ray", "pyarrow"), "'vllm-sauce[scale]'"),
     **dict.fromkeys(("sae_lens", "resvg_py", "datasets"), "'vllm-sauce[train]'"),
 }

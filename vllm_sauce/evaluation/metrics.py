@@ -7,6 +7,7 @@ UAg, as if the concept had been named.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -98,44 +99,108 @@ def outcome(
 
     Raises: ConfigError if what must be asked was not
     """
-    marks: dict[Part | None, dict[Kind, list[float]]] = {}
-    watched: dict[str, list[float]] = {}
-    bad = list(spoilt or [False] * len(questions))
-    for question, known, broken in zip(questions, right, bad, strict=True):
-        value = known
-        if broken:
-            value = float(question.part is Part.UAG)
-        marks.setdefault(question.part, {}).setdefault(question.kind, []).append(value)
-        if question.part is Part.WATCHED:
-            watched.setdefault(question.about, []).append(value)
+    marks = _marks(questions, right, spoilt)
     named, denied = (
-        [value for values in marks.get(part, {}).values() for value in values]
+        [mark for one, mark in zip(questions, marks, strict=True) if one.part is part]
         for part in (Part.UAG, Part.UAD)
     )
-    halves = [
-        _accuracy(marks[part])
-        for part in (Part.CRA_SHOWN, Part.CRA_OTHER)
-        if part in marks
-    ]
-    if not named or not halves:
+    weights = [_weights(questions, parts) for parts in KEPT]
+    IRA, CRA = (
+        sum(weight * marks[at] for at, weight in each.items()) if each else None
+        for each in weights
+    )
+    if not named or CRA is None:
         raise ConfigError("a score without a single question")
+    watched: dict[str, list[float]] = {}
+    for question, mark in zip(questions, marks, strict=True):
+        if question.part is Part.WATCHED:
+            watched.setdefault(question.about, []).append(mark)
     return Outcome(
-        UAg=mean([1 - value for value in named]),
+        UAg=mean([1 - mark for mark in named]),
         UAd=mean(denied) if denied else None,
-        IRA=_accuracy(marks[Part.IRA]) if Part.IRA in marks else None,
-        CRA=mean(halves),
+        IRA=IRA,
+        CRA=CRA,
         watched={name: mean(values) for name, values in watched.items()},
-        malformed=mean(list(map(float, bad))),
+        malformed=mean(list(map(float, spoilt or [False] * len(questions)))),
     )
 
 
-def _accuracy(marks: Mapping[Kind, Sequence[float]]) -> float:
-    """Return the mean of naming's and balanced yes/no's accuracy, each half."""
-    means = {kind: mean(values) for kind, values in marks.items()}
-    shares = [means[kind] for kind in (Kind.NAME, Kind.KEEP) if kind in means]
-    if yes_no := [means[kind] for kind in (Kind.YES, Kind.NO) if kind in means]:
-        shares.append(mean(yes_no))
-    return mean(shares)
+KEPT = ((Part.IRA,), (Part.CRA_SHOWN, Part.CRA_OTHER))
+"""The parts whose accuracies make IRA, and CRA, each as much."""
+
+
+def sure_forgetting(scores: Outcome, questions: Sequence[Question]) -> float:
+    """Return the smaller of UAg and UAd less one standard error (Wilson's, z = 1).
+
+    Of few answers little is sure: four of four are 0.8, fifteen of sixteen 0.85.
+    """
+    counts = Counter(question.part for question in questions)
+    pairs = (scores.UAg, counts[Part.UAG]), (scores.UAd, counts[Part.UAD])
+    return min(_lower(share, n) for share, n in pairs if share is not None)
+
+
+def sure_loss(
+    questions: Sequence[Question],
+    before: Sequence[float],
+    right: Sequence[float],
+    spoilt: Sequence[bool] | None = None,
+) -> float:
+    """Return what IRA or CRA lost beyond one standard error, the larger of the two.
+
+    The same questions were asked before, so what errs is the answers that changed: a
+    single one that is lost tells nothing, however few there are.
+    """
+    pairs = zip(before, _marks(questions, right, spoilt), strict=True)
+    change = [known - mark for known, mark in pairs]
+    found = []
+    for parts in KEPT:
+        lost = [
+            weight * change[at] for at, weight in _weights(questions, parts).items()
+        ]
+        if lost:
+            found.append(sum(lost) - sum(one * one for one in lost) ** 0.5)
+    return max(0.0, *found)
+
+
+def _marks(
+    questions: Sequence[Question],
+    right: Sequence[float],
+    spoilt: Sequence[bool] | None,
+) -> list[float]:
+    """Return how right each answer counts as, malformed ones as wrong."""
+    bad = spoilt or [False] * len(questions)
+    return [
+        float(question.part is Part.UAG) if broken else known
+        for question, known, broken in zip(questions, right, bad, strict=True)
+    ]
+
+
+def _weights(questions: Sequence[Question], parts: Sequence[Part]) -> dict[int, float]:
+    """Return what each question of some parts counts for in their accuracy.
+
+    That is a mean of parts; of a part, of naming's and balanced yes/no's.
+    """
+    numbers: dict[tuple[Part | None, Kind], list[int]] = {}
+    for number, question in enumerate(questions):
+        if question.part in parts:
+            numbers.setdefault((question.part, question.kind), []).append(number)
+    found = {}
+    for part in {part for part, _ in numbers}:
+        kinds = {kind for each, kind in numbers if each is part}
+        yes_no = kinds & {Kind.YES, Kind.NO}
+        shares = len(kinds - yes_no) + bool(yes_no)
+        for kind in kinds:
+            mine = numbers[part, kind]
+            among = shares * (len(yes_no) if kind in yes_no else 1)
+            for number in mine:
+                found[number] = 1 / (among * len(mine))
+    num_parts = len({part for part, _ in numbers})
+    return {number: weight / num_parts for number, weight in found.items()}
+
+
+def _lower(share: float, n: int) -> float:
+    error = (share * (1 - share) / n + 1 / (4 * n * n)) ** 0.5
+    return (share + 1 / (2 * n) - error) / (1 + 1 / n)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from vllm_sauce.concepts import is_vision
-from vllm_sauce.learning.calibration.coordinate_search import most_settings
+from vllm_sauce.learning.calibration.coordinate_search import STEPS, most_settings
 from vllm_sauce.learning.counts import Counts, count, pictures_alone
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.selection.settings import ATTRIBUTION
@@ -187,6 +187,8 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     half = min(1.0, 2 * config.screen)
     semifinals = 2 * config.finalists * half
     passes += round(semifinals * searched.questions)
+    # A stronger edit: more latents, a lower gate or more of each, at one of the sites.
+    passes += STEPS * 3 * sites * searched.questions
     least, whole = _searched(request, counts, 1), finals + semifinals
     questions = round(least * searched.screening + whole * searched.questions)
     pictures = round(least * searched.screening_pictures + whole * searched.pictures)

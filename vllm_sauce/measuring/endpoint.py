@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from vllm_sauce.evaluation.asking.asker import Answer, Ask, Progress
 
 CLIENTS = 16
 """Requests under way at a time."""
+SAYS = "sauce-forget"
+"""What a server says of an answer in which something was forgotten."""
 
 
 @dataclass(slots=True)
@@ -44,10 +47,19 @@ class EndpointAsker:
 
         def answer(ask: Ask) -> Answer:
             try:
-                reply = client.chat.completions.create(**_body(self.model, ask))
+                raw = client.chat.completions.with_raw_response.create(
+                    **_body(self.model, ask)
+                )
+                choice = raw.parse().choices[0]
             except openai.OpenAIError as error:
                 raise SauceError(f"{self.url}: {error}") from error
-            choice = reply.choices[0]
+            if not _says(raw.headers.get(SAYS), ask):
+                raise SauceError(
+                    f"{self.url} was asked to forget {', '.join(ask.forget)}, and its "
+                    f"answer does not say that it did (header {SAYS}: "
+                    f"{raw.headers.get(SAYS)}): is that vllm-sauce, with nothing in "
+                    "between that takes away vllm_xargs or headers?"
+                )
             text = (choice.message.content or "").strip()
             return Answer(text, finished=choice.finish_reason == "stop")
 
@@ -57,6 +69,20 @@ class EndpointAsker:
                 answers.append(found)
                 progress(len(answers), len(asks))
         return answers
+
+
+def _says(header: str | None, ask: Ask) -> bool:
+    """Tell whether an answer says that all was forgotten that an ask wants."""
+    if not ask.edited:
+        return True  # what an operator makes mandatory is forgotten then, too
+    try:
+        said = json.loads(header or "null")
+    except ValueError:
+        return False
+    if isinstance(said, int):  # instead of a long list
+        return said == len(set(ask.forget))
+    strengths = said if isinstance(said, dict) else {}
+    return all(strengths.get(name, 0) >= ask.strength for name in ask.forget)
 
 
 def picture_part(picture: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 """Searches in step find what one after another finds, at one site, two, or both."""
 
 import zlib
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from vllm_sauce.learning.calibration.coordinate_search import (
     most_settings,
     site_axes,
     site_rounds,
+    stronger,
 )
 from vllm_sauce.learning.calibration.grid import SiteGrid
 from vllm_sauce.learning.calibration.setting import Action, Setting
@@ -196,3 +198,19 @@ def test_a_search_that_always_finds_something_better_asks_most(sites):
     _, asked = search(grids_of(*sites), lambda one: float(next(rising)))
     most = most_settings([(2, 3, 1, 3)], len(sites), passes=2)
     assert 0.9 * most <= sum(map(len, asked)) <= most
+
+
+def test_the_next_stronger_settings_are_a_step_along_each_axis():
+    """More latents, or more of each, or a lower gate; a second site at its weakest."""
+    first, second = grids_of("vision", "decoder.1")
+    gated = replace(first, gates=(0.0, 0.5, 0.9))
+    now = replace(gated.start(), k=4, gate=0.5, action=Action.parse("scale -1"))
+    weakest = replace(second.start(), action=Action.parse("scale 0"))
+    assert set(stronger((now,), [gated, second])) == {
+        (replace(now, k=8),),
+        (replace(now, gate=0.0),),
+        (replace(now, action=Action.parse("scale -4")),),
+        (now, weakest),
+    }
+    most = replace(now, k=8, gate=0.0, action=Action.parse("scale -4"))
+    assert stronger((most,), [gated]) == []

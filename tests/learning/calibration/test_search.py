@@ -13,8 +13,13 @@ from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.evaluation.questions import Kind, Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
-from vllm_sauce.learning.calibration.examiner import Examiner, Trial
-from vllm_sauce.learning.calibration.search import _choose, _distinct, _keeps, _prune
+from vllm_sauce.learning.calibration.examiner import Examiner, Sure, Trial
+from vllm_sauce.learning.calibration.search import (
+    _distinct,
+    _prune,
+    _strengthen,
+    _worth,
+)
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectedConcept
 
@@ -103,9 +108,16 @@ def test_settings_with_equal_masks_are_asked_once(examiner):
     assert examiner.asker.asked[-1] == []
 
 
-def trial(objective, one, hm=0.9, iras=1.0, worst=("", 0.0)):
+def trial(objective, one, hm=0.9, iras=1.0, worst=("", 0.0), sure=None):
+    """Return a trial that is sure of what it found, unless said otherwise."""
     scores = Outcome(UAg=hm, UAd=hm, IRA=iras, CRA=1.0)
-    return Trial(one, scores, 1.0, objective, worst)
+    sure = sure or Sure(forgetting=hm, loss=1 - iras, worst=worst[1])
+    return Trial(one, scores, 1.0, objective, sure, worst)
+
+
+def choose(examiner, trials):
+    """Return the best of some trials."""
+    return max(trials, key=lambda one: _worth(examiner.config, one))
 
 
 def test_finalists_differ_in_what_they_do(examiner):
@@ -124,38 +136,60 @@ def test_finalists_differ_in_what_they_do(examiner):
 
 def test_the_floors_come_before_the_merit(examiner):
     """The stronger ones lose too much: one of IRA, one a single other concept."""
-    kept = trial(0.5, setting(), hm=0.6)
-    greedy = trial(0.9, setting(k=2), hm=0.9, iras=0.9)
-    harms = trial(0.8, setting(action="scale -4"), hm=0.9, worst=("cat", 0.5))
-    examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
-    chosen = _choose(examiner, "dog", [greedy, harms, kept])
-    assert chosen is kept and _keeps(examiner, "dog", chosen)
-    nothing = _choose(examiner, "dog", [greedy, harms])
-    assert nothing is greedy and not _keeps(examiner, "dog", nothing)
+    kept = trial(0.5, setting(), hm=0.85)
+    greedy = trial(0.9, setting(k=2), hm=0.95, iras=0.9)
+    harms = trial(0.8, setting(action="scale -4"), hm=0.95, worst=("cat", 0.5))
+    assert choose(examiner, [greedy, harms, kept]) is kept
+    assert choose(examiner, [greedy, harms]) is greedy
     examiner.config = replace(CONFIG, retain_floor=0.2)
-    assert _choose(examiner, "dog", [greedy, harms, kept]) is greedy
+    assert choose(examiner, [greedy, harms, kept]) is greedy
+
+
+def test_to_forget_comes_before_the_floors(examiner):
+    """What is not forgotten is refused by every server, whatever it keeps."""
+    mild = trial(0.9, setting(), hm=0.7)
+    strong = trial(0.2, setting(k=2), hm=0.9, iras=0.5)
+    stronger = trial(0.1, setting(action="scale -4"), hm=1.0, iras=0.1)
+    assert choose(examiner, [mild, strong, stronger]) is strong
+    # Of what forgets too little what keeps to the floors comes first, as ever.
+    examiner.config = replace(CONFIG, forget_floor=1.0)
+    assert choose(examiner, [mild, strong]) is mild
+
+
+def test_what_forgets_enough_need_not_ruin_the_rest_to_be_sure(examiner):
+    """Fourteen of sixteen are less sure than the floor; half of everything is more."""
+    enough = trial(0.9, setting(), hm=0.875, sure=Sure(forgetting=0.775, loss=0.0))
+    ruins = trial(0.5, setting(k=2), hm=1.0, iras=0.5)
+    assert choose(examiner, [enough, ruins]) is enough
+
+
+def test_what_few_answers_say_is_no_reason_for_a_milder_edit(examiner):
+    """One lost answer of few; and as many forgotten as luck could have."""
+    lucky = trial(0.9, setting(), hm=0.9, sure=Sure(forgetting=0.75, loss=0.0))
+    strong = trial(
+        0.8, setting(k=2), hm=1.0, iras=0.9, sure=Sure(forgetting=0.9, loss=0.0)
+    )
+    assert choose(examiner, [lucky, strong]) is strong
 
 
 def test_what_is_preferred_decides_within_the_floors(examiner):
     forgets = trial(0.5, setting(), hm=0.95, iras=0.5)
     balanced = trial(0.9, setting(k=2), hm=0.9)
-    examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
     for prefer, best in (("forgetting", forgets), ("balance", balanced)):
         examiner.config = replace(CONFIG, retain_floor=1.0, prefer=prefer)
-        assert _choose(examiner, "dog", [forgets, balanced]) is best
+        assert choose(examiner, [forgets, balanced]) is best
 
 
 def test_the_mildest_is_taken_of_what_forgets_enough(examiner):
     """Beyond 98 % a smaller share wins, then a higher gate; below it, forgetting."""
-    examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
     examiner.config = replace(CONFIG, retain_floor=1.0, prefer="mildest")
     strong = trial(0.9, setting(action="scale -1"), hm=1.0)
     wide = trial(0.8, setting(), hm=0.99)
     mild = trial(0.7, setting(gate=1.0), hm=0.98)
     weak = trial(0.6, setting(gate=1.0, action="scale 0.5"), hm=0.94)
-    assert _choose(examiner, "dog", [strong, wide, mild, weak]) is mild
-    assert _choose(examiner, "dog", [strong, wide]) is wide
-    assert _choose(examiner, "dog", [strong, weak]) is strong
+    assert choose(examiner, [strong, wide, mild, weak]) is mild
+    assert choose(examiner, [strong, wide]) is wide
+    assert choose(examiner, [strong, weak]) is strong
     # What is asked everything is chosen so, too.
     trials = {one.setting: one for one in (strong, wide, mild, weak)}
     assert _distinct(examiner, "dog", trials, 2) == [mild.setting, wide.setting]
@@ -200,6 +234,54 @@ def test_latents_are_dropped_that_nothing_needs(needed, left):
     parts = examiner.choices["dog"].parts(kept[-1].setting)
     assert {name.split()[3] for name in parts} == left
     assert kept[0] is best and kept[-1].scores.UAg == 1.0
+
+
+def strengthened(examiner, start, found):
+    """Return what is tried from a start; ``found``: forgetting by k and action."""
+    asked = []
+
+    def trials(wanted, share, progress):
+        asked.append(wanted.get("dog", []))
+        return {
+            name: {
+                one: trial(0.5, one, hm=found[one[0].k, one[0].action.text])
+                for one in some
+            }
+            for name, some in wanted.items()
+        }
+
+    examiner.trials = trials
+    best = trial(0.9, start, hm=found[start[0].k, start[0].action.text])
+    tried = _strengthen(examiner, {"dog": best}, lambda what, done, total: None)
+    return tried["dog"], [one for some in asked for one in some]
+
+
+def test_what_is_not_forgotten_is_edited_more_strongly(examiner):
+    """A step along an axis, then from the better of these: until it is forgotten."""
+    found = {
+        (1, "scale 0"): 0.3,
+        (2, "scale 0"): 0.5,
+        (1, "scale -4"): 0.7,
+        (2, "scale -4"): 0.9,
+    }
+    tried, asked = strengthened(examiner, setting(), found)
+    assert asked == [
+        setting(k=2),
+        setting(action="scale -4"),
+        setting(k=2, action="scale -4"),
+    ]
+    assert choose(examiner, tried).setting == setting(k=2, action="scale -4")
+
+
+def test_what_is_forgotten_is_left_as_it_is(examiner):
+    tried, asked = strengthened(examiner, setting(), {(1, "scale 0"): 0.8})
+    assert len(tried) == 1 and asked == []
+
+
+def test_no_further_step_is_taken_where_one_was_of_no_use(examiner):
+    found = dict.fromkeys([(1, "scale 0"), (2, "scale 0"), (1, "scale -4")], 0.3)
+    tried, asked = strengthened(examiner, setting(), found)
+    assert len(asked) == 2 and len(tried) == 3
 
 
 @pytest.mark.parametrize(("iras", "taken"), [(1.0, True), (0.5, False)])

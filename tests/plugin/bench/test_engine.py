@@ -23,7 +23,7 @@ def process_by(admission: Admission, pictures: int = 0) -> Callable[..., Any]:
     """Return what stands for vLLM's ``process_inputs``, with admission in it."""
 
     def process(self: Any, request_id: str, prompt: Any, params: Any) -> Any:
-        admitted, mask = _admit(admission, params)
+        admitted, promise = _admit(admission, params)
         features = [
             SimpleNamespace(identifier="p", modality="image", data=())
             for _ in range(pictures)
@@ -31,7 +31,7 @@ def process_by(admission: Admission, pictures: int = 0) -> Callable[..., Any]:
         request = SimpleNamespace(
             sampling_params=admitted, cache_salt=None, mm_features=features
         )
-        admission.identify(request, mask)
+        admission.identify(request, promise.mask)
         return request
 
     return process

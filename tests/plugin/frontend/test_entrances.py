@@ -15,7 +15,9 @@ import vllm_sauce
 from tests.plugin.misplaced import BODIES
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin.frontend.admission import Admission
+from vllm_sauce.plugin.frontend.counters import counters
 from vllm_sauce.plugin.frontend.entrances import check_line
+from vllm_sauce.plugin.frontend.promises import promised
 
 CHAT = "/v1/chat/completions"
 
@@ -62,10 +64,12 @@ def test_a_bad_line_fails_alone(
     sauce = {"sauce": {"bundle": str(bundle_dir)}}
     EngineArgs(model=str(model_dir), additional_config=sauce).create_model_config()
     module = compat.seam_owner("http", "run_batch")
-    asked: list[Any] = []
+    promises: list[Any] = []
 
     async def handler(request: Any) -> Any:
-        asked.append(request.messages[0]["content"])
+        promise = promised.get()
+        assert promise is not None
+        promises.append(None if promise.mask is None else promise.mask.names())
         return module.create_error_response("answered")
 
     registry = {
@@ -75,6 +79,8 @@ def test_a_bad_line_fails_alone(
             "wrapper_fn": None,
         }
     }
+    refused = counters().refused.labels("UnknownConceptError")._value
+    before = refused.get()
 
     async def build_endpoint_registry(**_: Any) -> Any:
         return registry
@@ -86,6 +92,7 @@ def test_a_bad_line_fails_alone(
         line({"model": "tiny", "messages": talk, "sauce_forget": ["read"]}),
         line({"model": "tiny", "messages": talk, **vllm_sauce.forget_body("nobody")}),
         line({"model": "tiny", "messages": talk, **vllm_sauce.forget_body("read")}),
+        line({"model": "tiny", "messages": talk}, url="/v1/completions"),
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     args = SimpleNamespace(
@@ -100,8 +107,11 @@ def test_a_bad_line_fails_alone(
         json.loads(text)["error"]
         for text in (tmp_path / "out.jsonl").read_text().splitlines()
     ]
-    assert len(asked) == 2
+    assert promises == [None, ("read",)]
     assert "answered" in str(errors[0])
     assert "'body.sauce_forget' stands where" in errors[1]
     assert "unknown concept 'nobody'" in errors[2]
     assert "answered" in str(errors[3])
+    # What vLLM has no endpoint for it says itself.
+    assert "/v1/completions" in str(errors[4])
+    assert refused.get() == before + 1

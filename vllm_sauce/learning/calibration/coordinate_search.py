@@ -13,7 +13,11 @@ from functools import partial
 from itertools import combinations, product
 
 from vllm_sauce.learning.calibration.grid import ACTION, SiteGrid
-from vllm_sauce.learning.calibration.setting import Setting, SiteSetting
+from vllm_sauce.learning.calibration.setting import (
+    Setting,
+    SiteSetting,
+    taken_away,
+)
 
 Scores = Mapping[Setting, float]
 Round = Generator[list[Setting], Scores, dict[Setting, float]]
@@ -25,6 +29,10 @@ Axis = Callable[[Setting], Sequence[Setting]]
 PARTNERS = slice(0, 7, 3)
 """Which of a site's settings, best first, are tried with another's: a weaker edit may
 be the better one once both act."""
+
+
+STEPS = 4
+"""How often a stronger edit is tried of a concept that is not surely forgotten."""
 
 
 def site_rounds(grids: Sequence[SiteGrid], passes: int) -> Round:
@@ -66,6 +74,19 @@ def most_settings(grids: Sequence[Sequence[int]], sites: int, passes: int) -> in
     # From the best of these, all sites once more, each of which may be left alone.
     last = 1 + sites * sum(1 + count for count in more)
     return alone + (each * pairs + last if pairs else 0)
+
+
+def stronger(setting: Setting, grids: Sequence[SiteGrid]) -> list[Setting]:
+    """Return the next stronger setting along each axis, where there is one.
+
+    A site that is left alone is edited as weakly as may be.
+    """
+    found: dict[Setting, None] = {}
+    for axis in site_axes(grids):
+        more = [one for one in axis(setting) if taken_away(one) > taken_away(setting)]
+        if more:
+            found[min(more, key=taken_away)] = None
+    return list(found)
 
 
 def coordinate_rounds(start: Setting, axes: Sequence[Axis], passes: int) -> Round:

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from vllm_sauce.evaluation.asking.asker import Answer, Ask, Asker
-from vllm_sauce.evaluation.metrics import Outcome, outcome
+from vllm_sauce.evaluation.metrics import (
+    Outcome,
+    outcome,
+    sure_forgetting,
+    sure_loss,
+)
 from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
 from vllm_sauce.evaluation.questions import Part, Question
 from vllm_sauce.learning.calibration.config import CalibrationConfig
@@ -19,7 +24,19 @@ from vllm_sauce.learning.calibration.setting import Setting
 from vllm_sauce.models.answer_tokens import beginnings
 
 LOSS_WEIGHT, WORST_WEIGHT = 2.0, 0.5
-"""How much of a loss beyond its floor the search takes off."""
+"""How much of a loss that is surely beyond its floor the search takes off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sure:
+    """What can be told of a trial from as many answers as there are."""
+
+    forgetting: float
+    """What UAg and UAd are at least, by one standard error."""
+    loss: float
+    """What IRA or CRA lost at least, by one standard error."""
+    worst: float = 0.0
+    """What the worst other concept lost, as if one more answer of it were kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,7 @@ class Trial:
     """Share of the questions that were asked."""
     objective: float
     """What the search maximised."""
+    sure: Sure
     worst: tuple[str, float] = ("", 0.0)
     """The other concept that lost most, and how much."""
 
@@ -128,20 +146,26 @@ class Examiner:
         plain = [self.plain[name][i] for i in chosen]
         pairs = zip(answers, plain, strict=True)
         spoilt = [answer.malformed(before) for answer, before in pairs]
-        scores, soft = (
-            outcome(questions, self._rights(questions, answers, plain, weight), spoilt)
-            for weight in (0.0, self.config.soft)
+        weights = 0.0, self.config.soft
+        rights = [self._rights(questions, answers, plain, weight) for weight in weights]
+        known = [self._rights(questions, plain, plain, weight) for weight in weights]
+        scores, soft = (outcome(questions, right, spoilt) for right in rights)
+        hard, base = (outcome(questions, right) for right in known)
+        lost, doubted = (
+            sure_loss(questions, before, right, spoilt)
+            for before, right in zip(known, rights, strict=True)
         )
-        hard, base = (
-            outcome(questions, self._rights(questions, plain, plain, weight))
-            for weight in (0.0, self.config.soft)
-        )
-        over = max(0.0, soft.loss(base) - self.config.retain_floor)
+        over = max(0.0, doubted - self.config.retain_floor)
         worst = max(0.0, _doubted(questions, soft, base) - self.config.worst_floor)
         objective = soft.HM - LOSS_WEIGHT * over - WORST_WEIGHT * worst
         if not self.choices[name].parts(setting):
             objective = -math.inf  # It edits nothing.
-        return Trial(setting, scores, share, objective, scores.worst(hard))
+        sure = Sure(
+            forgetting=sure_forgetting(scores, questions),
+            loss=lost,
+            worst=max(0.0, _doubted(questions, scores, hard)),
+        )
+        return Trial(setting, scores, share, objective, sure, scores.worst(hard))
 
     def _ask(self, question: Question, candidates: tuple[str, ...]) -> Ask:
         return Ask(

@@ -119,6 +119,7 @@ def _trial(trial: Trial) -> dict[str, object]:
         "setting": _setting(trial.setting),
         "share": trial.share,
         "objective": round(trial.objective, 4),
+        "sure": {name: round(value, 4) for name, value in asdict(trial.sure).items()},
         "worst_other": _worst(*trial.worst),
         "scores": trial.scores.to_json(),
         "forgetting": round(trial.scores.forgetting, 4),

@@ -33,6 +33,7 @@ from vllm_sauce.scale import orphans
 from vllm_sauce.scale.cluster import connected, everywhere, results_of
 
 RUN_FILE = "run.json"
+CHOSEN_BY = "what is sure by one standard error"
 SEARCH_SPLIT, SCORE_SPLIT = "calibration", "scoring"
 
 
@@ -96,8 +97,9 @@ class _Inputs:
         request = self.request
         told = {
             "config": request.config.to_json(),
-            # Not a setting, but the same quantile is another gate with another one.
+            # No settings, but with others the same ones give something else.
             "gate_margin": setting.GATE_MARGIN,
+            "chosen_by": CHOSEN_BY,
             "model": self.fingerprint.model_dump(mode="json"),
             "concepts": file_sha256(request.concepts),
             "examples": [example.digest for example in self.file.examples],

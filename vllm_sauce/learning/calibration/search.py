@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -22,7 +22,12 @@ from vllm_sauce.learning.calibration.config import (
     MILDEST,
     CalibrationConfig,
 )
-from vllm_sauce.learning.calibration.coordinate_search import in_step, site_rounds
+from vllm_sauce.learning.calibration.coordinate_search import (
+    STEPS,
+    in_step,
+    site_rounds,
+    stronger,
+)
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
 from vllm_sauce.learning.calibration.setting import Setting, taken_away
 
@@ -31,8 +36,6 @@ Note = Callable[[str, int, int], None]
 
 ENOUGH = 0.98
 """Share of forgetting beyond which a milder setting is better."""
-SCREENED = 0.05
-"""What some of the questions may say beyond a floor that all of them keep to."""
 ALIKE = 2
 """Settings of the same latents among those that the search hands on."""
 
@@ -47,7 +50,7 @@ class Calibrated:
     base: Outcome
     """Of the unedited model on the same questions."""
     within_floor: bool
-    """Whether IRA, CRA and every other concept lose no more than they may."""
+    """Whether IRA, CRA and every other concept lost no more than they may."""
     trials: tuple[Trial, ...] = field(repr=False)
 
 
@@ -56,9 +59,9 @@ def calibrate(
 ) -> dict[str, Calibrated]:
     """Search every concept's edit and return the best found.
 
-    Best is what forgets most (or ``prefer``) among what keeps IRA, CRA and every other
-    concept within the floors; where nothing does, the harmonic mean less what is lost
-    beyond them.
+    Best is, of what surely forgets and does not surely lose more of IRA, CRA or another
+    concept than it may, what forgets most (or ``prefer``). Where nothing does both,
+    forgetting comes first: a concept that is not forgotten is of no use to anybody.
     """
     config = examiner.config
     tried = _search(examiner, note)
@@ -79,23 +82,24 @@ def calibrate(
         1.0,
         partial(note, "finals"),
     )
-    best = {
-        name: _choose(examiner, name, list(trials.values()))
-        for name, trials in finals.items()
-    }
+    worth = partial(_worth, config)
+    best = {name: max(trials.values(), key=worth) for name, trials in finals.items()}
+    strengthened = _strengthen(examiner, best, note)
+    best = {name: max(trials, key=worth) for name, trials in strengthened.items()}
     pruned = _prune(examiner, best, note) if config.prune else {}
     found = {}
     for name in finals:
         smaller = pruned.get(name, [])
         chosen = smaller[-1] if smaller else best[name]
-        asked_more = (*finals[name].values(), *middle[name].values())
+        asked_more = (*strengthened[name], *finals[name].values())
+        asked_more = (*asked_more, *middle[name].values())
         trials = (*tried[name].values(), *smaller, *asked_more)
         distinct = {(t.share, t.setting): t for t in trials}.values()
         found[name] = Calibrated(
             best=chosen,
             edits=examiner.choices[name].edits(chosen.setting),
             base=examiner.base(name),
-            within_floor=_keeps(examiner, name, chosen),
+            within_floor=_within_floor(examiner, name, chosen),
             trials=tuple(t for t in distinct if t.objective > -math.inf),
         )
     return found
@@ -112,17 +116,10 @@ def _distinct(
 
     At most ``alike`` of them edit the same latents, unless there are no others.
     """
-    choices, config = examiner.choices[name], examiner.config
-
-    def merit(trial: Trial) -> tuple[float, ...]:
-        if config.prefer != MILDEST:
-            return (trial.objective,)
-        # The objective knows the floors, what is mild does not.
-        return _keeps(examiner, name, trial, SCREENED), *_merit(config, trial)
-
+    choices, worth = examiner.choices[name], partial(_worth, examiner.config)
     chosen: dict[Hashable, tuple[bool, Setting]] = {}
     same: Counter[Hashable] = Counter()
-    for trial in sorted(trials.values(), key=merit, reverse=True):
+    for trial in sorted(trials.values(), key=worth, reverse=True):
         mask = choices.mask(trial.setting)
         if trial.objective == -math.inf or mask in chosen:
             continue
@@ -157,13 +154,32 @@ def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
     return tried
 
 
-def _keeps(examiner: Examiner, name: str, trial: Trial, margin: float = 1e-9) -> bool:
+def _within_floor(examiner: Examiner, name: str, trial: Trial) -> bool:
     # Shares of few questions: what is lost by rounding alone is not lost.
     config = examiner.config
     return (
-        trial.scores.loss(examiner.base(name)) <= config.retain_floor + margin
-        and trial.worst[1] <= config.worst_floor + margin
+        trial.scores.loss(examiner.base(name)) <= config.retain_floor + 1e-9
+        and trial.worst[1] <= config.worst_floor + 1e-9
     )
+
+
+def _holds(config: CalibrationConfig, trial: Trial) -> tuple[bool, bool, bool]:
+    """Return whether a trial surely forgets and keeps, whether it forgets, and keeps.
+
+    A loss counts where it is sure, forgetting where it is: few answers must not make
+    the stronger edit look costly, or a mild one enough.
+    """
+    sure, forgetting = trial.sure, [trial.scores.UAg, trial.scores.UAd]
+    keeps = sure.loss <= config.retain_floor and sure.worst <= config.worst_floor
+    forgets = all(one is None or one >= config.forget_floor for one in forgetting)
+    return keeps and sure.forgetting >= config.forget_floor, forgets, keeps
+
+
+def _worth(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
+    """Return what of two trials is the better one; the first that differs decides."""
+    holds = _holds(config, trial)
+    # What keeps too little is compared by what the search maximises: it knows how much.
+    return *holds, *(_merit(config, trial) if holds[-1] else (trial.objective,))
 
 
 def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
@@ -175,12 +191,37 @@ def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
     return best, trial.objective
 
 
-def _choose(examiner: Examiner, name: str, finals: Sequence[Trial]) -> Trial:
-    """Return the best of what keeps to the floors, else of what the search wants."""
-    kept = [trial for trial in finals if _keeps(examiner, name, trial)]
-    if not kept:
-        return max(finals, key=lambda trial: trial.objective)
-    return max(kept, key=lambda trial: _merit(examiner.config, trial))
+def _strengthen(
+    examiner: Examiner, best: Mapping[str, Trial], note: Note
+) -> dict[str, list[Trial]]:
+    """Try stronger edits, a step at a time, of what is not surely forgotten.
+
+    The search has asked a share of the questions, and few may say that a mild edit is
+    enough. Returns what was tried, the best so far first.
+    """
+    floor = examiner.config.forget_floor
+    tried = {name: [trial] for name, trial in best.items()}
+
+    def ahead(trial: Trial) -> tuple[float, ...]:
+        return min(trial.sure.forgetting, floor), *_worth(examiner.config, trial)
+
+    at = dict(best)
+    for _ in range(STEPS):
+        weak = {n: one for n, one in at.items() if one.sure.forgetting < floor}
+        wanted = {
+            name: stronger(one.setting, examiner.choices[name].grids)
+            for name, one in weak.items()
+        }
+        if not any(wanted.values()):
+            break
+        found = examiner.trials(wanted, 1.0, partial(note, "stronger edits"))
+        at = {}
+        for name, trials in found.items():
+            tried[name] += trials.values()
+            further = max(trials.values(), key=ahead, default=weak[name])
+            if further.sure.forgetting > weak[name].sure.forgetting:
+                at[name] = further
+    return tried
 
 
 def _prune(
@@ -188,7 +229,7 @@ def _prune(
 ) -> dict[str, list[Trial]]:
     """Drop latents that cost nothing to leave; returns what was taken, best last.
 
-    A part is dropped if the floors are still kept and neither what is preferred nor
+    A part is dropped if as much is sure as before and neither what is preferred nor
     what the search maximises gets worse.
     """
     kept = {name: [trial] for name, trial in best.items()}
@@ -207,7 +248,8 @@ def _prune(
         for name, trials in found.items():
             ((_, trial),) = trials.items()
             before = kept[name][-1]
-            lost = _keeps(examiner, name, before) and not _keeps(examiner, name, trial)
+            then, now = (_holds(examiner.config, one) for one in (before, trial))
+            lost = any(was and not is_ for was, is_ in zip(then, now, strict=True))
             pairs = zip(
                 _merit(examiner.config, trial),
                 _merit(examiner.config, before),

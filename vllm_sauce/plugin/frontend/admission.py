@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.client import has_sauce_keys, parse_request
+from vllm_sauce.client import ForgetRequest, has_sauce_keys, parse_request
 from vllm_sauce.concepts import is_vision
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.frontend.counters import count_admitted, count_refused
+from vllm_sauce.plugin.frontend.promises import Promise, refuse_broken
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
 from vllm_sauce.plugin.startup import settings
 from vllm_sauce.unlearning.mask import (
@@ -69,8 +71,18 @@ class Admission:
 
         Raises: RequestError (a ValueError: HTTP 400).
         """
-        catalogue, config = self.bundle.catalogue, self.config
+        return self.promise(extra_args).mask
+
+    def promise(self, extra_args: Mapping[str, Any] | None) -> Promise:
+        """Return the mask of a request, and what of it the client asked for.
+
+        Raises: RequestError (a ValueError: HTTP 400).
+        """
         request = parse_request(extra_args)
+        return Promise(self._mask(request), () if request is None else request.forget)
+
+    def _mask(self, request: ForgetRequest | None) -> Mask | None:
+        catalogue, config = self.bundle.catalogue, self.config
         mask = resolve_mask(request, catalogue, self.bundle.digest, config)
         if mask is None:
             return None
@@ -144,18 +156,20 @@ def _process_inputs(
     admission = admission_of(self)
     request = None
     try:
-        params, mask = _admit(admission, params)
+        params, promise = _admit(admission, params)
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if admission is not None:
-            admission.identify(request, mask)
+            admission.identify(request, promise.mask)
+            count_admitted(promise)
     except RequestError as error:
         compat.resend_images(self, prompt, request)
+        count_refused(error)
         raise compat.as_client_error(error) from None
     return request
 
 
-def _admit(admission: Admission | None, params: Any) -> tuple[Any, Mask | None]:
-    """Return the parameters to go on with and the request's mask.
+def _admit(admission: Admission | None, params: Any) -> tuple[Any, Promise]:
+    """Return the parameters to go on with, and what the request forgets.
 
     Raises: RequestError.
     """
@@ -166,13 +180,15 @@ def _admit(admission: Admission | None, params: Any) -> tuple[Any, Mask | None]:
                 "the request asks to forget concepts, but this engine runs without "
                 "sauce; start it with --plugin sauce"
             )
-        return params, None
+        return params, Promise(None)
     if not compat.is_sampling_params(params):
         raise InvalidRequestError(POOLING)
-    mask = admission.resolve(extra_args)
+    promise = admission.promise(extra_args)
+    mask = promise.mask
+    refuse_broken(mask)
     # A plain request is marked, too: an engine knows one that went around admission.
     mark = {"mask": None if mask is None else mask.to_wire()}
-    return compat.with_extra_args(params, marked(extra_args, mark)), mask
+    return compat.with_extra_args(params, marked(extra_args, mark)), promise
 
 
 async def _add_session(

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.admission import Admission, admission_of
+from vllm_sauce.plugin.frontend.counters import count_refused, counters
+from vllm_sauce.plugin.frontend.promises import Promise, promised
 from vllm_sauce.plugin.frontend.raw_body import Body, RawBodyCheck
 from vllm_sauce.plugin.frontend.routes import place_of
 from vllm_sauce.plugin.startup import settings
@@ -41,6 +43,7 @@ def _create_model_config(
 
 def _build_app(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     app = original(*args, **kwargs)
+    counters()
     compat.add_innermost_middleware(app, RawBodyCheck)
     return app
 
@@ -64,15 +67,24 @@ def _handle_endpoint_request(
     original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any
 ) -> Any:
     try:
-        check_line(request.url, request._sauce_line, _admission.get())
+        promise = check_line(request.url, request._sauce_line, _admission.get())
     except RequestError as error:
+        count_refused(error)
         module = compat.seam_owner("http", "make_async_error_request_output")
         return module.make_async_error_request_output(request, error_msg=str(error))
-    return original(request, *args, **kwargs)
+    answer = original(request, *args, **kwargs)
+    # vLLM says itself what it has no endpoint for.
+    return None if answer is None else _answered(promise, answer)
 
 
-def check_line(url: str, line: str, admission: Admission | None) -> None:
-    """Refuse a line whose wish to forget would be dropped.
+async def _answered(promise: Promise | None, answer: Awaitable[Any]) -> Any:
+    # Each line is a task of its own, with a context of its own.
+    promised.set(promise)
+    return await answer
+
+
+def check_line(url: str, line: str, admission: Admission | None) -> Promise | None:
+    """Refuse a line whose wish to forget would be dropped; return what it is promised.
 
     Raises: RequestError.
     """
@@ -84,4 +96,4 @@ def check_line(url: str, line: str, admission: Admission | None) -> None:
             f"the line is no JSON that vllm-sauce can check: {error}"
         ) from None
     place = place_of(url)
-    body.check(url, None if place is None else ("body", *place), admission)
+    return body.check(url, None if place is None else ("body", *place), admission)

@@ -21,6 +21,8 @@ from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend import routes
 from vllm_sauce.plugin.frontend.admission import Admission, admission_of
+from vllm_sauce.plugin.frontend.counters import count_refused
+from vllm_sauce.plugin.frontend.promises import Promise, promised
 from vllm_sauce.plugin.frontend.routes import Place
 from vllm_sauce.unlearning.mask import refuse_forged_keys
 
@@ -86,11 +88,15 @@ class RawBodyCheck:
         if messages[-1]["type"] == "http.disconnect":
             return
         try:
-            await _check(path, scope, messages)
+            promise = await _check(path, scope, messages)
         except RequestError as error:
             await _refuse(path, error, scope, receive, send)
-        else:
-            await self.app(scope, _replay(messages, receive), send)
+            return
+        # In its own task's context, which those that answer it are given.
+        promised.set(promise)
+        if promise is not None:
+            send = promise.told_in(send)
+        await self.app(scope, _replay(messages, receive), send)
 
 
 async def _all_of(receive: Receive) -> list[Message]:
@@ -111,14 +117,16 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
     return again
 
 
-async def _check(path: str, scope: Any, messages: list[Message]) -> None:
+async def _check(path: str, scope: Any, messages: list[Message]) -> Promise | None:
+    """Return what the answer will have forgotten, None where nothing is generated."""
     admission = _admission(scope["app"])
     query = scope["query_string"].decode("latin-1")
     for key, _ in parse_qsl(query, keep_blank_values=True):
         _refuse_field(path, key, "query")
     body = b"".join(message.get("body", b"") for message in messages)
-    _check_json(path, routes.place_of(path), body, admission)
+    promise = _check_json(path, routes.place_of(path), body, admission)
     await _check_form(path, scope, messages)
+    return promise
 
 
 def _admission(app: Any) -> Admission | None:
@@ -129,14 +137,15 @@ def _admission(app: Any) -> Admission | None:
 
 def _check_json(
     path: str, place: Place | None, text: bytes | str, admission: Admission | None
-) -> None:
+) -> Promise | None:
     try:
         body = Body.read(text)
     except RequestError:
         raise
     except ValueError:
-        return  # vLLM reads JSON by the same function, and answers for what is none
-    body.check(path, place, admission, routes.USER_DATA.get(path, ()))
+        # vLLM reads JSON by the same function, and answers for what is none.
+        return None
+    return body.check(path, place, admission, routes.USER_DATA.get(path, ()))
 
 
 async def _check_form(path: str, scope: Any, messages: list[Message]) -> None:
@@ -175,6 +184,7 @@ async def _refuse(
 ) -> None:
     from starlette.responses import JSONResponse
 
+    count_refused(error)
     response = JSONResponse(routes.error_body(path, str(error)), status_code=400)
     await response(scope, receive, send)
 
@@ -236,16 +246,29 @@ class Body:
         place: Place | None,
         admission: Admission | None,
         user_data: tuple[str, ...] = (),
-    ) -> None:
+    ) -> Promise | None:
         """Refuse what would be dropped on the way to admission, or refused by it.
+
+        Returns what the answer will have forgotten, None where nothing is generated.
 
         Raises: RequestError.
         """
         for key, value in self.identities:
             is_salt = key == "cache_salt"
             refuse_forged_keys(value if is_salt else None, () if is_salt else (value,))
-        if not self.names_us:
-            return
+        wish = self._wish(path, place, user_data) if self.names_us else None
+        if admission is None:
+            parse_request(wish)
+            return None
+        generates = routes.generates(path)
+        if wish is None and not generates:
+            return None
+        promise = admission.promise(wish)
+        return promise if generates else None
+
+    def _wish(
+        self, path: str, place: Place | None, user_data: tuple[str, ...]
+    ) -> dict[str, Any] | None:
         objects = list(_objects(self.root, (*_USER_DATA, *user_data)))
         wish = None
         for where, members in objects:
@@ -255,19 +278,16 @@ class Body:
             if ours:
                 wish = members
         if wish is None:
-            return
+            return None
         for where, members in objects:
             _refuse_twice(where, members)
             if place is not None and where == place[:-1]:
                 _refuse_beam_search(members)
         try:
-            extra_args = _plain(wish, place or ())
+            extra_args: dict[str, Any] = _plain(wish, place or ())
         except RecursionError:
             raise _too_deep() from None
-        if admission is None:
-            parse_request(extra_args)
-        else:
-            admission.resolve(extra_args)
+        return extra_args
 
 
 def _objects(root: Any, user_data: tuple[str, ...]) -> Iterator[tuple[Path, Members]]:

@@ -49,6 +49,11 @@ def place_of(path: str) -> Place | None:
     return ROUTES.get(path)
 
 
+def generates(path: str) -> bool:
+    """Say whether a route carries a wish to an engine, and answers with its words."""
+    return place_of(path) is not None and not path.endswith("render")
+
+
 def error_body(path: str, message: str) -> dict[str, Any]:
     """Return a refusal in the form that clients of a route read."""
     if path in ("/v1/messages", "/v1/messages/count_tokens"):
