@@ -19,6 +19,7 @@ _RAW = (
 _CANARY = "tests/plugin/worker/test_canary.py"
 _V2 = "tests/plugin/worker/test_runner_v2.py"
 _FLAGS = "tests/plugin/startup/test_flags.py"
+_RECORD = "tests/measuring/test_record.py"
 
 SERVED = (
     ("plugin/sites/encoder_batches.py", "found = [self._waiting.pop(id(pair), None) for pair in pairs]", "found = [self._waiting.pop(next(iter(self._waiting)), None) for pair in pairs]", "labels go by order", _BATCHES),
@@ -81,5 +82,8 @@ SERVED = (
     ("files.py", ".split(\"\\n\")", ".splitlines()", "lines are cut at U+2028", "tests/test_files.py"),
     ("files.py", "decode(\"utf-8-sig\")", "decode()", "a BOM stands in the first line", "tests/test_files.py"),
     ("models/chat_prompts.py", "add_special_tokens=False,", "add_special_tokens=True,", "a first token twice", "tests/models/test_chat_prompts.py"),
+    ("measuring/record.py", "forgotten=concept.forgotten and kept,", "forgotten=concept.forgotten,", "a concept measured below its floor is offered", _RECORD),
+    ("measuring/record.py", "forgotten=concept.forgotten and kept,", "forgotten=kept,", "a good figure offers what calibration refused", _RECORD),
+    ("measuring/settings.py", "if self.record and self.url is not None:", "if False:", "figures of who knows which server are recorded", "tests/measuring/test_measure.py"),
 )  # fmt: skip
 """What was broken once, to see its test fail."""

@@ -3,7 +3,7 @@
 
 A demo shows what works, so its pictures are chosen: of the shipped held-out pictures
 with the concept, the first on which every answer is as it must be. How well forgetting
-works on pictures nobody chose is what ``tiny.scores`` measures.
+works on pictures nobody chose is what docs/study.md measures.
 
 ``PYTHONPATH=examples python -m tiny.demo_cases dog cat ...``
 """

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a bundle in which every concept has one row with one setting: no calibration.
+"""Write a bundle in which all concepts are edited alike: no calibration.
 
-``PYTHONPATH=examples python -m tiny.one_setting ROWS SELECTION OUT``, of what ``sauce
-fit --orthogonal`` and ``sauce select`` wrote for the vision site. Towards absence where
-there is such a row, else towards others; where a token reads at least half of what the
-concept's mean does.
+``PYTHONPATH=examples python -m tiny.one_setting BUNDLE SELECTION OUT``, of the vision
+site and what ``sauce select`` wrote for it. A concept's row, where it has one (``sauce
+fit --orthogonal``): towards absence where there is such a row, else towards others,
+where a token reads at least half of what the concept's mean does. Else its latents,
+turned to -2 of themselves wherever they fire; ``--random`` takes as many others.
 """
 
 import argparse
+import random
 from pathlib import Path
 
 from vllm_sauce.bundle import Bundle
@@ -17,28 +19,40 @@ from vllm_sauce.learning.selection.selection_file import SelectedConcept, Select
 SHARES = {"row:absence": 1.0, "row:others": 1.5}
 """Of what a row reads, taken away."""
 GATE = 0.5
+GAMMA = -2.0
 
 
 def edit_of(concept: SelectedConcept) -> SiteEdit:
-    """Return the edit of a concept's row."""
+    """Return the edit of a concept's row, or of its latents."""
     rows = {next(iter(row.scores)): row for row in concept.rows}
+    if not rows:
+        return SiteEdit.uniform([one.latent for one in concept.latents], gamma=GAMMA)
     kind = next(kind for kind in SHARES if kind in rows)
     return SiteEdit.uniform([rows[kind].latent], gamma=1 - SHARES[kind], gate=GATE)
+
+
+def at_random(name: str, edit: SiteEdit, d_sae: int) -> SiteEdit:
+    """Return an edit of as many latents that nobody chose."""
+    drawn = random.Random(name).sample(range(d_sae), len(edit.latents))
+    return SiteEdit.uniform(drawn, gamma=GAMMA)
 
 
 def main() -> None:
     """Write the bundle."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("rows", "selection", "out"):
+    for name in ("bundle", "selection", "out"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--random", action="store_true")
     arguments = parser.parse_args()
-    rows = Bundle.load(arguments.rows)
-    concepts = [
-        Concept(name=name, domain=one.domain, edits={VISION: edit_of(one)})
-        for name, one in SelectionFile.read(arguments.selection).concepts.items()
-    ]
-    saes = {VISION: rows.sites[VISION].weights}
-    Bundle.build(rows.fingerprint, saes, Catalogue(concepts)).save(arguments.out)
+    bundle = Bundle.load(arguments.bundle)
+    sae, concepts = bundle.sites[VISION].weights, []
+    for name, one in SelectionFile.read(arguments.selection).concepts.items():
+        edit = edit_of(one)
+        if arguments.random:
+            edit = at_random(name, edit, sae.d_sae)
+        concepts.append(Concept(name=name, domain=one.domain, edits={VISION: edit}))
+    built = Bundle.build(bundle.fingerprint, {VISION: sae}, Catalogue(concepts))
+    built.save(arguments.out)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 ``PYTHONPATH=examples python -m tiny.user_pictures FOLDER`` draws 150 pictures of each
 of the 40 foreground concepts, and 300 without any, for ``concepts.yaml``, and 8,000
 without labels, each with a question, for training SAEs (``training.jsonl``). None of
-them is among the pictures that ``tiny.scores`` measures on. ``--style held-out`` draws
-them in a style that the model has never seen.
+the labelled ones is among the model's. ``--style held-out`` draws them in a style that
+the model has never seen; ``--drawn scoring`` draws others, which no bundle here was
+learnt on.
 """
 
 import argparse
@@ -59,9 +60,11 @@ def concepts_yaml() -> dict[str, object]:
     }
 
 
-def empty_pictures(count: int, style: str = "train") -> list[Picture]:
+def empty_pictures(
+    count: int, style: str = "train", drawn: str = "user"
+) -> list[Picture]:
     """Draw pictures of a background alone: what it looks like when nothing is there."""
-    rng = np.random.default_rng([HELD_OUT_SEED, SEEDS["user"]])
+    rng = np.random.default_rng([HELD_OUT_SEED, SEEDS[drawn]])
     renderer = Renderer(STYLES[style])
     return [renderer.picture(rng, NOTHING) for _ in range(count)]
 
@@ -112,12 +115,13 @@ def main() -> None:
     parser.add_argument("--empty", type=int, default=300)
     parser.add_argument("--training", type=int, default=8000)
     parser.add_argument("--style", choices=STYLES, default="train")
+    parser.add_argument("--drawn", choices=SEEDS, default="user")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=False)
     style = arguments.style
-    pictures = balanced_pictures("user", arguments.per_foreground, style)
-    pictures += empty_pictures(arguments.empty, style)
+    pictures = balanced_pictures(arguments.drawn, arguments.per_foreground, style)
+    pictures += empty_pictures(arguments.empty, style, arguments.drawn)
     write_labelled(arguments.folder, pictures)
     write_training(arguments.folder, arguments.training, arguments.seed)
 

@@ -183,12 +183,14 @@ def test_figures_of_many_at_once_are_kept(bundle_dir):
     """Under another digest; the edits and the weights are as they were."""
     before = Bundle.load(bundle_dir)
     told = {5: {"kept name": 0.5, "n": 4}, 10: {"kept name": 0.25, "n": 4}}
-    before.with_together(told).save(bundle_dir)
+    before.with_figures(before.catalogue, told).save(bundle_dir)
     after = Bundle.load(bundle_dir)
     assert before.together == {} and after.together == told
     assert after.digest != before.digest
     assert dict(after.catalogue) == dict(before.catalogue)
     assert after.sites["vision"].entry == before.sites["vision"].entry
+    with pytest.raises(AssertionError):
+        before.with_figures(Catalogue(), told)
     edit_json(bundle_dir, lambda data: data.update(version=1))
     with pytest.raises(BundleCorruptError, match="version 1 knows no figures of sev"):
         Bundle.load(bundle_dir, weights=False)

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of the bundle of latents, recomputed in part from it and the model."""
+"""What the bundle of latents says of itself, recomputed in part with the model."""
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
-from tiny.exam import LATENTS_FOLDER, MODEL_FOLDER, Tiny
-from tiny.report import good_concepts, rows_of
+from tests.engines import starts_engine
+from tests.places import TINY
+from tiny.exam import LATENTS_FOLDER, MODEL_FOLDER, Tiny, balanced_pictures
 from tiny.sae_figures import measure_saes
-from tiny.scoring import Scorer
+from tiny.user_pictures import empty_pictures, write_labelled
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.samples import PictureFile, Sample
 from vllm_sauce.evaluation.metrics import NAMES
+from vllm_sauce.measuring.measure import measure
+from vllm_sauce.measuring.settings import OURS, PLAIN, EvalRequest, EvalSettings
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_hooks import site_hook
 
-CHECKED = ("dog", "red")
-"""One that is edited at both sites, one at the tower; of the shipped bundle one of each
-domain is asked as served, in tests/tiny/test_bundle.py."""
-NEEDED_MEAN_HM = 0.932
-"""What the bundle before this one had."""
-NEEDED_GOOD = 40
-TINY = MODEL_FOLDER.parent
+CHECKED = ("doubt", "red")
+"""One that is edited at both sites, half of whose answers are spoilt after their first
+token; one at the tower."""
 
 
 @pytest.fixture(scope="module")
@@ -29,32 +29,73 @@ def bundle() -> Bundle:
     return Bundle.load(LATENTS_FOLDER)
 
 
+def test_each_score_says_what_measured_it(bundle: Bundle):
+    """Of whole answers, as served; what the study's command records."""
+    for concept in bundle.catalogue.values():
+        told = concept.provenance["scored"]
+        assert isinstance(told, dict)
+        assert (told["by"], told["split"]) == ("sauce eval --record", "scoring")
+        assert (
+            {*NAMES, "HM", "malformed"}
+            == {*told["n"]}
+            == {*concept.scores} & {*told["n"]}
+        )
+        assert min(told["n"].values()) >= 20
+        mode = {"dtype": "float32", "eager": True}
+        assert concept.provenance["measured_as"] == mode
+
+
 @pytest.fixture(scope="module")
-def tiny() -> Tiny:
-    return Tiny.load()
+@starts_engine
+def measured(tmp_path_factory):
+    """Some of the study's questions, on pictures as it draws them."""
+    folder = tmp_path_factory.mktemp("fresh")
+    pictures = balanced_pictures("scoring", 50) + empty_pictures(50, drawn="scoring")
+    write_labelled(folder, pictures)
+    file = folder / "concepts.yaml"
+    told = yaml.safe_load(file.read_text())
+    told["splits"] = {"selection": 0.2, "calibration": 0.2, "scoring": 0.6}
+    file.write_text(yaml.safe_dump(told, sort_keys=False))
+    return measure(
+        EvalRequest(
+            LATENTS_FOLDER,
+            model=str(TINY / "model"),
+            concepts=file,
+            out=tmp_path_factory.mktemp("measured"),
+            names=CHECKED,
+            settings=EvalSettings(
+                methods=(OURS,),
+                positives=30,
+                negatives=16,
+                watched=0,
+                eliminated=0,
+                together=(),
+            ),
+            engine_args={"dtype": "float32", "max_model_len": 256},
+        )
+    )
 
 
-def test_the_table_reaches_what_is_asked(bundle: Bundle):
-    rows = rows_of(bundle.catalogue)
-    assert rows[-1].values[-1] >= NEEDED_MEAN_HM
-    assert len(good_concepts(rows)) >= NEEDED_GOOD
+@pytest.mark.parametrize("name", CHECKED)
+def test_scores_are_what_is_served(bundle: Bundle, measured, name: str):
+    recorded = bundle.catalogue[name].scores
+    told = bundle.catalogue[name].provenance["scored"]
+    assert isinstance(told, dict)
+    for score in (*NAMES, "malformed"):
+        now, plain = measured.alone[OURS][name], measured.alone[PLAIN][name]
+        assert now[score].n == told["n"][score]
+        # Another machine's rounding may flip an answer or two.
+        flipped = max(0.05, 2 / now[score].n)
+        assert now[score].value == pytest.approx(recorded[score], abs=flipped)
+        assert plain[score].value == pytest.approx(
+            recorded[f"base_{score}"], abs=flipped
+        )
 
 
-def test_scores_are_what_the_model_does(bundle: Bundle, tiny: Tiny):
-    scorer = Scorer(tiny)
-    saes = {site: sae.weights for site, sae in bundle.sites.items()}
-    for name in CHECKED:
-        concept = bundle.catalogue[name]
-        now = scorer.scores(concept, saes)
-        for score in NAMES:
-            # Another machine's rounding may flip an answer or two of forty.
-            assert now[score] == pytest.approx(concept.scores[score], abs=0.06)
-
-
-def test_sae_figures_are_what_the_saes_do(bundle: Bundle, tiny: Tiny):
+def test_sae_figures_are_what_the_saes_do(bundle: Bundle):
     saes = {site: sae.weights for site, sae in bundle.sites.items()}
     # A third of the pictures: 45,000 tokens, where the figures vary by one part in 100.
-    figures = measure_saes(tiny, saes, per_foreground=8)
+    figures = measure_saes(Tiny.load(), saes, per_foreground=8)
     for site, found in figures.items():
         shipped = bundle.sites[site].entry.activation
         assert found == pytest.approx(shipped, rel=0.02, abs=0.01)

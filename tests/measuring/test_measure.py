@@ -16,8 +16,10 @@ from vllm_sauce.errors import BundleError, ConfigError
 from vllm_sauce.evaluation.asking.asker import Answer
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.measuring import scores
-from vllm_sauce.measuring.measure import ANSWERS_FILE, RUN_FILE, measure, record
+from vllm_sauce.measuring.measure import ANSWERS_FILE, RUN_FILE, measure
 from vllm_sauce.measuring.settings import EvalRequest, EvalSettings
+
+MODE = {"dtype": "float32", "eager": True}
 
 
 class Says:
@@ -36,6 +38,9 @@ class Says:
         self.started.append(sauce)
         self.folders.append(bundle)
         yield self
+
+    def mode(self):
+        return MODE
 
     def ask(self, asks, progress):
         self.asked += asks
@@ -116,30 +121,6 @@ def test_each_bundle_has_an_engine_and_is_asked_the_same(two):
     assert measure(request) == found and len(says.folders) == 2
 
 
-def test_what_many_keep_at_once_is_written_into_the_bundle(two, tmp_path):
-    """And the answers are still of it: run again, nothing is asked."""
-    request, says = two
-    shutil.copytree(request.bundle, tmp_path / "mine")
-    settings = replace(request.settings, together=(2, 3), sets=1, set_examples=4)
-    request = replace(
-        request, bundle=tmp_path / "mine", names=(), beside={}, settings=settings
-    )
-    found = measure(request)
-    before = Bundle.load(request.bundle)
-    assert not before.together
-    record(request, found)
-    after = Bundle.load(request.bundle)
-    assert sorted(after.together) == [2, 3] and after.digest != before.digest
-    kept = found.together["3 at once"]["kept name"]
-    assert after.together[3]["kept name"] == kept.value
-    assert "kept texts" not in after.together[3]  # None was asked.
-    asked = len(says.asked)
-    assert measure(request) == found and len(says.asked) == asked
-    before.save(request.bundle)
-    with pytest.raises(ConfigError, match="another bundle now"):
-        record(request, found)
-
-
 def test_what_is_recorded_is_of_all_concepts(two):
     request, _ = two
     with pytest.raises(ConfigError, match="neither --concept nor an empty"):
@@ -147,6 +128,9 @@ def test_what_is_recorded_is_of_all_concepts(two):
     whole = replace(request, names=(), settings=EvalSettings(methods=("ban",)))
     with pytest.raises(ConfigError, match="add --method ours"):
         replace(whole, record=True)
+    served = replace(whole, beside={}, url="http://localhost:1/v1")
+    with pytest.raises(ConfigError, match="does not prove which bundle"):
+        replace(served, record=True)
     few = request.out.with_name("few.yaml")
     text = request.concepts.read_text().replace("pictures/", f"{TINY}/pictures/")
     few.write_text(text[: text.index("  leather:")])

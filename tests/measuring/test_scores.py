@@ -246,6 +246,23 @@ def test_everything_is_written(tmp_path, file):  # noqa: F811
     assert numbers["means"]["ours"]["HM"]["value"] == 1
 
 
+def test_each_concept_stands_under_its_domain_with_its_mean(file):  # noqa: F811
+    found = scored(file, lambda c: truth(c) if "pig" in c.forget else perfect(c))
+    *_, each = report.grids(found)
+    assert each.title == "each concept: bundle"
+    assert each.head == ("concept", "UAg", "UAd", "IRA", "CRA", "HM", "malformed")
+    assert [(row[0], row[1].split()[0], row[3].split()[0]) for row in each.rows] == [
+        ("dog", "1", "1"),
+        ("cat", "1", "1"),
+        ("pig", ".00", "1"),
+        ("animals, mean of 3", ".67", "1"),
+        ("red", "1", "1"),
+        ("colours, mean of 1", "1", "1"),
+        ("all, mean of 4", ".75", "1"),
+    ]
+    assert each.rows[-1][1:] == tuple(map(str, found.means["ours"].values()))
+
+
 def test_what_was_not_asked_has_no_score(file):  # noqa: F811
     """As of a text, which is asked nothing with yes or no."""
     found = [

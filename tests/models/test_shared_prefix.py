@@ -13,7 +13,6 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from tiny.sheets import answer_logits, pad_blocks
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.models.shared_prefix import SharedPrefix, Sheet
 from vllm_sauce.models.site_edits import EditTensors
@@ -23,6 +22,7 @@ from vllm_sauce.sae import SAEWeights
 IMAGE = 3
 PREFIX = [1, 5, *[IMAGE] * 4]
 BLOCKS = [[[7, 8, 9], [10, 11]], [[12], [13, 14, 15, 16]]]
+PADDED = [[[7, 8, 9, 0], [10, 11, 0, 0]], [[12, 0, 0, 0], [13, 14, 15, 16]]]
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +75,16 @@ def test_each_answer_is_that_of_its_own_prompt(model: Any, sites: tuple[str, ...
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     sheet = Sheet(
         prefix_ids=torch.tensor(PREFIX),
-        suffix_ids=pad_blocks(BLOCKS, 0),
+        suffix_ids=torch.tensor(PADDED),
         read_block=torch.tensor([0, 1, 1]),
         read_at=torch.tensor([[2, 1, 0], [0, 3, 1]]),
     )
-    features = vision_features(model, pixels)
-    together = answer_logits(SharedPrefix(model), sheet, features, edits)
+    features, runner = vision_features(model, pixels), SharedPrefix(model)
+    if "vision" in edits:
+        features = edits["vision"](features)
+    with torch.inference_mode():
+        hidden = runner.run_layers(sheet, runner.embed(sheet, features), edits)
+        together = runner.read(sheet, hidden)
     assert not torch.allclose(together[0, 0], together[1, 0])
     for row in range(2):
         for read in range(3):

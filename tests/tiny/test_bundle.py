@@ -13,8 +13,6 @@ from vllm_sauce.measuring.settings import OURS, PLAIN, EvalRequest, EvalSettings
 
 CHECKED = ("dog", "soccer", "love", "red", "wood")
 """One of each domain."""
-BEFORE = 0.940
-"""Mean HM of whole answers of the bundle before this one, of SAE latents."""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +41,12 @@ def test_each_concept_has_one_row_of_its_own(bundle):
 
 
 def test_it_is_better_than_the_one_before(bundle):
-    """By calibration's own scores; study.md compares both on the same questions."""
-    scores = [concept.scores["HM"] or 0.0 for concept in bundle.catalogue.values()]
-    assert sum(scores) / len(scores) > BEFORE
+    """Its scores are calibration's; study.md asks both the same."""
+    mean, before = (
+        sum(one.scores["HM"] or 0.0 for one in each.catalogue.values()) / len(CONCEPTS)
+        for each in (bundle, Bundle.load(TINY / "latents"))
+    )
+    assert mean > before
     assert bundle.catalogue.weak() == ()
 
 

@@ -123,16 +123,23 @@ class Bundle:
         saes = {name: SiteSAE(parsed.sites[name], sae) for name, sae in sites.items()}
         return cls._of(parsed, checked, saes, raw)
 
-    def with_together(self, together: Mapping[int, Mapping[str, float]]) -> Bundle:
-        """Return the bundle with other figures of several concepts at once.
+    def with_figures(
+        self, catalogue: Catalogue, together: Mapping[int, Mapping[str, float]]
+    ) -> Bundle:
+        """Return the bundle with other figures of its concepts, and of several at once.
 
-        Its digest is another, and its version the newest. Raises: BundleError if the
-        bundle was loaded without weights
+        It edits as before; its digest is another, and its version the newest. Raises:
+        BundleError if the bundle was loaded without weights
         """
+        before, after = (
+            {name: one.edits for name, one in each.items()}
+            for each in (self.catalogue, catalogue)
+        )
+        assert before == after
         return self.build(
             self.fingerprint,
             {name: site.weights for name, site in self.sites.items()},
-            self.catalogue,
+            catalogue,
             {name: site.entry.activation for name, site in self.sites.items()},
             together,
         )

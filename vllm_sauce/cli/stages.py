@@ -132,13 +132,15 @@ def told_weak(catalogue: Catalogue) -> int:
     return NOT_FORGOTTEN if weak else 0
 
 
-def evaluate(request: EvalRequest) -> None:
+def evaluate(request: EvalRequest) -> int:
     """Ask a served bundle whole questions, beside a prompt and a banned word."""
     from rich.console import Console
 
+    from vllm_sauce.bundle import Bundle
     from vllm_sauce.cli.bars import progress_bar
     from vllm_sauce.measuring import report
-    from vllm_sauce.measuring.measure import measure, record
+    from vllm_sauce.measuring.measure import measure
+    from vllm_sauce.measuring.record import record
 
     with progress_bar("answers") as progress:
         found = measure(request, progress)
@@ -158,9 +160,16 @@ def evaluate(request: EvalRequest) -> None:
     sys.stdout.write(
         f"{request.out}: results.html, results.md, results.json, answers.jsonl\n"
     )
-    if request.record:
-        record(request, found)
-        sys.stdout.write(f"{request.bundle}: holds what many at once keep\n")
+    if not request.record:
+        return 0
+    dropped = record(request, found)
+    sys.stdout.write(f"{request.bundle}: holds these scores now\n")
+    if dropped:
+        sys.stderr.write(
+            f"below the floor they were calibrated with: {', '.join(dropped)}; another "
+            "calibration brings them back, or the bundle as it was before\n"
+        )
+    return told_weak(Bundle.load(request.bundle, weights=False).catalogue)
 
 
 def inspect(request: InspectRequest) -> None:

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which latents carry a concept; what ranks them is in ``scores``."""
 
-from vllm_sauce.concepts.catalogue import TRIAL, Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts.catalogue import (
+    FORGET_FLOOR,
+    TRIAL,
+    Catalogue,
+    Concept,
+    SiteEdit,
+)
 from vllm_sauce.concepts.site import (
     SINK,
     SPARING,
@@ -13,6 +19,7 @@ from vllm_sauce.concepts.site import (
 )
 
 __all__ = [
+    "FORGET_FLOOR",
     "SINK",
     "SPARING",
     "TOKENS",

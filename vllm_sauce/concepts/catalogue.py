@@ -17,6 +17,8 @@ from vllm_sauce.concepts.site import (
 )
 from vllm_sauce.errors import ConfigError, UnknownConceptError
 
+FORGET_FLOOR = "forget_floor"
+"""In the provenance: what UAg and UAd must reach, or it is not forgotten."""
 TRIAL = "trial"
 """In the provenance of a concept that is one of calibration's candidates."""
 

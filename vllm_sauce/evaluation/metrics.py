@@ -30,6 +30,12 @@ def harmonic_mean(values: Iterable[float]) -> float:
     return len(shares) / sum(1 / share for share in shares)
 
 
+def forgets(scores: Mapping[str, float | None], floor: float) -> bool:
+    """Say whether a concept is forgotten: UAg and UAd reach a floor, where asked."""
+    asked = map(scores.get, ("UAg", "UAd"))
+    return all(share is None or share >= floor for share in asked)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One edit's scores; None where nothing could be asked."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sauce.bundle import Bundle, check_replaceable
+from vllm_sauce.concepts.engine_mode import MEASURED_AS
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import ConfigError, LearnError, UnknownConceptError
 from vllm_sauce.evaluation.asking.asker import Asker, Progress
@@ -94,27 +95,6 @@ def _check_recordable(request: EvalRequest, ours: Bundle, names: Sequence[str]) 
     check_replaceable(request.bundle)
 
 
-def record(request: EvalRequest, found: Results) -> None:
-    """Write into the bundle what its concepts keep where many are forgotten at once.
-
-    Raises: ConfigError if the bundle is not what was asked; BundleError
-    """
-    bundle, path = Bundle.load(request.bundle), request.out / RUN_FILE
-    run = json.loads(path.read_text())
-    if bundle.digest != run["bundle"]:
-        raise ConfigError(f"{request.bundle} is another bundle now; measure it anew")
-    together = dict(bundle.together)
-    for group, figures in found.together.items():
-        count, _, rest = group.partition(" ")
-        if rest == "at once":
-            told = {name: each.value for name, each in figures.items() if each.n}
-            together[int(count)] = {**told, "n": figures["malformed"].n}
-    recorded = bundle.with_together(together)
-    recorded.save(request.bundle)
-    # It edits as before: what was answered is an answer of this one.
-    _write(path, run | {"bundle": recorded.digest})
-
-
 def _answered(
     asked: Sequence[Case], digests: dict[int, str], known: Mapping[str, Kept]
 ) -> list[Answered]:
@@ -181,17 +161,19 @@ def _begin(request: EvalRequest, bundle: Bundle, beside: Mapping[str, Bundle]) -
     path = request.out / RUN_FILE
     if path.exists():
         before = json.loads(path.read_text())
-        if wrong := sorted(n for n in {*before, *told} if before.get(n) != told.get(n)):
+        names = {*before, *told} - {MEASURED_AS}
+        if wrong := sorted(n for n in names if before.get(n) != told.get(n)):
             raise ConfigError(
                 f"{request.out} has answers of a run that differs in "
                 f"{', '.join(wrong)}; give another --out, or run as before"
             )
         return
     request.out.mkdir(parents=True, exist_ok=True)
-    _write(path, told)
+    write_run(path, told)
 
 
-def _write(path: Path, told: Mapping[str, Any]) -> None:
+def write_run(path: Path, told: Mapping[str, Any]) -> None:
+    """Write what a run's answers are of. Raises: LearnError"""
     write_whole(path, (json.dumps(told, indent=1) + "\n").encode(), LearnError)
 
 
@@ -205,4 +187,6 @@ def _asker(request: EvalRequest, bundle: Bundle, folder: Path) -> Iterator[Asker
     with EngineAsker.open(
         request.model, folder, engine_args=request.engine_args, sauce=sauce
     ) as asker:
+        path = request.out / RUN_FILE
+        write_run(path, json.loads(path.read_text()) | {MEASURED_AS: asker.mode()})
         yield asker

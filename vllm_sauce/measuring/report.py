@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vllm_sauce import __version__
 from vllm_sauce.errors import LearnError
 from vllm_sauce.files import write_whole
-from vllm_sauce.measuring.scores import Figures, Results
+from vllm_sauce.measuring.scores import Figures, Results, means
 from vllm_sauce.measuring.settings import BAN, BOTH, OURS, PLAIN, PROMPT
 
 if TYPE_CHECKING:
@@ -84,12 +84,24 @@ def grids(found: Results) -> Iterator[Grid]:
     for method, concepts in found.alone.items():
         if method != PLAIN:
             title = f"each concept: {TITLES.get(method, method)}"
-            yield _grid(title, concepts.items(), "concept")
+            yield _grid(title, _with_means(concepts, found.domains), "concept")
 
 
 def _title(of: str) -> str:
     method, comma, domain = of.partition(", ")
     return f"{TITLES.get(method, method)}{comma}{domain}"
+
+
+def _with_means(
+    concepts: Mapping[str, Figures], domains: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Figures]]:
+    """Yield each domain's concepts and their mean, and last the mean of all."""
+    for domain, names in domains.items():
+        each = [concepts[name] for name in names]
+        yield from zip(names, each, strict=True)
+        yield f"{domain}, mean of {len(each)}", means(each)
+    if len(domains) > 1:
+        yield f"all, mean of {len(concepts)}", means(list(concepts.values()))
 
 
 def _grid(title: str, rows: Iterable[tuple[str, Figures]], of: str = "") -> Grid:

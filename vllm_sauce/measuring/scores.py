@@ -54,6 +54,8 @@ class Results:
 
     alone: Mapping[str, Mapping[str, Figures]]
     """By method, then concept: SCORES of one concept forgotten at a time."""
+    domains: Mapping[str, Sequence[str]]
+    """Their concepts, in the file's order."""
     means: Mapping[str, Figures]
     """By method: means over the concepts, intervals over concepts."""
     instead: Mapping[str, Mapping[str, Figure]]
@@ -104,16 +106,21 @@ def results(
         return file.concepts[one.case.forget[0]].domain
 
     # A thing can be absent, a colour cannot: what is said differs by domain.
-    domains = {file.concepts[name].domain for name in names}
+    domains = {
+        domain: among
+        for domain in file.domains()
+        if (among := [name for name in names if file.concepts[name].domain == domain])
+    }
     by_domain = {
         f"{OURS}, {domain}": mine
-        for domain in file.domains()
-        if OURS in methods and domain in domains and len(domains) > 1
+        for domain in domains
+        if OURS in methods and len(domains) > 1
         if (mine := [one for one in said[OURS] if domain_of(one) == domain])
     }
     return Results(
         alone=alone,
-        means={m: _means(list(found.values())) for m, found in alone.items()},
+        domains=domains,
+        means={m: means(list(found.values())) for m, found in alone.items()},
         instead={m: _instead(some, file) for m, some in (said | by_domain).items()},
         false={m: _false(some, file) for m, some in (said | by_domain).items()},
         worst={m: _worst([watched.get((m, n), []) for n in names]) for m in methods},
@@ -188,8 +195,8 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[round(0.025 * at)], ordered[round(0.975 * at)]
 
 
-def _means(found: Sequence[Figures]) -> Figures:
-    """Return means over concepts; intervals by a bootstrap over concepts."""
+def means(found: Sequence[Figures]) -> Figures:
+    """Return a method's means over concepts; intervals by a bootstrap over concepts."""
     rng, shown = random.Random(0), {}
     for name in SCORES:
         some = [one[name] for one in found if one[name].n]

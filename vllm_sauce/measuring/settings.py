@@ -108,9 +108,10 @@ class EvalRequest:
     """Examples that are used."""
 
     record: Annotated[bool, Parameter(negative="")] = False
-    """Write into the bundle what many of its concepts forget and keep at once; a
-    server's start says for how many that is known. The bundle's digest is another
-    then."""
+    """Write the scores into the bundle: of each concept alone, and of many at once; a
+    server's start says for how many that is known. A concept below the floor that it
+    was calibrated with is not offered any more (status 3). The bundle's digest is
+    another then."""
 
     settings: EvalSettings = field(default_factory=EvalSettings)
 
@@ -127,8 +128,13 @@ class EvalRequest:
             raise ConfigError("a server has one bundle: give --url or --beside")
         if self.record and (self.names or self.settings.together == ()):
             raise ConfigError(
-                "--record is of sets of all the bundle's concepts: give it neither "
-                "--concept nor an empty --together"
+                "--record is of all the bundle's concepts and of sets of them: give it "
+                "neither --concept nor an empty --together"
+            )
+        if self.record and self.url is not None:
+            raise ConfigError(
+                "--record is of an engine started here: a server does not prove "
+                "which bundle it has"
             )
         if self.record and OURS not in self.settings.methods:
             raise ConfigError(f"--record is of the bundle's edits: add --method {OURS}")

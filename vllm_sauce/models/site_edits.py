@@ -14,7 +14,6 @@ from vllm_sauce.concepts import SINK, SPARING, TOKENS, SiteEdit, is_vision
 from vllm_sauce.errors import UnsupportedFeatureError, UnsupportedSAEError
 from vllm_sauce.models.site_hooks import SiteFn
 from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct
-from vllm_sauce.unlearning.fp8 import rounded_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +37,9 @@ class EditTensors:
 
     @classmethod
     def build(
-        cls,
-        sae: SAEWeights,
-        edit: SiteEdit,
-        strength: float = 1.0,
-        *,
-        fp8: bool = False,
+        cls, sae: SAEWeights, edit: SiteEdit, strength: float = 1.0
     ) -> EditTensors:
-        """Return the tensors of an edit at a strength, rows as fp8 would hold them."""
+        """Return the tensors of an edit at a strength."""
         if sae.k is not None or sae.normalize_activations != "none":
             raise UnsupportedSAEError(
                 "batched edits know no TopK and no normalised inputs yet; use "
@@ -58,10 +52,9 @@ class EditTensors:
         gate = torch.tensor(edit.gate)
         if sae.threshold is not None:
             gate = torch.maximum(gate, sae.threshold.float()[rows])
-        kept = rounded_rows if fp8 else Tensor.float
         return cls(
-            W_enc=kept(sae.W_enc[:, rows].T).T.contiguous(),
-            W_dec=kept(sae.W_dec[rows]).contiguous(),
+            W_enc=sae.W_enc[:, rows].float().contiguous(),
+            W_dec=sae.W_dec[rows].float().contiguous(),
             b_enc=b_enc[rows],
             scale=strength * (torch.tensor(edit.gamma) - 1),
             shift=strength * torch.tensor(edit.shift),

@@ -253,7 +253,7 @@ def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
     bundle = Bundle.load(SHIPPED, weights=False)
     for forget in (["dog", name], ["dog"]):
         settings._say_what_runs(engine_config("--sauce-forget", *forget), bundle)
-    # The bundle of latents is of version 1, whose edits do not spare the sink.
+    # The latents' edits are those of version 1, which do not spare the sink.
     (line,) = (text for text in warned if "sink" not in text)
     assert f"decoder: {name}; a question without a picture" in line
 
@@ -268,9 +268,10 @@ def test_a_start_says_with_how_many_concepts_at_once_a_bundle_was_measured(
     )
     monkeypatch.setattr(compat, "logger", lambda _: logger)
     bundle = Bundle.load(SHIPPED)
-    told = bundle.with_together({n: {"kept name": 1.0} for n in (9, 30, 12)})
-    for one in (bundle, told):
-        settings._say_what_runs(engine_config(), one)
+    for counts in ((), (9, 30, 12)):
+        together = {n: {"kept name": 1.0} for n in counts}
+        told = bundle.with_figures(bundle.catalogue, together)
+        settings._say_what_runs(engine_config(), told)
     assert "measured one at a time alone, mandatory" in said[0]
     assert "measured with up to 30 at once, mandatory" in said[1]
 

@@ -11,9 +11,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.concepts import Concept, SiteEdit
+from vllm_sauce.concepts import FORGET_FLOOR, Concept, SiteEdit
 from vllm_sauce.concepts.engine_mode import MEASURED_AS
-from vllm_sauce.evaluation.metrics import Outcome
+from vllm_sauce.evaluation.metrics import Outcome, forgets
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.examiner import Trial
 from vllm_sauce.learning.calibration.search import Calibrated
@@ -81,15 +81,12 @@ def concept_of(
             "calibration": entry["calibration"]["edited"],
             "worst_other": entry["worst_other"]["scoring"],
             "worst_floor": config.worst_floor,
-            "forget_floor": config.forget_floor,
+            FORGET_FLOOR: config.forget_floor,
             # A run that was begun before it was kept has none.
             **{key: entry[key] for key in (MEASURED_AS,) if key in entry},
         },
         scores={**scoring["edited"], **base},
-        forgotten=all(
-            value is None or value >= config.forget_floor
-            for value in map(scoring["edited"].get, ("UAg", "UAd"))
-        ),
+        forgotten=forgets(scoring["edited"], config.forget_floor),
     )
 
 
