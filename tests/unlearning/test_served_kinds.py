@@ -10,7 +10,7 @@ from tests.unlearning.catalogues import DIGEST
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae import from_sae_lens, reconstruct
-from vllm_sauce.unlearning.fp8 import FP8, quantize_rows, rounded_rows
+from vllm_sauce.unlearning.fp8 import FP8, quantize_rows
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import (
@@ -158,6 +158,12 @@ def test_the_approximation_leaves_other_kinds_alone(tmp_path):
     assert table.approximate is None
     for name in ("W_enc_rows", "b_enc"):
         assert torch.equal(getattr(table, name), getattr(exact, name))
+
+
+def rounded_rows(rows):
+    """Return rows as they are after a way through fp8, in float32."""
+    quantized, scale = quantize_rows(rows)
+    return quantized.float() * scale[:, None]
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,6 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows.float() / scale[:, None]).to(FP8), scale
 
 
-def rounded_rows(rows: Tensor) -> Tensor:
-    """Return rows as they are after a way through fp8, in float32."""
-    quantized, scale = quantize_rows(rows)
-    return quantized.float() * scale[:, None]
-
-
 def check_device(device: torch.device) -> None:
     """Refuse GPUs that cannot read e4m3fn. Raises: ConfigError"""
     if device.type != "cuda":
