@@ -66,8 +66,9 @@ class CalibrationConfig:
     """Share of being named right that any single other concept may lose."""
 
     forget_floor: float = 0.8
-    """UAg and UAd, on the scoring split, below which a concept is written as not
-    forgotten; a server refuses it unless it is told otherwise."""
+    """UAg and UAd that are reached before anything is kept. What is below them on the
+    scoring split is written as not forgotten; a server refuses it unless it is told
+    otherwise."""
 
     prefer: Annotated[str, Parameter(choices=PREFERENCES)] = FORGETTING
     """What is best among settings that keep to both floors: forgetting (UAg and UAd);
