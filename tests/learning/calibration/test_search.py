@@ -19,6 +19,7 @@ from vllm_sauce.learning.calibration.search import (
     _prune,
     _strengthen,
     _worth,
+    calibrate,
 )
 from vllm_sauce.learning.calibration.setting import Action, SiteSetting
 from vllm_sauce.learning.selection.selection_file import RankedLatent, SelectedConcept
@@ -289,6 +290,73 @@ def test_a_step_that_is_of_no_use_alone_is_gone_on_from(examiner):
     tried, asked = strengthened(examiner, setting(), found)
     assert asked[-1] == setting(k=2, action="scale -4") and len(asked) == 3
     assert choose(examiner, tried).setting == setting()
+
+
+def test_of_steps_of_the_same_use_the_stronger_is_gone_on_from(examiner):
+    config = replace(CONFIG, k=(1, 2, 4))
+    engine, choices = Engine(), {"dog": choices_of(4, config)}
+    examiner = Examiner(engine, choices, Questions(), config)
+    every = [(k, action) for k in (1, 2, 4) for action in ("scale 0", "scale -4")]
+    _, asked = strengthened(examiner, setting(), dict.fromkeys(every, 0.5))
+    first = [setting(k=2), setting(action="scale -4")]
+    assert asked == [
+        *first,
+        setting(k=2, action="scale -4"),
+        setting(k=4, action="scale -4"),
+    ]
+
+
+class Four(Questions):
+    """Four questions of each part that a score needs, numbered."""
+
+    def questions(self, name, positives, negatives, watched=0):
+        return [
+            replace(one, prompt=f"{number}?")
+            for one in super().questions(name, positives, negatives, watched)
+            for number in range(4)
+        ]
+
+
+def test_what_the_search_takes_for_enough_is_made_stronger(choices):
+    """Its quarter of the questions is forgotten mildly, and costs what is strong."""
+
+    def says(ask):
+        strong = any("scale -4" in name for name in ask.forget)
+        asked = ask.question.part, ask.question.prompt
+        if asked[0] is Part.UAG:
+            gone = bool(ask.forget) and (strong or asked[1] == "0?")
+        else:
+            gone = strong and asked[1] == "0?"
+        return "cat" if gone else "dog"
+
+    config = replace(CONFIG, screen=0.25, finalists=1, prune=False)
+    examiner = Examiner(Engine(says), {"dog": choices}, Four(), config)
+    found = calibrate(examiner)["dog"]
+    (chosen,) = found.best.setting
+    assert chosen.action.text == "scale -4"
+    assert found.best.scores.UAg == 1.0 and found.best.scores.CRA == 0.75
+    mild = [t for t in found.trials if t.share == 1.0 and t.scores.UAg == 0.25]
+    assert mild and not found.within_floor
+
+
+def test_what_is_sure_is_of_answers_what_is_searched_of_their_probabilities(choices):
+    """Everything is lost, and each word is as probable as before (0.9)."""
+    config = replace(CONFIG, soft=0.5)
+    examiner = Examiner(
+        Engine(lambda ask: "cat" if ask.forget else "dog"),
+        {"dog": choices},
+        Four(),
+        config,
+    )
+    found = examiner.trials({"dog": [setting()]}, 1.0)["dog"][setting()]
+    # Wilson's bound of four of four; 1 - sqrt(4) / 4.
+    assert found.sure.forgetting == pytest.approx(0.8)
+    assert found.sure.loss == pytest.approx(0.5)
+    right = 0.5 * math.exp(-0.1)  # of 0.5 + that before
+    HM = 2 / (1 / (1 - right) + 1 / right)
+    # Half of each answer is lost, and half of that is sure.
+    lost = 0.5 - 0.5 * 0.5
+    assert found.objective == pytest.approx(HM - 2 * (lost - config.retain_floor))
 
 
 @pytest.mark.parametrize(("iras", "taken"), [(1.0, True), (0.5, False)])
