@@ -182,6 +182,9 @@ def test_start_names_what_runs(server: Server) -> None:
     assert "3 concepts" in line
     assert "mandatory: none" in line
     assert "canary passed at decoder.1, vision" in log
+    # What cannot happen here is counted all the same: at 0, from the start.
+    told = httpx.get(f"{server.address}/metrics").text.splitlines()
+    assert 'sauce_requests_total{forgets="mandatory"} 0.0' in told
 
 
 @pytest.mark.parametrize("concept", ["seen", "read", "both"])
