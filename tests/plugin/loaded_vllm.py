@@ -17,6 +17,10 @@ from typing import Any
 
 _PARENT = """
 import importlib, json, os, sys
+
+# vLLM before 0.31 logs to what else would be the answers.
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 from vllm.entrypoints.cli.main import main
 
 # What main imports before it looks at its arguments.
@@ -31,7 +35,8 @@ for line in sys.stdin:
         os.dup2(output, 2)
         sys.argv = ["vllm", *args]
         sys.exit(main())
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code, file=answers, flush=True)
 """
 
 
