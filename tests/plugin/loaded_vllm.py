@@ -18,7 +18,7 @@ from typing import Any
 _PARENT = """
 import importlib, json, os, sys
 
-# vLLM before 0.31 logs to what else would be the answers.
+# vLLM 0.28 logs to what else would be the answers.
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 from vllm.entrypoints.cli.main import main
