@@ -16,7 +16,7 @@ from functools import partial
 from operator import itemgetter
 
 from vllm_sauce.concepts import SiteEdit
-from vllm_sauce.evaluation.metrics import Outcome
+from vllm_sauce.evaluation.metrics import Outcome, forgets
 from vllm_sauce.learning.calibration.config import (
     FORGETTING,
     MILDEST,
@@ -91,9 +91,8 @@ def calibrate(
     for name in finals:
         smaller = pruned.get(name, [])
         chosen = smaller[-1] if smaller else best[name]
-        asked_more = (*strengthened[name], *finals[name].values())
-        asked_more = (*asked_more, *middle[name].values())
-        trials = (*tried[name].values(), *smaller, *asked_more)
+        asked = (stage[name].values() for stage in (tried, middle, finals))
+        trials = (*itertools.chain(*asked), *smaller, *strengthened[name])
         distinct = {(t.share, t.setting): t for t in trials}.values()
         found[name] = Calibrated(
             best=chosen,
@@ -169,10 +168,10 @@ def _holds(config: CalibrationConfig, trial: Trial) -> tuple[bool, bool, bool]:
     A loss counts where it is sure, forgetting where it is: few answers must not make
     the stronger edit look costly, or a mild one enough.
     """
-    sure, forgetting = trial.sure, [trial.scores.UAg, trial.scores.UAd]
+    sure, floor = trial.sure, config.forget_floor
     keeps = sure.loss <= config.retain_floor and sure.worst <= config.worst_floor
-    forgets = all(one is None or one >= config.forget_floor for one in forgetting)
-    return keeps and sure.forgetting >= config.forget_floor, forgets, keeps
+    forgotten = forgets(trial.scores.to_json(), floor)
+    return keeps and sure.forgetting >= floor, forgotten, keeps
 
 
 def _worth(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
@@ -251,8 +250,8 @@ def _prune(
         for name, trials in found.items():
             ((_, trial),) = trials.items()
             before = kept[name][-1]
-            then, now = (_holds(examiner.config, one) for one in (before, trial))
-            lost = any(was and not is_ for was, is_ in zip(then, now, strict=True))
+            held, holds = (_holds(examiner.config, one) for one in (before, trial))
+            lost = any(was and not is_ for was, is_ in zip(held, holds, strict=True))
             pairs = zip(
                 _merit(examiner.config, trial),
                 _merit(examiner.config, before),
