@@ -91,7 +91,11 @@ def admission(bundle_dir: Path) -> Any:
 def engine(model_dir: Path, sauce: dict[str, Any] | None, **kwargs: Any) -> Any:
     """Start an engine small enough that several fit beside each other."""
     from vllm import LLM
+    from vllm.model_executor.models import registry
 
+    # A class that vLLM meets for the first time it looks at in a process of its own,
+    # lest that initialises CUDA: seconds for each of a hundred.
+    registry._run_in_subprocess = lambda look: look()
     options: dict[str, Any] = {
         "dtype": "float32",
         "max_model_len": 1024,
