@@ -2,10 +2,10 @@
 """Write a bundle in which all concepts are edited alike: no calibration.
 
 ``PYTHONPATH=examples python -m tiny.one_setting BUNDLE SELECTION OUT``, of the vision
-site and what ``sauce select`` wrote for it. A concept's row, where it has one (``sauce
-fit --orthogonal``): towards absence where there is such a row, else towards others,
-where a token reads at least half of what the concept's mean does. Else its latents,
-turned to -2 of themselves wherever they fire; ``--random`` takes as many others.
+site and what ``sauce select`` wrote for it. A concept's row, where it has one: towards absence
+where there is such a row, else towards others, where a token reads at least six tenths
+of what the concept's mean does. Else its latents, turned to -2 of themselves wherever
+they fire; ``--random`` takes as many others.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.learning.selection.selection_file import SelectedConcept, SelectionFile
 
-SHARES = {"row:absence": 1.0, "row:others": 1.5}
+SHARES = {"row:absence": 1.25, "row:others": 1.5}
 """Of what a row reads, taken away."""
-GATE = 0.5
+GATE = 0.6
 GAMMA = -2.0
 
 

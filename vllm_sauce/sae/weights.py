@@ -40,8 +40,8 @@ class Row:
     """With the concept, and those it was told from; of words, tokens."""
 
     d_prime: float
-    """How far apart the two are on samples it was not fitted on, in deviations; of
-    rows of words, before they were told from what is most like them."""
+    """How far apart the two are on samples it was not fitted on, in deviations, by the
+    discriminant that its read began as."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

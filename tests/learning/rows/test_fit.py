@@ -90,31 +90,12 @@ def test_a_concept_of_one_sample_is_fitted_and_not_judged():
     assert bool(found.read.isfinite().all())
 
 
-def test_orthogonal_rows_do_not_read_each_other():
-    x, groups = drawn()
-    groups[:, 2] = groups[:, 0] | groups[:, 2]  # two concepts that share samples
-    groups[:, 3] = ~groups[:, 2]
-    moments = counted(x, groups)
-    plain = fit(moments, PAIRS, (0.01,))
-    apart = fit(moments, PAIRS, (0.01,), orthogonal=True)
-
-    def others_read(found):
-        return (found.write @ found.read - torch.eye(3)).abs().max()
-
-    assert others_read(plain) > 0.2
-    assert others_read(apart) < 0.02
-    means = moments.all().means
-    for number, (a, b) in enumerate(PAIRS):
-        z = means[[a, b]] @ apart.read[:, number] + apart.bias[number]
-        torch.testing.assert_close(z, torch.tensor([1.0, 0.0], dtype=torch.double))
-
-
 def test_towards_absence_is_read_as_towards_others():
     """The first two concepts are a domain; without both there is none of it."""
     x, groups = drawn()
     none = groups[:, [1, 3]].all(1)
     moments = counted(x, torch.cat([groups, none[:, None]], 1))
-    found = fit(moments, PAIRS, (0.01,), orthogonal=True)
+    found = fit(moments, PAIRS, (0.01,))
     led = leading(found, [0, 1], moments.all(), ((0, 6), (2, 6)))
     torch.testing.assert_close(led.read, found.read[:, :2])
     torch.testing.assert_close(led.bias, found.bias[:2])

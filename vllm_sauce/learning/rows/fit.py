@@ -12,7 +12,7 @@ reads as here and writes along ``C w``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -30,6 +30,8 @@ class GroupMoments:
 
     means: Tensor
     """Mean activation of each group. [num_groups, d_model] float64"""
+    tokens: Tensor
+    """Rows of each group. [num_groups] float64"""
     samples: Tensor
     """Samples of each group. [num_groups] int64"""
     covariance: Tensor
@@ -85,6 +87,7 @@ class Moments:
         squares = self._squares[halves].sum(0) / count.clamp_min(1)
         return GroupMoments(
             means=self._sums[halves].sum(0) / tokens.clamp_min(1)[:, None],
+            tokens=tokens,
             samples=self._samples[halves].sum(0),
             covariance=squares - mean.outer(mean),
             mean=mean,
@@ -110,13 +113,15 @@ class Fitted:
 Pairs = Sequence[tuple[int, int]]
 """Of each row: the group with its concept, and the group it is told from."""
 
+Chunks = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
+"""Goes through a harvest: numbers of some tokens [n], activations [n, d_model], groups
+[n, num_groups] bool."""
+
 
 def fit(
     moments: Moments,
     pairs: Pairs,
     shrinkages: Sequence[float],
-    *,
-    orthogonal: bool = False,
 ) -> Fitted:
     """Return a row for each pair of groups, with the shrinkage that generalises best.
 
@@ -136,13 +141,9 @@ def fit(
         tried[one] = torch.stack(crossed).mean(0).where(known, 0.0)
     best = max(tried, key=lambda one: float(tried[one].sum()))
     everything = moments.all()
-    apart = write = _differences(everything, pairs)
+    write = _differences(everything, pairs)
     read = _reads(everything, pairs, best)
-    if orthogonal:
-        write, read = _orthogonal(write, read)
-    read = read / (read * apart.T).sum(0)
-    # Of an orthogonal row, too, taking away z u leaves nothing for it to read.
-    write = write / (read * write.T).sum(0)[:, None]
+    read = read / (read * write.T).sum(0)
     told_from = everything.means[[other for _, other in pairs]]
     return Fitted(
         read=read,
@@ -198,18 +199,3 @@ def _d_prime(found: GroupMoments, pairs: Pairs, read: Tensor) -> Tensor:
     apart = (_differences(found, pairs) * read.T).sum(1)
     variance = ((found.covariance @ read) * read).sum(0)
     return apart / variance.clamp_min(1e-30).sqrt()
-
-
-def _orthogonal(write: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the closest rows that do not read what another writes.
-
-    Shapes: write [num_rows, d_model], read [d_model, num_rows]
-    Source: Löwdin 1950, symmetric orthogonalisation, in the metric of C^-1
-    """
-    gram = write @ read
-    scale = gram.diagonal().clamp_min(1e-30).sqrt()
-    values, vectors = torch.linalg.eigh(gram / scale / scale[:, None])
-    # Rows that say the same leave directions with nothing in them.
-    damped = (values.clamp_min(0) + 1e-3).rsqrt()
-    mixing = (vectors * damped) @ vectors.T
-    return mixing @ (write / scale[:, None]), (read / scale) @ mixing

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.learning.rows.baselines import baseline, two_sided
 from vllm_sauce.learning.rows.fit import (
     HALVES,
+    Chunks,
     Fitted,
+    GroupMoments,
     Moments,
     fit,
     leading,
@@ -35,7 +38,8 @@ from vllm_sauce.learning.rows.groups import (
     WordGroups,
     groups_of_samples,
 )
-from vllm_sauce.learning.rows.hardest import Chunks, sharpen
+from vllm_sauce.learning.rows.hardest import sharpen
+from vllm_sauce.learning.rows.logistic import told_by_logits
 from vllm_sauce.learning.rows.settings import FitRequest
 from vllm_sauce.learning.selection.latent_statistics import (
     counted_rows,
@@ -65,22 +69,20 @@ def fit_rows(
     for moments, kind, chunks in _told_apart(request, store, concepts, progress):
         if request.baseline and kind.kind != OTHERS:
             continue
+        found = moments.all()
         if kind.kind == ABSENCE:
             mine = [n for n, c in enumerate(concepts) if c.name in kind.concepts]
-            one = leading(fitted[0], mine, moments.all(), kind.pairs)
+            one = leading(fitted[0], mine, found, kind.pairs)
         else:
-            one = fit(
-                moments, kind.pairs, settings.shrinkages, orthogonal=settings.orthogonal
-            )
-        if chunks and not settings.orthogonal:
-            whole = shrunk(moments.all().covariance, one.shrinkage)
-            one = sharpen(one, kind.pairs, whole, chunks)
+            one = fit(moments, kind.pairs, settings.shrinkages)
+            if not request.baseline:
+                one = _refit(one, kind, found, chunks)
         if request.baseline:
-            one = baseline(request.baseline, one, moments.all(), kind)
+            one = baseline(request.baseline, one, found, kind)
             catalogue = two_sided(request.site, concepts)
             kind = Group(request.baseline, kind.concepts * 2, kind.pairs * 2)
         fitted.append(one)
-        rows += _described(kind, one, moments.all().samples)
+        rows += _described(kind, one, found.samples)
     _warn_of_few(rows, request)
     merged = with_rows(
         None if sae is None else without_rows(sae),
@@ -94,15 +96,21 @@ def fit_rows(
     return merged
 
 
+def _refit(fitted: Fitted, kind: Group, found: GroupMoments, chunks: Chunks) -> Fitted:
+    whole = shrunk(found.covariance, fitted.shrinkage)
+    if kind.kind == OTHERS:
+        return told_by_logits(fitted, kind.pairs, found, whole, chunks)
+    return sharpen(fitted, kind.pairs, whole, chunks)
+
+
 def _told_apart(
     request: FitRequest,
     store: ActivationStore,
     concepts: Sequence[ConceptExamples],
     progress: Progress,
-) -> Iterator[tuple[Moments, Group, Chunks | None]]:
-    """Read the harvest once; yield what rows tell apart, with what is known of it.
-
-    With tokens of words comes what reads the harvest again.
+) -> Iterator[tuple[Moments, Group, Chunks]]:
+    """Read the harvest; yield what rows tell apart, what is known of it, and what
+    reads it again.
     """
     samples = store.samples()
     site, settings = request.site, request.fit
@@ -128,16 +136,19 @@ def _told_apart(
             at = position[index[start:stop]]
             told.add(x, every, words.of(mine, at), half[mine])
         progress(stop, len(index))
-    yield from ((found, kind, None) for kind in kinds)
-    if not (words and told):
-        return
 
-    def chunks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def again(
+        groups_of: Callable[[Tensor, Tensor], Tensor],
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for start, stop in spans:
             at = index[start:stop]
-            yield at, store.rows(at), words.of(sample[start:stop], position[at])
+            yield at, store.rows(at), groups_of(sample[start:stop], position[at])
 
-    yield from ((told, kind, chunks) for kind in words.kinds(told.all().samples))
+    whole = partial(again, lambda mine, _: groups[mine])
+    yield from ((found, kind, whole) for kind in kinds)
+    if words and told:
+        tokens = partial(again, words.of)
+        yield from ((told, kind, tokens) for kind in words.kinds(told.all().samples))
 
 
 def _word_groups(

@@ -9,17 +9,12 @@ up, and the row is fitted anew on these and its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vllm_sauce.learning.rows.fit import Fitted, Pairs
-
-Chunks = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
-"""Goes through a harvest: numbers of some tokens [n], activations [n, d_model], groups
-[n, num_groups] bool."""
+from vllm_sauce.learning.rows.fit import Chunks, Fitted, Pairs
 
 ROUNDS = 3
 HARDEST = 400

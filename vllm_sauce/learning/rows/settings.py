@@ -28,10 +28,6 @@ class RowSettings:
     """Share of the covariance's diagonal alone; the best on held-out samples is taken,
     for all rows of a site. May be given again."""
 
-    orthogonal: Annotated[bool, Parameter(negative="")] = False
-    """Make the rows of all concepts orthogonal to each other (Löwdin): what many at
-    once do then adds up with the least said twice."""
-
     words: bool = True
     """At decoder sites, of samples without a picture: also rows of the tokens of a
     concept's words, and of those after which the model wrote one."""
@@ -86,5 +82,5 @@ class FitRequest:
     def __post_init__(self) -> None:
         check_site(self.site)
         check_roles(self.roles)
-        if self.baseline is not None and (self.sae or self.fit.orthogonal):
-            raise ConfigError("a baseline stands alone: leave out sae and orthogonal")
+        if self.baseline is not None and self.sae:
+            raise ConfigError("a baseline stands alone: leave out sae")
