@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of samples, read by logistic regression.
+"""Rows of pictures, read by logistic regression of their patches.
 
 A discriminant is right where tokens with a concept and without it are spread alike. Its
 covariance is that of all tokens, most of which lack the concept: how those that have it
