@@ -4,8 +4,8 @@
 ``PYTHONPATH=examples python -m tiny.one_setting BUNDLE SELECTION OUT``, of the vision
 site and what ``sauce select`` wrote for it. A concept's row, where it has one: towards
 absence where there is such a row, else towards others, where a token reads at least six
-tenths of what the concept's mean does. Else its latents, turned to -2 of themselves wherever
-they fire; ``--random`` takes as many others.
+tenths of what the concept's mean does. Else its latents, turned to -2 of themselves
+wherever they fire; ``--random`` takes as many others.
 """
 
 import argparse
