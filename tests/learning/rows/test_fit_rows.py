@@ -118,7 +118,7 @@ def test_fewer_patches_are_misread_than_by_a_discriminant(harvested, file, tmp_p
 def test_only_a_towers_rows_are_read_by_logits(file, tmp_path, site, is_discriminant):
     """The same activations at both; the baseline reads along the discriminant."""
     harvest = harvest_pictures(tmp_path / "harvest", file, site)
-    reads = []
+    reads: list[torch.Tensor] = []
     for more in ((), ("--baseline", "leace")):
         out = tmp_path / f"out{len(reads)}"
         given = ("--harvest", harvest, "--concepts", TINY / "concepts.yaml")
@@ -126,7 +126,7 @@ def test_only_a_towers_rows_are_read_by_logits(file, tmp_path, site, is_discrimi
         assert done.exit_code == 0, done.output
         sae = Bundle.load(out).sites[site].weights
         reads.append(sae.W_enc[:, : len(file.concepts)].float())
-    alike = torch.cosine_similarity(*reads, dim=0)
+    alike = torch.cosine_similarity(reads[0], reads[1], dim=0)
     assert bool((alike > 0.9999).all()) == is_discriminant
     assert is_discriminant or float(alike.max()) < 0.99
 
