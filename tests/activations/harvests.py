@@ -91,11 +91,8 @@ def write_harvest(
     return folder
 
 
-def harvest_pictures(folder: Path, file: ConceptFile, site: str = "vision") -> Path:
-    """Write the patches of a file's pictures, each picture's under its first sample.
-
-    ``site``: where they are said to be from; of a decoder as much of each as fits.
-    """
+def harvest_pictures(folder: Path, file: ConceptFile) -> Path:
+    """Write the patches of a file's pictures, each picture's under its first sample."""
     samples = file.samples()
     lines = [sample.to_json() for sample in samples]
     first: dict[str, int] = {}
@@ -104,10 +101,8 @@ def harvest_pictures(folder: Path, file: ConceptFile, site: str = "vision") -> P
     pictures = [samples[i].picture for i in sorted(first.values())]
     images = [np.asarray(open_picture(p)) for p in pictures if p is not None]
     features = vision_features(Tiny.load().model, pixel_values(np.stack(images)))
-    if site != "vision":
-        features = features[..., : Tiny.load().model.config.text_config.hidden_size]
-    form = SiteFormat(d_model=features.shape[2], dtype="float32")
-    begin_harvest(folder, lines, {site: form}, weights=True)
+    site = SiteFormat(d_model=features.shape[2], dtype="float32")
+    begin_harvest(folder, lines, {"vision": site}, weights=True)
     writer = ShardWriter.open(folder, "w0")
     patches = features.shape[1]
     for number, x in zip(sorted(first.values()), features, strict=True):
@@ -118,7 +113,7 @@ def harvest_pictures(folder: Path, file: ConceptFile, site: str = "vision") -> P
             torch.full((patches,), Role.IMAGE, dtype=torch.uint8),
             torch.full((patches,), -1, dtype=torch.int32),
         )
-        writer.add(number, {site: rows})
+        writer.add(number, {"vision": rows})
     writer.flush()
     return folder
 

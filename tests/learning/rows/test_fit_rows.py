@@ -112,25 +112,6 @@ def test_fewer_patches_are_misread_than_by_a_discriminant(harvested, file, tmp_p
     assert misread[0] < 0.7 * misread[1]
 
 
-@pytest.mark.parametrize(
-    ("site", "is_discriminant"), [("vision", False), ("decoder.1", True)]
-)
-def test_only_a_towers_rows_are_read_by_logits(file, tmp_path, site, is_discriminant):
-    """The same activations at both; the baseline reads along the discriminant."""
-    harvest = harvest_pictures(tmp_path / "harvest", file, site)
-    reads: list[torch.Tensor] = []
-    for more in ((), ("--baseline", "leace")):
-        out = tmp_path / f"out{len(reads)}"
-        given = ("--harvest", harvest, "--concepts", TINY / "concepts.yaml")
-        done = sauce("fit", *given, "--site", site, *more, "--out", out)
-        assert done.exit_code == 0, done.output
-        sae = Bundle.load(out).sites[site].weights
-        reads.append(sae.W_enc[:, : len(file.concepts)].float())
-    alike = torch.cosine_similarity(reads[0], reads[1], dim=0)
-    assert bool((alike > 0.9999).all()) == is_discriminant
-    assert is_discriminant or float(alike.max()) < 0.99
-
-
 def known(latent):
     return {name: score or 0.0 for name, score in latent.scores.items()}
 

@@ -37,7 +37,7 @@ def uneven(num_samples=4000, seed=0):
     x[..., :3] *= 0.1
     much = 0.5 + 2 * torch.randn(num_samples, 3, generator=rng)
     x[..., :3] += (has * much)[:, None]
-    x[..., 3:6] += 4 * has[:, None].float()
+    x[..., 3:6] += 8 * has[:, None].float()
     return x, torch.stack([has, ~has], 2).flatten(1)
 
 
@@ -100,6 +100,17 @@ def test_where_both_are_spread_alike_it_is_the_discriminant():
     before, found = refit(*drawn(4000, apart=0.5))
     alike = torch.cosine_similarity(before.read, found.read, 0)
     assert float(alike.min()) > 0.98
+
+
+@pytest.mark.parametrize(("saying", "stays"), [(4, False), (3, True)])
+def test_where_tokens_say_nothing_of_their_sample_it_stays_the_discriminant(
+    saying, stays
+):
+    """The last of each sample's tokens are alike in all samples, but for ``saying``."""
+    x, groups = uneven()
+    x[:, saying:] = drawn(len(x), apart=0.0, seed=5)[0][:, saying:]
+    before, found = refit(x, groups)
+    assert torch.equal(before.read, found.read) == stays
 
 
 def test_how_a_harvest_is_cut_changes_nothing():

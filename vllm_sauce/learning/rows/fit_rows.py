@@ -76,7 +76,7 @@ def fit_rows(
         else:
             one = fit(moments, kind.pairs, settings.shrinkages)
             if not request.baseline:
-                one = _refit(request.site, one, kind, found, chunks)
+                one = _refit(one, kind, found, chunks)
         if request.baseline:
             one = baseline(request.baseline, one, found, kind)
             catalogue = two_sided(request.site, concepts)
@@ -96,17 +96,11 @@ def fit_rows(
     return merged
 
 
-def _refit(
-    site: str, fitted: Fitted, kind: Group, found: GroupMoments, chunks: Chunks
-) -> Fitted:
+def _refit(fitted: Fitted, kind: Group, found: GroupMoments, chunks: Chunks) -> Fitted:
     whole = shrunk(found.covariance, fitted.shrinkage)
-    if kind.kind != OTHERS:
-        return sharpen(fitted, kind.pairs, whole, chunks)
-    # Of what a decoder reads of a sample most tokens say nothing of its concept, and
-    # would all be errors to learn from; means do not mind.
-    if not is_vision(site):
-        return fitted
-    return told_by_logits(fitted, kind.pairs, found, whole, chunks)
+    if kind.kind == OTHERS:
+        return told_by_logits(fitted, kind.pairs, found, whole, chunks)
+    return sharpen(fitted, kind.pairs, whole, chunks)
 
 
 def _told_apart(

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of pictures, read by logistic regression of their patches.
+"""Rows of samples, read by logistic regression of their tokens.
 
 A discriminant is right where tokens with a concept and without it are spread alike. Its
 covariance is that of all tokens, most of which lack the concept: how those that have it
 differ from each other counts for little, and the gate leaves some of them unedited.
+
+A regression takes each token for what its sample shows. Where many show nothing of it,
+as behind a decoder layer, each is an error to learn from; means do not mind.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ RIDGE = 0.03
 """Of a read's squared length, among tokens of covariance 1. The larger it is, the more
 the read is the discriminant; of what was tried the one that is not worse than that for
 few samples."""
+EACH = 0.9
+"""Share of a concept's tokens, mean over concepts, that the discriminant must take for
+it (read at least halfway from those without it): each says what its sample shows."""
 
 
 def told_by_logits(
@@ -30,11 +36,18 @@ def told_by_logits(
 
     Both sides of a pair count the same, however many tokens they have. L-BFGS from the
     discriminant, among tokens whose covariance is taken out; each step goes through the
-    harvest once or twice.
+    harvest once or twice. Rows are returned as they came where too few of the tokens
+    that have a concept show it (``EACH``).
 
     Shapes: whole, the covariance of all tokens [d_model, d_model] float64
     """
     has, lacks = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    shown = torch.zeros(len(pairs))
+    for _, x, groups in chunks():
+        z = x @ fitted.read.float() + fitted.bias.float()
+        shown += (groups[:, has] & (z > 0.5)).sum(0)
+    if float((shown / found.tokens[has]).mean()) < EACH:
+        return fitted
     root = torch.linalg.cholesky(whole)
     apart = found.means[has] - found.means[lacks]
     each = 1 / torch.stack([found.tokens[has], found.tokens[lacks]]).float()
