@@ -27,10 +27,10 @@ def selected(latents=(), **rows):
 
 def test_a_row_leads_to_absence_where_it_can():
     assert edit_of(selected([1], others=8, absence=9)) == SiteEdit.uniform(
-        [9], gamma=0.0, gate=0.5
+        [9], gamma=-0.25, gate=0.6
     )
     assert edit_of(selected([1], others=8)) == SiteEdit.uniform(
-        [8], gamma=-0.5, gate=0.5
+        [8], gamma=-0.5, gate=0.6
     )
 
 
