@@ -50,14 +50,28 @@ def test_it_is_better_than_the_one_before(bundle):
     assert bundle.catalogue.weak() == ()
 
 
-def test_it_says_what_many_at_once_keep(bundle):
-    """.97, .95 and .92 were asked for; with twenty, two answers of 157 are missing.
+@pytest.mark.parametrize(
+    ("count", "asked"),
+    [
+        (10, 0.97),
+        pytest.param(
+            20,
+            0.95,
+            marks=pytest.mark.xfail(
+                strict=True, reason="a name and two yes answers of 157 are missing"
+            ),
+        ),
+        (40, 0.92),
+    ],
+)
+def test_many_at_once_keep_what_was_asked_for(bundle, count, asked):
+    told = bundle.together[count]
+    assert min(told["kept name"], told["kept yes"]) >= asked
 
-    See study.md.
-    """
-    for count, least in ((10, 0.97), (20, 0.94), (40, 0.92)):
+
+def test_many_at_once_are_forgotten(bundle):
+    for count in (10, 20, 40):
         told = bundle.together[count]
-        assert min(told["kept name"], told["kept yes"]) >= least
         assert min(told["forgotten name"], told["forgotten yes/no"]) >= 0.9
 
 
