@@ -8,7 +8,6 @@ arguments take turns, so that caches are cold.
 from __future__ import annotations
 
 import statistics
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,51 +24,47 @@ CASES = [
         (256, 32, 256, "half"),
         (256, 32, 256, "none"),
         (1, 128, 1, "half"),
+        (256, 8, 256, "half"),
         (256, 1, 64, "half"),
+        (256, 32, 1, "half"),
         (64, 32, 64, "half"),
+        (16, 32, 16, "half"),
         (2048, 128, 16, "half"),
         (8192, 32, 16, "none"),
     )
 ]
-SMALL, LARGE = kernel.SMALL, kernel.LARGE
-ENCODE, SPLITS = kernel.encode_kernel, kernel.splits_of
+ENCODE, DECODE, SPLITS = kernel.encode_kernel, kernel.decode_kernel, kernel.splits_of
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
+    "lone tokens: encode 128": {"encode": {"ALONE_D": 128}},
+    "lone tokens: encode 512": {"encode": {"ALONE_D": 512}},
+    "lone tokens: decode 128": {"decode": {"ALONE_D": 128}},
+    "lone tokens: decode 256": {"decode": {"ALONE_D": 256}},
+    "encode: 128 registers": {"encode": {"maxnreg": 128}},
+    "3 programs": {"programs": 3},
     "8 programs": {"programs": 8},
-    "1,024 items, 8 programs": {"items": 1024, "programs": 8},
-    "2,048 items, 16 programs": {"items": 2048, "programs": 16},
-    "small: encode 256": {"small": SMALL._replace(encode_d=256)},
-    "small: decode 256": {"small": SMALL._replace(decode_d=256)},
-    "small: both 64, 1,024 items": {
-        "small": SMALL._replace(encode_d=64, decode_d=64),
-        "items": 1024,
-        "programs": 8,
-    },
-    "large: 8 warps": {"large": LARGE._replace(warps=8, decode_registers=128)},
-    "large: encode 128": {"large": LARGE._replace(encode_d=128)},
-    "2 programs": {"programs": 2},
-    "encode: 4 stages": {"stages": 4},
-    "splits by tiles alone": {"splits": lambda *shape: plans.MAX_SPLITS},
+    "1,024 items": {"items": 1024},
+    "large: splits by tiles alone": {"splits": lambda *shape: plans.MAX_SPLITS},
 }
 
 
-class Staged:
-    """An encode kernel that has more loads on their way at a time."""
+class Changed:
+    """A kernel that is launched with other options."""
 
-    def __init__(self, stages: int) -> None:
-        self.options = {"num_stages": stages}
+    def __init__(self, kernel: Any, options: dict[str, Any]) -> None:
+        self.kernel, self.options = kernel, options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return partial(ENCODE[grid], **self.options)
+        launch = self.kernel[grid]
+        return lambda *args, **options: launch(*args, **options | self.options)
 
 
 def apply(variant: dict[str, Any]) -> None:
     """Set the kernels' sizes; what a variant does not name is as it is."""
-    kernel.SMALL = variant.get("small", SMALL)
-    kernel.LARGE = variant.get("large", LARGE)
     plans.TARGET_ITEMS = kernel.TARGET_ITEMS = variant.get("items", 512)
     kernel.splits_of = variant.get("splits", SPLITS)
-    kernel.encode_kernel = Staged(variant["stages"]) if "stages" in variant else ENCODE
+    kernel.encode_kernel = Changed(ENCODE, variant.get("encode", {}))
+    kernel.decode_kernel = Changed(DECODE, variant.get("decode", {}))
     programs = variant.get("programs", 4)
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     kernel.num_programs = lambda device: programs * processors  # type: ignore[assignment]

@@ -273,7 +273,7 @@ def main() -> None:
         for one in measure(llms, setting, arguments):
             rounds.append(one)
             found[-1]["rounds"].append({k: asdict(run) for k, run in one.items()})
-            # A machine may be lent for minutes: what is measured is not lost.
+            # A run may be cut short: what is measured is not lost.
             if arguments.json is not None:
                 result = {"title": title_of(arguments), "settings": found}
                 arguments.json.write_text(json.dumps(result) + "\n")

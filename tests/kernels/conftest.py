@@ -30,7 +30,7 @@ def import_kernel_afresh(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     package = importlib.import_module(KERNEL.rpartition(".")[0])
     # Set before the import, so that what is put back is what was there, if anything.
     monkeypatch.setattr(package, "kernel", None, raising=False)
-    for part in ("", "_parts", "_tiles", "_rank"):
+    for part in ("", "_parts", "_tiles", "_tokens", "_rank"):
         monkeypatch.setitem(sys.modules, KERNEL + part, ModuleType(KERNEL + part))
         del sys.modules[KERNEL + part]
     return importlib.import_module(KERNEL)

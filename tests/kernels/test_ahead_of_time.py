@@ -56,7 +56,10 @@ class Recorder:
 
 def record(module: Any, monkeypatch: pytest.MonkeyPatch, target: Any) -> list[Any]:
     """Make a module's launches for a target be recorded, and return where."""
-    monkeypatch.setattr(torch.version, "hip", "6" if target[0] == "hip" else None)
+    hip = target[0] == "hip"
+    monkeypatch.setattr(torch.version, "hip", "6" if hip else None)
+    nvidia = (0, 0) if hip else divmod(target[1], 10)
+    monkeypatch.setattr(module, "capability", lambda device: nvidia)
     launches: list[Any] = []
     for name, value in vars(module).items():
         if name.endswith("_kernel"):

@@ -51,11 +51,12 @@ def test_low_precision_rows_lose_nothing_but_their_own_rounding(
 def test_large_tiles_are_exact(
     op: Callable[..., None], interpreted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prefill's block sizes, a tile that is full and one that is not."""
+    """Prefill's block sizes: a full tile, one that is not, one of a single token."""
     for module in (interpreted, plan):
         monkeypatch.setattr(module, "FEW_TOKENS", 0)
-    args = make_args((150, 70, 40, 35, 2), small_integers(3))
+    args = make_args((150, 70, 40, 35, 3), small_integers(3))
     args["slot_of_token"][:] = 1
+    args["slot_of_token"][15] = 2
     args["slot_of_token"][20:30] = -1
     args["slot_of_token"][130:] = 0
     want = expected(args)

@@ -292,7 +292,10 @@ def stage(into: Tensor, values: Tensor) -> None:
 def host_zeros(size: int, device: torch.device) -> Tensor:
     """Return int32 zeros on the host, to be copied to a device without waiting."""
     # Each step's own: its copy may be under way when the next step is written.
-    return torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+    values = torch.empty(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+    # By numpy: torch wakes a thread of every core for as many, and waits for all.
+    values.numpy().fill(0)
+    return values
 
 
 def _pool_first(pool: Tensor, d_sae: int) -> Tensor:

@@ -46,6 +46,8 @@ class Blocks(NamedTuple):
 
 SMALL = Blocks(SMALL_TILE, 128, 128, 4, 128)
 LARGE = Blocks(LARGE_TILE, 64, 64, 4, 208)
+ALONE_ENCODE_D = 256
+"""Of a tile of one token, whatever the blocks."""
 RANK_ROWS, RANK_D = 32, 64
 
 
@@ -111,6 +113,19 @@ def num_programs(device: torch.device) -> int:
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return an NVIDIA GPU's compute capability; of all else, none."""
+    nvidia = device.type == "cuda" and not torch.version.hip
+    return torch.cuda.get_device_capability(device) if nvidia else (0, 0)
+
+
+def alone_decode_d(device: torch.device) -> int:
+    """Return what is decoded at a time of a tile of one token."""
+    # Of 512 an A100 spills two registers.
+    return 512 if capability(device) >= (9, 0) else 256
+
+
 def splits_of(num_tokens: int, max_latents: int, topk: int) -> int:
     """Return the most parts that encoding is split into over d_model."""
     # Ranks compare whole sums.
@@ -143,7 +158,7 @@ def _launch(call: Launch) -> None:
         op.mask_len, op.W_enc_rows, op.b_enc, op.edited_tokens, hidden_pre, call.norms,
         *call.strides, num_tokens, max_tokens, max_latents,
         triton.cdiv(max_latents, BLOCK_LATENTS), num_splits, d_model, **call.constants,
-        **tile, BLOCK_D=blocks.encode_d,
+        **tile, BLOCK_D=blocks.encode_d, ALONE=op.topk == 0, ALONE_D=ALONE_ENCODE_D,
     )  # fmt: skip
     registers = {} if torch.version.hip else {"maxnreg": blocks.decode_registers}
     ranks = _launch_ranks(call, hidden_pre) if op.topk > 0 else hidden_pre
@@ -153,7 +168,9 @@ def _launch(call: Launch) -> None:
         ranks, call.strides[0], op.W_dec_rows.stride(0), num_tokens, max_tokens,
         max_latents, num_splits, d_model, NORMALIZE=op.normalize, TOPK=op.topk,
         PRECISION=precision(op.W_dec_rows.dtype), **tile, BLOCK_D=blocks.decode_d,
-        TARGET_ITEMS=TARGET_ITEMS, **registers,
+        ALONE_D=alone_decode_d(op.hidden_states.device), MAX_SPLITS=MAX_SPLITS,
+        TARGET_ITEMS=TARGET_ITEMS,
+        **registers,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def tile_of(  # type: ignore[no-untyped-def]
     HAS_PLAN: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
-    """Return a tile's slot, its tokens [BLOCK_TOKENS], which exist, and its latents.
+    """Return a tile's slot, tokens [BLOCK_TOKENS], their number, the first, latents.
 
     Without a plan each token is a tile of its own. No latents: there is nothing to do.
     """
@@ -57,17 +57,18 @@ def tile_of(  # type: ignore[no-untyped-def]
         # Layout: plan.py.
         entry = plan_ptr + 4 + max_tokens + 3 * tile
         slot = tl.load(entry)
-        there = lane < tl.load(entry + 2)
+        count = tl.load(entry + 2)
         order = plan_ptr + 4 + tl.load(entry + 1)
-        token = tl.load(order + lane, mask=there, other=0)
+        token = tl.load(order + lane, mask=lane < count, other=0)
+        first = tl.load(order, mask=count > 0, other=0)
     else:
         slot = tl.load(slot_of_token_ptr + tile)
-        there = lane < 1
+        count = 1
         token = tile + 0 * lane
+        first = tile
     slot = slot.to(tl.int64)
-    num_latents = tl.load(mask_len_ptr + slot, mask=slot >= 0, other=0)
-    num_latents = tl.where(tl.sum(there.to(tl.int32), axis=0) > 0, num_latents, 0)
-    return slot, token.to(tl.int64), there, num_latents
+    num_latents = tl.load(mask_len_ptr + slot, mask=(slot >= 0) & (count > 0), other=0)
+    return slot, token.to(tl.int64), count, first.to(tl.int64), num_latents
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]

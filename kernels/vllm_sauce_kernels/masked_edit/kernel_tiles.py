@@ -30,6 +30,7 @@ from vllm_sauce_kernels.masked_edit.kernel_parts import (
     tile_of,
     token_norms,
 )
+from vllm_sauce_kernels.masked_edit.kernel_tokens import decode_token, encode_token
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -116,6 +117,8 @@ def encode_kernel(  # type: ignore[no-untyped-def]
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    ALONE: tl.constexpr,
+    ALONE_D: tl.constexpr,
 ):
     """hidden_pre[split, token, j] = this split's part of sae_in · W_enc_j + b_enc_j."""
     num_tiles, num_blocks, num_splits = work_of(
@@ -129,22 +132,33 @@ def encode_kernel(  # type: ignore[no-untyped-def]
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
         split = item % num_splits
         start = (item // num_splits) % num_blocks * BLOCK_LATENTS
-        slot, token, there, num_latents = tile_of(
+        slot, token, count, first, num_latents = tile_of(
             plan_ptr, slot_of_token_ptr, mask_len_ptr,
             item // (num_splits * num_blocks), max_tokens, HAS_PLAN, BLOCK_TOKENS,
         )  # fmt: skip
         if start < num_latents:
             if (start == 0) & (split == 0):
-                count = tl.sum(there.to(tl.int32), axis=0)
-                tl.atomic_add(edited_tokens_ptr + slot, count.to(tl.int64))
+                # Relaxed: nothing waits for what is counted.
+                tl.atomic_add(edited_tokens_ptr + slot, count, sem="relaxed")
             latent = start + tl.arange(0, BLOCK_LATENTS)
-            at = (split * num_tokens + token)[:, None] * max_latents + latent[None, :]
-            encode_latents(
-                stream, Rows(W_enc_rows_ptr, W_enc_rows_stride), b_enc_ptr,
-                mask_latents_ptr + slot * max_latents + latent, hidden_pre_ptr + at,
-                norms_ptr, token, there, latent < num_latents, split, per_split,
-                HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_D,
-            )  # fmt: skip
+            live = latent < num_latents
+            row_ptr = mask_latents_ptr + slot * max_latents + latent
+            W_enc_rows = Rows(W_enc_rows_ptr, W_enc_rows_stride)
+            if ALONE and (count == 1):
+                at_first = (split * num_tokens + first) * max_latents + latent
+                encode_token(
+                    stream, W_enc_rows, b_enc_ptr, row_ptr, hidden_pre_ptr + at_first,
+                    norms_ptr, first, live, split, per_split, HAS_RESIDUAL, NORMALIZE,
+                    ALONE_D,
+                )  # fmt: skip
+            else:
+                at = (split * num_tokens + token)[:, None] * max_latents
+                there = tl.arange(0, BLOCK_TOKENS) < count
+                encode_latents(
+                    stream, W_enc_rows, b_enc_ptr, row_ptr,
+                    hidden_pre_ptr + at + latent[None, :], norms_ptr, token, there,
+                    live, split, per_split, HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_D,
+                )  # fmt: skip
 
 
 class Encoded(NamedTuple):
@@ -196,7 +210,6 @@ def count_firing(coefficient):  # type: ignore[no-untyped-def]
 def decode_tile(  # type: ignore[no-untyped-def]
     encoded,
     latent,
-    coefficient,
     row_ptr,
     hidden_states,
     W_dec_rows,
@@ -210,9 +223,15 @@ def decode_tile(  # type: ignore[no-untyped-def]
 ):
     """Add what a tile's mask changes over d in [first_d, last_d).
 
-    ``coefficient`` is of the first block of latents, mostly the only one; those of
+    Coefficients of the first block of latents, mostly the only one, are kept; those of
     others are computed again for each block of d.
     """
+    coefficient = coefficients_of(encoded, latent, NORMALIZE, TOPK)
+    fired = count_firing(coefficient)
+    for start in range(latent.shape[0], encoded.num_latents, latent.shape[0]):
+        fired += count_firing(coefficients_of(encoded, start + latent, NORMALIZE, TOPK))
+    # Usually no latent fires, and the tile is done.
+    last_d = tl.where(fired > 0, last_d, first_d)
     for d_start in range(first_d, last_d, BLOCK_D):
         d = d_start + tl.arange(0, BLOCK_D)
         change = tl.zeros((coefficient.shape[0], BLOCK_D), dtype=tl.float32)
@@ -269,6 +288,8 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    ALONE_D: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
     TARGET_ITEMS: tl.constexpr,
 ):
     """hidden_states += sum_j coefficient_j * W_dec_rows[j], rounded once."""
@@ -278,26 +299,26 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     W_dec_rows = Rows(W_dec_rows_ptr, W_dec_rows_stride)
     parts, per_part = parts_of(num_tiles, d_model, TARGET_ITEMS, BLOCK_D)
     for item in range(tl.program_id(0), num_tiles * parts, tl.num_programs(0)):
-        slot, token, there, num_latents = tile_of(
+        slot, token, count, first, num_latents = tile_of(
             plan_ptr, slot_of_token_ptr, mask_len_ptr, item // parts, max_tokens,
             HAS_PLAN, BLOCK_TOKENS,
         )  # fmt: skip
+        there = tl.arange(0, BLOCK_TOKENS) < count
         encoded = Encoded(
             edits, hidden_pre_ptr, norms_ptr, ranks_ptr, slot, token, there,
             num_latents, num_splits, num_tokens, max_latents,
         )  # fmt: skip
         latent = tl.arange(0, BLOCK_LATENTS)
-        coefficient = coefficients_of(encoded, latent, NORMALIZE, TOPK)
-        fired = count_firing(coefficient)
-        for start in range(BLOCK_LATENTS, num_latents, BLOCK_LATENTS):
-            fired += count_firing(
-                coefficients_of(encoded, start + latent, NORMALIZE, TOPK)
-            )
-        # Usually no latent fires, and the tile is done.
         first_d = item % parts * per_part
-        last_d = tl.where(fired > 0, tl.minimum(first_d + per_part, d_model), first_d)
+        last_d = tl.minimum(first_d + per_part, d_model)
         row_ptr = mask_latents_ptr + slot * max_latents + latent
-        decode_tile(
-            encoded, latent, coefficient, row_ptr, hidden_states, W_dec_rows, first_d,
-            last_d, d_model, NORMALIZE, TOPK, PRECISION, BLOCK_D,
-        )  # fmt: skip
+        if (TOPK == 0) and (count == 1):
+            decode_token(
+                encoded, first, row_ptr, latent, hidden_states, W_dec_rows, first_d,
+                last_d, d_model, NORMALIZE, MAX_SPLITS, ALONE_D,
+            )  # fmt: skip
+        else:
+            decode_tile(
+                encoded, latent, row_ptr, hidden_states, W_dec_rows, first_d, last_d,
+                d_model, NORMALIZE, TOPK, PRECISION, BLOCK_D,
+            )  # fmt: skip
