@@ -158,9 +158,11 @@ def test_no_search_asks_more_than_planned(paper, sites):
     )
     whole = config.finalists + len(list(choices.smaller(best)))
     line = by_stage(paper, FEW)["calibrate"]
-    # Twice as many are asked half of them first.
-    asked = tried * ASKED.screening
+    # A common setting is sought so, too, and then every concept has its own.
+    asked = 2 * tried * ASKED.screening
+    # Twice as many are asked half of them first; the common ones' best, everything.
     asked += (1 + whole + config.finalists) * ASKED.questions
+    asked += (1 + config.finalists) * ASKED.questions
     weak = tuple(replace(one, k=4, gate=0.99) for one in best)
     asked += STEPS * len(stronger(weak, choices.grids)) * ASKED.questions
     # At most, a site is left alone at last and then edited by its rows: not here.

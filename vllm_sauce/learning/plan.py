@@ -181,7 +181,9 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     config, sites = request.calibration, len(request.sites)
     searched, scored = counts.searched, counts.scored
     finals = config.finalists + (PRUNINGS * sites if config.prune else 0)
-    passes = _searched(request, counts, config.passes) * searched.screening
+    # A common setting is sought as each concept's own is, and then asked everything.
+    passes = 2 * _searched(request, counts, config.passes) * searched.screening
+    finals += 1 + config.finalists
     # The unedited model is asked everything too, on both splits.
     passes += (1 + finals) * searched.questions + 2 * scored.questions
     half = min(1.0, 2 * config.screen)
@@ -189,7 +191,7 @@ def _calibrate(request: LearnRequest, counts: Counts, size: ModelSize) -> Line:
     passes += round(semifinals * searched.questions)
     # A stronger edit: more latents, a lower gate or more of each, at one of the sites.
     passes += STEPS * 3 * sites * searched.questions
-    least, whole = _searched(request, counts, 1), finals + semifinals
+    least, whole = 2 * _searched(request, counts, 1), finals + semifinals
     questions = round(least * searched.screening + whole * searched.questions)
     pictures = round(least * searched.screening_pictures + whole * searched.pictures)
     tokens = (questions + scored.questions) * _prompt_tokens(counts)

@@ -14,6 +14,7 @@ def entry(UAg, UAd):
         "concept": "dog",
         "edits": {"vision": edit},
         "setting": {},
+        "common": False,
         "within_floor": True,
         "trials": [],
         "calibration": {"edited": {"UAg": 1.0, "UAd": 1.0}},

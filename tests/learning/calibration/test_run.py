@@ -19,6 +19,7 @@ from vllm_sauce.errors import BundleMismatchError, ConfigError
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.learning.calibration import run, setting
 from vllm_sauce.learning.calibration.config import CalibrateRequest, CalibrationConfig
+from vllm_sauce.learning.calibration.record import record_path
 from vllm_sauce.learning.calibration.report import (
     FRONTIER_FILE,
     table,
@@ -37,6 +38,8 @@ from vllm_sauce.scale.cluster import Resources
 
 MODEL, BUNDLE = TINY / "model", TINY / "latents"
 NAMES = ("pig", "wood")
+ALIKE = ("cat", "wood")
+"""Concepts that may choose from the same, where k is 16."""
 SITES = ("vision", "decoder.1")
 ENGINE = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 1 << 26}
 
@@ -64,7 +67,7 @@ def shipped(site):
     """A selection as ``sauce select`` would write it; the order is the catalogue's."""
     catalogue = Bundle.load(BUNDLE, weights=False).catalogue
     concepts = {}
-    for name in NAMES:
+    for name in sorted({*NAMES, *ALIKE}):
         edit = catalogue.concept(name).edits.get(site)
         latents = [] if edit is None else edit.latents
         concepts[name] = SelectedConcept(
@@ -204,10 +207,14 @@ def dies_once():
 
 
 def test_an_actor_that_is_killed_finds_the_same(found, request_, tmp_path, monkeypatch):
-    """The search is the same wherever it runs; what a dead actor had is done anew."""
+    """The search is the same wherever it runs; what a dead actor had is done anew.
+
+    It dies while the common setting is sought, which is kept when it is found.
+    """
     spread = replace(
         request_,
         out=tmp_path / "bundle",
+        names=ALIKE,
         # Shorter than the one above: what is asked is that a dead actor's is done.
         config=replace(
             request_.config,
@@ -223,14 +230,28 @@ def test_an_actor_that_is_killed_finds_the_same(found, request_, tmp_path, monke
     bundle = calibrate_bundle(spread, lambda *said: told.append(said))
     assert (spread.folder / "died").exists()
     assert told == [("concepts", done, 2) for done in range(3)]
-    assert set(entries(spread)) == set(NAMES)
-    for name in NAMES:
-        mine, theirs = bundle.catalogue.concept(name), found.catalogue.concept(name)
-        # Batches differ, so a near tie may fall otherwise; the harm may not.
+    kept = entries(spread)
+    assert set(kept) == set(ALIKE)
+    (common,) = spread.folder.glob("common-*.json")
+    best = json.loads(common.read_text())[0]["setting"]
+    for name in ALIKE:
+        mine = bundle.catalogue.concept(name)
         assert set(mine.edits) <= set(SITES)
         assert (mine.scores["HM"] or 0) > 0.4
-        base = {k: v for k, v in mine.scores.items() if k.startswith("base_")}
-        assert base == {k: v for k, v in theirs.scores.items() if k.startswith("base_")}
+        assert any(one["setting"] == best for one in kept[name]["trials"])
+        assert mine.provenance["common"] == kept[name]["common"]
+    here, there = (one.catalogue.concept("wood").scores for one in (bundle, found))
+    base = {k: v for k, v in here.items() if k.startswith("base_")}
+    assert base == {k: v for k, v in there.items() if k.startswith("base_")}
+    # What is left of a killed run takes the common setting that was found.
+    record_path(spread.folder, "cat").unlink()
+
+    def sought_again(*args):
+        raise AssertionError("a common setting is sought again")
+
+    monkeypatch.setattr(run, "common_settings", sought_again)
+    again = calibrate_bundle(replace(spread, resources=None, overwrite=True))
+    assert set(again.catalogue.names()) == set(ALIKE)
 
 
 def test_a_finished_run_starts_no_engine(found, request_, monkeypatch):

@@ -114,7 +114,7 @@ def test_what_the_search_takes_for_enough_is_made_stronger(choices):
 
     config = replace(CONFIG, screen=0.25, finalists=1, prune=False)
     examiner = Examiner(Engine(says), {"dog": choices}, Four(), config)
-    found = calibrate(examiner)["dog"]
+    found = calibrate(examiner, {})["dog"]
     (chosen,) = found.best.setting
     assert chosen.action.text == "scale -4"
     assert found.best.scores.UAg == 1.0 and found.best.scores.CRA == 0.75

@@ -17,7 +17,7 @@ from vllm_sauce.evaluation.metrics import Outcome, forgets
 from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.examiner import Trial
 from vllm_sauce.learning.calibration.search import Calibrated
-from vllm_sauce.learning.calibration.setting import Setting
+from vllm_sauce.learning.calibration.setting import setting_to_json
 
 
 def record_path(folder: Path, name: str) -> Path:
@@ -43,7 +43,8 @@ def record(
         MEASURED_AS: dict(mode),
         "concept": name,
         "edits": {site: asdict(edit) for site, edit in one.edits.items()},
-        "setting": _setting(best.setting),
+        "setting": setting_to_json(best.setting),
+        "common": one.common,
         "within_floor": one.within_floor,
         "calibration": {"edited": best.scores.to_json(), "base": one.base.to_json()},
         "scoring": {"edited": scores.to_json(), "base": base.to_json()},
@@ -74,6 +75,7 @@ def concept_of(
         provenance={
             "method": "sauce calibrate: ranking, k, gate and action at each site",
             "settings": entry["setting"],
+            "common": entry["common"],
             "seed": config.seed,
             "within_floor": entry["within_floor"],
             "retain_floor": config.retain_floor,
@@ -116,7 +118,7 @@ def _keeping(scores: Outcome) -> float:
 
 def _trial(trial: Trial) -> dict[str, object]:
     return {
-        "setting": _setting(trial.setting),
+        "setting": setting_to_json(trial.setting),
         "share": trial.share,
         "objective": round(trial.objective, 4),
         "sure": {name: round(value, 4) for name, value in asdict(trial.sure).items()},
@@ -125,10 +127,6 @@ def _trial(trial: Trial) -> dict[str, object]:
         "forgetting": round(trial.scores.forgetting, 4),
         "keeping": round(_keeping(trial.scores), 4),
     }
-
-
-def _setting(setting: Setting) -> dict[str, object]:
-    return {one.site: one.to_json() for one in setting}
 
 
 def _worst(name: str, lost: float) -> dict[str, object]:

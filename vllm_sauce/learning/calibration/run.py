@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """``sauce calibrate``: from selected latents to a bundle, resumable.
 
-What was tried for each concept stays in ``<out>.calibration``: a file a concept,
-written when the concept is done, so a killed run goes on with the next.
+What was tried stays in ``<out>.calibration``: the common settings, sought first, and a
+file a concept, written when the concept is done, so a killed run goes on with the next.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vllm_sauce.bundle import Bundle, ModelFingerprint, fingerprint_model
@@ -22,18 +24,24 @@ from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questionnaire import Questionnaire
 from vllm_sauce.files import file_sha256, write_whole
 from vllm_sauce.learning.calibration import setting
+from vllm_sauce.learning.calibration.common import Note, common_settings, pools
 from vllm_sauce.learning.calibration.config import CalibrateRequest
 from vllm_sauce.learning.calibration.edit_choices import EditChoices
 from vllm_sauce.learning.calibration.examiner import Examiner
+from vllm_sauce.learning.calibration.grid import SiteGrid
 from vllm_sauce.learning.calibration.record import concept_of, record, record_path
-from vllm_sauce.learning.calibration.search import Note, calibrate
+from vllm_sauce.learning.calibration.search import Calibrated, calibrate
+from vllm_sauce.learning.calibration.setting import (
+    setting_of_json,
+    setting_to_json,
+)
 from vllm_sauce.learning.selection.selection_file import SelectionFile
 from vllm_sauce.sae import SAEWeights
 from vllm_sauce.scale import orphans
 from vllm_sauce.scale.cluster import connected, everywhere, results_of
 
 RUN_FILE = "run.json"
-CHOSEN_BY = "what is sure by one standard error"
+CHOSEN_BY = "the common setting, unless another is better by one standard error"
 SEARCH_SPLIT, SCORE_SPLIT = "calibration", "scoring"
 
 
@@ -124,17 +132,24 @@ def calibrate_bundle(
         raise ConfigError(f"{request.out} is there already; --overwrite replaces it")
     inputs = _Inputs.read(request)
     _begin(inputs)
-    names = request.names or inputs.file.concepts
+    names = request.names or tuple(inputs.file.concepts)
     paths = {name: record_path(request.folder, name) for name in names}
     left = [name for name, path in paths.items() if not path.exists()]
     done, size = len(paths) - len(left), request.config.concepts_per_engine
     groups = [left[start : start + size] for start in range(0, len(left), size)]
     note("concepts", done, len(paths))
-    for result in _results(request, groups, note):
-        for name, entry in zip(result["names"], result["entries"], strict=True):
-            write_whole(paths[name], entry.encode(), LearnError)
-        done += len(result["names"])
-        note("concepts", done, len(paths))
+    if left:
+        with _workers(request, note) as results:
+            common = _common(inputs, names, left, results)
+            rows = [
+                {"names": group, "common": {n: common[n] for n in group if n in common}}
+                for group in groups
+            ]
+            for result in results(rows):
+                for name, entry in zip(result["names"], result["entries"], strict=True):
+                    write_whole(paths[name], entry.encode(), LearnError)
+                done += len(result["names"])
+                note("concepts", done, len(paths))
     entries = {name: json.loads(path.read_text()) for name, path in paths.items()}
     used = {site for entry in entries.values() for site in entry["edits"]}
     concepts = inputs.file.concepts
@@ -166,14 +181,17 @@ def _begin(inputs: _Inputs) -> None:
     write_whole(path, (json.dumps(told, indent=1) + "\n").encode(), LearnError)
 
 
-def _results(
-    request: CalibrateRequest, groups: list[list[str]], note: Note
-) -> Iterator[dict[str, Any]]:
-    """Yield each group's results, from here or from actors."""
-    rows = [{"names": names} for names in groups]
+Rows = list[dict[str, Any]]
+
+
+@contextmanager
+def _workers(
+    request: CalibrateRequest, note: Note
+) -> Iterator[Callable[[Rows], Iterator[dict[str, Any]]]]:
+    """Give what yields the results of rows of work, from here or from actors."""
     if request.resources is None:
         here = GroupActor(request)
-        yield from (here(row, note) for row in rows)
+        yield lambda rows: (here(row, note) for row in rows)
         return
     # As another process in another folder needs it.
     absolute = replace(
@@ -185,7 +203,43 @@ def _results(
         resources=None,
     )
     with connected(request.resources) as placed:
-        yield from results_of(GroupActor, (absolute,), rows, placed)
+        yield lambda rows: results_of(GroupActor, (absolute,), rows, placed)
+
+
+def _common(
+    inputs: _Inputs,
+    names: Sequence[str],
+    left: Sequence[str],
+    results: Callable[[Rows], Iterator[dict[str, Any]]],
+) -> dict[str, dict[str, Any]]:
+    """Return the common setting of each concept that is left, where there is one.
+
+    Of all concepts that are asked for, so that it is the same after a killed run.
+    """
+    folder, seed = inputs.request.folder, inputs.request.config.seed
+    choices = {name: inputs.choices(name) for name in names}
+    sought = pools(choices, seed)
+    wanted = {choices[name].grids for name in left}
+    paths = {grids: common_path(folder, grids) for grids in sought if grids in wanted}
+    rows = [
+        {"names": sought[grids], "path": str(path)}
+        for grids, path in paths.items()
+        if not path.exists()
+    ]
+    for result in results(rows) if rows else ():
+        told = json.dumps(result["tried"], indent=1) + "\n"
+        write_whole(Path(result["path"]), told.encode(), LearnError)
+    best = {
+        grids: json.loads(path.read_text())[0]["setting"]
+        for grids, path in paths.items()
+    }
+    return {n: best[choices[n].grids] for n in left if choices[n].grids in best}
+
+
+def common_path(folder: Path, grids: Sequence[SiteGrid]) -> Path:
+    """Return where the common settings of concepts that share their grids are kept."""
+    told = json.dumps([asdict(grid) for grid in grids], sort_keys=True)
+    return folder / f"common-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
 
 
 class GroupActor:
@@ -201,35 +255,60 @@ class GroupActor:
     def __call__(
         self, row: dict[str, Any], note: Note = lambda what, done, total: None
     ) -> dict[str, Any]:
-        """Calibrate the concepts that a row names; returns JSON of each."""
+        """Do a row's work: seek a common setting, or calibrate what it names."""
         inputs, names = self.inputs, [str(name) for name in row["names"]]
-        request, config = inputs.request, inputs.request.config
+        config = inputs.request.config
         choices = {name: inputs.choices(name) for name in names}
+        asked = Questionnaire(inputs.file, SEARCH_SPLIT, config.seed)
+        with self._asker(choices) as asker:
+            examiner = Examiner(asker, choices, asked, config)
+            if "path" in row:
+                tried = common_settings(examiner, note)
+                return {
+                    "path": row["path"],
+                    "tried": [
+                        {**asdict(one), "setting": setting_to_json(one.setting)}
+                        for one in tried
+                    ],
+                }
+            common = {n: setting_of_json(one) for n, one in row["common"].items()}
+            found = calibrate(examiner, common, note)
+            return {"names": names, "entries": self._entries(asker, choices, found)}
+
+    @contextmanager
+    def _asker(self, choices: Mapping[str, EditChoices]) -> Iterator[EngineAsker]:
         candidates: dict[str, dict[str, SiteEdit]] = {}
         for choice in choices.values():
             candidates |= choice.candidates()
-        asked, scoring = (
-            Questionnaire(inputs.file, split, config.seed)
-            for split in (SEARCH_SPLIT, SCORE_SPLIT)
-        )
         with EngineAsker.of_candidates(
-            request.model,
-            inputs.saes,
+            self.inputs.request.model,
+            self.inputs.saes,
             candidates,
-            engine_args=request.engine_args,
+            engine_args=self.inputs.request.engine_args,
             widest=max(choice.widest() for choice in choices.values()),
             most=max(choice.most_parts() for choice in choices.values()),
         ) as asker:
-            found = calibrate(Examiner(asker, choices, asked, config), note)
-            judge = Examiner(asker, choices, scoring, config)
-            settings = {name: [one.best.setting] for name, one in found.items()}
-            scored = judge.trials(settings, 1.0)
-            entries = []
-            for name in names:
-                (trial,) = scored[name].values()
-                told = (trial.scores, judge.base(name), asker.mode())
-                entries.append(record(name, found[name], *told))
-        return {"names": names, "entries": entries}
+            yield asker
+
+    def _entries(
+        self,
+        asker: EngineAsker,
+        choices: Mapping[str, EditChoices],
+        found: Mapping[str, Calibrated],
+    ) -> list[str]:
+        """Return the record of each concept, scored on the split that chose nothing."""
+        config = self.inputs.request.config
+        scoring = Questionnaire(self.inputs.file, SCORE_SPLIT, config.seed)
+        judge = Examiner(asker, choices, scoring, config)
+        settings = {name: [one.best.setting] for name, one in found.items()}
+        scored = judge.trials(settings, 1.0)
+        entries = []
+        for name, one in found.items():
+            (trial,) = scored[name].values()
+            entries.append(
+                record(name, one, trial.scores, judge.base(name), asker.mode())
+            )
+        return entries
 
 
 def sae_digest(sae: SAEWeights) -> str:

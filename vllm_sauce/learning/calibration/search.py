@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.evaluation.metrics import Outcome, forgets
+from vllm_sauce.learning.calibration.common import Note
 from vllm_sauce.learning.calibration.config import (
     FORGETTING,
     MILDEST,
@@ -31,9 +32,6 @@ from vllm_sauce.learning.calibration.coordinate_search import (
 from vllm_sauce.learning.calibration.examiner import Examiner, Trial
 from vllm_sauce.learning.calibration.setting import Setting, taken_away
 
-Note = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
-
 ENOUGH = 0.98
 """Share of forgetting beyond which a milder setting is better."""
 ALIKE = 2
@@ -47,6 +45,8 @@ class Calibrated:
     best: Trial
     """On all questions of the calibration split."""
     edits: Mapping[str, SiteEdit]
+    common: bool
+    """Whether it is the setting that others have, too, or part of it."""
     base: Outcome
     """Of the unedited model on the same questions."""
     within_floor: bool
@@ -55,53 +55,70 @@ class Calibrated:
 
 
 def calibrate(
-    examiner: Examiner, note: Note = lambda what, done, total: None
+    examiner: Examiner,
+    common: Mapping[str, Setting],
+    note: Note = lambda what, done, total: None,
 ) -> dict[str, Calibrated]:
-    """Search every concept's edit and return the best found.
+    """Choose every concept's edit: the common setting, or a better one of its own.
+
+    ``common``: by concept, where there is one. A concept of which it leaves something
+    unforgotten, or loses too much, has a search of its own, whose best is taken if it
+    is surely better.
 
     Best is, of what surely forgets and does not surely lose more of IRA, CRA or another
     concept than it may, what forgets most (or ``prefer``). Where nothing does both,
     forgetting comes first: a concept that is not forgotten is of no use to anybody.
     """
-    config = examiner.config
-    tried = _search(examiner, note)
-    # Few questions err; so more of the best are asked more, and the best of those all.
-    middle = examiner.trials(
-        {
-            name: _distinct(examiner, name, trials, 2 * config.finalists, ALIKE)
-            for name, trials in tried.items()
-        },
-        min(1.0, 2 * config.screen),
-        partial(note, "semifinals"),
-    )
-    finals = examiner.trials(
-        {
-            name: _distinct(examiner, name, trials, config.finalists)
-            for name, trials in middle.items()
-        },
-        1.0,
-        partial(note, "finals"),
-    )
-    worth = partial(_worth, config)
-    best = {name: max(trials.values(), key=worth) for name, trials in finals.items()}
+    worth = partial(_worth, examiner.config)
+    shared = {
+        name: next(iter(trials.values()))
+        for name, trials in examiner.trials(
+            {name: [setting] for name, setting in common.items()},
+            1.0,
+            partial(note, "common setting"),
+        ).items()
+    }
+    alone = [
+        name
+        for name in examiner.choices
+        if name not in shared or not _leaves_nothing(examiner.config, shared[name])
+    ]
+    stages = _search(examiner, alone, note)
+    best = {name: max(stages[-1][name].values(), key=worth) for name in alone}
+    for name, trial in shared.items():
+        if name not in best or not _surely_better(examiner.config, best[name], trial):
+            best[name] = trial
     strengthened = _strengthen(examiner, best, note)
     best = {name: max(trials, key=worth) for name, trials in strengthened.items()}
-    pruned = _prune(examiner, best, note) if config.prune else {}
+    pruned = _prune(examiner, best, note) if examiner.config.prune else {}
     found = {}
-    for name in finals:
+    for name in examiner.choices:
         smaller = pruned.get(name, [])
         chosen = smaller[-1] if smaller else best[name]
-        asked = (stage[name].values() for stage in (tried, middle, finals))
-        trials = (*itertools.chain(*asked), *smaller, *strengthened[name])
+        asked = (stage[name].values() for stage in stages if name in stage)
+        known = (shared[name],) if name in shared else ()
+        trials = (*itertools.chain(*asked), *known, *smaller, *strengthened[name])
         distinct = {(t.share, t.setting): t for t in trials}.values()
         found[name] = Calibrated(
             best=chosen,
             edits=examiner.choices[name].edits(chosen.setting),
+            common=name in shared and best[name] is shared[name],
             base=examiner.base(name),
             within_floor=_within_floor(examiner, name, chosen),
             trials=tuple(t for t in distinct if t.objective > -math.inf),
         )
     return found
+
+
+def _leaves_nothing(config: CalibrationConfig, trial: Trial) -> bool:
+    return _holds(config, trial)[0] and trial.scores.forgetting >= ENOUGH
+
+
+def _surely_better(config: CalibrationConfig, own: Trial, common: Trial) -> bool:
+    """Return whether a concept's own best is more than the luck of its few answers."""
+    mine, theirs = _holds(config, own), _holds(config, common)
+    more = own.sure.forgetting > common.scores.forgetting
+    return mine > theirs or (mine == theirs and more)
 
 
 def _distinct(
@@ -130,14 +147,20 @@ def _distinct(
     return [one for _, one in sorted(chosen.values(), key=itemgetter(0))][:count]
 
 
-def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
-    """Run all searches to their end; return everything that was tried."""
-    tried: dict[str, dict[Setting, Trial]] = {name: {} for name in examiner.choices}
+def _search(
+    examiner: Examiner, names: Sequence[str], note: Note
+) -> list[dict[str, dict[Setting, Trial]]]:
+    """Run some concepts' searches to their end.
+
+    Returns what was tried: in the search, of its best, and, on all questions, of these.
+    """
+    config = examiner.config
+    tried: dict[str, dict[Setting, Trial]] = {name: {} for name in names}
     rounds = itertools.count(1)
 
     def ask(wanted: Mapping[str, list[Setting]]) -> dict[str, dict[Setting, float]]:
         told = partial(note, f"round {next(rounds)}")
-        found = examiner.trials(wanted, examiner.config.screen, told, watched=False)
+        found = examiner.trials(wanted, config.screen, told, watched=False)
         for name, trials in found.items():
             tried[name] |= trials
         return {
@@ -146,11 +169,21 @@ def _search(examiner: Examiner, note: Note) -> dict[str, dict[Setting, Trial]]:
         }
 
     searches = {
-        name: site_rounds(choices.grids, examiner.config.passes)
-        for name, choices in examiner.choices.items()
+        name: site_rounds(examiner.choices[name].grids, config.passes) for name in names
     }
     in_step(searches, ask)
-    return tried
+    stages = [tried]
+    # Few questions err; so more of the best are asked more, and the best of those all.
+    for what, share, count, alike in (
+        ("semifinals", min(1.0, 2 * config.screen), 2 * config.finalists, ALIKE),
+        ("finals", 1.0, config.finalists, None),
+    ):
+        wanted = {
+            name: _distinct(examiner, name, trials, count, alike)
+            for name, trials in stages[-1].items()
+        }
+        stages.append(examiner.trials(wanted, share, partial(note, what)))
+    return stages
 
 
 def _within_floor(examiner: Examiner, name: str, trial: Trial) -> bool:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.errors import ConfigError
@@ -108,6 +109,26 @@ class SiteSetting:
 
 Setting = tuple[SiteSetting, ...]
 """One for each site that is edited, in the order of the search's sites."""
+
+
+def setting_to_json(setting: Setting) -> dict[str, dict[str, object]]:
+    """Return a setting for a record, by site."""
+    return {one.site: one.to_json() for one in setting}
+
+
+def setting_of_json(told: Mapping[str, Mapping[str, Any]]) -> Setting:
+    """Return the setting that a record tells of."""
+    return tuple(
+        SiteSetting(
+            site=site,
+            ranking=one["ranking"],
+            k=one["k"],
+            gate=one["gate"],
+            action=Action.parse(one["action"]),
+            without=tuple(one.get("without", ())),
+        )
+        for site, one in told.items()
+    )
 
 
 def taken_away(setting: Setting) -> tuple[float, float]:
