@@ -27,7 +27,7 @@ def test_a_file_says_what_flags_say(tmp_path):
         + "report: no\n"
         + "training: {architecture: standard, lr: 2e-3, batch: 64, d_sae: null}\n"
         + "selection: {score: causal}\n"
-        + "calibration: {prefer: balance, action: [scale 0, clamp 1], gates: 0.5}\n"
+        + "calibration: {finalists: 3, action: [scale 0, clamp 1], gates: 0.5}\n"
         + "resources: {ray: auto, actors: 2}\n",
     )
     flags = [
@@ -36,7 +36,7 @@ def test_a_file_says_what_flags_say(tmp_path):
         *("--engine-arg", "dtype=float32", "--engine-arg", "max-model-len=256"),
         *("--engine-arg", "enforce_eager=true", "--no-report"),
         *("--architecture", "standard", "--lr", "0.002", "--batch", "64"),
-        *("--score", "causal", "--prefer", "balance", "--gate", "0.5"),
+        *("--score", "causal", "--finalists", "3", "--gate", "0.5"),
         *("--action", "scale 0", "--action", "clamp 1", "--ray", "auto"),
         *("--actors", "2"),
     ]
@@ -102,7 +102,10 @@ def test_a_mistake_in_the_file_is_told_with_its_line(tmp_path, text, said):
     ("text", "said"),
     [
         ("training: {lr: abc}", 'training.lr from {}, line 5: unable to convert "abc"'),
-        ("calibration: {prefer: it}", 'Invalid value "it" for calibration.prefer from'),
+        (
+            "calibration: {row_kinds: it}",
+            'Invalid value "it" for calibration.row_kinds',
+        ),
         ("report: perhaps", "report from {}, line 5"),
         ("engine_args: {a b: 1}", "wanted KEY=VALUE for the engine"),
         ("calibration: {retain_floor: 7}", "retain_floor is a share, got 7"),

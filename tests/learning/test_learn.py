@@ -124,7 +124,7 @@ def test_the_stages_are_told_their_parts_of_the_request(request_):
         harvest=HarvestSettings(max_tokens=3),
         training=SAETraining(architecture="standard", seed=7),
         selection=SelectSettings(score="causal", causal_examples=2),
-        calibration=CalibrationConfig(prefer="balance", rankings=("file",)),
+        calibration=CalibrationConfig(finalists=3, rankings=("file",)),
         resources=Resources(actors=2),
     )
     found = requests(asked)

@@ -315,7 +315,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
         if (TOPK == 0) and (count == 1):
             decode_token(
                 encoded, first, row_ptr, latent, hidden_states, W_dec_rows, first_d,
-                last_d, d_model, NORMALIZE, MAX_SPLITS, ALONE_D,
+                last_d, NORMALIZE, MAX_SPLITS, ALONE_D,
             )  # fmt: skip
         else:
             decode_tile(

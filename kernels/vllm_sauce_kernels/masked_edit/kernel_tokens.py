@@ -3,6 +3,7 @@
 
 Products on tensor cores would be fifteen rows of sixteen of nothing, and wait for each
 other at barriers. Here only the masked rows are read, and nothing waits but for them.
+So a token's last bits depend on whether a batchmate shares its mask.
 """
 
 from __future__ import annotations
@@ -94,13 +95,13 @@ def coefficients_of_token(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def change_of(coefficient, W_dec_rows, row_ptr, d, d_model):  # type: ignore[no-untyped-def]
-    """Return coefficient @ W_dec_rows[row]; silent rows are not loaded."""
+def change_of(coefficient, W_dec_rows, row_ptr, d, last_d):  # type: ignore[no-untyped-def]
+    """Return coefficient @ W_dec_rows[row], of d < last_d and of rows that fire."""
     fires = coefficient != 0.0
     row = tl.load(row_ptr, mask=fires, other=0).to(tl.int64)
     w_dec = tl.load(
         W_dec_rows.ptr + row[:, None] * W_dec_rows.stride + d[None, :],
-        mask=fires[:, None] & (d < d_model)[None, :],
+        mask=fires[:, None] & (d < last_d)[None, :],
         other=0.0,
     )
     return tl.sum(coefficient[:, None] * w_dec.to(tl.float32), axis=0)
@@ -116,7 +117,6 @@ def decode_token(  # type: ignore[no-untyped-def]
     W_dec_rows,
     first_d,
     last_d,
-    d_model,
     NORMALIZE: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -140,10 +140,10 @@ def decode_token(  # type: ignore[no-untyped-def]
         at = hidden_states.ptr + token * hidden_states.stride + d
         # On its way while the rows are.
         edited = tl.load(at, mask=d < last_d, other=0.0).to(tl.float32)
-        edited += change_of(coefficient, W_dec_rows, row_ptr, d, d_model)
+        edited += change_of(coefficient, W_dec_rows, row_ptr, d, last_d)
         for start in range(latent.shape[0], encoded.num_latents, latent.shape[0]):
             more = coefficients_of_token(
                 encoded, token, start + latent, NORMALIZE, MAX_SPLITS
             )
-            edited += change_of(more, W_dec_rows, row_ptr + start, d, d_model)
+            edited += change_of(more, W_dec_rows, row_ptr + start, d, last_d)
         tl.store(at, edited.to(hidden_states.ptr.dtype.element_ty), mask=d < last_d)

@@ -85,32 +85,11 @@ def test_what_few_answers_say_is_no_reason_for_a_milder_edit(examiner):
     assert choose(examiner, [lucky, strong]) is strong
 
 
-def test_what_is_preferred_decides_within_the_floors(examiner):
+def test_what_forgets_most_is_best_within_the_floors(examiner):
     forgets = trial(0.5, setting(), hm=0.95, iras=0.5)
     balanced = trial(0.9, setting(k=2), hm=0.9)
-    for prefer, best in (("forgetting", forgets), ("balance", balanced)):
-        examiner.config = replace(CONFIG, retain_floor=1.0, prefer=prefer)
-        assert choose(examiner, [forgets, balanced]) is best
-
-
-def test_the_mildest_is_taken_of_what_forgets_enough(examiner):
-    """Beyond 98 % a smaller share wins, then a higher gate; below it, forgetting."""
-    examiner.config = replace(CONFIG, retain_floor=1.0, prefer="mildest")
-    strong = trial(0.9, setting(action="scale -1"), hm=1.0)
-    wide = trial(0.8, setting(), hm=0.99)
-    mild = trial(0.7, setting(gate=1.0), hm=0.98)
-    weak = trial(0.6, setting(gate=1.0, action="scale 0.5"), hm=0.94)
-    assert choose(examiner, [strong, wide, mild, weak]) is mild
-    assert choose(examiner, [strong, wide]) is wide
-    assert choose(examiner, [strong, weak]) is strong
-    # What is asked everything is chosen so, too.
-    trials = {one.setting: one for one in (strong, wide, mild, weak)}
-    assert _distinct(examiner, "dog", trials, 2) == [mild.setting, wide.setting]
-    # What ruins all else is no finalist because it is mild.
-    examiner.config = replace(examiner.config, retain_floor=0.02)
-    ruins = trial(0.1, setting(gate=1.0), hm=0.99, iras=0.5)
-    trials = {one.setting: one for one in (ruins, strong, weak)}
-    assert _distinct(examiner, "dog", trials, 2) == [strong.setting, weak.setting]
+    examiner.config = replace(CONFIG, retain_floor=1.0)
+    assert choose(examiner, [forgets, balanced]) is forgets
 
 
 def asked_of(needed):
@@ -153,7 +132,7 @@ def test_latents_are_dropped_that_nothing_needs(needed, left):
 def test_what_is_dropped_must_not_cost_a_floor(iras, taken):
     """Even where the smaller edit forgets more and pleases the search more."""
     examiner = asked_of(set())
-    examiner.config = replace(examiner.config, retain_floor=0.1, prefer="forgetting")
+    examiner.config = replace(examiner.config, retain_floor=0.1)
     examiner.base = lambda name: Outcome(UAg=0.0, UAd=0.0, IRA=1.0, CRA=1.0)
     smaller: list[Trial] = []
 
@@ -230,7 +209,6 @@ def test_the_search_hands_on_different_latents(examiner):
     [
         {"retain_floor": 1.5},
         {"worst_floor": -0.1},
-        {"prefer": "harm"},
         {"watched": -1},
         {"screen": 0.0},
         {"passes": 0},

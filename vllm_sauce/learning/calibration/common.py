@@ -47,9 +47,8 @@ def pools(
     found: dict[tuple[SiteGrid, ...], list[str]] = {}
     for name, one in choices.items():
         found.setdefault(one.grids, []).append(name)
-    draw = random.Random(seed)
     return {
-        grids: names if len(names) <= MOST else sorted(draw.sample(sorted(names), MOST))
+        grids: sorted(random.Random(seed).sample(sorted(names), min(len(names), MOST)))
         for grids, names in found.items()
         if len(names) > 1
     }
@@ -58,8 +57,8 @@ def pools(
 def common_settings(examiner: Examiner, note: Note) -> list[Tried]:
     """Search one setting for all of an examiner's concepts, which share their grids.
 
-    Returns all that were tried, the best first: as a concept's own search, then the
-    best few on all questions, with every other concept named.
+    Returns all that were tried, the best first: a search as a concept's own, then the
+    best few of it on all questions, with every other concept named.
     """
     config, names = examiner.config, list(examiner.choices)
 
@@ -86,7 +85,13 @@ def common_settings(examiner: Examiner, note: Note) -> list[Tried]:
     # To leave every site alone is no edit.
     real = [one for one in searched if searched[one] > -math.inf]
     best = sorted(real, key=searched.__getitem__, reverse=True)
-    finals = ask(best[: config.finalists], 1.0, "common setting, finals", True)
+    # Settings may differ in name alone.
+    distinct = {
+        tuple(examiner.choices[name].mask(one) for name in names): one
+        for one in reversed(best)
+    }
+    finalists = [one for one in best if one in distinct.values()][: config.finalists]
+    finals = ask(finalists, 1.0, "common setting, finals", True)
     tried = [Tried(one, value, 1.0) for one, value in finals.items()]
     tried.sort(key=lambda one: -one.objective)
     return tried + [Tried(one, searched[one], config.screen) for one in best]

@@ -11,10 +11,9 @@ from cyclopts import Parameter
 
 from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.options import EngineArgs, SitePaths, check_at_least, check_choice
+from vllm_sauce.options import EngineArgs, SitePaths, check_at_least
 from vllm_sauce.scale.cluster import Resources
 
-FORGETTING, BALANCE, MILDEST = PREFERENCES = ("forgetting", "balance", "mildest")
 ROW_KINDS = ("others", "absence", "words", "saying")
 """See ``sae.weights.Row``."""
 
@@ -70,11 +69,6 @@ class CalibrationConfig:
     scoring split is written as not forgotten; a server refuses it unless it is told
     otherwise."""
 
-    prefer: Annotated[str, Parameter(choices=PREFERENCES)] = FORGETTING
-    """What is best among settings that keep to both floors: forgetting (UAg and UAd);
-    balance (the harmonic mean of all four); or, of those that forget 98 %, the mildest,
-    which wears least down where many are forgotten at once."""
-
     positives: int = 48
     """Examples with a concept, at most."""
 
@@ -103,16 +97,16 @@ class CalibrationConfig:
     """Tokens of a written answer."""
 
     concepts_per_engine: int = 20
-    """Concepts whose candidates are asked together; changes nothing but the time."""
+    """Concepts whose candidates are asked together; changes nothing but the time. A
+    common setting is sought on up to 20."""
 
     seed: Annotated[int, Parameter(name="--search-seed")] = 0
-    """Of the examples that are drawn."""
+    """Of the examples that are drawn, and of the concepts for a common setting."""
 
     def __post_init__(self) -> None:
         for name in ("retain_floor", "worst_floor", "forget_floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share, got {getattr(self, name)}")
-        check_choice(self, "prefer", PREFERENCES)
         check_at_least(self, 0, "watched")
         if not 0 < self.screen <= 1 or not 0 <= self.soft <= 1:
             raise ConfigError("screen lies in (0, 1], soft in [0, 1]")

@@ -41,7 +41,7 @@ from vllm_sauce.scale import orphans
 from vllm_sauce.scale.cluster import connected, everywhere, results_of
 
 RUN_FILE = "run.json"
-CHOSEN_BY = "the common setting, unless another is better by one standard error"
+CHOSEN_BY = "the common setting, unless another is better by a standard error of each"
 SEARCH_SPLIT, SCORE_SPLIT = "calibration", "scoring"
 
 
@@ -100,6 +100,18 @@ class _Inputs:
         }
         return EditChoices.of(name, latents, self.request.config)
 
+    def selected(self) -> list[str]:
+        """Return the concepts of the file of which something was selected."""
+        return [
+            name
+            for name in self.file.concepts
+            if any(
+                found.latents or found.rows
+                for one in self.selections.values()
+                if (found := one.concepts.get(name)) is not None
+            )
+        ]
+
     def identity(self) -> str:
         """Return what must be the same for a run to go on, as one hash."""
         request = self.request
@@ -140,9 +152,13 @@ def calibrate_bundle(
     note("concepts", done, len(paths))
     if left:
         with _workers(request, note) as results:
-            common = _common(inputs, names, left, results)
+            common = _common(inputs, left, results)
             rows = [
-                {"names": group, "common": {n: common[n] for n in group if n in common}}
+                {
+                    "names": group,
+                    # As text: of a table's rows each would have all fields of all.
+                    "common": json.dumps({n: common[n] for n in group if n in common}),
+                }
                 for group in groups
             ]
             for result in results(rows):
@@ -208,16 +224,19 @@ def _workers(
 
 def _common(
     inputs: _Inputs,
-    names: Sequence[str],
     left: Sequence[str],
     results: Callable[[Rows], Iterator[dict[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
     """Return the common setting of each concept that is left, where there is one.
 
-    Of all concepts that are asked for, so that it is the same after a killed run.
+    Sought on all concepts that there are, whichever are asked for: so it is the same
+    after a killed run, and for what is asked for later.
     """
     folder, seed = inputs.request.folder, inputs.request.config.seed
-    choices = {name: inputs.choices(name) for name in names}
+    choices = {
+        name: inputs.choices(name)
+        for name in dict.fromkeys((*inputs.selected(), *left))
+    }
     sought = pools(choices, seed)
     wanted = {choices[name].grids for name in left}
     paths = {grids: common_path(folder, grids) for grids in sought if grids in wanted}
@@ -227,8 +246,7 @@ def _common(
         if not path.exists()
     ]
     for result in results(rows) if rows else ():
-        told = json.dumps(result["tried"], indent=1) + "\n"
-        write_whole(Path(result["path"]), told.encode(), LearnError)
+        write_whole(Path(result["path"]), result["tried"].encode(), LearnError)
     best = {
         grids: json.loads(path.read_text())[0]["setting"]
         for grids, path in paths.items()
@@ -263,15 +281,16 @@ class GroupActor:
         with self._asker(choices) as asker:
             examiner = Examiner(asker, choices, asked, config)
             if "path" in row:
-                tried = common_settings(examiner, note)
+                tried = [
+                    {**asdict(one), "setting": setting_to_json(one.setting)}
+                    for one in common_settings(examiner, note)
+                ]
                 return {
                     "path": row["path"],
-                    "tried": [
-                        {**asdict(one), "setting": setting_to_json(one.setting)}
-                        for one in tried
-                    ],
+                    "tried": json.dumps(tried, indent=1) + "\n",
                 }
-            common = {n: setting_of_json(one) for n, one in row["common"].items()}
+            given = json.loads(row["common"])
+            common = {n: setting_of_json(one) for n, one in given.items()}
             found = calibrate(examiner, common, note)
             return {"names": names, "entries": self._entries(asker, choices, found)}
 

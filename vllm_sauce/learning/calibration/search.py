@@ -18,11 +18,7 @@ from operator import itemgetter
 from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.evaluation.metrics import Outcome, forgets
 from vllm_sauce.learning.calibration.common import Note
-from vllm_sauce.learning.calibration.config import (
-    FORGETTING,
-    MILDEST,
-    CalibrationConfig,
-)
+from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.calibration.coordinate_search import (
     STEPS,
     in_step,
@@ -33,7 +29,7 @@ from vllm_sauce.learning.calibration.examiner import Examiner, Trial
 from vllm_sauce.learning.calibration.setting import Setting, taken_away
 
 ENOUGH = 0.98
-"""Share of forgetting beyond which a milder setting is better."""
+"""Share of forgetting of which a concept's own search could gain nothing."""
 ALIKE = 2
 """Settings of the same latents among those that the search hands on."""
 
@@ -66,7 +62,7 @@ def calibrate(
     is surely better.
 
     Best is, of what surely forgets and does not surely lose more of IRA, CRA or another
-    concept than it may, what forgets most (or ``prefer``). Where nothing does both,
+    concept than it may, what forgets most. Where nothing does both,
     forgetting comes first: a concept that is not forgotten is of no use to anybody.
     """
     worth = partial(_worth, examiner.config)
@@ -117,8 +113,14 @@ def _leaves_nothing(config: CalibrationConfig, trial: Trial) -> bool:
 def _surely_better(config: CalibrationConfig, own: Trial, common: Trial) -> bool:
     """Return whether a concept's own best is more than the luck of its few answers."""
     mine, theirs = _holds(config, own), _holds(config, common)
-    more = own.sure.forgetting > common.scores.forgetting
-    return mine > theirs or (mine == theirs and more)
+    if mine != theirs:
+        return mine > theirs
+    if not theirs[-1]:
+        # What keeps too little is compared by what the search maximises, as ever.
+        return own.objective > common.objective
+    # Both err: n of n would else be more than one less, of any n.
+    error = common.scores.forgetting - common.sure.forgetting
+    return own.sure.forgetting > common.scores.forgetting + error
 
 
 def _distinct(
@@ -211,16 +213,11 @@ def _worth(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
     """Return what of two trials is the better one; the first that differs decides."""
     holds = _holds(config, trial)
     # What keeps too little is compared by what the search maximises: it knows how much.
-    return *holds, *(_merit(config, trial) if holds[-1] else (trial.objective,))
+    return *holds, *(_merit(trial) if holds[-1] else (trial.objective,))
 
 
-def _merit(config: CalibrationConfig, trial: Trial) -> tuple[float, ...]:
-    scores = trial.scores
-    if config.prefer == MILDEST:
-        enough = min(scores.forgetting, ENOUGH)
-        return enough, *(-much for much in taken_away(trial.setting)), trial.objective
-    best = scores.forgetting if config.prefer == FORGETTING else scores.HM
-    return best, trial.objective
+def _merit(trial: Trial) -> tuple[float, float]:
+    return trial.scores.forgetting, trial.objective
 
 
 def _strengthen(
@@ -264,8 +261,8 @@ def _prune(
 ) -> dict[str, list[Trial]]:
     """Drop latents that cost nothing to leave; returns what was taken, best last.
 
-    A part is dropped if as much is sure as before and neither what is preferred nor
-    what the search maximises gets worse.
+    A part is dropped if as much is sure as before and neither forgetting nor what the
+    search maximises gets worse.
     """
     kept = {name: [trial] for name, trial in best.items()}
     parts = {
@@ -285,11 +282,7 @@ def _prune(
             before = kept[name][-1]
             held, holds = (_holds(examiner.config, one) for one in (before, trial))
             lost = any(was and not is_ for was, is_ in zip(held, holds, strict=True))
-            pairs = zip(
-                _merit(examiner.config, trial),
-                _merit(examiner.config, before),
-                strict=True,
-            )
+            pairs = zip(_merit(trial), _merit(before), strict=True)
             if not lost and all(now >= then - 1e-9 for now, then in pairs):
                 kept[name].append(trial)
     return kept

@@ -94,10 +94,12 @@ def _compare(
     Raises: CanaryError
     """
     num_tokens = len(x)
-    # Spans of the first mask, of none, and of the last.
+    # Spans of the first mask, of none, and of the last, whose last token has another's:
+    # kernels may take a token alone otherwise than several.
     third = max(1, num_tokens // 3)
     pattern = [slots[0]] * third + [-1] * third + [slots[-1]] * num_tokens
     slots_of = np.array(pattern[:num_tokens], np.int32)
+    slots_of[-1] = slots[len(slots) // 2]
     _set_gates(table, set(slots), x.float() + residual.float())
     got = x.clone()
     run_edit(got, residual, slots_of, table)
