@@ -59,7 +59,8 @@ def record(module: Any, monkeypatch: pytest.MonkeyPatch, target: Any) -> list[An
     hip = target[0] == "hip"
     monkeypatch.setattr(torch.version, "hip", "6" if hip else None)
     nvidia = (0, 0) if hip else divmod(target[1], 10)
-    monkeypatch.setattr(module, "capability", lambda device: nvidia)
+    # Baselines ask no such thing.
+    monkeypatch.setattr(module, "capability", lambda device: nvidia, raising=False)
     launches: list[Any] = []
     for name, value in vars(module).items():
         if name.endswith("_kernel"):

@@ -88,6 +88,47 @@ def encode_latents(  # type: ignore[no-untyped-def]
     tl.store(hidden_pre_ptr, hidden_pre, mask=there[:, None] & live[None, :])
 
 
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def encode_item(  # type: ignore[no-untyped-def]
+    stream,
+    W_enc_rows,
+    b_enc_ptr,
+    row_ptr,
+    hidden_pre_ptr,
+    norms_ptr,
+    token,
+    count,
+    first,
+    latent,
+    live,
+    split,
+    per_split,
+    num_tokens,
+    max_latents,
+    HAS_RESIDUAL: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALONE: tl.constexpr,
+    ALONE_D: tl.constexpr,
+):
+    """Encode a block of latents for a tile, or for the only token of one."""
+    if ALONE and (count == 1):
+        at_first = (split * num_tokens + first) * max_latents + latent
+        encode_token(
+            stream, W_enc_rows, b_enc_ptr, row_ptr, hidden_pre_ptr + at_first,
+            norms_ptr, first, live, split, per_split, HAS_RESIDUAL, NORMALIZE, ALONE_D,
+        )  # fmt: skip
+    else:
+        at = (split * num_tokens + token)[:, None] * max_latents + latent[None, :]
+        there = tl.arange(0, token.shape[0]) < count
+        encode_latents(
+            stream, W_enc_rows, b_enc_ptr, row_ptr, hidden_pre_ptr + at, norms_ptr,
+            token, there, live, split, per_split, HAS_RESIDUAL, NORMALIZE, PRECISION,
+            BLOCK_D,
+        )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=STEP_NUMBERS)  # type: ignore[untyped-decorator, unused-ignore]
 def encode_kernel(  # type: ignore[no-untyped-def]
     hidden_states_ptr,
@@ -144,21 +185,11 @@ def encode_kernel(  # type: ignore[no-untyped-def]
             live = latent < num_latents
             row_ptr = mask_latents_ptr + slot * max_latents + latent
             W_enc_rows = Rows(W_enc_rows_ptr, W_enc_rows_stride)
-            if ALONE and (count == 1):
-                at_first = (split * num_tokens + first) * max_latents + latent
-                encode_token(
-                    stream, W_enc_rows, b_enc_ptr, row_ptr, hidden_pre_ptr + at_first,
-                    norms_ptr, first, live, split, per_split, HAS_RESIDUAL, NORMALIZE,
-                    ALONE_D,
-                )  # fmt: skip
-            else:
-                at = (split * num_tokens + token)[:, None] * max_latents
-                there = tl.arange(0, BLOCK_TOKENS) < count
-                encode_latents(
-                    stream, W_enc_rows, b_enc_ptr, row_ptr,
-                    hidden_pre_ptr + at + latent[None, :], norms_ptr, token, there,
-                    live, split, per_split, HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_D,
-                )  # fmt: skip
+            encode_item(
+                stream, W_enc_rows, b_enc_ptr, row_ptr, hidden_pre_ptr, norms_ptr, token,
+                count, first, latent, live, split, per_split, num_tokens, max_latents,
+                HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_D, ALONE, ALONE_D,
+            )  # fmt: skip
 
 
 class Encoded(NamedTuple):
@@ -294,7 +325,6 @@ def decode_kernel(  # type: ignore[no-untyped-def]
 ):
     """hidden_states += sum_j coefficient_j * W_dec_rows[j], rounded once."""
     num_tiles, _, num_splits = work_of(plan_ptr, num_tokens, 1, num_splits, HAS_PLAN)
-    edits = Edits(mask_scale_ptr, mask_shift_ptr, mask_gate_ptr)
     hidden_states = Rows(hidden_states_ptr, hidden_states_stride)
     W_dec_rows = Rows(W_dec_rows_ptr, W_dec_rows_stride)
     parts, per_part = parts_of(num_tiles, d_model, TARGET_ITEMS, BLOCK_D)
@@ -303,9 +333,9 @@ def decode_kernel(  # type: ignore[no-untyped-def]
             plan_ptr, slot_of_token_ptr, mask_len_ptr, item // parts, max_tokens,
             HAS_PLAN, BLOCK_TOKENS,
         )  # fmt: skip
-        there = tl.arange(0, BLOCK_TOKENS) < count
         encoded = Encoded(
-            edits, hidden_pre_ptr, norms_ptr, ranks_ptr, slot, token, there,
+            Edits(mask_scale_ptr, mask_shift_ptr, mask_gate_ptr), hidden_pre_ptr,
+            norms_ptr, ranks_ptr, slot, token, tl.arange(0, BLOCK_TOKENS) < count,
             num_latents, num_splits, num_tokens, max_latents,
         )  # fmt: skip
         latent = tl.arange(0, BLOCK_LATENTS)
