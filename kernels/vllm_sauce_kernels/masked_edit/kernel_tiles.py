@@ -184,9 +184,9 @@ def encode_kernel(  # type: ignore[no-untyped-def]
             latent = start + tl.arange(0, BLOCK_LATENTS)
             live = latent < num_latents
             row_ptr = mask_latents_ptr + slot * max_latents + latent
-            W_enc_rows = Rows(W_enc_rows_ptr, W_enc_rows_stride)
+            W_enc = Rows(W_enc_rows_ptr, W_enc_rows_stride)
             encode_item(
-                stream, W_enc_rows, b_enc_ptr, row_ptr, hidden_pre_ptr, norms_ptr, token,
+                stream, W_enc, b_enc_ptr, row_ptr, hidden_pre_ptr, norms_ptr, token,
                 count, first, latent, live, split, per_split, num_tokens, max_latents,
                 HAS_RESIDUAL, NORMALIZE, PRECISION, BLOCK_D, ALONE, ALONE_D,
             )  # fmt: skip
