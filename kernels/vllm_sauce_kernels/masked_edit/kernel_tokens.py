@@ -17,6 +17,8 @@ from vllm_sauce_kernels.masked_edit.kernel_parts import edit_of, token_norms
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def load_token(stream, token, d, HAS_RESIDUAL: tl.constexpr):  # type: ignore[no-untyped-def]
     """x = float32(hidden_states) + float32(residual) of one token, zero outside."""
+    # Not ``load_input``: a block of one row would give the product its layout, and all
+    # rows of the encoder would go through shared memory to have it.
     inside = d < stream.d_model
     at = token * stream.hidden_states_stride + d
     x = tl.load(stream.hidden_states_ptr + at, mask=inside, other=0.0).to(tl.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -86,12 +86,13 @@ def common_settings(examiner: Examiner, note: Note) -> list[Tried]:
     real = [one for one in searched if searched[one] > -math.inf]
     best = sorted(real, key=searched.__getitem__, reverse=True)
     # Settings may differ in name alone.
-    distinct = {
-        tuple(examiner.choices[name].mask(one) for name in names): one
-        for one in reversed(best)
-    }
-    finalists = [one for one in best if one in distinct.values()][: config.finalists]
-    finals = ask(finalists, 1.0, "common setting, finals", True)
+    distinct: dict[Hashable, Setting] = {}
+    for one in best:
+        masks = tuple(examiner.choices[name].mask(one) for name in names)
+        distinct.setdefault(masks, one)
+    finals = ask(
+        [*distinct.values()][: config.finalists], 1.0, "common setting, finals", True
+    )
     tried = [Tried(one, value, 1.0) for one, value in finals.items()]
     tried.sort(key=lambda one: -one.objective)
     return tried + [Tried(one, searched[one], config.screen) for one in best]

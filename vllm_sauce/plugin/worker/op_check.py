@@ -19,6 +19,7 @@ from vllm_sauce.plugin.worker.runtime import run_edit
 from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import masked_edit_ref
+from vllm_sauce_kernels.masked_edit.plan import LARGE_TILE
 from vllm_sauce_kernels.masked_edit.reference import normalized
 
 SIZES = (1, 16, 300)
@@ -94,17 +95,19 @@ def _compare(
     Raises: CanaryError
     """
     num_tokens = len(x)
-    # Spans of the first mask, of none, and of the last, whose last token has another's:
-    # kernels may take a token alone otherwise than several.
+    # Spans of the first mask, of none, and of the last, if there is another.
     third = max(1, num_tokens // 3)
-    pattern = [slots[0]] * third + [-1] * third + [slots[-1]] * num_tokens
+    # Full tiles and a token that is alone in one: kernels take it otherwise.
+    first = third // LARGE_TILE * LARGE_TILE + 1 if third > LARGE_TILE else third
+    last = slots[-1] if len(slots) > 1 else -1
+    pattern = [slots[0]] * first + [-1] * third + [last] * num_tokens
     slots_of = np.array(pattern[:num_tokens], np.int32)
-    slots_of[-1] = slots[len(slots) // 2]
     _set_gates(table, set(slots), x.float() + residual.float())
     got = x.clone()
     run_edit(got, residual, slots_of, table)
     # The reference takes a token and a latent at a time: a few tokens say enough.
     few = torch.linspace(0, num_tokens - 1, min(_ROWS, num_tokens)).long()
+    few = torch.cat([few, torch.tensor([first - 1])])
     want = x[few].cpu()
     args: dict[str, Any] = {
         k: v.cpu() if isinstance(v, Tensor) else v for k, v in table.op_args().items()
