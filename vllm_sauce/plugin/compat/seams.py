@@ -83,7 +83,9 @@ _state = partial(Seam, "v2", f"{STATES}.interface")
 _default = partial(Seam, "v2", f"{STATES}.default")
 _inputs = partial(Seam, "all", "vllm.multimodal.inputs")
 
-_EMBED = "self scheduled_encoder_inputs input_batch req_states"
+_ENCODED = "self scheduled_encoder_inputs"
+_EMBED = f"{_ENCODED} input_batch req_states"
+_SCHEDULED = "self scheduler_output"
 
 SEAMS = (
     # Flags, and the configuration that every entry point builds: vLLM has no hook for a
@@ -142,6 +144,7 @@ SEAMS = (
     # Every server awaits it before it serves, and vLLM's handshake with the engine
     # compares nothing of ``additional_config``.
     _async_llm("AsyncLLM.get_supported_tasks", leads="self"),
+    _async_llm("AsyncLLM.add_request", leads="self"),  # of those without a server
     _client("MPClient", has="core_engines"),
     _client("AsyncMPClient._call_utility_async", leads="self method", takes="engine"),
     # What the engine core refuses ends one request: its input thread says so. What is
@@ -170,7 +173,8 @@ SEAMS = (
     ),
     # It notes a request before the core has taken it: one that is refused there would
     # be waited for, for ever.
-    _llm_engine("LLMEngine", has="output_processor"),
+    _llm_engine("LLMEngine", has="output_processor engine_core collective_rpc"),
+    _llm_engine("LLMEngine.__init__", leads="self vllm_config"),
     _llm_engine("LLMEngine.add_request", leads="self", calls="add_request"),
     Seam(
         "all",
@@ -267,7 +271,7 @@ SEAMS = (
         has="finished_req_ids scheduled_encoder_inputs scheduled_new_reqs",
     ),
     _v1("GPUModelRunner", has="input_batch model vllm_config model_config"),
-    _v1("GPUModelRunner._update_states", leads="self scheduler_output"),
+    _v1("GPUModelRunner._update_states", leads=_SCHEDULED),
     _v1(
         "GPUModelRunner._prepare_inputs",
         leads="self scheduler_output num_scheduled_tokens",
@@ -277,12 +281,10 @@ SEAMS = (
         leads="self num_tokens",
         takes="force_attention uniform_decode is_profile",
     ),
-    _v1(
-        "GPUModelRunner._batch_mm_inputs_from_scheduler", leads="self scheduler_output"
-    ),
+    _v1("GPUModelRunner._batch_mm_inputs_from_scheduler", leads=_SCHEDULED),
     _v1(
         "GPUModelRunner._execute_mm_encoder",
-        leads="self scheduler_output",
+        leads=_SCHEDULED,
         calls=f"_batch_mm_inputs_from_scheduler {GROUPING}",
     ),
     _v1(GROUPING),
@@ -306,9 +308,7 @@ SEAMS = (
     # A ``ModelState`` may call these two directly, and in 0.26 and 0.27 all do.
     _v2_encoder(GROUPING),
     _v2_encoder("EncoderRunner", has="model"),
-    _v2_encoder(
-        "EncoderRunner.prepare_mm_inputs", leads="self scheduled_encoder_inputs"
-    ),
+    _v2_encoder("EncoderRunner.prepare_mm_inputs", leads=_ENCODED),
     _v2_encoder(
         "EncoderRunner.execute_mm_encoder", leads="self mm_kwargs", calls=GROUPING
     ),
@@ -343,7 +343,7 @@ SEAMS = (
     ),
     _state(
         "ModelState.execute_mm_encoder",
-        leads="self scheduled_encoder_inputs",
+        leads=_ENCODED,
         calls="prepare_mm_inputs execute_mm_encoder",
         versions=">=0.28",
     ),
