@@ -73,13 +73,13 @@ class Probe:
         self.other = torch.zeros(EVICTED_BYTES, dtype=torch.uint8)
         self.op = torch.ops.vllm_sauce.masked_edit.default
 
-    def watch(self, set_spans: Callable[..., Any]) -> Callable[..., Any]:
+    def watch(self, set_requests: Callable[..., Any]) -> Callable[..., Any]:
         """Return the method that writes slots; remembers whose it was."""
 
         def watched(site: Any, *args: Any) -> Any:
             if site not in self.sites:
                 self.sites.append(site)
-            return set_spans(site, *args)
+            return set_requests(site, *args)
 
         return watched
 
@@ -105,13 +105,13 @@ class Probe:
 def timers(eager: bool) -> tuple[Timer, Timer, Probe]:
     """Put timers around the op, if eager, and the writing of slots."""
     from vllm_sauce.plugin.worker import runtime
-    from vllm_sauce.plugin.worker.runtime import DecoderSite
+    from vllm_sauce.plugin.worker.decoder_site import DecoderSite
 
     op, slots, probe = Timer(), Timer(), Probe()
     if eager:
         runtime.masked_edit = op.wrap(runtime.masked_edit)
-    watched = probe.watch(slots.wrap(DecoderSite.set_spans))
-    DecoderSite.set_spans = watched  # type: ignore[method-assign]
+    watched = probe.watch(slots.wrap(DecoderSite.set_requests))
+    DecoderSite.set_requests = watched  # type: ignore[method-assign]
     return op, slots, probe
 
 

@@ -17,7 +17,7 @@ from tests.soak.answers import Answers, difference, is_tie
 from tests.soak.engine import Difference, Soak, run_block, soak_engine
 from tests.soak.universe import REQUESTS, SEEING
 from vllm_sauce.plugin.sites.encoder_batches import Announced
-from vllm_sauce.plugin.worker.runtime import DecoderSite
+from vllm_sauce.plugin.worker.decoder_site import DecoderSite
 from vllm_sauce.unlearning import mask
 
 STEPS = 300 if RUNNER == "v1" else 60
@@ -80,8 +80,8 @@ BUGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "masks of other strengths have one name": (mask, "_mask_id", _nameless_strengths),
     "slots of tokens are not written": (
         DecoderSite,
-        "set_spans",
-        lambda self, masks, num_tokens: None,
+        "_write",
+        lambda self, slots: None,
     ),
 }
 

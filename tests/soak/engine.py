@@ -291,8 +291,9 @@ class Soak:
 
         encoder_cache.check_and_update_cache = check_and_count
 
-    def _saw_step(self, masks: Any, *_: Any) -> None:
-        self.counts["batches of several masks"] += len(set(masks)) > 1
+    def _saw_step(self, req_ids: Any, *_: Any) -> None:
+        masks = set(map(runner_of(self.llm).model._sauce_action.live.get, req_ids))
+        self.counts["batches of several masks"] += len(masks) > 1
 
     def _saw_pictures(self, identifiers: Any, *_: Any) -> None:
         owners = {i.rpartition(":")[0] for i in identifiers}

@@ -84,6 +84,18 @@ def test_the_least_recently_used_mask_leaves():
     assert slot == 1
 
 
+def test_asking_for_a_resident_mask_keeps_it_and_a_leaving_one_is_told():
+    table = build_table()
+    dog, cat, both = mask("dog"), mask("cat"), mask("dog", "cat")
+    table.assign([dog, cat])
+    assert table.resident([None, dog]) == [-1, 0]
+    assert table.resident([dog, both]) is None
+    assert table.generation == 0
+    table.assign([both])
+    assert table.resident([dog, both]) == [0, 1] and table.resident([cat]) is None
+    assert table.generation == 1
+
+
 def test_a_mask_of_this_step_is_never_evicted():
     table = build_table()
     dog, cat, both = mask("dog"), mask("cat"), mask("dog", "cat")

@@ -13,10 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm_sauce.client import KEY, has_sauce_keys
-from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import InvalidRequestError, RequestError
 from vllm_sauce.plugin import compat
-from vllm_sauce.plugin.frontend.admission import POOLING, Admission, admission_for
+from vllm_sauce.plugin.frontend.admission import (
+    POOLING,
+    Admission,
+    acts_of,
+    admission_for,
+)
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
 from vllm_sauce.plugin.startup import features
 from vllm_sauce.plugin.startup.ranks import CALL
@@ -24,10 +28,8 @@ from vllm_sauce.plugin.startup.ranks import check as check_ranks
 from vllm_sauce.unlearning.mask import (
     Checked,
     Mask,
-    check_size,
     marked,
     mask_id_of,
-    refuse_weak,
 )
 
 
@@ -111,9 +113,7 @@ def _check(core: Any, request: Any) -> None:
             "whole, or a call to its ranks failed, and the edit is not proven again; "
             "wake it, reload its weights if they were discarded, or start it again"
         )
-    if mask is not None and mask.tells_turns_apart(
-        core._sauce_admission.bundle.catalogue
-    ):
+    if acts_of(core._sauce_admission, mask).tells_turns_apart:
         if getattr(request, "resumable", False):
             raise InvalidRequestError(
                 "these concepts edit prompts and answers otherwise, and in a session "
@@ -133,20 +133,14 @@ def check(admission: Admission, request: Any) -> Mask | None:
     if request.sampling_params is None:
         raise InvalidRequestError(POOLING)
     mask = _admitted(admission, request.sampling_params.extra_args)
-    catalogue, config = admission.bundle.catalogue, admission.config
-    sites: tuple[str, ...] = ()
-    if mask is not None:
-        check_size(mask.names(), catalogue, config)
-        refuse_weak(mask.names(), catalogue, config)
-        sites = mask.sites(catalogue)
-    in_tower = any(map(is_vision, sites))
-    in_decoder = any(not is_vision(site) for site in sites)
-    _check_key(request.cache_salt or "", mask if in_decoder else None, "cache_salt")
+    acts = acts_of(admission, mask)
+    salted = mask if acts.in_decoder else None
+    _check_key(request.cache_salt or "", salted, "cache_salt")
     features = request.mm_features or ()
     for feature in features:
         key = feature.identifier
-        _check_key(key, mask if in_tower else None, "picture's identifier")
-    if in_tower:
+        _check_key(key, mask if acts.in_tower else None, "picture's identifier")
+    if acts.in_tower:
         refuse_unseen(features)
     return mask
 

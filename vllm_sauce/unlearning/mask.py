@@ -7,6 +7,7 @@ request's salt, encoder outputs by the picture's identifier.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,9 @@ from vllm_sauce.errors import (
     RequestError,
     TooManyConceptsError,
 )
+
+KEPT_MASKS = 4096
+"""What is known of so many is kept; there may be any number."""
 
 PREFIX = "sauce:"
 """Begins every cache key of a masked request; no client may use it."""
@@ -280,6 +284,7 @@ def refuse_forged_keys(salt: str | None, uuids: Iterable[Any]) -> None:
         )
 
 
+@functools.lru_cache(maxsize=KEPT_MASKS)
 def _mask_id(concepts: tuple[tuple[str, float], ...], digest: str) -> str:
     text = json.dumps(
         {"bundle": digest, "concepts": concepts},

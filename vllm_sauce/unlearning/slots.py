@@ -105,7 +105,7 @@ class SiteTable:
         self.num_slots = num_slots
         self.max_latents = max_latents
         self.generation = 0
-        """Grows when every mask leaves: slots handed out before mean nothing then."""
+        """Grows when a mask leaves: slots handed out before may mean another then."""
         self.catalogue = catalogue
         self._slot_of_mask: OrderedDict[str | None, int] = OrderedDict()
         self._free = list(range(num_slots))
@@ -224,6 +224,19 @@ class SiteTable:
             self._insert(mask_id, rows)
         return [slot_of.get(mask_id, -1) for mask_id in mask_ids]
 
+    def resident(self, masks: Sequence[Mask | None]) -> list[int] | None:
+        """Return the slot of each mask, -1 for none, or None if one is in no slot."""
+        slot_of, slots = self._slot_of_mask, []
+        for mask in masks:
+            if mask is None:
+                slots.append(-1)
+            elif mask.mask_id in slot_of:
+                slot_of.move_to_end(mask.mask_id)
+                slots.append(slot_of[mask.mask_id])
+            else:
+                return None
+        return slots
+
     def reset(self) -> None:
         """Forget every mask and count; the tensors keep their addresses."""
         self.generation += 1
@@ -254,6 +267,7 @@ class SiteTable:
             slot = self._free.pop(0)
         else:
             _, slot = self._slot_of_mask.popitem(last=False)
+            self.generation += 1
         self._write(slot, rows)
         # Registered only after the write: a failed write leaves no mask in a slot.
         self._slot_of_mask[mask_id] = slot

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,12 +41,10 @@ def picture(identifier, offset, length, is_embed=None):
 
 def begin_step(tap, spans):
     """Tell of a step as a runner does."""
-    tap.begin_step(
-        [s.sample for s in spans],
-        [None] * len(spans),
-        [s.start for s in spans],
-        [s.count for s in spans],
-    )
+    names = [str(number) for number in range(len(spans))]
+    tap.live = {name: s.sample for name, s in zip(names, spans, strict=True)}
+    starts, counts = [s.start for s in spans], [s.count for s in spans]
+    tap.begin_step(names, np.array(starts), np.array(counts))
 
 
 class Kept:

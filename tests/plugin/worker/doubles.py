@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from vllm_sauce.plugin.sites.action import SiteAction
 from vllm_sauce.plugin.sites.encoder_batches import Announced
-from vllm_sauce.plugin.sites.tokens import PromptTokens
+from vllm_sauce.unlearning.mask import Checked, Mask
 
 PICTURE = SimpleNamespace(
     identifier="p",
@@ -36,16 +38,13 @@ class Told(SiteAction):
         self.notes.append(("begins", label, list(mm_features)))
 
     def begin_step(
-        self,
-        labels: Sequence[Any],
-        prompts: Sequence[PromptTokens | None],
-        starts: Sequence[int],
-        num_tokens: Sequence[int],
+        self, req_ids: Sequence[str], starts: np.ndarray, num_tokens: np.ndarray
     ) -> None:
+        labels = [self.live.get(req_id) for req_id in req_ids]
         assert [one is not None for one in labels] == [
-            one is not None for one in prompts
+            req_id in self.prompts for req_id in req_ids
         ]
-        self.notes.append((list(labels), list(starts), list(num_tokens)))
+        self.notes.append((labels, starts.tolist(), num_tokens.tolist()))
 
     def clear_step(self) -> None:
         self.notes.append("cleared")
@@ -61,3 +60,25 @@ class Told(SiteAction):
 
     def at_vision(self, site: str, connector: Any) -> Any:
         return lambda features: features + 1
+
+
+def step_of(
+    runtime: SiteAction,
+    masks: Sequence[Mask | None],
+    starts: Sequence[int],
+    counts: Sequence[int],
+    length: int = 3,
+    features: Sequence[Any] = (),
+) -> None:
+    """Let a request begin under each mask, and tell of a step of them all.
+
+    ``length``, ``features``: of each one's prompt
+    """
+    names = [str(number) for number in range(len(masks))]
+    for name, mask in zip(names, masks, strict=True):
+        params = SimpleNamespace(extra_args={"sauce": Checked(mask)})
+        request = SimpleNamespace(
+            prompt_token_ids=[0] * length, mm_features=list(features)
+        )
+        runtime.add_request(name, params, request)
+    runtime.tell_step(names, np.array(starts), np.array(counts))

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from tests.plugin.worker.test_runtime import slots_of
+from tests.plugin.worker.test_decoder_site import slots_of
 from tests.unlearning.test_slots import build_table, mask
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin.worker.runtime import SauceRuntime

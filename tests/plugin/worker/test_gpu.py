@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 import torch
 
+from tests.plugin.worker.doubles import step_of
 from tests.unlearning.test_slots import build_table, mask
-from vllm_sauce.plugin.sites.tokens import PromptTokens
 from vllm_sauce.plugin.worker.runtime import SauceRuntime
 from vllm_sauce_kernels.masked_edit import plan_of
 
@@ -35,7 +35,7 @@ def test_no_step_waits_for_the_gpu(request: pytest.FixtureRequest) -> None:
     table = build_table(4, device="cuda")
     runtime = SauceRuntime(cast(Any, None), {site: table}, 16)
     runtime.proven = True
-    decoder, prompts = runtime.decoder[site], [PromptTokens(3)] * 2
+    decoder = runtime.decoder[site]
     seen = []
     request.getfixturevalue("no_waiting")
     for masks in (
@@ -44,7 +44,7 @@ def test_no_step_waits_for_the_gpu(request: pytest.FixtureRequest) -> None:
         [mask("cat"), mask("dog")],
         [None, None],
     ):
-        runtime.begin_step(masks, prompts, [1, 5], [3, 1])
+        step_of(runtime, masks, [1, 5], [3, 1])
         assert decoder.plan is not None
         seen.append((decoder.slot_of_token.clone(), decoder.plan.clone()))
     torch.cuda.set_sync_debug_mode("default")

@@ -1,160 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The edit without an engine: slots of a step's tokens, masks, pictures."""
+"""The edit without an engine: masks of requests and pictures, sites, the op."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.plugin.worker.doubles import step_of
+from tests.plugin.worker.test_decoder_site import slots_of
 from tests.unlearning.test_slots import build_sae, build_table, mask
 from vllm_sauce.concepts import TOKENS, Catalogue, Concept, SiteEdit
 from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites import swap
 from vllm_sauce.plugin.sites.encoder_batches import Announced
-from vllm_sauce.plugin.sites.tokens import PictureSpan, PromptTokens
-from vllm_sauce.plugin.worker.runtime import (
-    DecoderSite,
-    SauceRuntime,
-    VisionSite,
-    run_edit,
-)
+from vllm_sauce.plugin.worker.runtime import SauceRuntime, VisionSite, run_edit
 from vllm_sauce.unlearning.mask import Checked, renamed
 from vllm_sauce.unlearning.slots import SiteTable
-from vllm_sauce_kernels.masked_edit import plan_of
-
-
-def slots_of(site: DecoderSite) -> list[int]:
-    """Return the slots written for the tokens of a step."""
-    found: list[int] = site.slot_of_token.tolist()
-    return found
-
-
-def site_of() -> DecoderSite:
-    """Return a site for up to eight tokens with two slots."""
-    return DecoderSite(build_table(), 8)
-
-
-def test_spans_follow_the_batch_and_shrink_with_it() -> None:
-    site = site_of()
-    site.set_spans([mask("dog"), None, mask("cat")], [2, 1, 3])
-    assert slots_of(site) == [0, 0, -1, 1, 1, 1, -1, -1]
-    site.set_spans([None, mask("cat")], [1, 1])
-    assert slots_of(site) == [-1, 1, -1, -1, -1, -1, -1, -1]
-    site.set_spans([None], [1])
-    assert slots_of(site) == [-1] * 8
-
-
-def test_a_repeated_step_is_not_written_again() -> None:
-    """Decoding repeats itself: what was written must still be there, and is."""
-    site = site_of()
-    step = ([mask("dog"), None], [1, 1])
-    site.set_spans(*step)
-    site.slot_of_token[0] = 1  # would be overwritten
-    before = site.slot_of_token.clone()
-    site.table.assign = None  # type: ignore[assignment, method-assign]
-    site.set_spans(*step)
-    assert torch.equal(site.slot_of_token, before)
-
-
-def test_a_step_is_written_again_after_anything_else() -> None:
-    """Cleared, reset, another order, another count: never taken for the same step."""
-    site = site_of()
-    dog, cat = mask("dog"), mask("cat")
-    site.set_spans([dog, cat], [1, 2])
-    site.clear()
-    assert slots_of(site) == [-1] * 8
-    site.set_spans([dog, cat], [1, 2])
-    assert slots_of(site)[:3] == [0, 1, 1]
-    site.set_spans([cat, dog], [1, 2])
-    assert slots_of(site)[:3] == [1, 0, 0]
-    site.set_spans([cat, dog], [2, 1])
-    assert slots_of(site)[:3] == [1, 1, 0]
-    site.table.reset()
-    site.set_spans([cat, dog], [2, 1])
-    assert slots_of(site)[:3] == [0, 0, 1]
-    assert int(site.table.mask_len[0]) > 0
-
-
-class Writes(TorchDispatchMode):
-    """Notes what is copied into a tensor, and counts all else that changes it."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        super().__init__()
-        self.memory = tensor.untyped_storage().data_ptr()
-        self.copied: list[torch.Tensor] = []
-        self.others = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        written = func._schema.is_mutable and isinstance(args[0], torch.Tensor)
-        if written and args[0].untyped_storage().data_ptr() == self.memory:
-            if func is torch.ops.aten.copy_.default:
-                self.copied.append(args[1])
-            else:
-                self.others += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_changed_step_is_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slots and plan together; none where nothing changed, or nobody bears a mask."""
-    monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
-    site = site_of()
-    assert site.plan is not None
-    dog, cat = mask("dog"), mask("cat")
-    seen = []
-    with Writes(site.slot_of_token) as writes:
-        for step in (
-            ([None, None], [1, 2]),
-            ([dog, None], [1, 2]),
-            ([dog, None], [1, 2]),
-            ([cat, dog], [3, 1]),
-            ([None], [4]),
-            ([None], [3]),
-        ):
-            site.set_spans(*step)
-            seen.append(len(writes.copied))
-    assert seen == [0, 1, 1, 2, 3, 3]
-    assert writes.others == 0
-    # A copy may be under way when the next step is written: each has its own memory.
-    assert [values[:4].tolist() for values in writes.copied] == [
-        [0, -1, -1, -1],
-        [1, 1, 1, 0],
-        [-1, -1, -1, -1],
-    ]
-    assert not site.plan.any()
-
-
-@pytest.mark.parametrize("room", [7, 8])
-def test_what_is_copied_is_the_steps_plan(
-    monkeypatch: pytest.MonkeyPatch, room: int
-) -> None:
-    """Of those tokens, at an address that kernels may read 16 bytes from at once."""
-    monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
-    site = DecoderSite(build_table(), room)
-    site.set_spans([mask("dog"), None, mask("cat")], [2, 1, 3])
-    assert site.plan is not None and site.plan.data_ptr() % 16 == 0
-    assert len(site.slot_of_token) == room
-    want = plan_of(site.slot_of_token, site.table.mask_len)
-    assert torch.equal(site.plan, want) and want[0] == 2
-
-
-def test_the_callers_lists_may_change_afterwards() -> None:
-    """A runner that reuses its lists does not make an old step look like the new."""
-    site = site_of()
-    masks, counts = [mask("dog")], [1]
-    site.set_spans(masks, counts)
-    masks[0] = mask("cat")
-    counts[0] = 2
-    site.set_spans(masks, counts)
-    assert slots_of(site)[:3] == [1, 1, -1]
 
 
 def build_table_of(name: str) -> SiteTable:
@@ -241,8 +109,7 @@ def test_a_step_writes_every_sites_slots() -> None:
         cast(Any, None), {f"decoder.{i}": build_table() for i in (1, 2)}, 8
     )
     runtime.proven = True
-    prompts = [None, PromptTokens(3)]
-    runtime.begin_step([None, mask("dog")], prompts, [0, 1], [1, 2])
+    step_of(runtime, [None, mask("dog")], [0, 1], [1, 2])
     for site in runtime.decoder.values():
         assert slots_of(site)[:4] == [-1, 0, 0, -1]
     runtime.clear_step()
@@ -250,7 +117,7 @@ def test_a_step_writes_every_sites_slots() -> None:
 
 
 def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
-    """Position 0 none at all; a prompt that is not known stops the step."""
+    """Position 0 none at all; a request that did not begin whole stops the step."""
     site, dog = "decoder.1", SiteEdit.uniform([3])
     pictures = replace(SiteEdit.uniform([5]), tokens=("image",))
     everywhere = replace(SiteEdit.uniform([7]), tokens=TOKENS)
@@ -264,9 +131,13 @@ def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
     table = SiteTable(build_sae(), catalogue, site, 6, 4)
     runtime = SauceRuntime(cast(Any, None), {site: table}, 16)
     runtime.proven = True
-    prompt = PromptTokens(5, [PictureSpan("p", 1, 2)])
+    at = SimpleNamespace(offset=1, length=2, is_embed=None)
+    prompt: dict[str, Any] = {
+        "length": 5,
+        "features": [SimpleNamespace(identifier="p", modality="image", mm_position=at)],
+    }
     masks = [mask("dog", "cat", "red"), mask("cat")]
-    runtime.begin_step(masks, [prompt, prompt], [0, 0], [7, 7])
+    step_of(runtime, masks, [0, 0], [7, 7], **prompt)
     written = slots_of(runtime.decoder[site])
     rows = [
         ()
@@ -277,12 +148,18 @@ def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
     sink, picture, words = (2,), (0, 1, 2), (0, 2)
     assert rows[:7] == [sink, picture, picture, *[words] * 4]
     assert rows[7:] == [(), (1,), (1,), *[()] * 6]
-    runtime.begin_step(masks[:1], [prompt], [5], [1])
+    step_of(runtime, masks[:1], [5], [1], **prompt)
     assert [written[3], -1] == slots_of(runtime.decoder[site])[:2]
-    with pytest.raises(CanaryError, match="before its prompt was told"):
-        runtime.begin_step(masks[:1], [None], [0], [7])
-    runtime.begin_step([None], [None], [0], [7])
+    step_of(runtime, [None], [0], [7])
     assert set(slots_of(runtime.decoder[site])) == {-1}
+    with pytest.raises(AttributeError, match="mm_features"):
+        runtime.add_request(
+            "half",
+            SimpleNamespace(extra_args=mark("dog")),
+            SimpleNamespace(prompt_token_ids=[0]),
+        )
+    with pytest.raises(CanaryError, match="did not begin well"):
+        runtime.tell_step(["half"], np.array([0]), np.array([7]))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +176,7 @@ def test_what_is_generated_begins_behind_the_prompt(
     table = SiteTable(build_sae(), catalogue, site, 2, 4)
     runtime = SauceRuntime(cast(Any, None), {site: table}, 8)
     runtime.proven = True
-    runtime.begin_step([mask("dog")], [PromptTokens(3)], [start], [count])
+    step_of(runtime, [mask("dog")], [start], [count])
     assert slots_of(runtime.decoder[site])[:count] == slots
 
 
@@ -307,21 +184,11 @@ def test_what_runs_stops_when_the_proof_is_taken_back() -> None:
     """A request that began before goes on no more; those without a mask do."""
     runtime = runtime_of_one_layer()
     runtime.proven = True
-    step = ([mask("dog")], [PromptTokens(3)], [3], [1])
-    runtime.begin_step(*step)
+    step_of(runtime, [mask("dog"), None], [3, 3], [1, 1])
     runtime.proven = False
-    runtime.begin_step([None], [None], [3], [1])
+    runtime.tell_step(["1"], np.array([4]), np.array([1]))
     with pytest.raises(CanaryError, match="proof"):
-        runtime.begin_step(*step)
-
-
-def test_more_tokens_than_there_is_room_for_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """They would be written over the plan."""
-    monkeypatch.setenv("VLLM_SAUCE_KERNEL", "triton")
-    with pytest.raises(ValueError, match="room for 8 tokens, got 9"):
-        site_of().set_spans([mask("dog")], [9])
+        runtime.tell_step(["0"], np.array([4]), np.array([1]))
 
 
 def test_a_pictures_name_decides_its_mask() -> None:
@@ -352,8 +219,7 @@ def test_a_compiled_layer_is_edited_in_one_graph() -> None:
     graph: Any = torch.compile(layer, backend="eager", fullgraph=True)
     plain, _ = graph(x)
     assert torch.equal(plain, 3 * x)
-    prompts = [None, PromptTokens(6)]
-    runtime.begin_step([None, mask("dog", strength=9.0)], prompts, [0, 1], [1, 5])
+    step_of(runtime, [None, mask("dog", strength=9.0)], [0, 1], [1, 5], length=6)
     edited, residual = graph(x)
     assert torch.equal(edited[0], plain[0]) and torch.equal(residual, x)
     assert not torch.equal(edited[1:], plain[1:])

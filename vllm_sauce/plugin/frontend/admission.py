@@ -19,7 +19,9 @@ from vllm_sauce.plugin.frontend.promises import Promise, refuse_broken
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
 from vllm_sauce.plugin.startup import settings
 from vllm_sauce.unlearning.mask import (
+    KEPT_MASKS,
     Mask,
+    check_size,
     marked,
     refuse_forged_keys,
     refuse_weak,
@@ -42,11 +44,12 @@ def install() -> None:
     compat.hook("all", "AsyncLLM._add_streaming_input_request", _add_session)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Admission:
     """What a process needs to admit requests: catalogue, policy, limits.
 
-    Opened at start, so that a bundle replaced on the disk later changes nothing.
+    Opened at start, so that a bundle replaced on the disk later changes nothing: what
+    is known of a mask stays so.
     """
 
     config: SauceConfig
@@ -106,13 +109,39 @@ class Admission:
         refuse_forged_keys(request.cache_salt, (f.identifier for f in features))
         if mask is None:
             return
-        sites = mask.sites(self.bundle.catalogue)
-        if any(not is_vision(site) for site in sites):
+        acts = acts_of(self, mask)
+        if acts.in_decoder:
             request.cache_salt = salted(request.cache_salt, mask)
-        if any(map(is_vision, sites)):
+        if acts.in_tower:
             refuse_unseen(features)
             for feature in features:
                 feature.identifier = renamed(feature.identifier, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Acts:
+    """Where an admissible mask acts."""
+
+    in_decoder: bool = False
+    in_tower: bool = False
+    tells_turns_apart: bool = False
+    """Whether it edits prompts and answers otherwise."""
+
+
+@functools.lru_cache(maxsize=KEPT_MASKS)
+def acts_of(admission: Admission, mask: Mask | None) -> Acts:
+    """Return where a mask acts; refuse one that the limits or the policy do not allow.
+
+    Raises: RequestError.
+    """
+    if mask is None:
+        return Acts()
+    names, catalogue = mask.names(), admission.bundle.catalogue
+    check_size(names, catalogue, admission.config)
+    refuse_weak(names, catalogue, admission.config)
+    in_tower = [is_vision(site) for site in mask.sites(catalogue)]
+    apart = mask.tells_turns_apart(catalogue)
+    return Acts(not all(in_tower), any(in_tower), apart)
 
 
 _opened = functools.cache(Admission.open)

@@ -80,21 +80,16 @@ class SiteAction(ABC):
         Shapes: starts, num_tokens [num_reqs]
         Raises: CanaryError for a request that nobody told of
         """
-        for req_id in set(req_ids) - self.live.keys():
-            if held is None or req_id in held:
-                raise CanaryError(
-                    f"request {req_id!r} is in a batch and was never told of; refusing "
-                    "to serve it unedited"
-                )
-        if not self.prompts:
-            self.begin_step((), (), (), ())  # nobody asks for anything
-            return
-        self.begin_step(
-            [self.live.get(req_id) for req_id in req_ids],
-            [self.prompts.get(req_id) for req_id in req_ids],
-            starts.tolist(),
-            num_tokens.tolist(),
-        )
+        if not all(map(self.live.__contains__, req_ids)):
+            for req_id in set(req_ids) - self.live.keys():
+                if held is None or req_id in held:
+                    raise CanaryError(
+                        f"request {req_id!r} is in a batch and was never told of; "
+                        "refusing to serve it unedited"
+                    )
+        if not self.prompts:  # nobody asks for anything
+            req_ids, starts, num_tokens = (), starts[:0], num_tokens[:0]
+        self.begin_step(req_ids, starts, num_tokens)
 
     @abstractmethod
     def label_of(self, extra_args: Mapping[str, Any] | None) -> Any:
@@ -105,18 +100,14 @@ class SiteAction(ABC):
 
     @abstractmethod
     def begin_step(
-        self,
-        labels: Sequence[Any],
-        prompts: Sequence[PromptTokens | None],
-        starts: Sequence[int],
-        num_tokens: Sequence[int],
+        self, req_ids: Sequence[str], starts: np.ndarray, num_tokens: np.ndarray
     ) -> None:
         """Tell of the next forward pass, in the order of its batch.
 
-        A batch of which no request has a label may be told of as an empty one.
+        A batch of which no request has a label may be told of as an empty one; one that
+        is not live is a dummy.
 
-        Shapes: labels, prompts, starts, num_tokens [num_reqs]; starts are positions, a
-            prompt is None where a runner was not told of it.
+        Shapes: starts, num_tokens [num_reqs]; starts are positions
         """
 
     @abstractmethod

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from vllm_sauce.concepts.site import GENERATED, IMAGE, PROMPT, SINK, TOKENS
@@ -31,7 +31,7 @@ class PictureSpan:
         at = feature.mm_position
         return cls(feature.identifier, at.offset, at.length, at.is_embed)
 
-    def mark(self, kinds: Tensor, kind: int) -> None:
+    def mark(self, kinds: Tensor | np.ndarray, kind: int) -> None:
         """Write a kind at the picture's patches. Shapes: kinds [num_tokens]"""
         mine = kinds[self.offset : self.offset + self.length]
         mine[slice(None) if self.is_embed is None else self.is_embed] = kind
@@ -46,13 +46,13 @@ class PromptTokens:
 
     def __init__(self, length: int, pictures: Iterable[PictureSpan] = ()) -> None:
         self.length = length
-        kinds = torch.full((length + 1,), TOKENS.index(PROMPT))
+        kinds = np.full(length + 1, TOKENS.index(PROMPT), np.int8)
         for picture in pictures:
             picture.mark(kinds, TOKENS.index(IMAGE))
         kinds[0], kinds[length] = TOKENS.index(SINK), TOKENS.index(GENERATED)
-        found, counts = kinds.unique_consecutive(return_counts=True)
-        self._kinds = [TOKENS[kind] for kind in found.tolist()]
-        self._starts: list[int] = (counts.cumsum(0) - counts).tolist()
+        changes = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
+        self._starts: list[int] = [0, *changes.tolist()]
+        self._kinds = [TOKENS[kind] for kind in kinds[self._starts].tolist()]
 
     @classmethod
     def of(cls, new_request: Any, word: int | None = None) -> PromptTokens:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,14 +84,11 @@ class ActivationTap(SiteAction):
             self._held[label] = _Held(tuple(map(PictureSpan.of, mm_features)))
 
     def begin_step(
-        self,
-        labels: Sequence[Any],
-        prompts: Sequence[Any],
-        starts: Sequence[int],
-        num_tokens: Sequence[int],
+        self, req_ids: Sequence[str], starts: np.ndarray, num_tokens: np.ndarray
     ) -> None:
         """Announce the tokens of the next forward pass, in the order of the batch."""
-        spans = list(zip(labels, starts, num_tokens, strict=True))
+        labels = map(self.live.get, req_ids)
+        spans = list(zip(labels, starts.tolist(), num_tokens.tolist(), strict=True))
         self._waiting = {site: spans for site in self._decoder}
 
     def clear_step(self) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,111 +13,19 @@ from torch import Tensor
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.client import KEY, has_sauce_keys
 from vllm_sauce.concepts import is_vision
-from vllm_sauce.concepts.site import GENERATED
 from vllm_sauce.errors import BundleMismatchError, CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites.action import FeaturesAct, SiteAction, StreamAct, action_of
 from vllm_sauce.plugin.sites.encoder_batches import Announced
-from vllm_sauce.plugin.sites.tokens import PromptTokens
+from vllm_sauce.plugin.worker.decoder_site import (
+    NO_PROMPT,
+    DecoderSite,
+    PromptRuns,
+    reads_plan,
+)
 from vllm_sauce.plugin.worker.decoding import Decoding
 from vllm_sauce.unlearning.mask import Checked, Mask, mask_id_of
-from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, host_zeros, on_device
-from vllm_sauce_kernels.masked_edit import (
-    kernel_choice,
-    masked_edit,
-    plan_of,
-    plan_size,
-    write_plan,
-)
-
-KEPT_PARTS = 4096
-"""Of masks, by kind of token; there may be any number of masks."""
-
-_ALIGNMENT = 4
-"""Numbers of 32 bits: kernels read a plan that starts at 16 bytes."""
-
-
-class DecoderSite:
-    """A decoder layer's table and the slot of every token of the current step."""
-
-    def __init__(self, table: SiteTable, max_num_tokens: int) -> None:
-        self.table = table
-        # One copy brings a step: the slot of each token and, behind it, the plan.
-        self._plan_at = -(-max_num_tokens // _ALIGNMENT) * _ALIGNMENT
-        size = plan_size(max_num_tokens, table.num_slots) if reads_plan(table) else 0
-        self._step_tensor = torch.zeros(
-            self._plan_at + size, dtype=torch.int32, device=table.mask_len.device
-        )
-        self.slot_of_token = self._step_tensor[:max_num_tokens].fill_(-1)
-        self.plan = self._step_tensor[self._plan_at :] if size else None
-        self._parts: dict[tuple[str, str], Mask | None] = {}
-        self.written = 0
-        """How many tokens' slots are in the buffer; behind them, all are -1."""
-        self._step: tuple[list[Mask | None], list[int], int] | None = None
-        """Masks, token counts and the table's generation that the buffer was written
-        for, if it holds a step's slots."""
-
-    def part(self, mask: Mask | None, kind: str) -> Mask | None:
-        """Return what of a mask acts here on tokens of a kind, None for nothing."""
-        if mask is None:
-            return None
-        key = mask.mask_id, kind
-        if key not in self._parts:
-            if len(self._parts) >= KEPT_PARTS:
-                self._parts.clear()
-            table = self.table
-            self._parts[key] = mask.at_tokens(table.catalogue, table.site, kind)
-        return self._parts[key]
-
-    def set_spans(
-        self, masks: Sequence[Mask | None], num_tokens: Sequence[int]
-    ) -> None:
-        """Give each run of tokens its mask's slot; all others get -1.
-
-        Shapes: masks and num_tokens [num_runs], in the order of the batch.
-        """
-        step = (list(masks), list(num_tokens), self.table.generation)
-        # Decoding repeats itself, and its masks cannot have left their slots since.
-        if step == self._step:
-            return
-        self._step = None
-        slots = self.table.assign(masks)
-        # Idle: the buffer is all -1 already.
-        if self.written == 0 and max(slots, default=-1) < 0:
-            return
-        spans = np.repeat(np.array(slots, np.int32), num_tokens)
-        if len(spans) > len(self.slot_of_token):
-            raise ValueError(
-                f"there is room for {len(self.slot_of_token)} tokens, got {len(spans)}"
-            )
-        edited = len(spans) if spans.max(initial=-1) >= 0 else 0
-        if self.plan is None:
-            total = max(self.written, len(spans))
-        else:
-            total = len(self._step_tensor)
-        values = host_zeros(total, self._step_tensor.device)
-        into = values.numpy()
-        into[len(spans) : self._plan_at] = -1
-        into[: len(spans)] = spans
-        if self.plan is not None:
-            max_tokens = len(self.slot_of_token)
-            write_plan(into[self._plan_at :], into[:max_tokens], self.table.slot_len)
-        self._step_tensor[:total].copy_(values, non_blocking=True)
-        self.written, self._step = edited, step
-
-    @property
-    def step(self) -> object:
-        """What the buffer was written for: that step's own object, None if lost."""
-        step = self._step
-        return None if step is None or step[2] != self.table.generation else step
-
-    def clear(self) -> None:
-        """Forget the last step: dummy and profiling runs must see no slot."""
-        self._step = None
-        if self.written:
-            self.slot_of_token[: self.written].fill_(-1)
-            if self.plan is not None:
-                self.plan.zero_()
-            self.written = 0
+from vllm_sauce.unlearning.slots import OP_TENSORS, SiteTable, on_device
+from vllm_sauce_kernels.masked_edit import masked_edit, plan_of
 
 
 class VisionSite:
@@ -188,6 +96,16 @@ class SauceRuntime(SiteAction):
         """The module of each decoder site."""
         self._proven = False
         self._decoding: Decoding | None = None
+        self._index_of: dict[str, int] = {}
+        """Of each request that a runner holds, from 1 on."""
+        self._free: list[int] = []
+        """Indices of requests that have ended."""
+        self._masked = np.zeros(1, bool)
+        """By index, as the next; 0 is no request's."""
+        self._prompt_lengths = np.zeros(1, np.int64)
+        """Of masked requests."""
+        self._reads_prompts = False
+        """Whether the last step held tokens of a masked prompt."""
 
     @property
     def proven(self) -> bool:
@@ -236,29 +154,60 @@ class SauceRuntime(SiteAction):
             and (not self.prompts or last.advances(starts, num_tokens))
         ):
             return
-        self._decoding = None
+        self._decoding, self._reads_prompts = None, False
         super().tell_step(req_ids, starts, num_tokens, held)
-        if all(
-            start >= prompt.length
-            for req_id, start in zip(req_ids, starts.tolist(), strict=True)
-            if (prompt := self.prompts.get(req_id)) is not None
-        ):
+        if not self._reads_prompts:
             steps = [site.step for site in self.decoder.values()]
             self._decoding = Decoding(self.changes, req_ids, steps, starts, num_tokens)
 
+    def add_request(self, req_id: str, params: Any, new_request: Any) -> None:
+        """Expect a request, which has an index from now on."""
+        super().add_request(req_id, params, new_request)
+        if (index := self._index_of.get(req_id)) is None:
+            index = self._free.pop() if self._free else len(self._index_of) + 1
+        if index >= len(self._masked):
+            self._masked = np.append(self._masked, np.zeros(index, bool))
+            self._prompt_lengths.resize(len(self._masked))
+        mask = self.live[req_id]
+        self._masked[index] = mask is not None
+        self._prompt_lengths[index] = 0 if mask is None else self.prompts[req_id].length
+        for site in self.decoder.values():
+            site.begin_request(index, mask)
+        self._index_of[req_id] = index
+
+    def remove_request(self, req_id: str) -> None:
+        """Expect no more of a request."""
+        super().remove_request(req_id)
+        if (index := self._index_of.pop(req_id, None)) is not None:
+            self._free.append(index)
+
+    def _indices(self, req_ids: Sequence[str]) -> np.ndarray:
+        """Return the index of each request, 0 for a dummy.
+
+        Raises: CanaryError for one that was told of and never begun
+        """
+        index_of = self._index_of
+        try:
+            found = [index_of[req_id] for req_id in req_ids]
+        except KeyError:
+            found = [index_of.get(req_id, 0) for req_id in req_ids]
+            for req_id, index in zip(req_ids, found, strict=True):
+                if not index and req_id in self.live:
+                    raise CanaryError(
+                        f"request {req_id!r} is in a batch and did not begin well; "
+                        "refusing to serve it unedited"
+                    ) from None
+        return np.array(found, np.int64)
+
     def begin_step(
-        self,
-        labels: Sequence[Mask | None],
-        prompts: Sequence[PromptTokens | None],
-        starts: Sequence[int],
-        num_tokens: Sequence[int],
+        self, req_ids: Sequence[str], starts: np.ndarray, num_tokens: np.ndarray
     ) -> None:
         """Write the slots of a real batch, in its order, before the forward pass.
 
-        Raises: CanaryError for a masked request whose prompt is not known, or while
-            nothing proves that the edit runs.
+        Raises: CanaryError for a masked request while nothing proves that the edit runs
         """
-        if all(mask is None for mask in labels):
+        indices = self._indices(req_ids)
+        if not self._masked[indices].any():
             for site in self.decoder.values():
                 if site.written:
                     site.set_spans([], [])
@@ -268,29 +217,35 @@ class SauceRuntime(SiteAction):
                 "a masked request is to run, and what proved that the edit does was "
                 "taken back: weights were lost or replaced, and no proof followed"
             )
-        masks: list[Mask | None] = []
+        places = np.flatnonzero(starts < self._prompt_lengths[indices])
+        self._reads_prompts = len(places) > 0
+        prompts = self._prompt_runs(req_ids, places, starts, num_tokens)
+        for site in self.decoder.values():
+            site.set_requests(indices, num_tokens, prompts)
+
+    def _prompt_runs(
+        self,
+        req_ids: Sequence[str],
+        places: np.ndarray,
+        starts: np.ndarray,
+        num_tokens: np.ndarray,
+    ) -> PromptRuns:
+        """Return what masked prompts' tokens a step holds, at these places of it."""
+        if not len(places):
+            return NO_PROMPT
+        sizes: list[int] = []
+        masks: list[Mask] = []
         kinds: list[str] = []
         counts: list[int] = []
-        for mask, prompt, start, count in zip(
-            labels, prompts, starts, num_tokens, strict=True
-        ):
-            if mask is not None and prompt is None:
-                raise CanaryError(
-                    "a masked request's tokens came before its prompt was told; "
-                    "refusing to guess which of them are edited"
-                )
-            if mask is None or prompt is None:
-                runs: Iterable[tuple[str, int]] = (("", count),)
-            elif start >= prompt.length:
-                runs = ((GENERATED, count),)  # most of a batch
-            else:
-                runs = prompt.spans(start, count)
-            for kind, length in runs:
-                masks.append(mask)
-                kinds.append(kind)
-                counts.append(length)
-        for site in self.decoder.values():
-            site.set_spans(list(map(site.part, masks, kinds)), counts)
+        for place in places.tolist():
+            req_id = req_ids[place]
+            spans = self.prompts[req_id].spans(int(starts[place]), num_tokens[place])
+            runs = list(spans)
+            sizes.append(len(runs))
+            masks += [self.live[req_id]] * len(runs)
+            kinds += [kind for kind, _ in runs]
+            counts += [count for _, count in runs]
+        return PromptRuns(places, np.array(sizes), masks, kinds, counts)
 
     def clear_step(self) -> None:
         """Write -1 everywhere, for dummy and profiling runs."""
@@ -370,11 +325,6 @@ def run_edit(
         plan = on_device(made, hidden_states.device)
     slot_of_token = on_device(slot_of_token, hidden_states.device)
     masked_edit(hidden_states, residual, slot_of_token, **table.op_args(), plan=plan)
-
-
-def reads_plan(table: SiteTable) -> bool:
-    """Say whether the op reads a plan where a table is; CPU forms do not."""
-    return table.mask_len.device.type != "cpu" or kernel_choice() == "triton"
 
 
 def runtime_of(model: Any) -> SauceRuntime | None:
