@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from packaging.version import Version
 from PIL import Image
 
 from tests.places import ROOT
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.client import parse_request
 from vllm_sauce.config import SauceConfig
+from vllm_sauce.plugin.compat import vllm_version
 from vllm_sauce.unlearning.mask import Mask, resolve_mask
 from vllm_sauce.unlearning.slots import site_rows
 from vllm_sauce_kernels.masked_edit import masked_edit_ref
@@ -30,6 +32,12 @@ LONG = (
     "is there a dog in the picture ? what is its colour ? what is it made of ? "
     "is there a cat in the picture ? what is the material ? "
 ) * 3
+
+
+def scale_out() -> list[str]:
+    """Return the server's option that adds routes, where this vLLM has it."""
+    new = Version(vllm_version()) >= Version("0.30")
+    return ["--enable-scale-out"] if new else []
 
 
 def picture(seed: int) -> Image.Image:

@@ -16,7 +16,7 @@ import vllm_sauce
 from tests.plugin.conftest import RUNNER
 from tests.plugin.deaf_routes import DECIDED
 from tests.plugin.misplaced import BODIES, contents
-from tests.plugin.support import Ask, ReferenceModel
+from tests.plugin.support import Ask, ReferenceModel, scale_out
 from tests.plugin.test_server import ONE_PROCESS, free_port, serve, wait_until_healthy
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
@@ -47,7 +47,7 @@ def server(
     process = serve(
         str(model_dir),
         *("--plugin", "sauce", "--sauce-bundle", str(bundle_dir)),
-        *("--sauce-forget", MANDATORY, "--enable-scale-out", "--enforce-eager"),
+        *("--sauce-forget", MANDATORY, *scale_out(), "--enforce-eager"),
         *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"),
         *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
         log=log,

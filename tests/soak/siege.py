@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from tests.places import ROOT
-from tests.plugin.support import LOGPROBS, MODEL, Reply
+from tests.plugin.support import LOGPROBS, MODEL, Reply, scale_out
 from tests.soak import calls, malice, records
 from tests.soak.answers import Answers, difference
 from tests.soak.universe import MANY_MASKS, REQUESTS
@@ -209,7 +209,7 @@ def server(bundle: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], s
     ]
     process = serve(
         str(MODEL),
-        *("--plugin", "sauce", "--sauce-bundle", str(bundle), "--enable-scale-out"),
+        *("--plugin", "sauce", "--sauce-bundle", str(bundle), *scale_out()),
         *("--dtype", "float32", "--enforce-eager", "--block-size", "32", *limits),
         *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
         log=log,
