@@ -71,6 +71,8 @@ def answers(bundle: Path, asks: Sequence[Ask] = ASKS, **options: Any) -> Answers
             return Answers(pairs, found["drafted"], found["reports"])
     if "Model Runner V2 does not yet support" in done.stderr:
         pytest.skip("this vLLM's runner V2 cannot do this")
+    if "Cannot inspect kernel parameters for function" in done.stderr:
+        pytest.skip("vLLM 0.30 cannot check drafts on a CPU, plain ones neither")
     pytest.fail(f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
