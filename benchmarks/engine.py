@@ -89,7 +89,7 @@ def start(arguments: argparse.Namespace, bundle: Path | None) -> Any:
     if bundle is None:
         os.environ["VLLM_PLUGINS"] = "none"
     else:
-        os.environ.pop("VLLM_PLUGINS")
+        os.environ.pop("VLLM_PLUGINS", None)
         # vLLM loads plugins once a process, and did so for the plain engine.
         vllm_sauce.plugin.register()
         options["additional_config"] = {"sauce": {"bundle": str(bundle)}}

@@ -144,7 +144,7 @@ def main() -> None:
     arguments.batches, length = [arguments.requests], arguments.output_len
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # For functions of this file, which are sent to the engine's process.
-    os.environ |= {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1", "VLLM_PLUGINS": "none"}
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     with tempfile.TemporaryDirectory() as folder:
         write_bundle(arguments.model, Path(folder) / "bundle")

@@ -72,17 +72,22 @@ def client(server: tuple[str, Path]) -> Iterator[httpx.Client]:
         yield opened
 
 
-def test_the_running_server_ignores_no_wish(
-    server: tuple[str, Path], client: httpx.Client
-) -> None:
-    """Each route that the server says it has has been decided; none answers 200."""
-    said = re.findall(r"Route: (\S+), Methods: (.*)", server[1].read_text())
-    asked = {
+def routes_of(log: Path) -> set[tuple[str, str]]:
+    """Return method and path of what a server says it has, but for looking."""
+    said = re.findall(r"Route: (\S+), Methods: (.*)", log.read_text())
+    return {
         (method, path)
         for path, methods in said
         for method in methods.split(", ")
         if method not in ("GET", "HEAD", "OPTIONS")
     }
+
+
+def test_the_running_server_ignores_no_wish(
+    server: tuple[str, Path], client: httpx.Client
+) -> None:
+    """Each route that the server says it has has been decided; none answers 200."""
+    asked = routes_of(server[1])
     paths = {path for _, path in asked}
     assert {"/inference/v1/generate", "/generative_scoring", "/invocations"} <= paths
     assert {"/collective_rpc", "/v1/messages/render", "/v1/load_lora_adapter"} <= paths
@@ -210,9 +215,11 @@ def wanted(bundle_dir: Path) -> Said:
 
 @pytest.mark.parametrize("path", CARRIES)
 def test_a_wish_in_its_place_is_heard(
-    client: httpx.Client, path: str, said: Said, wanted: Said
+    server: tuple[str, Path], client: httpx.Client, path: str, said: Said, wanted: Said
 ) -> None:
     """Answered otherwise with it, and the same without it afterwards; each says so."""
+    if ("POST", path) not in routes_of(server[1]):
+        pytest.skip(f"this vLLM has no {path}")
     ask = CARRIES[path]
     before = ask(client, path)
     masked = ask(client, path, **WISH)

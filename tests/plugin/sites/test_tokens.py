@@ -63,3 +63,16 @@ def test_the_first_token_is_the_sink(length: int) -> None:
     expected = ["sink", *["image"] * (length - 1), "generated"]
     prompt = PromptTokens(length, [PictureSpan("a", 0, length)])
     assert kinds_of(prompt, 0, length + 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("is_patch", "spans"),
+    [
+        (True, [("sink", 1), ("prompt", 1), ("image", 1), ("prompt", 2)]),
+        (False, [("sink", 1), ("prompt", 4)]),
+    ],
+)
+def test_a_picture_of_one_token(is_patch: bool, spans: list[tuple[str, int]]) -> None:
+    """NumPy would take a tensor of one number for an index."""
+    picture = PictureSpan("a", 2, 1, torch.tensor([is_patch]))
+    assert list(PromptTokens(5, [picture]).spans(0, 5)) == spans

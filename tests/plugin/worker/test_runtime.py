@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import cProfile
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites import swap
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, VisionSite, run_edit
-from vllm_sauce.unlearning.mask import Checked, renamed
+from vllm_sauce.unlearning.mask import Checked, Mask, renamed
 from vllm_sauce.unlearning.slots import SiteTable
 
 
@@ -160,6 +161,60 @@ def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
         )
     with pytest.raises(CanaryError, match="did not begin well"):
         runtime.tell_step(["half"], np.array([0]), np.array([7]))
+
+
+def begin(runtime: SauceRuntime, name: str, of: Mask | None) -> None:
+    """Let a request with a prompt of one token begin."""
+    params = SimpleNamespace(extra_args={"sauce": Checked(of)})
+    request = SimpleNamespace(prompt_token_ids=[0], mm_features=())
+    runtime.add_request(name, params, request)
+
+
+def test_a_request_that_fails_as_it_begins_takes_no_others_place() -> None:
+    """Nor is it taken for what it was before, of the same name."""
+    runtime = runtime_of_one_layer()
+    runtime.proven, site = True, runtime.decoder["decoder.1"]
+    begin(runtime, "a", None)
+    begin(runtime, "b", mask("dog"))
+    runtime.remove_request("a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site, "begin_request", None)
+        with pytest.raises(TypeError):
+            begin(runtime, "c", mask("cat"))
+        with pytest.raises(TypeError):
+            begin(runtime, "b2", None)
+    begin(runtime, "d", None)
+    begin(runtime, "e", None)
+    runtime.tell_step(["b", "d", "e"], np.array([1, 1, 1]), np.array([1, 1, 1]))
+    assert slots_of(site)[:4] == [0, -1, -1, -1]
+    with pytest.raises(AttributeError):
+        runtime.add_request(
+            "d",
+            SimpleNamespace(extra_args=mark("dog")),
+            SimpleNamespace(prompt_token_ids=[0]),
+        )
+    with pytest.raises(CanaryError, match="did not begin well"):
+        runtime.tell_step(["d"], np.array([0]), np.array([1]))
+
+
+def test_requests_begin_while_a_profiler_looks_on() -> None:
+    """It holds on to what is called, as a debugger does."""
+    runtime = runtime_of_one_layer()
+    runtime.proven = True
+    profile = cProfile.Profile()
+    for number in range(40):
+        profile.runcall(begin, runtime, str(number), mask("dog"))
+    profile.runcall(runtime.tell_step, ["39"], np.array([1]), np.array([1]))
+    assert slots_of(runtime.decoder["decoder.1"])[:2] == [0, -1]
+
+
+def test_numbers_of_other_requests_are_refused() -> None:
+    runtime = runtime_of_one_layer()
+    runtime.proven = True
+    step_of(runtime, [None, mask("dog")], [1, 1], [1, 1])
+    for starts, counts in (([5], [1, 1]), ([5, 5], [1])):
+        with pytest.raises(ValueError, match="2 requests have"):
+            runtime.tell_step(["0", "1"], np.array(starts), np.array(counts))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ async def _get_supported_tasks(original: Callable[..., Any], self: Any) -> Any:
 async def _add_request(
     original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    # Without a server nobody has awaited the above.
+    # vLLM awaits the above, too, but for a request that a client has made itself.
     if settings.section_of(self.vllm_config) is not None:
         await _agree(self)
     return await original(self, *args, **kwargs)
@@ -49,7 +49,7 @@ async def _agree(llm: Any) -> None:
     except Exception as error:
         # Workers without the plugin have no such method, and edit nothing.
         if settings.section_of(llm.vllm_config) is not None:
-            raise _unknown(error) from error
+            raise _told(error) from error
     for reports in engines:
         check(llm.vllm_config, reports)
     llm._sauce_agrees = True
@@ -65,14 +65,17 @@ def _engine_init(
         try:
             reports = self.collective_rpc(CALL)
         except Exception as error:
-            raise _unknown(error) from error
+            raise _told(error) from error
         check(vllm_config, reports)
     except BaseException:
         self.engine_core.shutdown()
         raise
 
 
-def _unknown(error: Exception) -> ConfigError:
+def _told(error: Exception) -> Exception:
+    """Return what a failed call to workers means."""
+    if compat.is_engine_dead(error):
+        return error
     return ConfigError(
         "the engine's workers do not know sauce, so they would edit nothing "
         f"({error}); is vllm-sauce installed where they run, and VLLM_PLUGINS the same?"

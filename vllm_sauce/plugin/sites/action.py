@@ -78,8 +78,14 @@ class SiteAction(ABC):
         ``held``: requests that the runner holds, where a batch may have dummies, too.
 
         Shapes: starts, num_tokens [num_reqs]
-        Raises: CanaryError for a request that nobody told of
+        Raises: CanaryError for a request that nobody told of, ValueError for others'
+            numbers
         """
+        if not len(req_ids) == len(starts) == len(num_tokens):
+            raise ValueError(
+                f"{len(req_ids)} requests have {len(starts)} positions and "
+                f"{len(num_tokens)} numbers of tokens"
+            )
         if not all(map(self.live.__contains__, req_ids)):
             for req_id in set(req_ids) - self.live.keys():
                 if held is None or req_id in held:

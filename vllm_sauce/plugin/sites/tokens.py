@@ -34,7 +34,11 @@ class PictureSpan:
     def mark(self, kinds: Tensor | np.ndarray, kind: int) -> None:
         """Write a kind at the picture's patches. Shapes: kinds [num_tokens]"""
         mine = kinds[self.offset : self.offset + self.length]
-        mine[slice(None) if self.is_embed is None else self.is_embed] = kind
+        if self.is_embed is None:
+            mine[:] = kind
+        else:
+            # An array: NumPy takes a tensor of one number for an index.
+            mine[np.asarray(self.is_embed, bool)] = kind
 
 
 class PromptTokens:

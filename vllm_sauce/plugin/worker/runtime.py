@@ -99,11 +99,9 @@ class SauceRuntime(SiteAction):
         self._index_of: dict[str, int] = {}
         """Of each request that a runner holds, from 1 on."""
         self._free: list[int] = []
-        """Indices of requests that have ended."""
-        self._masked = np.zeros(1, bool)
-        """By index, as the next; 0 is no request's."""
-        self._prompt_lengths = np.zeros(1, np.int64)
-        """Of masked requests."""
+        """Indices of no request, or of one that has ended."""
+        self._prompt_lengths = np.full(1, -1)
+        """Of masked requests, by index, -1 of others; 0 is no request's."""
         self._reads_prompts = False
         """Whether the last step held tokens of a masked prompt."""
 
@@ -162,18 +160,24 @@ class SauceRuntime(SiteAction):
 
     def add_request(self, req_id: str, params: Any, new_request: Any) -> None:
         """Expect a request, which has an index from now on."""
+        # It has none until all is done: what fails half-way must not look begun.
+        index = self._index_of.pop(req_id, None)
         super().add_request(req_id, params, new_request)
-        if (index := self._index_of.get(req_id)) is None:
-            index = self._free.pop() if self._free else len(self._index_of) + 1
-        if index >= len(self._masked):
-            self._masked = np.append(self._masked, np.zeros(index, bool))
-            self._prompt_lengths.resize(len(self._masked))
+        if index is None:
+            index = self._new_index()
         mask = self.live[req_id]
-        self._masked[index] = mask is not None
-        self._prompt_lengths[index] = 0 if mask is None else self.prompts[req_id].length
+        length = -1 if mask is None else self.prompts[req_id].length
+        self._prompt_lengths[index] = length
         for site in self.decoder.values():
             site.begin_request(index, mask)
         self._index_of[req_id] = index
+
+    def _new_index(self) -> int:
+        if not self._free:
+            size = len(self._prompt_lengths)
+            self._prompt_lengths = np.append(self._prompt_lengths, np.full(size, -1))
+            self._free += range(size, 2 * size)
+        return self._free.pop()
 
     def remove_request(self, req_id: str) -> None:
         """Expect no more of a request."""
@@ -207,7 +211,8 @@ class SauceRuntime(SiteAction):
         Raises: CanaryError for a masked request while nothing proves that the edit runs
         """
         indices = self._indices(req_ids)
-        if not self._masked[indices].any():
+        lengths = self._prompt_lengths[indices]
+        if (lengths < 0).all():
             for site in self.decoder.values():
                 if site.written:
                     site.set_spans([], [])
@@ -217,7 +222,7 @@ class SauceRuntime(SiteAction):
                 "a masked request is to run, and what proved that the edit does was "
                 "taken back: weights were lost or replaced, and no proof followed"
             )
-        places = np.flatnonzero(starts < self._prompt_lengths[indices])
+        places = np.flatnonzero(starts < lengths)
         self._reads_prompts = len(places) > 0
         prompts = self._prompt_runs(req_ids, places, starts, num_tokens)
         for site in self.decoder.values():
