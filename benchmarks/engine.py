@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TINY = Path(__file__).resolve().parents[1] / "examples" / "tiny"
 KINDS = ("plain", "idle", "rows", "latents")
@@ -148,8 +148,23 @@ def prompts_of(llm: Any, count: int, pictures: bool) -> Iterator[Any]:
         yield {"prompt": text, "multi_modal_data": {"image": picture}}
 
 
-def ask(llm: Any, kind: str, setting: Setting, arguments: argparse.Namespace) -> Run:
-    """Answer all prompts, so many at a time."""
+class Step(NamedTuple):
+    """A step, as the client sees it."""
+
+    begins: bool
+    """Whether requests were added before it."""
+
+    answers: bool
+    """Whether it brought tokens."""
+
+    seconds: float
+    """With what the client does before it."""
+
+
+def steps_of(
+    llm: Any, kind: str, setting: Setting, arguments: argparse.Namespace
+) -> list[Step]:
+    """Answer all prompts, so many at a time; return the steps that it took."""
     from vllm import SamplingParams
 
     import vllm_sauce
@@ -173,19 +188,30 @@ def ask(llm: Any, kind: str, setting: Setting, arguments: argparse.Namespace) ->
             zip(lengths, prompts_of(llm, len(lengths), arguments.pictures), strict=True)
         )
     ]
-    engine, running, first = llm.llm_engine, 0, None
-    began, tokens = time.perf_counter(), sum(lengths)
+    engine, running, steps = llm.llm_engine, 0, []
+    last = time.perf_counter()
     while requests or running:
+        begins = bool(requests) and running < setting.requests
         while requests and running < setting.requests:
             engine.add_request(*requests.pop(0))
             running += 1
         outputs = engine.step()
-        if outputs and first is None:
-            first = time.perf_counter()
         running -= sum(output.finished for output in outputs)
-    ended = time.perf_counter()
-    assert first is not None
-    return Run(tokens / (ended - began), (tokens - setting.requests) / (ended - first))
+        now = time.perf_counter()
+        steps.append(Step(begins, bool(outputs), now - last))
+        last = now
+    return steps
+
+
+def ask(llm: Any, kind: str, setting: Setting, arguments: argparse.Namespace) -> Run:
+    """Answer all prompts, so many at a time."""
+    steps = steps_of(llm, kind, setting, arguments)
+    tokens = sum(setting.lengths(arguments.output_len))
+    first = next(number for number, step in enumerate(steps) if step.answers)
+    seconds = [step.seconds for step in steps]
+    return Run(
+        tokens / sum(seconds), (tokens - setting.requests) / sum(seconds[first + 1 :])
+    )
 
 
 def measure(

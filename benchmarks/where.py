@@ -16,26 +16,22 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.engine import (
     BATCHES,
-    CONCEPTS,
     TINY,
     Setting,
-    prompts_of,
+    Step,
     start,
+    steps_of,
     write_bundle,
 )
 
 KINDS = ("idle", "rows")
 MOST = 25
 """Functions that are printed."""
-
-Step = tuple[bool, float]
-"""Whether requests began with it, and its seconds, as the client sees it."""
 
 
 def begin_profile(worker: Any) -> None:
@@ -63,40 +59,10 @@ def end_profile(worker: Any) -> dict[str, float]:
     return found
 
 
-def ask(llm: Any, kind: str, setting: Setting, output_len: int) -> list[Step]:
-    """Answer all prompts, so many at a time; return the steps."""
-    from vllm import SamplingParams
-
-    import vllm_sauce
-
-    lengths = setting.lengths(output_len)
-    prompts = list(prompts_of(llm, len(lengths), pictures=False))
-    engine, running, begun, steps = llm.llm_engine, 0, 0, []
-    last = time.perf_counter()
-    while begun < len(lengths) or running:
-        before = begun
-        while begun < len(lengths) and running < setting.requests:
-            name = f"{kind}{begun % CONCEPTS}"
-            params = SamplingParams(
-                max_tokens=lengths[begun],
-                ignore_eos=True,
-                temperature=0.0,
-                detokenize=False,
-                extra_args=vllm_sauce.forget(name) if kind == "rows" else None,
-            )
-            engine.add_request(str(begun), prompts[begun], params)
-            begun, running = begun + 1, running + 1
-        running -= sum(output.finished for output in engine.step())
-        now = time.perf_counter()
-        steps.append((begun > before, now - last))
-        last = now
-    return steps
-
-
 def tell(setting: Setting, rounds: list[dict[str, list[Step]]]) -> None:
     """Print the ratio of rates, and a step's time."""
     ratios = sorted(
-        sum(s for _, s in one["idle"]) / sum(s for _, s in one["rows"])
+        sum(s.seconds for s in one["idle"]) / sum(s.seconds for s in one["rows"])
         for one in rounds
     )
     print(
@@ -108,11 +74,11 @@ def tell(setting: Setting, rounds: list[dict[str, list[Step]]]) -> None:
         cells = []
         for kind in KINDS:
             found = [
-                1e3 * seconds
+                1e3 * step.seconds
                 # Neither the first steps, which take everybody in, nor the last ones.
                 for one in rounds
-                for is_so, seconds in one[kind][3 : len(one[kind]) * 2 // 3]
-                if is_so == began
+                for step in one[kind][3 : len(one[kind]) * 2 // 3]
+                if step.begins == began
             ]
             if len(found) > 1:
                 parts = statistics.quantiles(found, n=4)
@@ -123,10 +89,12 @@ def tell(setting: Setting, rounds: list[dict[str, list[Step]]]) -> None:
             print(f"  steps, {what}: quartiles {', '.join(cells)}", flush=True)
 
 
-def profiled(llm: Any, kind: str, setting: Setting, output_len: int) -> Any:
+def profiled(
+    llm: Any, kind: str, setting: Setting, arguments: argparse.Namespace
+) -> Any:
     """Return own seconds of the functions of the engine's process."""
     llm.collective_rpc(begin_profile)
-    ask(llm, kind, setting, output_len)
+    steps_of(llm, kind, setting, arguments)
     return llm.collective_rpc(end_profile)[0]
 
 
@@ -141,7 +109,7 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=24)
     parser.add_argument("--max-model-len", type=int, default=1024)
     arguments = parser.parse_args()
-    arguments.batches, length = [arguments.requests], arguments.output_len
+    arguments.batches, arguments.pictures = [arguments.requests], False
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # For functions of this file, which are sent to the engine's process.
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
@@ -153,10 +121,12 @@ def main() -> None:
         rounds = []
         for number in range(arguments.rounds + 1):
             turn = KINDS if number % 2 else KINDS[::-1]
-            rounds.append({kind: ask(llm, kind, setting, length) for kind in turn})
+            rounds.append(
+                {kind: steps_of(llm, kind, setting, arguments) for kind in turn}
+            )
         tell(setting, rounds[1:])  # The first one warms up.
     changing = Setting("changing", arguments.requests)
-    idle, rows = (profiled(llm, kind, changing, length) for kind in KINDS)
+    idle, rows = (profiled(llm, kind, changing, arguments) for kind in KINDS)
     more = {name: rows.get(name, 0.0) - idle.get(name, 0.0) for name in {*rows, *idle}}
     print("| function | idle ms | a row each ms |\n|---|---:|---:|")
     for name in sorted(more, key=lambda one: -abs(more[one]))[:MOST]:

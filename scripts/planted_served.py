@@ -87,7 +87,7 @@ SERVED = (
     ("measuring/record.py", "forgotten=concept.forgotten and kept,", "forgotten=kept,", "a good figure offers what calibration refused", _RECORD),
     ("measuring/settings.py", "if self.record and self.url is not None:", "if False:", "figures of who knows which server are recorded", "tests/measuring/test_measure.py"),
     ("plugin/frontend/agreement.py", "        check(vllm_config, reports)\n", "        pass\n", "an engine without a server that disagrees answers", "tests/plugin/frontend/test_agreement.py"),
-    ("plugin/frontend/agreement.py", "            raise _told(error) from error\n        check", "            return\n        check", "an engine without a server whose workers are deaf answers", "tests/plugin/frontend/test_agreement.py"),
+    ("plugin/frontend/agreement.py", "            _refuse(error)\n        check", "            return\n        check", "an engine without a server whose workers are deaf answers", "tests/plugin/frontend/test_agreement.py"),
     ("plugin/frontend/agreement.py", "        await _agree(self)\n    return", "        pass\n    return", "a client of its own asks deaf workers", "tests/plugin/frontend/test_agreement.py"),
     ("unlearning/slots.py", "            self.generation += 1\n", "", "nobody is told that a mask left its slot", _SITE),
     ("plugin/worker/decoder_site.py", "        if self._generation != table.generation:\n            self._forget_slots()\n", "", "slots that were others' since are believed", "tests/plugin/worker/test_decoding.py"),

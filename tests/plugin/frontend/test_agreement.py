@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin.frontend import agreement
@@ -100,8 +101,8 @@ def engine(mine: Any, rpc: Any) -> list[str]:
 
     try:
         agreement._engine_init(original, llm, config)
-    except ConfigError as error:
-        done.append(str(error))
+    except (ConfigError, EngineDeadError) as error:
+        done.append(f"{type(error).__name__}: {error}")
     return done
 
 
@@ -111,6 +112,9 @@ def test_an_engine_without_a_server_is_asked_as_it_starts() -> None:
     assert order == ["made", CALL, "shutdown"] and "installed where they run" in told
     *order, told = engine(SAUCE, {**SAUCE, "forget": []})
     assert order == ["made", CALL, "shutdown"] and "disagree about sauce" in told
+    # One that died says so, and knew sauce for all we know.
+    *order, told = engine(SAUCE, EngineDeadError())
+    assert order == ["made", CALL, "shutdown"] and told.startswith("EngineDeadError")
     # A core with sauce takes nothing that a process without it sends.
     assert engine(None, NO_METHOD) == ["made"]
 

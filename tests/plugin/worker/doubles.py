@@ -62,23 +62,31 @@ class Told(SiteAction):
         return lambda features: features + 1
 
 
+def begin(
+    action: SiteAction,
+    name: str,
+    mask: Mask | None,
+    length: int = 3,
+    features: Sequence[Any] = (),
+) -> None:
+    """Let a request begin, as the engine core has let it in.
+
+    ``length``, ``features``: of its prompt
+    """
+    params = SimpleNamespace(extra_args={"sauce": Checked(mask)})
+    request = SimpleNamespace(prompt_token_ids=[0] * length, mm_features=list(features))
+    action.add_request(name, params, request)
+
+
 def step_of(
     runtime: SiteAction,
     masks: Sequence[Mask | None],
     starts: Sequence[int],
     counts: Sequence[int],
-    length: int = 3,
-    features: Sequence[Any] = (),
+    **prompt: Any,
 ) -> None:
-    """Let a request begin under each mask, and tell of a step of them all.
-
-    ``length``, ``features``: of each one's prompt
-    """
+    """Let a request begin under each mask, and tell of a step of them all."""
     names = [str(number) for number in range(len(masks))]
     for name, mask in zip(names, masks, strict=True):
-        params = SimpleNamespace(extra_args={"sauce": Checked(mask)})
-        request = SimpleNamespace(
-            prompt_token_ids=[0] * length, mm_features=list(features)
-        )
-        runtime.add_request(name, params, request)
+        begin(runtime, name, mask, **prompt)
     runtime.tell_step(names, np.array(starts), np.array(counts))

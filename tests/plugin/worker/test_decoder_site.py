@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -14,11 +13,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.plugin.worker.doubles import begin
 from tests.unlearning.test_slots import build_sae, build_table, mask
 from vllm_sauce.concepts import TOKENS, Catalogue, Concept, SiteEdit
 from vllm_sauce.plugin.worker.decoder_site import DecoderSite
 from vllm_sauce.plugin.worker.runtime import SauceRuntime
-from vllm_sauce.unlearning.mask import Checked, Mask
+from vllm_sauce.unlearning.mask import Mask
 from vllm_sauce.unlearning.slots import MaskRows, SiteTable, site_rows
 from vllm_sauce_kernels.masked_edit import plan_of
 
@@ -175,9 +175,7 @@ class Traffic:
             name, self.begun = str(self.begun), self.begun + 1
         one, length = self.rng.choice(masks), self.rng.randint(1, 5)
         self.running[name] = [one, length, 0]
-        params = SimpleNamespace(extra_args={"sauce": Checked(one)})
-        request = SimpleNamespace(prompt_token_ids=[0] * length, mm_features=())
-        runtime.add_request(name, params, request)
+        begin(runtime, name, one, length)
 
     def step(self, most: int) -> list[tuple[str, int, int]]:
         """Return a batch: names, first positions, numbers of tokens."""

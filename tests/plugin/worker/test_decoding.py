@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from tests.plugin.worker.doubles import begin
 from tests.plugin.worker.test_decoder_site import slots_of
 from tests.unlearning.test_slots import build_table, mask
 from vllm_sauce.errors import CanaryError
 from vllm_sauce.plugin.worker.runtime import SauceRuntime
-from vllm_sauce.unlearning.mask import Checked, Mask
+from vllm_sauce.unlearning.mask import Mask
 
 
 class Decoding:
@@ -30,9 +30,7 @@ class Decoding:
 
     def begin(self, name: str, of: Mask | None, length: int = 3) -> None:
         """Let a request with a prompt of some tokens begin."""
-        params = SimpleNamespace(extra_args={"sauce": Checked(of)})
-        request = SimpleNamespace(prompt_token_ids=[0] * length, mm_features=())
-        self.runtime.add_request(name, params, request)
+        begin(self.runtime, name, of, length)
 
     def tell(
         self,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.plugin.worker.doubles import step_of
+from tests.plugin.worker.doubles import begin, step_of
 from tests.plugin.worker.test_decoder_site import slots_of
 from tests.unlearning.test_slots import build_sae, build_table, mask
 from vllm_sauce.concepts import TOKENS, Catalogue, Concept, SiteEdit
@@ -22,7 +22,7 @@ from vllm_sauce.errors import CanaryError, InvalidRequestError
 from vllm_sauce.plugin.sites import swap
 from vllm_sauce.plugin.sites.encoder_batches import Announced
 from vllm_sauce.plugin.worker.runtime import SauceRuntime, VisionSite, run_edit
-from vllm_sauce.unlearning.mask import Checked, Mask, renamed
+from vllm_sauce.unlearning.mask import Checked, renamed
 from vllm_sauce.unlearning.slots import SiteTable
 
 
@@ -163,13 +163,6 @@ def test_each_kind_of_token_has_its_part_of_the_mask() -> None:
         runtime.tell_step(["half"], np.array([0]), np.array([7]))
 
 
-def begin(runtime: SauceRuntime, name: str, of: Mask | None) -> None:
-    """Let a request with a prompt of one token begin."""
-    params = SimpleNamespace(extra_args={"sauce": Checked(of)})
-    request = SimpleNamespace(prompt_token_ids=[0], mm_features=())
-    runtime.add_request(name, params, request)
-
-
 def test_a_request_that_fails_as_it_begins_takes_no_others_place() -> None:
     """Nor is it taken for what it was before, of the same name."""
     runtime = runtime_of_one_layer()
@@ -185,7 +178,7 @@ def test_a_request_that_fails_as_it_begins_takes_no_others_place() -> None:
             begin(runtime, "b2", None)
     begin(runtime, "d", None)
     begin(runtime, "e", None)
-    runtime.tell_step(["b", "d", "e"], np.array([1, 1, 1]), np.array([1, 1, 1]))
+    runtime.tell_step(["b", "d", "e"], np.array([3, 3, 3]), np.array([1, 1, 1]))
     assert slots_of(site)[:4] == [0, -1, -1, -1]
     with pytest.raises(AttributeError):
         runtime.add_request(
@@ -204,7 +197,7 @@ def test_requests_begin_while_a_profiler_looks_on() -> None:
     profile = cProfile.Profile()
     for number in range(40):
         profile.runcall(begin, runtime, str(number), mask("dog"))
-    profile.runcall(runtime.tell_step, ["39"], np.array([1]), np.array([1]))
+    profile.runcall(runtime.tell_step, ["39"], np.array([3]), np.array([1]))
     assert slots_of(runtime.decoder["decoder.1"])[:2] == [0, -1]
 
 

@@ -89,9 +89,10 @@ class Admission:
         mask = resolve_mask(request, catalogue, self.bundle.digest, config)
         if mask is None:
             return None
-        names = mask.names()
-        refuse_weak(names, catalogue, config)
-        if config.require_decoder and (unread := without_decoder(names, catalogue)):
+        acts_of(self, mask)
+        if config.require_decoder and (
+            unread := without_decoder(mask.names(), catalogue)
+        ):
             raise InvalidRequestError(
                 f"{', '.join(unread)} can be forgotten in pictures only, and this "
                 "server answers no question where that may not be enough "

@@ -9,7 +9,7 @@ would answer them unedited.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.plugin import compat
@@ -49,7 +49,7 @@ async def _agree(llm: Any) -> None:
     except Exception as error:
         # Workers without the plugin have no such method, and edit nothing.
         if settings.section_of(llm.vllm_config) is not None:
-            raise _told(error) from error
+            _refuse(error)
     for reports in engines:
         check(llm.vllm_config, reports)
     llm._sauce_agrees = True
@@ -65,18 +65,18 @@ def _engine_init(
         try:
             reports = self.collective_rpc(CALL)
         except Exception as error:
-            raise _told(error) from error
+            _refuse(error)
         check(vllm_config, reports)
     except BaseException:
         self.engine_core.shutdown()
         raise
 
 
-def _told(error: Exception) -> Exception:
-    """Return what a failed call to workers means."""
+def _refuse(error: Exception) -> NoReturn:
+    """Raise what a failed call to workers means. Raises: ConfigError"""
     if compat.is_engine_dead(error):
-        return error
-    return ConfigError(
+        raise error
+    raise ConfigError(
         "the engine's workers do not know sauce, so they would edit nothing "
         f"({error}); is vllm-sauce installed where they run, and VLLM_PLUGINS the same?"
-    )
+    ) from error

@@ -10,12 +10,9 @@ import numpy as np
 import torch
 
 from vllm_sauce.concepts.site import GENERATED
-from vllm_sauce.unlearning.mask import Mask
+from vllm_sauce.unlearning.mask import KEPT_MASKS, Mask
 from vllm_sauce.unlearning.slots import SiteTable, host_zeros
 from vllm_sauce_kernels.masked_edit import kernel_choice, plan_size, write_plan
-
-KEPT_PARTS = 4096
-"""Of masks, by kind of token; there may be any number of masks."""
 
 _ALIGNMENT = 4
 """Numbers of 32 bits: kernels read a plan that starts at 16 bytes."""
@@ -78,7 +75,7 @@ class DecoderSite:
             return None
         key = mask.mask_id, kind
         if key not in self._parts:
-            if len(self._parts) >= KEPT_PARTS:
+            if len(self._parts) >= KEPT_MASKS:
                 self._parts.clear()
             table = self.table
             self._parts[key] = mask.at_tokens(table.catalogue, table.site, kind)
