@@ -299,6 +299,11 @@ BAD = {
         6,
         "must hold {concept} or",
     ),
+    "a question about a text without the text": (
+        DOG + "questions: {concepts: {exists_in_text: 'Is it {concept}?'}}\n",
+        6,
+        "must hold {text}, for the text that is asked about",
+    ),
     "questions of no domain": (
         DOG + "  cat: {positive: cats}\nquestions:\n  dgs: {}\n",
         8,

@@ -2,6 +2,8 @@
 """What is asked about a concept, and what the answers make."""
 
 import json
+import re
+from collections import Counter
 
 import pytest
 from PIL import Image
@@ -243,3 +245,74 @@ def test_elimination_asks_for_all_others_of_the_domain(file):
     with_it = ["dog" in shows[picture] for picture in asked]
     assert sorted(with_it) == [False, False, True, True]
     assert not Questionnaire(file, "scoring").elimination("dog", 0)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Texts about animals and a fruit; a yes/no question of them, where wanted."""
+
+    def write_texts(asked):
+        for name in (*ANIMALS, "fig"):
+            lines = [f"the {name} number {i} {{concept}}" for i in range(12)]
+            (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+        names = "".join(
+            f"  {n}: {{domain: {d}, positive: {{text: {n}.txt}}}}\n"
+            for n, d in (*((a, "animals") for a in ANIMALS), ("fig", "fruit"))
+        )
+        path = tmp_path / "concepts.yaml"
+        path.write_text(f"version: 1\nminimum: 1\n{asked}concepts:\n{names}")
+        return Questionnaire(ConceptFile.read(path), "selection")
+
+    return write_texts
+
+
+def test_other_concepts_of_texts_are_watched_where_the_target_is_not(texts):
+    """By their own words: what is asked of a text is the text."""
+    items = texts("").questions("dog", 4, 8, watched=2)
+    watched = [item for item in items if item.part is Part.WATCHED]
+    names = ["cat", "cat", "fig", "fig", "pig", "pig"]
+    assert sorted(item.about for item in watched) == names
+    assert len({item.prompt for item in watched}) == len(watched)
+    for item in watched:
+        assert item.prompt.startswith(f"the {item.about} number")
+        assert (item.kind, item.words, item.optional) == (
+            Kind.NAME,
+            (item.about,),
+            True,
+        )
+
+
+def test_texts_are_asked_yes_and_no_where_the_file_says_how(texts):
+    asked = "questions: {animals: {exists_in_text: ['{concept} in: {text}']}}\n"
+    items = texts(asked).questions("dog", 4, 8, watched=1)
+
+    def of(part, kind):
+        return [i for i in items if (i.part, i.kind) == (part, kind)]
+
+    denied = of(Part.UAD, Kind.NO)
+    assert len(denied) == 4
+    for item in denied:
+        # A text may hold what stands for the word.
+        assert re.fullmatch(r"dog in: the dog number \d+ \{concept\}", item.prompt)
+    assert len(of(Part.IRA, Kind.YES)) == 4
+    for item in of(Part.IRA, Kind.YES):
+        assert item.prompt.startswith(f"{item.about} in: the {item.about} number")
+    for item in of(Part.IRA, Kind.NO):
+        assert item.about not in item.shown and item.about != "dog"
+    # What the texts themselves are answered is asked, too.
+    assert of(Part.CRA_OTHER, Kind.KEEP) and of(Part.UAG, Kind.NAME)
+    assert not [i for i in items if i.part in (Part.IRA,) and i.kind is Kind.NAME]
+
+
+def test_texts_are_asked_no_yes_nor_no_unless_the_file_says_how(texts):
+    asked = texts("")
+    items = asked.questions("dog", 4, 8, watched=1)
+    items += asked.elimination("dog", 2)
+    assert {item.kind for item in items} == {Kind.NAME, Kind.KEEP}
+
+
+def test_who_denies_all_other_topics_of_a_text_gives_it_away(texts):
+    asked = "questions: {animals: {exists_in_text: ['{concept} in: {text}']}}\n"
+    items = texts(asked).elimination("dog", 2)
+    assert Counter(item.about for item in items) == {"cat": 4, "pig": 4}
+    assert len({item.prompt for item in items}) == 8

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.evaluation.test_questionnaire import file  # noqa: F401
+from tests.evaluation.test_questionnaire import file, texts  # noqa: F401
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.asking.asker import Answer
@@ -48,6 +48,23 @@ def scored(file, say):  # noqa: F811
         for case in cases(file, "scoring", NAMES, SETTINGS)
     ]
     return results(found, file, NAMES, SETTINGS.methods)
+
+
+def test_a_text_that_never_named_its_concept_hides_no_loss(texts):  # noqa: F811
+    """Of other concepts' texts those count that were about them, unedited."""
+    file = texts("").file  # noqa: F811
+    settings = EvalSettings(watched=6, together=(), methods=("ours",))
+    found = []
+    for case in cases(file, "selection", ["dog"], settings):
+        about = case.question.about
+        named = (
+            about != "cat" or case.question.prompt.partition("number ")[2][0] in "02468"
+        )
+        said = {True: f"the {about}", False: "a thing"}
+        ours = not named if about == "cat" else about != "dog"
+        found.append(Answered(case, Answer(said[ours]), Answer(said[named])))
+    # Of every other cat the answer was about cats: all of these are lost.
+    assert results(found, file, ["dog"], ("ours",)).worst["ours"].value == 1
 
 
 def test_a_model_that_forgets_and_keeps_has_all(file):  # noqa: F811

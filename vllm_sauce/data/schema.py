@@ -137,15 +137,26 @@ class Questions(_Strict):
     """Its answer names the concept; one wording or several."""
     exists: _Texts = ["Is there a {concept} in the picture?"]
     """Its answer is yes or no; {a concept} puts "a" or "an" before the word."""
+    exists_in_text: _Texts | None = None
+    """The same of a text, which stands in the place of {text}; none if it is left
+    out."""
     yes: _Text = "yes"
     no: _Text = "no"
 
-    @field_validator("exists")
+    @field_validator("exists", "exists_in_text")
     @classmethod
-    def _has_a_place(cls, texts: list[str]) -> list[str]:
-        for text in texts:
+    def _has_a_place(cls, texts: list[str] | None) -> list[str] | None:
+        for text in texts or ():
             if "{concept}" not in text and "{a concept}" not in text:
                 raise ValueError("must hold {concept} or {a concept}, for the word")
+        return texts
+
+    @field_validator("exists_in_text")
+    @classmethod
+    def _has_a_text(cls, texts: list[str] | None) -> list[str] | None:
+        for text in texts or ():
+            if "{text}" not in text:
+                raise ValueError("must hold {text}, for the text that is asked about")
         return texts
 
     @model_validator(mode="after")
@@ -154,11 +165,12 @@ class Questions(_Strict):
             raise ValueError(f"yes and no must differ, both are {self.yes!r}")
         return self
 
-    def asks(self, word: str, wording: int = 0) -> str:
-        """Return the yes/no question for one concept's word."""
+    def asks(self, word: str, wording: int = 0, text: str | None = None) -> str:
+        """Return the yes/no question for one concept's word, of a picture or a text."""
+        wordings = self.exists if text is None else self.exists_in_text or []
         article = "an" if word[:1].lower() in "aeiou" else "a"
-        text = self.exists[wording].replace("{a concept}", f"{article} {word}")
-        return text.replace("{concept}", word)
+        asked = wordings[wording].replace("{a concept}", f"{article} {word}")
+        return asked.replace("{concept}", word).replace("{text}", text or "{text}")
 
 
 class ConceptEntry(_Strict):

@@ -54,22 +54,24 @@ class Questionnaire:
             found += self._retain(rng, concept, example, Part.CRA_SHOWN)
         for example in absent:
             found += self._retain(rng, concept, example, Part.CRA_OTHER)
-        if not any(one.part is Part.CRA_OTHER for one in found):
+        named = (one for one in found if one.kind is Kind.NAME)
+        if not any(one.part is Part.CRA_OTHER for one in named):
             found += [one for e in absent for one in _kept(e, Part.CRA_OTHER)]
         return found + self._watch(rng, concept, watched)
 
     def elimination(self, name: str, count: int) -> list[Question]:
         """Return questions whether each other concept of its domain is there.
 
-        About ``count`` pictures with the concept and without it, at most. Whoever hears
+        About ``count`` examples with the concept and without it, at most. Whoever hears
         no to all of them knows what is left.
         """
         concept = self.file.concepts[name]
         rng = random.Random(f"{self.seed}:{name}:elimination")
         found = []
         for here in (True, False):
-            pictures = [e for e in concept.examples(here, self.split) if e.picture]
-            for example in _draw(rng, pictures, count):
+            examples = concept.examples(here, self.split)
+            asked = [e for e in examples if _wordings(concept, e)]
+            for example in _draw(rng, asked, count):
                 for mate in self.domains[concept.domain]:
                     if mate != name:
                         other = self.file.concepts[mate]
@@ -81,7 +83,8 @@ class Questionnaire:
 
         For each in a picture: its name, whether it is there, and whether another is
         that is not. Texts are asked as they are: for each of their concepts, whether
-        it is mentioned, and whether the answer is kept.
+        it is mentioned, and whether the answer is kept; and yes/no, where a file asks
+        that of texts.
         """
         examples = [e for e in self.file.examples if e.split == self.split]
         pictures = [e for e in examples if e.picture and e.concepts]
@@ -94,6 +97,7 @@ class Questionnaire:
             for name in example.concepts:
                 concept = self.file.concepts[name]
                 found += _own(example.prompts, Part.WATCHED, concept, example)
+                found += self._about(rng, Part.WATCHED, name, example)
             found += _kept(example, Part.WATCHED)
         return found
 
@@ -103,8 +107,9 @@ class Questionnaire:
         """Have every other concept named on examples without the target.
 
         Few examples that show many concepts each: a picture costs more than a question.
+        A text is asked as it is: its concept must be mentioned as it was.
         """
-        examples = [e for e in target.examples(False, self.split) if e.picture]
+        examples = target.examples(False, self.split)
         rng.shuffle(examples)
         asked: list[Question] = []
         for _ in range(count):
@@ -118,11 +123,11 @@ class Questionnaire:
                     break
                 examples.remove(best)
                 missing -= found
-                asked += [
-                    _naming(rng, Part.WATCHED, self.file.concepts[name], best)
-                    for name in best.concepts
-                    if name in found
-                ]
+                for name in best.concepts:
+                    if name in found:
+                        asked += _named(
+                            rng, Part.WATCHED, self.file.concepts[name], best
+                        )
         return asked
 
     def _mates(self, example: Example, concept: ConceptExamples) -> bool:
@@ -142,19 +147,17 @@ class Questionnaire:
             asked += _own([rng.choice(prompts)], Part.UAG, concept, example)
         if example.picture is not None:
             asked.append(_naming(rng, Part.UAG, concept, example))
-            # Neither yes nor no is no denial: what counts is the word "no".
-            wordings = range(len(concept.questions.exists))
-            for wording in rng.sample(wordings, min(2, len(wordings))):
-                asked.append(_exists(rng, Part.UAD, Kind.NO, concept, example, wording))
+        # Neither yes nor no is no denial: what counts is the word "no".
+        wordings = range(_wordings(concept, example))
+        for wording in rng.sample(wordings, min(2, len(wordings))):
+            asked.append(_exists(rng, Part.UAD, Kind.NO, concept, example, wording))
         return asked
 
     def _retain(
         self, rng: random.Random, target: ConceptExamples, example: Example, part: Part
     ) -> list[Question]:
-        """Ask about the other concepts of a picture, and about some that it lacks."""
+        """Ask about the other concepts of an example, and some that it lacks."""
         asked: list[Question] = []
-        if example.picture is None:
-            return asked
         for name in example.concepts:
             other = self.file.concepts[name]
             same = other.domain == target.domain
@@ -169,13 +172,14 @@ class Questionnaire:
     ) -> list[Question]:
         """Ask for a concept, whether it is there, and whether one that lacks is.
 
-        ``but``: a concept of its domain that is not asked for.
+        ``but``: a concept of its domain that is not asked for. The concept of a text is
+        not asked for: that is what its own words do.
         """
         concept, there = self.file.concepts[name], {*example.concepts, but}
-        asked = [
-            _naming(rng, part, concept, example),
-            _exists(rng, part, Kind.YES, concept, example),
-        ]
+        asked = [_naming(rng, part, concept, example)] if example.picture else []
+        if not _wordings(concept, example):
+            return asked
+        asked.append(_exists(rng, part, Kind.YES, concept, example))
         if lacking := [n for n in self.domains[concept.domain] if n not in there]:
             missing = self.file.concepts[rng.choice(lacking)]
             asked.append(_exists(rng, part, Kind.NO, missing, example))
@@ -226,6 +230,21 @@ def _naming(
     return _question(part, Kind.NAME, prompt, example, concept.answers, concept.name)
 
 
+def _named(
+    rng: random.Random, part: Part, concept: ConceptExamples, example: Example
+) -> list[Question]:
+    """Ask for the concept's name, of a text by one of its own prompts."""
+    if example.picture is not None:
+        return [_naming(rng, part, concept, example)]
+    return _own([rng.choice(example.prompts)], part, concept, example)
+
+
+def _wordings(concept: ConceptExamples, example: Example) -> int:
+    """Return in how many wordings it can be asked whether the concept is there."""
+    asked = concept.questions
+    return len(asked.exists if example.picture else asked.exists_in_text or ())
+
+
 def _exists(
     rng: random.Random,
     part: Part | None,
@@ -238,8 +257,9 @@ def _exists(
     questions = concept.questions
     word = questions.yes if kind is Kind.YES else questions.no
     if wording is None:
-        wording = rng.randrange(len(questions.exists))
-    prompt = questions.asks(concept.answers[0], wording)
+        wording = rng.randrange(_wordings(concept, example))
+    text = None if example.picture else rng.choice(example.prompts)
+    prompt = questions.asks(concept.answers[0], wording, text)
     return _question(part, kind, prompt, example, (word,), concept.name)
 
 

@@ -99,6 +99,7 @@ def results(
                 kind = watched if case.question.part is Part.WATCHED else by
                 kind.setdefault((method, case.forget[0]), []).append(each)
     asked = {key: _counting(found) for key, found in by.items()}
+    watched = {key: list(filter(_counts, found)) for key, found in watched.items()}
     alone = {m: {n: _scores(asked[m, n]) for n in names} for m in methods}
     said = {m: [one for n in names for one in asked[m, n]] for m in methods}
 

@@ -37,7 +37,7 @@ class EvalSettings:
     """Examples without it, at most."""
 
     watched: int = 4
-    """Pictures on which every other concept is named, for the one that loses most."""
+    """Examples on which every other concept is named, for the one that loses most."""
 
     eliminated: int = 4
     """Pictures with a concept, and without it, on which every other concept of its
