@@ -248,10 +248,10 @@ def test_elimination_asks_for_all_others_of_the_domain(file):
 
 
 @pytest.fixture
-def texts(tmp_path):
+def written(tmp_path):
     """Texts about animals and a fruit; a yes/no question of them, where wanted."""
 
-    def write_texts(asked):
+    def with_questions(asked):
         for name in (*ANIMALS, "fig"):
             lines = [f"the {name} number {i} {{concept}}" for i in range(12)]
             (tmp_path / f"{name}.txt").write_text("\n".join(lines))
@@ -263,12 +263,12 @@ def texts(tmp_path):
         path.write_text(f"version: 1\nminimum: 1\n{asked}concepts:\n{names}")
         return Questionnaire(ConceptFile.read(path), "selection")
 
-    return write_texts
+    return with_questions
 
 
-def test_other_concepts_of_texts_are_watched_where_the_target_is_not(texts):
+def test_other_concepts_of_texts_are_watched_where_the_target_is_not(written):
     """By their own words: what is asked of a text is the text."""
-    items = texts("").questions("dog", 4, 8, watched=2)
+    items = written("").questions("dog", 4, 8, watched=2)
     watched = [item for item in items if item.part is Part.WATCHED]
     names = ["cat", "cat", "fig", "fig", "pig", "pig"]
     assert sorted(item.about for item in watched) == names
@@ -282,9 +282,9 @@ def test_other_concepts_of_texts_are_watched_where_the_target_is_not(texts):
         )
 
 
-def test_texts_are_asked_yes_and_no_where_the_file_says_how(texts):
+def test_texts_are_asked_yes_and_no_where_the_file_says_how(written):
     asked = "questions: {animals: {exists_in_text: ['{concept} in: {text}']}}\n"
-    items = texts(asked).questions("dog", 4, 8, watched=1)
+    items = written(asked).questions("dog", 4, 8, watched=1)
 
     def of(part, kind):
         return [i for i in items if (i.part, i.kind) == (part, kind)]
@@ -304,15 +304,15 @@ def test_texts_are_asked_yes_and_no_where_the_file_says_how(texts):
     assert not [i for i in items if i.part in (Part.IRA,) and i.kind is Kind.NAME]
 
 
-def test_texts_are_asked_no_yes_nor_no_unless_the_file_says_how(texts):
-    asked = texts("")
+def test_texts_are_asked_no_yes_nor_no_unless_the_file_says_how(written):
+    asked = written("")
     items = asked.questions("dog", 4, 8, watched=1)
     items += asked.elimination("dog", 2)
     assert {item.kind for item in items} == {Kind.NAME, Kind.KEEP}
 
 
-def test_who_denies_all_other_topics_of_a_text_gives_it_away(texts):
+def test_who_denies_all_other_topics_of_a_text_gives_it_away(written):
     asked = "questions: {animals: {exists_in_text: ['{concept} in: {text}']}}\n"
-    items = texts(asked).elimination("dog", 2)
+    items = written(asked).elimination("dog", 2)
     assert Counter(item.about for item in items) == {"cat": 4, "pig": 4}
     assert len({item.prompt for item in items}) == 8

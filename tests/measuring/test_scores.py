@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.evaluation.test_questionnaire import file, texts  # noqa: F401
+from tests.evaluation.test_questionnaire import file, written  # noqa: F401
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.asking.asker import Answer
@@ -50,9 +50,9 @@ def scored(file, say):  # noqa: F811
     return results(found, file, NAMES, SETTINGS.methods)
 
 
-def test_a_text_that_never_named_its_concept_hides_no_loss(texts):  # noqa: F811
+def test_a_text_that_never_named_its_concept_hides_no_loss(written):  # noqa: F811
     """Of other concepts' texts those count that were about them, unedited."""
-    file = texts("").file  # noqa: F811
+    file = written("").file  # noqa: F811
     settings = EvalSettings(watched=6, together=(), methods=("ours",))
     found = []
     for case in cases(file, "selection", ["dog"], settings):
