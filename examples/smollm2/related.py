@@ -21,7 +21,7 @@ def counts(answers: Path) -> dict[str, tuple[int, int]]:
     plain = {one["prompt"]: one["text"] for one in lines if one["method"] == "plain"}
     found: dict[str, list[bool]] = defaultdict(list)
     for one in lines:
-        if one["group"] != "alone" or not one["about"] or one["method"] == "plain":
+        if one["group"] != "alone" or one["about"] not in one["forget"]:
             continue
         words = RELATED[one["about"]]
         found[one["method"]].append(mentions(one["text"], words))

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.engines import starts_engine
-from tests.plugin.conftest import RUNNER, engine
+from tests.plugin.conftest import engine
 from tests.plugin.random_bundle import D_SAE, write_random_bundle
 from tests.plugin.support import Ask, ReferenceModel, run
 from vllm_sauce.bundle import Bundle
@@ -59,7 +59,7 @@ def bundle_folder(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @starts_engine
 def llm(model_dir: Path, bundle_folder: Path) -> Iterator[Any]:
     sauce = {"bundle": str(bundle_folder)}
-    yield engine(model_dir, sauce, enforce_eager=RUNNER == "v2")
+    yield engine(model_dir, sauce, enforce_eager=False)
 
 
 def test_each_kind_edits_as_its_own_maths_does(

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.plugin.models.compared import start
+from tests.plugin.conftest import RUNNER
+from tests.plugin.models.compared import COMPILED, start
 from tests.plugin.random_bundle import random_sae
 from tests.smollm2 import smollm2
 from vllm_sauce.bundle import Bundle, fingerprint_model
@@ -38,6 +39,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def skip_nan(dtype: str) -> None:
+    """Plain vLLM makes NaN of them there."""
+    if RUNNER == "v2" and COMPILED and dtype != "float32":
+        pytest.skip("half precision, compiled, beside Triton's interpreter")
+
+
 @dataclass
 class Distances:
     """What the form check measured: moved and still, in turn."""
@@ -54,6 +61,7 @@ def test_a_right_form_is_proven_in_every_type(
     dtype: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a margin: half of what is allowed, at the first, middle and last layers."""
+    skip_nan(dtype)
     distances = Distances([])
     monkeypatch.setattr(form_check, "_distance", distances)
     llm = start(smollm2(), bundle, dtype=dtype, max_model_len=256)
@@ -68,6 +76,7 @@ def test_a_right_form_is_proven_in_every_type(
 def test_a_wrong_form_is_found_in_half_precision(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    skip_nan("bfloat16")
     monkeypatch.setitem(LAYERS, "LlamaDecoderLayer", "first")
     with pytest.raises(CanaryError, match="listed as 'first', but the model does not"):
         start(smollm2(), bundle, dtype="bfloat16", max_model_len=256)
