@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,10 @@ from vllm_sauce.errors import (
     TooManyConceptsError,
     UnsupportedFeatureError,
 )
-from vllm_sauce.plugin.engine_core import _after_changes, check
+from vllm_sauce.plugin.engine_core import _after_changes, _collective_rpc, check
 from vllm_sauce.plugin.frontend.admission import Admission
-from vllm_sauce.plugin.startup.ranks import CALL
-from vllm_sauce.unlearning.mask import Checked, Mask
+from vllm_sauce.plugin.startup.ranks import CALL, LOOK
+from vllm_sauce.unlearning.mask import Checked, Mask, marked
 
 WHAT = "what is in the picture ?"
 MARKED = "without passing sauce's admission"
@@ -167,8 +168,11 @@ def test_what_is_let_in_bears_the_cores_mark(sauced: Any) -> None:
 class Core:
     """What of an engine core is looked at around a call to its ranks."""
 
+    is_sleeping = False
+
     def __init__(self, *reports: Any) -> None:
         self.reports = list(reports)
+        self.looks = 0
         self._sauce_admission = self
         self._sauce_proven = True
         self.model_executor = self
@@ -177,8 +181,33 @@ class Core:
         )
 
     def collective_rpc(self, name: str) -> list[Any]:
-        assert name == CALL
+        self.looks += name == LOOK
+        assert name in (CALL, LOOK)
         return self.reports
+
+
+class Process(Core):
+    """One in a process of its own, which tells clients what it ends."""
+
+    def __init__(self, *reports: Any) -> None:
+        super().__init__(*reports)
+        mask = Mask.of([("dog", 1.0)], "digest")
+        self.scheduler = self
+        self.requests = {
+            name: SimpleNamespace(
+                request_id=name,
+                sampling_params=SimpleNamespace(extra_args=marked(None, Checked(one))),
+            )
+            for name, one in (("masked", mask), ("plain", None))
+        }
+        self.told: list[Any] = []
+
+    def finish_requests(self, names: list[str], status: Any) -> list[Any]:
+        assert status.name == "FINISHED_ABORTED"
+        return [self.requests.pop(name) for name in names]
+
+    def _send_abort_outputs(self, ended: list[Any]) -> None:
+        self.told += [request.request_id for request in ended]
 
 
 PROVEN, NOT = {"proven": True}, {"proven": False}
@@ -218,19 +247,71 @@ def test_after_a_call_that_fails_several_ranks_answers_are_out_of_step(
     assert core._sauce_proven is proven
 
 
+@pytest.mark.parametrize("method", ["new_weights", lambda worker: None])
+def test_weights_are_looked_at_around_what_may_do_anything(method: Any) -> None:
+    """Before and after it, and if it fails."""
+    core = Core(PROVEN)
+
+    def runs(*args: Any) -> str:
+        assert args == (core, method, 1) and core.looks == 1
+        return "done"
+
+    assert _collective_rpc(runs, core, method, 1) == "done"
+    assert core.looks == 2 and core._sauce_proven
+    with pytest.raises(KeyError):
+        _collective_rpc(raises, core, method)
+    assert core.looks == 4
+
+
+def test_what_is_known_costs_no_look() -> None:
+    core = Core(PROVEN)
+    assert _collective_rpc(lambda *_: "done", core, "profile") == "done"
+    assert core.looks == 0
+
+
+def test_an_engine_that_goes_to_sleep_later_lets_nothing_in_until_then() -> None:
+    """It waits for what runs; its ranks are asked once they sleep."""
+    core = Core(PROVEN)
+    asleep: Future[None] = Future()
+    assert _after_changes(lambda *_: asleep, core, 2) is asleep
+    assert not core._sauce_proven
+    core.reports = [NOT]
+    asleep.set_result(None)
+    assert not core._sauce_proven
+    core.reports = [PROVEN]
+    _after_changes(lambda *_: None, core)
+    assert core._sauce_proven
+
+
+@pytest.mark.parametrize(
+    ("report", "sleeps", "ended"),
+    [(PROVEN, False, []), (NOT, True, []), (NOT, False, ["masked"])],
+)
+def test_masked_requests_do_not_outlive_the_proof(
+    report: Any, sleeps: bool, ended: list[str]
+) -> None:
+    """In a worker they would end the engine, others' requests with it."""
+    core = Process(report)
+    core.is_sleeping = sleeps
+    _after_changes(lambda *_: None, core)
+    assert core.told == ended
+    assert set(core.requests) == {"masked", "plain"} - set(ended)
+
+
 def test_a_call_that_only_asks_takes_nothing_back() -> None:
     core = Core(PROVEN, PROVEN)
     with pytest.raises(KeyError):
-        _after_changes(raises, core, CALL)
-    assert core._sauce_proven
+        _collective_rpc(raises, core, CALL)
+    assert core._sauce_proven and not core.looks
 
 
 def test_what_brings_other_weights_never_comes_to_a_rank() -> None:
     core = Core(PROVEN, PROVEN)
     for args, kwargs in (
         (("update_weights",), {}),
+        (("reset_weights",), {}),
         ((), {"method": "update_config"}),
     ):
         with pytest.raises(UnsupportedFeatureError, match="weights it was started"):
-            _after_changes(raises, core, *args, **kwargs)
+            _collective_rpc(raises, core, *args, **kwargs)
     assert core._sauce_proven

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ def test_rows_lost_in_sleep_are_found(
         ("reload_weights", {"weights_iterator": iter(())}),
         ("update_config", {"overrides": {}}),
         ("update_weights", {"update_info": {}}),
+        ("reset_weights", {}),
         ("start_weight_update", {}),
         ("finish_weight_update", {}),
         ("init_weight_transfer_engine", {"init_info": {}}),
@@ -154,6 +155,39 @@ def test_other_weights_are_refused(
     """The bundle belongs to the weights of the start."""
     with pytest.raises(UnsupportedFeatureError, match="start a server"):
         llm.collective_rpc(method, kwargs=kwargs)
+    assert answers_as(llm, expected)
+
+
+def swap_channels(worker: Any) -> None:
+    """Another model of the same numbers, as an extension's method may make it."""
+    for name, weight in worker.model_runner.model.named_parameters():
+        if name.endswith("norm.weight"):
+            weight.data.copy_(weight.data.flip(0))
+
+
+def load_others(worker: Any) -> None:
+    """As trainers do who hand their weights to vLLM step by step."""
+    worker.model_runner.model.load_weights([])
+
+
+@pytest.mark.feature("weight reload")
+@pytest.mark.parametrize("change", [swap_channels, load_others])
+def test_weights_that_come_another_way_are_found(
+    llm: Any, expected: list[Reply], change: Callable[..., Any]
+) -> None:
+    """Whatever a call to the workers does: nothing is forgotten until a reload."""
+    llm.collective_rpc(change)
+    refuses(llm)
+    llm.collective_rpc(lambda worker: None)
+    refuses(llm)
+    llm.collective_rpc("reload_weights")
+    assert answers_as(llm, expected)
+
+
+def test_a_call_that_changes_nothing_costs_nothing(
+    llm: Any, expected: list[Reply]
+) -> None:
+    llm.collective_rpc(lambda worker: worker.model_runner.model.training)
     assert answers_as(llm, expected)
 
 

@@ -48,6 +48,38 @@ async def session(
     return said, cached
 
 
+async def answer(engine: Any, name: str, ask: Ask, tokens: int) -> Any:
+    """Return the last of what one request is answered."""
+    params = ask.params()
+    params.max_tokens, params.ignore_eos = tokens, True
+    async for output in engine.generate({"prompt": ask.text}, params, name):
+        last = output.outputs[0]
+    return last
+
+
+async def sleeps_at_work(engine: Any, plain: Ask, masked: Ask) -> None:
+    """Nothing masked is let in on a proof that sleep takes back, or ends the engine."""
+    before = (await answer(engine, "f", masked, 8)).token_ids
+    working = asyncio.create_task(answer(engine, "g", plain, 400))
+    await asyncio.sleep(0.2)
+    assert not working.done()
+    await engine.sleep(level=2, mode="wait")
+    assert len((await working).token_ids) == 400
+    refused = await answer(engine, "h", masked, 8)
+    assert (refused.finish_reason, list(refused.token_ids)) == ("error", [])
+    await engine.wake_up()
+    await engine.collective_rpc("reload_weights")
+    assert (await answer(engine, "i", masked, 8)).token_ids == before
+    # What was kept until it wakes is ended, alone: the weights are not back.
+    kept = asyncio.create_task(answer(engine, "j", masked, 400))
+    await asyncio.sleep(0.2)
+    await engine.sleep(level=2, mode="keep")
+    assert not kept.done()
+    await engine.wake_up()
+    assert (await kept).finish_reason == "abort"
+    assert len((await answer(engine, "k", plain, 8)).token_ids) == 8
+
+
 def test_a_session_keeps_its_mask(model_dir: Path, bundle_dir: Path) -> None:
     """Chunks of the session's mask pass; another's are refused, in either direction."""
     from vllm import AsyncEngineArgs
@@ -82,6 +114,7 @@ def test_a_session_keeps_its_mask(model_dir: Path, bundle_dir: Path) -> None:
             # What the refused ones left in the caches is nobody else's.
             assert (await session(engine, "d", plain, plain, None, plain))[0] == other
             assert (await session(engine, "e", masked, masked, None, masked))[0] == one
+            await sleeps_at_work(engine, plain, masked)
         finally:
             engine.shutdown()
 

@@ -10,6 +10,7 @@ another mark, and a worker takes nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from vllm_sauce.client import KEY, has_sauce_keys
@@ -23,7 +24,7 @@ from vllm_sauce.plugin.frontend.admission import (
 )
 from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
 from vllm_sauce.plugin.startup import features
-from vllm_sauce.plugin.startup.ranks import CALL
+from vllm_sauce.plugin.startup.ranks import CALL, LOOK
 from vllm_sauce.plugin.startup.ranks import check as check_ranks
 from vllm_sauce.unlearning.mask import (
     Checked,
@@ -37,8 +38,9 @@ def install() -> None:
     """Look at every request that comes to an engine core, whoever sent it."""
     compat.hook("all", "EngineCore._initialize_kv_caches", _initialize)
     compat.hook("all", "EngineCore.preprocess_add_request", _preprocess_add_request)
-    for name in ("sleep", "wake_up", "collective_rpc"):
+    for name in ("sleep", "wake_up"):
         compat.hook("all", f"EngineCore.{name}", _after_changes)
+    compat.hook("all", "EngineCore.collective_rpc", _collective_rpc)
     compat.hook("all", "LLMEngine.add_request", _add_request)
 
 
@@ -54,14 +56,46 @@ def _initialize(
     return result
 
 
+_KNOWN = frozenset(
+    {
+        "check_health",
+        "compute_weight_checksums",
+        "get_model_inspection",
+        "get_supported_tasks",
+        "profile",
+        "reload_weights",
+    }
+)
+"""Worker methods that change no weights, or that ``lifecycle`` proves."""
+
+
+def _collective_rpc(
+    original: Callable[..., Any], self: Any, method: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if self._sauce_admission is None or method == CALL:  # which only asks
+        return original(self, method, *args, **kwargs)
+    if method in features.FOREIGN:
+        features.refuse_foreign(method)
+    if isinstance(method, str) and method in _KNOWN:
+        return _after_changes(original, self, method, *args, **kwargs)
+
+    # A method of somebody's extension, or a function: it may do anything.
+    def between_looks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.model_executor.collective_rpc(LOOK)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            self.model_executor.collective_rpc(LOOK)
+
+    return _after_changes(between_looks, self, method, *args, **kwargs)
+
+
 def _after_changes(
     original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    name = args[0] if args else kwargs.get("method")
-    if self._sauce_admission is None or name == CALL:  # which only asks
+    """Ask, after what may take a proof back, whether the edit is proven."""
+    if self._sauce_admission is None:
         return original(self, *args, **kwargs)
-    if name in features.FOREIGN:
-        features.refuse_foreign(name)
     # Whatever it is, and whether or not it fails: is the edit proven then?
     self._sauce_proven = False
     ranks = self.vllm_config.parallel_config.world_size
@@ -70,10 +104,27 @@ def _after_changes(
     except Exception:
         # Of several ranks' answers vLLM leaves those behind a failure in their queues,
         # where another call would read them.
-        self._sauce_proven = ranks == 1 and _all_proven(self, ranks)
+        _settle(self, ranks == 1 and _all_proven(self, ranks))
         raise
-    self._sauce_proven = _all_proven(self, ranks)
+    if isinstance(result, Future):
+        # It sleeps once what runs has ended; nothing masked is let in until then.
+        result.add_done_callback(lambda _: _settle(self, _all_proven(self, ranks)))
+    else:
+        _settle(self, _all_proven(self, ranks))
     return result
+
+
+def _settle(core: Any, proven: bool) -> None:
+    """Note whether the edit is proven; if not, end what a worker could not take."""
+    core._sauce_proven = proven
+    # What waits until the engine wakes is proven then, or ended.
+    if not (proven or core.model_executor.is_sleeping):
+        compat.abort(core, lambda request: _masked(request.sampling_params.extra_args))
+
+
+def _masked(extra_args: Mapping[str, Any] | None) -> bool:
+    mark = (extra_args or {}).get(KEY)
+    return isinstance(mark, Checked) and mark.mask is not None
 
 
 def _all_proven(core: Any, ranks: int) -> bool:

@@ -28,11 +28,18 @@ def install() -> None:
     admission.install()
     engine_core.install()
     compat.add_worker_call(ranks.CALL, report.report)
+    compat.add_worker_call(ranks.LOOK, _look_at_weights)
     agreement.install()
     entrances.install()
     own_models.install()
     bench.install()
     compat.hook("all", "WorkerBase.__init__", _worker_init)
+
+
+def _look_at_weights(worker: Any) -> None:
+    from vllm_sauce.plugin.worker import weights  # torch is imported with it
+
+    weights.look(worker)
 
 
 def _worker_init(

@@ -30,7 +30,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise
         noted.append("voted")
 
-    runtime = SimpleNamespace(bundle=None, weights="a", proven=True)
+    runtime = SimpleNamespace(bundle=None, weights="a", proven=True, weights_lost=False)
     monkeypatch.setattr(compat, "together", together)
     monkeypatch.setattr(lifecycle, "runtime_of", lambda model: runtime)
     monkeypatch.setattr(lifecycle, "check_files", lambda *_: "a")

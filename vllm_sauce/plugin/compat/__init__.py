@@ -10,6 +10,7 @@ never be skipped.
 # ruff: noqa: F401
 
 from vllm_sauce.plugin.compat.frontend import (
+    abort,
     add_innermost_middleware,
     as_client_error,
     call_workers,

@@ -70,6 +70,21 @@ def read_no_prefix(request: Any) -> None:
     request.skip_reading_prefix_cache = True
 
 
+def abort(core: Any, what: Callable[[Any], bool]) -> None:
+    """End requests of an engine core, whose clients are told so.
+
+    Why: an error in a worker ends the engine. A core without a process of its own tells
+    nobody, so there they stay.
+    """
+    from vllm.v1.request import RequestStatus
+
+    if hasattr(core, "_send_abort_outputs"):
+        requests = core.scheduler.requests
+        names = [name for name, request in requests.items() if what(request)]
+        ended = core.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+        core._send_abort_outputs(ended)
+
+
 def as_client_error(error: Exception) -> Exception:
     """Make vLLM answer 400 for an error of ours; it stays what it was, too.
 

@@ -88,8 +88,7 @@ _EMBED = f"{_ENCODED} input_batch req_states"
 _SCHEDULED = "self scheduler_output"
 
 SEAMS = (
-    # Flags, and the configuration that every entry point builds: vLLM has no hook for a
-    # plugin's own.
+    # Flags and the configuration; vLLM has no hook for a plugin's own.
     _args("EngineArgs", has="additional_config model revision"),
     _args("EngineArgs.add_cli_args", leads="parser"),
     _args("EngineArgs.from_cli_args", leads="cls args"),
@@ -149,7 +148,8 @@ SEAMS = (
     _client("AsyncMPClient._call_utility_async", leads="self method", takes="engine"),
     # What the engine core refuses ends one request: its input thread says so. What is
     # raised later, in the scheduler or a worker, ends the engine.
-    _core("EngineCore", has="model_executor"),
+    _core("EngineCore", has="model_executor scheduler"),
+    _core("EngineCoreProc._send_abort_outputs", leads="self aborted_reqs"),
     _core("EngineCore.sleep", leads="self"),
     _core("EngineCore.wake_up", leads="self"),
     _core("EngineCore.collective_rpc", leads="self method"),

@@ -95,6 +95,7 @@ FOREIGN = (
     "start_draft_weight_update",
     "update_weights",
     "finish_weight_update",
+    "reset_weights",
 )
 """Worker methods that bring weights or settings which no bundle was made for."""
 

@@ -12,6 +12,8 @@ from vllm_sauce.plugin.startup import settings
 
 CALL = "sauce_report"
 """The worker's method, which engine cores and API processes call."""
+LOOK = "sauce_look_at_weights"
+"""The one that takes its proof back where weights are others than at the last look."""
 
 Report = Mapping[str, Any]
 

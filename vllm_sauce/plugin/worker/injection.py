@@ -23,7 +23,7 @@ from vllm_sauce.plugin.sites import encoder_batches, swap
 from vllm_sauce.plugin.sites.action import ATTRIBUTE, SiteAction
 from vllm_sauce.plugin.sites.modules import form_of, modules_at
 from vllm_sauce.plugin.startup import settings
-from vllm_sauce.plugin.worker import runner_v1, runner_v2
+from vllm_sauce.plugin.worker import runner_v1, runner_v2, weights
 from vllm_sauce.plugin.worker.runtime import SauceRuntime
 from vllm_sauce.unlearning.slots import SiteTable
 from vllm_sauce_kernels.masked_edit import native
@@ -105,7 +105,7 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
             f"the bundle {config.bundle} changed while the engine started: wanted "
             f"{expected}, found {bundle.digest}; start again"
         )
-    weights = check_files(bundle, vllm_config)
+    other_weights = check_files(bundle, vllm_config)
     towers = vision_sites(bundle, vllm_config.model_config.hf_config)
     device = next(model.parameters()).device
     # Each stage of a pipeline has its layers' sites, the first those of pictures.
@@ -119,8 +119,9 @@ def inject_edit(model: nn.Module, vllm_config: Any) -> SauceRuntime | None:
     sizes = settings.table_sizes(vllm_config)
     here = [site for site in towers if site in modules]
     runtime = SauceRuntime(bundle, tables, sizes["max_num_tokens"], here)
-    runtime.weights = weights
+    runtime.weights = other_weights
     place(model, vllm_config, runtime, modules)
+    weights.watch(model, runtime)
     if device.type == "cpu":
         native.prepare()
         compat.logger(__name__).info("sauce: C++ loop for decoding %s", native.how())

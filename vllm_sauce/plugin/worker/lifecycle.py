@@ -16,7 +16,7 @@ from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import features, settings
 from vllm_sauce.plugin.worker import canary
 from vllm_sauce.plugin.worker.injection import check_files
-from vllm_sauce.plugin.worker.runtime import runtime_of
+from vllm_sauce.plugin.worker.runtime import SauceRuntime, runtime_of
 
 _PARTS = frozenset({"weights", "kv_cache"})
 """What sleeps and can be woken by itself, as vLLM tags it."""
@@ -29,6 +29,12 @@ def install() -> None:
     compat.hook_worker("reload_weights", _reload_weights)
     for name in features.FOREIGN:
         compat.hook_worker(name, partial(_refuse, name), needed=False)
+
+
+def _runtime(worker: Any) -> SauceRuntime:
+    runtime = runtime_of(worker.model_runner.model)
+    assert runtime is not None
+    return runtime
 
 
 def _edits(worker: Any) -> bool:
@@ -47,10 +53,11 @@ def _sleep(
     original: Callable[..., Any], self: Any, level: int = 1, *args: Any, **kwargs: Any
 ) -> Any:
     if _edits(self):
-        runtime_of(self.model_runner.model).proven = False  # type: ignore[union-attr]
+        runtime = _runtime(self)
+        runtime.proven = False
         self._sauce_asleep = set(_PARTS)
         # Level 2 throws the weights away: waking brings memory back, not numbers.
-        self._sauce_weights_lost = level >= 2
+        runtime.weights_lost |= level >= 2
     return original(self, level, *args, **kwargs)
 
 
@@ -80,8 +87,7 @@ def _reload_weights(
     sources = (kwargs.get(name) for name in ("weights_iterator", "weights_path"))
     if args or any(source is not None for source in sources):
         _refuse("reload_weights from another place", original, self)
-    runtime = runtime_of(self.model_runner.model)
-    assert runtime is not None
+    runtime = _runtime(self)
     runtime.proven = False
     with compat.together(stages=True):  # as in waking
         result = original(self, *args, **kwargs)
@@ -90,15 +96,13 @@ def _reload_weights(
                 "the model's weights are not those that it was started with; start a "
                 "server with the new ones"
             )
-    self._sauce_weights_lost = False
+    runtime.weights_lost, runtime.weights_seen = False, None
     _prove_if_whole(self)
     return result
 
 
 def _prove_if_whole(worker: Any) -> None:
     """Run the canary once memory and weights are all there; until then nothing runs."""
-    if getattr(worker, "_sauce_asleep", None) or getattr(
-        worker, "_sauce_weights_lost", False
-    ):
+    if getattr(worker, "_sauce_asleep", None) or _runtime(worker).weights_lost:
         return
     canary.prove(worker.model_runner)

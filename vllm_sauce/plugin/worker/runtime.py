@@ -92,6 +92,10 @@ class SauceRuntime(SiteAction):
             self.announced = announced
         self.weights: str | None = None
         """The hash of the model's weights, where they are not the bundle's."""
+        self.weights_lost = False
+        """Whether they were thrown away or others came since; a reload brings them."""
+        self.weights_seen: str | None = None
+        """Their checksum at the last look."""
         self.layers: dict[str, Any] = {}
         """The module of each decoder site."""
         self._proven = False
@@ -202,6 +206,10 @@ class SauceRuntime(SiteAction):
                         "refusing to serve it unedited"
                     ) from None
         return np.array(found, np.int64)
+
+    def lose_weights(self) -> None:
+        """Take the proof back until the weights of the start are there again."""
+        self.weights_lost, self.proven = True, False
 
     def begin_step(
         self, req_ids: Sequence[str], starts: np.ndarray, num_tokens: np.ndarray
