@@ -15,8 +15,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vllm_sauce.errors import BundleCorruptError, SauceError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -97,6 +101,14 @@ def distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(keys) != len(pairs):
         raise ValueError("an object has the same key twice")
     return keys
+
+
+def problems(error: ValidationError, most: int) -> str:
+    """Return the first things that are wrong with data, each with its place."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc']))[:64] or 'all of it'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)[:most]
+    )
 
 
 def file_sha256(path: Path) -> str:
