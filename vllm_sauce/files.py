@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,21 @@ def read_object(path: Path, error: type[SauceError]) -> dict[str, object]:
     if not isinstance(found, dict):
         raise error(f"{path} must hold a JSON object")
     return found
+
+
+def differences(file: Path, run: Mapping[str, object]) -> list[str] | None:
+    """Return what differs from the run that a file is of; None if there is no file.
+
+    What was written as JSON is compared with what would be.
+    """
+    try:
+        before = read_object(file, SauceError)
+    except FileNotFoundError:
+        return None
+    except SauceError:
+        return [f"a damaged {file.name}"]
+    now = json.loads(json.dumps(run))
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def check_unicode(value: object) -> None:
