@@ -10,6 +10,7 @@ import pytest
 from vllm_sauce.errors import ActivationsError, ConfigError, LearnError
 from vllm_sauce.files import (
     check_unicode,
+    differences,
     file_sha256,
     locked,
     new_folder,
@@ -62,6 +63,17 @@ def test_another_run_is_named(tmp_path):
         raise AssertionError("two have the lock")
     with locked(tmp_path, ConfigError, wait=False):
         pass
+
+
+def test_what_differs_from_a_run_is_named(tmp_path):
+    file, run = tmp_path / "run.json", {"a": (1, 2), "b": None}
+    assert differences(file, run) is None
+    file.write_text('{"a": [1, 2]}')
+    assert differences(file, run) == []
+    assert differences(file, {"a": 1, "c": 2}) == ["a", "c"]
+    for damaged in ("{", "[]", '"\\ud83d'):
+        file.write_text(damaged)
+        assert differences(file, run) == ["a damaged run.json"]
 
 
 @pytest.mark.parametrize("wait", [True, False])

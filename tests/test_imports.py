@@ -13,7 +13,7 @@ from tests.places import ROOT
 LAYERS = [
     {"errors"},
     {"options"},
-    {"client", "config", "files", "scale", "concepts"},
+    {"client", "config", "files", "pages", "scale", "concepts"},
     {"", "sae"},
     {"sae/formats", "bundle", "unlearning", "data"},
     {"models", "activations", "plugin/compat"},

@@ -12,11 +12,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vllm_sauce.errors import BundleCorruptError, SauceError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -48,6 +52,21 @@ def read_object(path: Path, error: type[SauceError]) -> dict[str, object]:
     if not isinstance(found, dict):
         raise error(f"{path} must hold a JSON object")
     return found
+
+
+def differences(file: Path, run: Mapping[str, object]) -> list[str] | None:
+    """Return what differs from the run that a file is of; None if there is no file.
+
+    What was written as JSON is compared with what would be.
+    """
+    try:
+        before = read_object(file, SauceError)
+    except FileNotFoundError:
+        return None
+    except SauceError:
+        return [f"a damaged {file.name}"]
+    now = json.loads(json.dumps(run))
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def check_unicode(value: object) -> None:
@@ -97,6 +116,14 @@ def distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(keys) != len(pairs):
         raise ValueError("an object has the same key twice")
     return keys
+
+
+def problems(error: ValidationError, most: int) -> str:
+    """Return the first things that are wrong with data, each with its place."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc']))[:64] or 'all of it'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)[:most]
+    )
 
 
 def file_sha256(path: Path) -> str:

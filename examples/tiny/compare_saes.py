@@ -18,10 +18,8 @@ from rich.console import Console
 
 from tiny.exam import Tiny
 from tiny.shards import draw_samples, write_harvest
-from vllm_sauce.learning.training.report import (
-    figures_table,
-    shown_progress,
-)
+from vllm_sauce.cli.bars import training_bar
+from vllm_sauce.learning.training.report import figures_table
 from vllm_sauce.learning.training.settings import (
     TRAINED_ARCHITECTURES,
     HarvestTraining,
@@ -77,7 +75,7 @@ def main() -> None:
                 )
                 steps = settings.training.total_steps
                 label = f"{architecture} at {site}"
-                with shown_progress(label, steps, console) as report:
+                with training_bar(label, steps) as report:
                     rows.append(train_on_harvest(settings, report))
     finally:
         shutil.rmtree(folder)

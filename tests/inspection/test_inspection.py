@@ -32,9 +32,7 @@ def test_inspection_of_chosen_concepts(loaded, bundle, samples):
         ["tree", "clock", "tree"],
         settings,
         wording=WORDING,
-        watch=lambda stage, done, total: stages.update(
-            {stage: (stages.get(stage, (0,))[0] + done, total)}
-        ),
+        watch=lambda stage, done, total: stages.update({stage: (done, total)}),
     )
     assert [view.concept.name for view in found.concepts] == ["tree", "clock"]
     assert all(done == total for done, total in stages.values()) and len(stages) == 3

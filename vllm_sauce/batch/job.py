@@ -138,17 +138,12 @@ def _sauce(
 
 
 def _commit(model: str, revision: str | None) -> str:
-    from huggingface_hub import HfApi
-
     try:
-        found = HfApi().model_info(model, revision=revision).sha
-    except Exception as error:  # requests', httpx's or its own, by its version
+        return hub.commit_now(model, revision)
+    except ConfigError as error:
         raise ConfigError(
             f"{model!r} is neither a folder nor a model on the hub: {error}"
         ) from error
-    if not found:
-        raise ConfigError(f"the hub names no commit of {model!r}")
-    return found
 
 
 def _model_identity(folder: Path) -> dict[str, str | None]:

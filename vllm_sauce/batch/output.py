@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm_sauce.batch.chunks import SPOOL, Chunk
 from vllm_sauce.errors import BatchError, ConfigError
-from vllm_sauce.files import locked, replaced
+from vllm_sauce.files import differences, locked, replaced
 
 RUN_FILE = "run.json"
 _OF_FAILURES = ("error", "message")
@@ -104,7 +104,7 @@ class Parts:
 
     def _begin(self, run: Mapping[str, object], *, overwrite: bool) -> None:
         file = self.folder / RUN_FILE
-        differing = _differences(file, run)
+        differing = differences(file, run)
         if differing and not overwrite:
             raise ConfigError(
                 f"{self.folder} holds parts of another run, which differs in "
@@ -205,20 +205,6 @@ def _checked(path: Path | None, chunk: Chunk) -> Any:
             f"{len(rows)}; remove it and run this again"
         )
     return table
-
-
-def _differences(file: Path, run: Mapping[str, object]) -> list[str] | None:
-    """Return what differs from the run the folder is of; None if it is of none."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    try:
-        before = json.loads(text)
-    except ValueError:
-        return [f"a damaged {RUN_FILE}"]
-    now = json.loads(json.dumps(run))
-    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def _digest(content: bytes) -> str:

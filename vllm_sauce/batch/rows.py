@@ -16,7 +16,7 @@ from vllm_sauce.batch.settings import Defaults
 from vllm_sauce.client import forget
 from vllm_sauce.data.pictures import decode_picture
 from vllm_sauce.errors import InvalidRequestError, PictureError
-from vllm_sauce.files import check_unicode, distinct_keys, writable
+from vllm_sauce.files import check_unicode, distinct_keys, problems, writable
 
 _EXACT = 2**53
 """Whole numbers below are exact as floats."""
@@ -155,14 +155,7 @@ def _validated(data: Mapping[str, Any], forget_column: str) -> Row:
     try:
         return Row.model_validate(named)
     except ValidationError as error:
-        raise InvalidRequestError(_first_errors(error)) from None
-
-
-def _first_errors(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc']))[:64]}: {item['msg']}"
-        for item in error.errors(include_url=False, include_input=False)[:3]
-    )
+        raise InvalidRequestError(problems(error, 3)) from None
 
 
 def _sampling(row: Row, defaults: Defaults) -> dict[str, Any]:

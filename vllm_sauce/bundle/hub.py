@@ -107,17 +107,28 @@ def push(folder: str | Path, name: HubName, *, private: bool = False) -> str:
 def _commit(name: HubName) -> str:
     if name.revision and _COMMIT.fullmatch(name.revision):
         return name.revision
-    from huggingface_hub import HfApi
-
     try:
-        found = HfApi().model_info(name.repo, revision=name.revision).sha
-    except Exception as error:  # requests', httpx's or its own, by its version
+        return commit_now(name.repo, name.revision)
+    except ConfigError as error:
         raise BundleNotFoundError(
             f"no bundle {name.repo} at {name.revision or 'its main branch'}: {error}; "
             "without a network give a whole commit that was fetched before, or a folder"
         ) from error
+
+
+def commit_now(repo: str, revision: str | None) -> str:
+    """Ask the hub which commit a revision of a repository is now.
+
+    Raises: ConfigError saying what the hub, or the network, said
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(repo, revision=revision).sha
+    except Exception as error:  # requests', httpx's or its own, by its version
+        raise ConfigError(str(error)) from error
     if not found or not _COMMIT.fullmatch(found):
-        raise BundleNotFoundError(f"the hub names no commit of {name.repo}: {found!r}")
+        raise ConfigError(f"the hub names no commit of {repo}: {found!r}")
     return found
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from vllm_sauce.bundle.schema import FORMAT, VERSIONS, BundleFile, ConceptFile
 from vllm_sauce.concepts import Catalogue, Concept, decoder_layer_idx
 from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigError
-from vllm_sauce.files import distinct_keys, file_sha256
+from vllm_sauce.files import distinct_keys, file_sha256, problems
 
 BUNDLE_FILE = "bundle.json"
 
@@ -68,11 +68,7 @@ def _parse_json(raw: bytes, source: Path) -> BundleFile:
     try:
         return BundleFile.model_validate_json(raw)
     except ValidationError as error:
-        lines = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)[:5]
-        )
-        raise BundleCorruptError(f"{source}: {lines}") from error
+        raise BundleCorruptError(f"{source}: {problems(error, 5)}") from error
 
 
 def read_concepts(path: str | Path) -> Catalogue:

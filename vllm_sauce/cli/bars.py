@@ -7,9 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rich import progress as rich
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from vllm_sauce.learning.training.sae_lens_training import StepFigures
+    from vllm_sauce.learning.training.train import Report
 
 
 @contextmanager
@@ -63,6 +68,23 @@ def row_bar() -> Iterator[Callable[[int, int, int], None]]:
 
     with ExitStack() as shown:
         yield note
+
+
+@contextmanager
+def training_bar(what: str, total_steps: int) -> Iterator[Report]:
+    """Show an SAE's training with the last batch's figures."""
+    figures = rich.TextColumn("{task.fields[figures]}")
+    with _shown(*_columns(), rich.TimeRemainingColumn(), figures) as bar:
+        task = bar.add_task(what, total=total_steps, figures="")
+
+        def report(steps_done: int, figures: StepFigures) -> None:
+            text = (
+                f"loss {figures.loss:.3g}, EV {figures.explained_variance:.3f}, "
+                f"L0 {figures.l0:.1f}, dead {figures.dead_latents}"
+            )
+            bar.update(task, completed=steps_done, figures=text)
+
+        yield report
 
 
 @contextmanager

@@ -59,12 +59,13 @@ def train(request: HarvestTraining) -> None:
     """Train an SAE, measure it in its model, and save it in SAELens' layout."""
     from rich.console import Console
 
-    from vllm_sauce.learning.training.report import figures_table, shown_progress
+    from vllm_sauce.cli.bars import training_bar
+    from vllm_sauce.learning.training.report import figures_table
     from vllm_sauce.learning.training.train import train_on_harvest
 
     console, training = Console(), request.training
     label = f"{training.architecture} at {request.site}"
-    with shown_progress(label, training.total_steps, console) as report:
+    with training_bar(label, training.total_steps) as report:
         figures = train_on_harvest(request, report)
     console.print(figures_table(str(request.out), [figures]))
     if reason := figures.get("fidelity_missing"):
@@ -174,8 +175,10 @@ def evaluate(request: EvalRequest) -> int:
 
 def inspect(request: InspectRequest) -> None:
     """Show each concept's latents, where they fire, and what forgetting it does."""
+    from vllm_sauce.cli.bars import several_bars
     from vllm_sauce.inspection.inspect import write_report
 
     check_place(request.out)
-    size = write_report(request)
+    with several_bars() as watch:
+        size = write_report(request, watch)
     sys.stdout.write(f"{request.out}: {size / 1e6:.1f} MB\n")

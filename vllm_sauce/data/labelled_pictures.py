@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_sauce.data.samples import PROMPT, PictureFile, Sample
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.files import read_lines
+from vllm_sauce.files import problems, read_lines
 
 LABELS = "labels.jsonl"
 
@@ -45,11 +45,7 @@ def read_labelled(folder: str | Path) -> list[Sample]:
         try:
             line = _Line.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the line"
-            raise ConfigError(
-                f"{path}, line {number}: {where}: {first['msg']}"
-            ) from error
+            raise ConfigError(f"{path}, line {number}: {problems(error, 1)}") from error
         picture = folder / line.file
         if not picture.is_file():
             raise ConfigError(f"{path}, line {number}: there is no picture {picture}")

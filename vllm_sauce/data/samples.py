@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_sauce.data.pictures import decode_picture
 from vllm_sauce.errors import ActivationsError, PictureError
@@ -111,6 +111,22 @@ def open_picture(picture: Picture) -> Image:
     Raises: PictureError; ActivationsError if there is none
     """
     return decode_picture(picture.read(), picture.name)
+
+
+def chat_message(
+    prompt: str, picture: Picture | None, digest: str | None
+) -> dict[str, Any]:
+    """Return a prompt as vLLM's chat takes it, the picture first.
+
+    ``digest``: the picture's name there; equal pictures are encoded once.
+
+    Raises: PictureError; ActivationsError if there is none
+    """
+    content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+    if picture is not None:
+        part = {"type": "image_pil", "image_pil": open_picture(picture)}
+        content.insert(0, {**part, "uuid": digest})
+    return {"role": "user", "content": content}
 
 
 def distinct(samples: Iterable[Sample]) -> tuple[list[Sample], dict[str, str]]:

@@ -17,7 +17,7 @@ from vllm_sauce.models.site_edits import ENCODED_ROWS
 from vllm_sauce.sae import SAEWeights
 
 Progress = Callable[[int], None]
-"""Told how many samples have just been done."""
+"""Told how many samples are done."""
 
 
 class LatentReader:
@@ -113,6 +113,7 @@ def latent_peaks(
         )
         for site, reader in readers.items()
     }
+    done = 0
     for batch in sample_batches(loaded, samples, readers):
         for site, x in batch.activations.items():
             counted = _counted(batch, site)[..., None]
@@ -121,7 +122,8 @@ def latent_peaks(
             peaks.peak[batch.rows] = acts.amax(1).cpu()
             peaks.mean[batch.rows] = (acts.sum(1) / counted.sum(1)).cpu()
             peaks.seen[batch.rows] = True
-        progress(len(batch.rows))
+        done += len(batch.rows)
+        progress(done)
     return found
 
 
@@ -198,6 +200,7 @@ def activation_maps(
     rows = sorted({row for asked in wanted.values() for row in asked})
     made: dict[tuple[str, int, int], ActivationMap] = {}
     pictures: dict[int, Tensor] = {}
+    done = 0
     for batch in sample_batches(loaded, samples, readers, rows):
         for site, x in batch.activations.items():
             acts = readers[site](x).cpu()
@@ -210,7 +213,8 @@ def activation_maps(
         if batch.seen is not None:
             seen = [picture.clone() for picture in batch.seen]
             pictures.update(zip(batch.rows, seen, strict=True))
-        progress(len(batch.rows))
+        done += len(batch.rows)
+        progress(done)
     maps = {key: [made[(*key, row)] for row in asked] for key, asked in wanted.items()}
     return ActivationMaps(maps, pictures)
 

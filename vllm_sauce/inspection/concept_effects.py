@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 from vllm_sauce.concepts import Catalogue, Concept
@@ -207,7 +207,7 @@ class EffectMeasure:
         if not questions:
             return None
         before, now = (
-            _mean([marks[i].probability for i in questions])
+            fmean(marks[i].probability for i in questions)
             for marks in (self.plain, after)
         )
         return Damage(name, before, now)
@@ -224,10 +224,6 @@ class EffectMeasure:
             label,
             target,
             len(mine),
-            tuple(_mean([mark.probability for mark in marks]) for marks in doses),
-            tuple(_mean([mark.right for mark in marks]) for marks in doses),
+            tuple(fmean(mark.probability for mark in marks) for marks in doses),
+            tuple(fmean(mark.right for mark in marks) for marks in doses),
         )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

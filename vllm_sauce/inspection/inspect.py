@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from vllm_sauce.bundle import Bundle, hub
 from vllm_sauce.data.concepts_yaml import SPLITS, ConceptFile
 from vllm_sauce.data.labelled_pictures import read_labelled
@@ -46,7 +43,9 @@ def _read_shown(request: InspectRequest) -> tuple[list[Sample], Wording]:
     return list(read_labelled(pictures)), wording
 
 
-def write_report(request: InspectRequest) -> int:
+def write_report(
+    request: InspectRequest, watch: Watch = lambda stage, done, total: None
+) -> int:
     """Look at a bundle and write the page; returns its size in bytes.
 
     Raises: SauceError
@@ -57,33 +56,15 @@ def write_report(request: InspectRequest) -> int:
     # Before the long part: a wrong name or a folder that is not there costs nothing.
     for name in request.names:
         bundle.catalogue.concept(name)
-    with _progress() as watch:
-        inspection = inspect_bundle(
-            bundle,
-            LoadedModel.load(request.model),
-            samples,
-            request.names,
-            request.settings,
-            wording=wording,
-            bundle_name=request.bundle,
-            model_name=str(request.model),
-            watch=watch,
-        )
+    inspection = inspect_bundle(
+        bundle,
+        LoadedModel.load(request.model),
+        samples,
+        request.names,
+        request.settings,
+        wording=wording,
+        bundle_name=request.bundle,
+        model_name=str(request.model),
+        watch=watch,
+    )
     return write_page(inspection, request.out)
-
-
-@contextmanager
-def _progress() -> Iterator[Watch]:
-    """Show a bar a stage, on the error stream."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True)) as bars:
-
-        def watch(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.advance(tasks[stage], done)
-
-        yield watch

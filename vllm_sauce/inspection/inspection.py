@@ -30,7 +30,7 @@ from vllm_sauce.inspection.settings import InspectSettings
 from vllm_sauce.models.loaded_model import LoadedModel
 
 Watch = Callable[[str, int, int], None]
-"""Told a stage's name, how much more of it is done, and how much there is."""
+"""Told a stage's name, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,9 @@ def inspect_bundle(
     maps = look.maps(peaks, best)
     measure = look.measure(wording)
     views = []
-    for concept in chosen:
+    for done, concept in enumerate(chosen, start=1):
         views.append(look.view(concept, best[concept.name], maps, measure))
-        look.watch("questions under every edit", 1, len(chosen))
+        look.watch("questions under every edit", done, len(chosen))
     return Inspection(
         bundle=bundle,
         bundle_name=bundle_name,

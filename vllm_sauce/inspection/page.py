@@ -23,6 +23,7 @@ from vllm_sauce.inspection.heat_maps import (
     scale_colours,
 )
 from vllm_sauce.inspection.inspection import ConceptView, Inspection, LatentView
+from vllm_sauce.pages import pages_of
 
 PAGES = Path(__file__).parent / "pages"
 TEMPLATE = "inspection.html.j2"
@@ -79,19 +80,8 @@ class Strip:
 
 
 def render(inspection: Inspection) -> str:
-    """Return the page.
-
-    Everything that comes from data is escaped: a concept may be called ``<script>``.
-    """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Return the page."""
+    environment = pages_of(PAGES)
     environment.filters.update(
         percent=percent, points=points, number=number, json=as_json_text
     )

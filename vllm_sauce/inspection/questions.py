@@ -84,14 +84,13 @@ def choose_questions(
     catalogue: Catalogue,
     wording: Wording,
     per_concept: int,
-    seed: int = 0,
 ) -> list[Question]:
     """Return questions about enough samples, in the samples' order.
 
     Every concept gets up to ``per_concept`` pictures with it. A picture is asked about
     all of its concepts, and about one it does not show, of the same domain if it can.
     """
-    rng = random.Random(seed)
+    rng = random.Random(0)
     pictured = [i for i, sample in enumerate(samples) if sample.picture is not None]
     rng.shuffle(pictured)
     chosen: set[int] = set()

@@ -18,7 +18,7 @@ from typing import Any
 
 from vllm_sauce.bundle import fingerprint_model
 from vllm_sauce.errors import ConfigError, LearnError
-from vllm_sauce.files import file_sha256, write_whole
+from vllm_sauce.files import differences, file_sha256, write_whole
 from vllm_sauce.learning.request import LearnRequest
 from vllm_sauce.learning.stages import stages
 from vllm_sauce.models.model_size import check_sites
@@ -89,14 +89,12 @@ def _begin(request: LearnRequest) -> None:
         "concepts_sha256": file_sha256(request.concepts),
     }
     path = folder / RUN_FILE
-    if path.exists():
-        before = json.loads(path.read_text())
-        names = sorted(n for n in {*before, *told} if before.get(n) != told.get(n))
-        if names:
-            raise ConfigError(
-                f"{folder} is of a run that differs in {', '.join(names)}; run as "
-                "before to go on with it, or give another --out"
-            )
+    if names := differences(path, told):
+        raise ConfigError(
+            f"{folder} is of a run that differs in {', '.join(names)}; run as "
+            "before to go on with it, or give another --out"
+        )
+    if names is not None:
         return
     if request.out.exists():
         raise ConfigError(f"{request.out} is there already; give another --out")

@@ -17,7 +17,7 @@ from vllm_sauce.errors import ConfigError, LearnError, UnknownConceptError
 from vllm_sauce.evaluation.asking.asker import Asker, Progress
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questions import PLURALS
-from vllm_sauce.files import file_sha256, write_whole
+from vllm_sauce.files import differences, file_sha256, write_whole
 from vllm_sauce.measuring.answers import Answered, AnswerFile, Kept
 from vllm_sauce.measuring.cases import Case, ask_of, cases, reads_word
 from vllm_sauce.measuring.endpoint import EndpointAsker
@@ -159,17 +159,15 @@ def _begin(request: EvalRequest, bundle: Bundle, beside: Mapping[str, Bundle]) -
         "banned_endings": list(PLURALS),
     }
     path = request.out / RUN_FILE
-    if path.exists():
-        before = json.loads(path.read_text())
-        names = {*before, *told} - {MEASURED_AS}
-        if wrong := sorted(n for n in names if before.get(n) != told.get(n)):
-            raise ConfigError(
-                f"{request.out} has answers of a run that differs in "
-                f"{', '.join(wrong)}; give another --out, or run as before"
-            )
-        return
-    request.out.mkdir(parents=True, exist_ok=True)
-    write_run(path, told)
+    wrong = differences(path, told)
+    if wrong is None:
+        request.out.mkdir(parents=True, exist_ok=True)
+        write_run(path, told)
+    elif wrong := [name for name in wrong if name != MEASURED_AS]:
+        raise ConfigError(
+            f"{request.out} has answers of a run that differs in "
+            f"{', '.join(wrong)}; give another --out, or run as before"
+        )
 
 
 def write_run(path: Path, told: Mapping[str, Any]) -> None:

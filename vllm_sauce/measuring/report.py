@@ -14,6 +14,7 @@ from vllm_sauce.errors import LearnError
 from vllm_sauce.files import write_whole
 from vllm_sauce.measuring.scores import Figures, Results, means
 from vllm_sauce.measuring.settings import BAN, BOTH, OURS, PLAIN, PROMPT
+from vllm_sauce.pages import pages_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,16 +119,11 @@ def write(folder: Path, found: Results, about: Sequence[tuple[str, str]]) -> Non
 
     Raises: LearnError, for example if the disk is full
     """
-    from jinja2 import Environment, FileSystemLoader
-
     tables = list(grids(found))
     numbers = json.dumps(asdict(found), indent=1)
     head = "".join(f"- {name}: {value}\n" for name, value in about)
     text = head + "\n" + "\n".join(table.markdown() for table in tables)
-    loader = FileSystemLoader(TEMPLATE.parent)
-    pages = Environment(loader=loader, autoescape=True)
-    page = pages.get_template(TEMPLATE.name).render(
-        tables=tables, about=about, version=__version__
-    )
-    for name, content in (("json", numbers), ("md", text), ("html", page)):
+    page = pages_of(TEMPLATE.parent).get_template(TEMPLATE.name)
+    html = page.render(tables=tables, about=about, version=__version__)
+    for name, content in (("json", numbers), ("md", text), ("html", html)):
         write_whole(folder / f"results.{name}", content.encode(), LearnError)

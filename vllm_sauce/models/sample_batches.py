@@ -17,6 +17,9 @@ from vllm_sauce.data.samples import Sample, open_picture
 from vllm_sauce.models.loaded_model import LoadedModel, is_whole
 from vllm_sauce.models.site_hooks import site_hook
 
+BATCH = 16
+"""Samples that are run at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampleBatch:
@@ -41,7 +44,6 @@ def sample_batches(
     samples: Sequence[Sample],
     sites: Iterable[str],
     rows: Iterable[int] | None = None,
-    batch_size: int = 16,
 ) -> Iterator[SampleBatch]:
     """Run samples (default: all) through the model; those with a picture come first.
 
@@ -53,8 +55,8 @@ def sample_batches(
     # The vision site has nothing to say about a text.
     words_only = [site for site in sites if not is_vision(site)]
     for group, read in ((pictured, list(sites)), (plain, words_only)):
-        for start in range(0, len(group) if read else 0, batch_size):
-            yield from _runs(loaded, samples, group[start : start + batch_size], read)
+        for start in range(0, len(group) if read else 0, BATCH):
+            yield from _runs(loaded, samples, group[start : start + BATCH], read)
 
 
 def _runs(

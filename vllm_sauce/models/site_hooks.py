@@ -55,7 +55,7 @@ def _on_first(
 
 
 @torch.inference_mode()
-def vision_features(model: Any, pixel_values: Tensor, batch_size: int = 256) -> Tensor:
+def vision_features(model: Any, pixel_values: Tensor) -> Tensor:
     """Return the vision site's activations of many pictures.
 
     Shapes: pixel_values [num_pictures, 3, H, W] -> [num_pictures, patches, d_model]
@@ -67,6 +67,6 @@ def vision_features(model: Any, pixel_values: Tensor, batch_size: int = 256) -> 
         return x
 
     with site_hook(model, VISION, keep):
-        for pixels in pixel_values.split(batch_size):
+        for pixels in pixel_values.split(256):
             model.get_image_features(pixel_values=pixels)
     return torch.cat(kept)

@@ -17,6 +17,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questions import Question
+from vllm_sauce.pages import pages_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -162,11 +163,10 @@ def _named(forget: Sequence[str]) -> str:
 
 def as_html(folder: Path, answers: Sequence[Result]) -> str:
     """Return a page with each picture beside its answers; needs no other file."""
-    from jinja2 import Environment, FileSystemLoader
 
     def picture(name: str) -> str:
         return base64.b64encode((folder / "pictures" / name).read_bytes()).decode()
 
-    loader = FileSystemLoader(Path(__file__).parent / "pages")
-    page = Environment(loader=loader, autoescape=True).get_template("demo.html.j2")
+    pages = pages_of(Path(__file__).parent / "pages")
+    page = pages.get_template("demo.html.j2")
     return page.render(answers=answers, picture=picture)

@@ -18,8 +18,6 @@ from vllm_sauce import files
 from vllm_sauce.activations.shards import read_harvest
 from vllm_sauce.errors import ActivationsError, ConfigError, TrainingError
 from vllm_sauce.learning.training import train as harvest_training
-from vllm_sauce.learning.training.revival import Revived
-from vllm_sauce.learning.training.sae_lens_training import TrainingRun
 from vllm_sauce.learning.training.settings import (
     FidelitySettings,
     HarvestTraining,
@@ -134,48 +132,6 @@ def test_a_stopped_training_ends_as_if_it_had_not_been(settings, uninterrupted, 
     assert seen[0] == step
     assert same(load_file(settings.out / "sae_weights.safetensors"), uninterrupted)
     assert not checkpoint_folder(settings).exists()
-
-
-def test_a_standard_sae_ends_without_dead_latents(settings):
-    """And does so again when it is stopped at its end, or asked to leave them."""
-    training = replace(
-        settings.training, architecture="standard", l1_coefficient=2.0, d_sae=64
-    )
-    settings = replace(settings, training=training)
-    left_dead = replace(
-        settings,
-        out=settings.out.with_name("dead"),
-        training=replace(training, revival_steps=0),
-    )
-    before = train_on_harvest(left_dead)
-    assert before["revived_latents"] == 0
-    assert before["dead_share"] > 0
-    training = replace(training, revival_steps=60)
-    settings = replace(settings, training=training)
-    with pytest.raises(Killed):
-        train_on_harvest(settings, stop_at(STEPS))
-    after = train_on_harvest(replace(settings, resume=True))
-    assert after["dead_latents"] == 0
-    revived = after["revived_latents"]
-    assert revived > 0
-    assert after["dead_share"] < before["dead_share"]
-    dead, alive = (from_sae_lens(one.out).W_dec for one in (left_dead, settings))
-    moved = (dead != alive).any(dim=1)
-    assert int(moved.sum()) == revived
-    whole = replace(settings, out=settings.out.with_name("whole"))
-    train_on_harvest(whole)
-    assert same(
-        *(load_file(one.out / "sae_weights.safetensors") for one in (settings, whole))
-    )
-
-
-def test_who_stays_dead_is_counted(settings, monkeypatch):
-    training = replace(settings.training, architecture="standard", revival_steps=1)
-    monkeypatch.setattr(
-        TrainingRun, "revive", lambda run, batches: Revived(run.weights(), 5, 2)
-    )
-    figures = train_on_harvest(replace(settings, training=training))
-    assert (figures["dead_latents"], figures["revived_latents"]) == (2, 3)
 
 
 def train_slowly(settings):

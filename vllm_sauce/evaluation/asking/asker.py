@@ -28,9 +28,6 @@ class Ask:
     strength: float = 1.0
     """Factor on the edits' change."""
 
-    begun: Tokens = ()
-    """How the answer begins, given; all below is about what follows."""
-
     wanted: tuple[Tokens, ...] = ()
     """Answers, or their first tokens, whose log-probabilities are wanted."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import Catalogue, SiteEdit
+from vllm_sauce.concepts import Catalogue
 from vllm_sauce.data.samples import Sample
-from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.evaluation.asking.asker import Answer, Ask, Place, Progress
 from vllm_sauce.evaluation.asking.shared_pictures import SharedPictures, shares_pictures
 from vllm_sauce.models.answer_tokens import Tokens
@@ -19,8 +19,6 @@ from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.site_edits import SiteAction, site_actions, sparing_sink
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import SAEWeights
-from vllm_sauce.unlearning.mask import Mask
-from vllm_sauce.unlearning.slots import site_rows
 
 Places = dict[Tokens, Place]
 BATCH = 32
@@ -28,7 +26,7 @@ BATCH = 32
 
 
 class ModelAsker:
-    """Asks a model under the edits of a catalogue."""
+    """Asks a model under the edits of a catalogue, one concept's at a time."""
 
     def __init__(
         self,
@@ -51,6 +49,7 @@ class ModelAsker:
 
         Raises: UnknownConceptError for a concept that the catalogue does not have
         """
+        assert all(len(a.forget) < 2 and a.max_tokens == 1 for a in asks), "ask vLLM"
         groups: dict[tuple[tuple[str, ...], float], list[int]] = {}
         for number, ask in enumerate(asks):
             edit = (ask.forget, ask.strength) if ask.edited else ((), 0.0)
@@ -64,21 +63,15 @@ class ModelAsker:
             ways = (self.pictures, pictured), (self.prompts, plain)
             for way, mine in ways:
                 part = [asks[n] for n in mine]
-                texts = self.prompts.write(part, edits[edit])
                 places = way.read(part, edits[edit]) if part else []
-                for n, found, text in zip(mine, places, texts, strict=True):
-                    answers[n] = self._answer(asks[n], found, text)
+                for n, found in zip(mine, places, strict=True):
+                    answers[n] = self._answer(asks[n], found)
             progress(len(answers), len(asks))
         return [answers[number] for number in range(len(asks))]
 
-    def _answer(self, ask: Ask, places: Places, written: Tokens) -> Answer:
-        if written:
-            places = places | {(): Place(written, places[()].logprobs)}
+    def _answer(self, ask: Ask, places: Places) -> Answer:
         answer = Answer.read(ask, places, "")
-        text = self._text(answer.said)
-        ended = len(written) < ask.max_tokens
-        ended |= written[-1:] == (self.tokenizer.eos_token_id,)
-        return Answer(text, answer.said, answer.logprobs, ended)
+        return replace(answer, text=self._text(answer.said))
 
     def _text(self, said: Tokens) -> str:
         if said not in self._texts:
@@ -87,34 +80,10 @@ class ModelAsker:
         return self._texts[said]
 
     def _edits(self, names: tuple[str, ...], strength: float) -> dict[str, SiteAction]:
-        """Return what is done at each site; concepts act together as when served."""
-        device = self.loaded.device
-        if len(names) < 2:
-            found = [self.catalogue.concept(name) for name in names]
-            edits = found[0].edits if found else {}
-            return site_actions(self.saes, edits, strength, device)
-        mask, together = Mask.of(((name, strength) for name in names), ""), {}
-        for site in mask.sites(self.catalogue):
-            rows = site_rows(mask, self.catalogue, site)
-            gamma = tuple(1 + scale for scale in rows.scale)
-            together[site] = SiteEdit(
-                latents=rows.latents,
-                gamma=gamma,
-                shift=rows.shift,
-                gate=rows.gate,
-                tokens=self._tokens(names, site),
-            )
-        return site_actions(self.saes, together, 1.0, device)
-
-    def _tokens(self, names: tuple[str, ...], site: str) -> tuple[str, ...]:
-        """Return which tokens concepts edit; together they are one edit here."""
-        edits = (self.catalogue[name].edits.get(site) for name in names)
-        found = {edit.tokens for edit in edits if edit is not None}
-        if len(found) > 1:
-            raise UnsupportedFeatureError(
-                f"{', '.join(names)} edit different tokens at {site}: ask vLLM"
-            )
-        return found.pop()
+        """Return what is done at each site."""
+        found = [self.catalogue.concept(name) for name in names]
+        edits = found[0].edits if found else {}
+        return site_actions(self.saes, edits, strength, self.loaded.device)
 
 
 class PlainPrompts:
@@ -131,45 +100,19 @@ class PlainPrompts:
         by_length: dict[int, list[tuple[int, Tokens]]] = {}
         for number, ask in enumerate(asks):
             for line in ask.lines():
-                given = len(ask.begun) + len(line)
-                by_length.setdefault(given, []).append((number, line))
-        for rows in by_length.values():
+                by_length.setdefault(len(line), []).append((number, line))
+        for length, rows in by_length.items():
             for start in range(0, len(rows), BATCH):
                 part = rows[start : start + BATCH]
-                keep = 1 + max(len(line) for _, line in part)
                 inputs = self._inputs([(asks[n], line) for n, line in part])
-                logprobs = self._logprobs(inputs, edits, keep)
+                logprobs = self._logprobs(inputs, edits, 1 + length)
                 for row, (number, line) in enumerate(part):
                     ask = asks[number]
                     for before, tokens in ask.places().items():
                         if line[: len(before)] == before:
-                            at = logprobs[row, keep - 1 - len(line) + len(before)]
+                            at = logprobs[row, len(before)]
                             found[number][before] = place(at, tokens)
         return found
-
-    @torch.inference_mode()
-    def write(
-        self, asks: Sequence[Ask], edits: Mapping[str, SiteAction]
-    ) -> list[Tokens]:
-        """Return the likeliest answers of those of more than one token, () else."""
-        written: list[Tokens] = [()] * len(asks)
-        groups: dict[tuple[int, int], list[int]] = {}
-        for number, ask in enumerate(asks):
-            if ask.max_tokens > 1:
-                key = (len(ask.begun), ask.max_tokens)
-                groups.setdefault(key, []).append(number)
-        for (_, most), numbers in groups.items():
-            for start in range(0, len(numbers), BATCH):
-                part = numbers[start : start + BATCH]
-                inputs = self._inputs([(asks[n], ()) for n in part])
-                with self._edited(edits, inputs):
-                    out = self.loaded.model.generate(
-                        **inputs, max_new_tokens=most, do_sample=False
-                    )
-                new = out[:, inputs["input_ids"].shape[1] :].tolist()
-                for number, tokens in zip(part, new, strict=True):
-                    written[number] = tuple(tokens)
-        return written
 
     def _inputs(self, rows: Sequence[tuple[Ask, Tokens]]) -> dict[str, Tensor]:
         """Return prompts with what is given of their answers, all of one length."""
@@ -178,7 +121,7 @@ class PlainPrompts:
         # All of a batch is under the same edits, whoever its rows belong to.
         inputs = self.loaded.inputs(samples, tiled=True)
         shape = inputs["input_ids"].shape
-        given = torch.tensor([(*ask.begun, *line) for ask, line in rows]).long()
+        given = torch.tensor([line for _, line in rows]).long()
         for name, x in inputs.items():
             if x.shape == shape:
                 fill = torch.full_like(given, int(name == "attention_mask"))
@@ -194,19 +137,13 @@ class PlainPrompts:
 
         Shapes: -> [rows, keep, vocab]
         """
-        with self._edited(edits, inputs):
+        first = inputs["attention_mask"].argmax(1)
+        with ExitStack() as hooks:
+            for site, edit in edits.items():
+                fn = sparing_sink(edit, first)
+                hooks.enter_context(site_hook(self.loaded.model, site, fn))
             logits = self.loaded.model(**inputs, logits_to_keep=keep).logits
         return logits.float().cpu().log_softmax(-1)
-
-    def _edited(
-        self, edits: Mapping[str, SiteAction], inputs: Mapping[str, Tensor]
-    ) -> ExitStack:
-        hooks = ExitStack()
-        first = inputs["attention_mask"].argmax(1)
-        for site, edit in edits.items():
-            fn = sparing_sink(edit, first)
-            hooks.enter_context(site_hook(self.loaded.model, site, fn))
-        return hooks
 
 
 def place(logprobs: Tensor, tokens: Tokens) -> Place:

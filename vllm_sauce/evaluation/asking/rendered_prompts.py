@@ -12,7 +12,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from vllm_sauce.data.samples import open_picture
+from vllm_sauce.data.samples import chat_message
 from vllm_sauce.evaluation.questions import Question
 from vllm_sauce.plugin import compat
 
@@ -39,7 +39,8 @@ class RenderedPrompts:
         words = self._words.get(key)
         pixels = None if digest is None else self._pixels.get(digest)
         if words is None or (digest is not None and pixels is None):
-            words = dict(compat.rendered_chat(llm, _messages(question, digest)))
+            message = chat_message(question.prompt, question.picture, digest)
+            words = dict(compat.rendered_chat(llm, [message]))
             fresh = words.pop(PIXELS, None)
             self._words[key] = words
             if digest is not None and pixels is None:
@@ -48,12 +49,3 @@ class RenderedPrompts:
                 if compat.picture_bytes(fresh) <= self._pixels.maxsize:
                     self._pixels[digest] = fresh
         return {**words, PIXELS: pixels} if digest is not None else dict(words)
-
-
-def _messages(question: Question, digest: str | None) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "text", "text": question.prompt}]
-    if question.picture is not None and digest is not None:
-        # Named by content: equal pictures are encoded once.
-        part = {"type": "image_pil", "image_pil": open_picture(question.picture)}
-        content.insert(0, {**part, "uuid": digest})
-    return [{"role": "user", "content": content}]

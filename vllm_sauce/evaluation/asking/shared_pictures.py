@@ -86,7 +86,7 @@ class SharedPictures:
         self, asks: Sequence[Ask], edits: Mapping[str, SiteAction]
     ) -> list[dict[Tokens, Place]]:
         """Return the places of each answer; all asks are under the same edits."""
-        keys = [(self._key(ask, ask.begun), ask.wanted) for ask in asks]
+        keys = [(self._key(ask, ()), ask.wanted) for ask in asks]
         plain = self._kept.places
         missing = [i for i, key in enumerate(keys) if key not in plain]
         for part in self._batches(asks, missing):
@@ -129,7 +129,7 @@ class SharedPictures:
         start = (picture, "", ())
         if self._fires(forget, VISION, start, edits):
             return VISION
-        keys = [start, *(self._key(a, (*a.begun, *e)) for a in asks for e in a.lines())]
+        keys = [start, *(self._key(a, line) for a in asks for line in a.lines())]
         for _, site in self.decoder:
             if any(self._fires(forget, site, key, edits) for key in keys):
                 return site
@@ -215,7 +215,7 @@ class SharedPictures:
         for ask in asks:
             mine, spot = rows.setdefault(self._digest(ask), {}), []
             for line, passed in ask.lines().items():
-                key = self._key(ask, (*ask.begun, *line))
+                key = self._key(ask, line)
                 ends = mine.setdefault(key, [])
                 for before in passed:
                     back = len(line) - len(before)

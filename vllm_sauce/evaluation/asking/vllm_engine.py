@@ -147,8 +147,8 @@ class EngineAsker:
                 banned = whole_tokens(self.tokenizer, ask.banned)
                 for at, (before, tokens) in enumerate(ask.places().items()):
                     prompt = self._prompts.of(self.llm, ask.question, digests)
-                    if given := (*ask.begun, *before):
-                        ids = [*prompt["prompt_token_ids"], *given]
+                    if before:
+                        ids = [*prompt["prompt_token_ids"], *before]
                         prompt["prompt_token_ids"] = ids
                     params = _params(ask, before, tokens, banned)
                     added.append(engine.add_request(f"{number}.{at}", prompt, params))

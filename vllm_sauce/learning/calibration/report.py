@@ -13,6 +13,7 @@ from vllm_sauce.concepts import Catalogue
 from vllm_sauce.errors import LearnError
 from vllm_sauce.evaluation.metrics import NAMES
 from vllm_sauce.files import write_whole
+from vllm_sauce.pages import pages_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,17 +51,11 @@ def write_frontiers(folder: Path) -> Path:
 
     Raises: LearnError if it cannot be written
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     entries = [
         json.loads(path.read_text()) for path in sorted(folder.glob("concept-*.json"))
     ]
     entries.sort(key=lambda entry: entry["concept"])
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
+    environment = pages_of(TEMPLATE.parent)
     environment.filters["edit"] = _edit
     page = environment.get_template(TEMPLATE.name)
     path = folder / FRONTIER_FILE

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from vllm_sauce.activations.shards import HarvestFile, SiteFormat
 from vllm_sauce.concepts import is_vision
-from vllm_sauce.data.samples import Sample, open_picture
+from vllm_sauce.data.samples import Sample, chat_message
 from vllm_sauce.errors import SauceError
 from vllm_sauce.evaluation.asking.asker import Progress
 from vllm_sauce.learning.harvest.folder import (
@@ -148,8 +148,9 @@ class _Run:
             self._fail(given, given.sample.problem)
             return
         try:
-            messages = _messages(given)
-            (name,) = self.llm.enqueue_chat([messages], params, use_tqdm=False)
+            sample = given.sample
+            message = chat_message(sample.prompt, sample.picture, given.picture)
+            (name,) = self.llm.enqueue_chat([[message]], params, use_tqdm=False)
         except Exception as error:
             # vLLM and its processors refuse a sample with errors of any kind.
             if compat.is_engine_dead(error):
@@ -180,17 +181,6 @@ class _Run:
     def _fail(self, given: NumberedSample, reason: str) -> None:
         self.failed[given.sample.key] = reason
         self.advance(1)
-
-
-def _messages(given: NumberedSample) -> list[dict[str, Any]]:
-    """Return a sample as a chat of one message, the picture first."""
-    sample = given.sample
-    content: list[dict[str, Any]] = [{"type": "text", "text": sample.prompt}]
-    if sample.picture is not None:
-        part = {"type": "image_pil", "image_pil": open_picture(sample.picture)}
-        # Equal pictures are encoded and stored once.
-        content.insert(0, {**part, "uuid": given.picture})
-    return [{"role": "user", "content": content}]
 
 
 def _width(config: Any, site: str) -> int:

@@ -62,13 +62,13 @@ def rank(ranking: Ranking) -> dict[str, tuple[int, ...]]:
 
 
 def attribution_questions(
-    file: ConceptFile, split: str | None, per_concept: int = 16, seed: int = 0
+    file: ConceptFile, split: str | None, per_concept: int
 ) -> list[Question]:
     """Return two questions about every concept of enough examples.
 
     Enough: each concept is on ``per_concept`` of them where there are so many.
     """
-    rng = random.Random(seed)
+    rng = random.Random(0)
     return [
         question
         for example in _examples(file, split, per_concept)

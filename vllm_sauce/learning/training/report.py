@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training on the terminal: a bar while it runs, a table at its end."""
+"""Trained SAEs' figures, for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
-
-from vllm_sauce.learning.training.sae_lens_training import StepFigures
-from vllm_sauce.learning.training.train import Report
 
 _COLUMNS = {
     "explained_variance": "explained variance",
@@ -22,29 +14,6 @@ _COLUMNS = {
     "dead_latents": "dead latents",
     "tokens_per_s": "tokens/s",
 }
-
-
-@contextmanager
-def shown_progress(label: str, total_steps: int, console: Console) -> Iterator[Report]:
-    """Show a bar with the last batch's figures; give what is to be told of them."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeLeft(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(label, total=total_steps, figures="")
-
-        def report(steps_done: int, figures: StepFigures) -> None:
-            text = (
-                f"loss {figures.loss:.3g}, EV {figures.explained_variance:.3f}, "
-                f"L0 {figures.l0:.1f}, dead {figures.dead_latents}"
-            )
-            bar.update(task, completed=steps_done, figures=text)
-
-        yield report
 
 
 def figures_table(title: str, rows: list[dict[str, Any]]) -> Table:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from vllm_sauce.activations.statistics import ActivationStatistics
 from vllm_sauce.errors import ConfigError, TrainingError
-from vllm_sauce.learning.training.revival import Revived, revive
 from vllm_sauce.learning.training.settings import SAETraining
 from vllm_sauce.sae import SAEWeights, from_sae_lens
 
@@ -47,7 +45,6 @@ class TrainingRun:
         from sae_lens.training.sae_trainer import SAETrainer
 
         self.training = training
-        self.scale = statistics.scale
         check_device(training.device)
         # Drawn on the CPU, so that a seed means the same on every device.
         with torch.random.fork_rng(devices=[]):
@@ -128,17 +125,6 @@ class TrainingRun:
         self.sae.fold_activation_norm_scaling_factor(scale)
         self.sae.fold_W_dec_norm()
         self._trainer.activation_scaler.scaling_factor = None
-
-    def revive(self, batches: Iterator[Tensor]) -> Revived:
-        """Let the folded SAE's dead latents learn what the others leave unexplained.
-
-        Shapes: batches [batch_tokens, d_model] each
-        """
-        folded = self.weights().to(self.training.device)
-        revived = revive(folded, batches, self.training, self.scale)
-        for name, tensor in revived.weights.tensors().items():
-            getattr(self.sae, name).data = tensor.cpu()
-        return revived
 
     def write(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the folded SAE in SAELens' layout, what is known of it in cfg.json."""

@@ -88,10 +88,6 @@ class SAETraining:
     """Steps without firing after which a latent is dead. Default: a quarter of all
     steps, at most 1000."""
 
-    revival_steps: int | None = None
-    """Batches that latents dead at the end learn from, alone; standard. Default: a
-    tenth of all steps; 0 leaves them dead."""
-
     decoder_init_norm: Annotated[float, Parameter(name="--decoder-norm")] = 0.1
     """Norm of each row of the decoder at first; the encoder begins as its transpose."""
 
@@ -134,7 +130,6 @@ class SAETraining:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must not be below 0, got {value}")
-        check_at_least(self, 0, "revival_steps")
         if self.training_tokens < self.batch_tokens:
             raise ConfigError(
                 f"training_tokens must be at least one batch of {self.batch_tokens}, "
@@ -151,15 +146,6 @@ class SAETraining:
     def dead_window(self) -> int:
         """Steps without firing after which a latent is dead."""
         return self.dead_steps or min(1000, max(1, self.total_steps // 4))
-
-    @property
-    def steps_of_revival(self) -> int:
-        """Batches that latents dead at the end learn from."""
-        if self.architecture != "standard":
-            return 0
-        if self.revival_steps is None:
-            return self.total_steps // 10
-        return self.revival_steps
 
     @property
     def total_steps(self) -> int:

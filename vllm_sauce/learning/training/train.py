@@ -71,7 +71,7 @@ def train_on_harvest(
     session = _Session.open(settings)
     before = session.run.steps_done
     seconds = session.train(report)
-    dead = session.fold()
+    session.run.fold()
     weights = session.run.weights()
     rows = (session.run.steps_done - before) * settings.training.batch_tokens
     figures = {
@@ -80,7 +80,7 @@ def train_on_harvest(
         "d_model": weights.d_model,
         "d_sae": weights.d_sae,
         **session.quality(weights),
-        **dead,
+        "dead_latents": session.run.dead_latents,
         "training_tokens": session.run.steps_done * settings.training.batch_tokens,
         "tokens_per_s": round(rows / seconds, 1) if rows else None,
         **session.fidelity(weights),
@@ -158,19 +158,6 @@ class _Session:
                 if save:
                     self.checkpoints.save(self.run)
         return time.perf_counter() - begun
-
-    def fold(self) -> dict[str, int]:
-        """End the training; return how many latents are dead, and were revived."""
-        dead = self.run.dead_latents
-        self.run.fold()
-        if not self.settings.training.steps_of_revival:
-            return {"dead_latents": dead, "revived_latents": 0}
-        with closing(self.reader.batches(self.run.steps_done)) as batches:
-            found = self.run.revive(batches)
-        return {
-            "dead_latents": found.dead_after,
-            "revived_latents": found.dead_before - found.dead_after,
-        }
 
     def quality(self, weights: SAEWeights) -> dict[str, Any]:
         """Return explained variance, L0 and dead latents on rows not trained on."""
