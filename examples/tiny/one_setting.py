@@ -4,8 +4,9 @@
 ``PYTHONPATH=examples python -m tiny.one_setting BUNDLE SELECTION OUT``, of the vision
 site and what ``sauce select`` wrote for it. A concept's row, where it has one: towards
 absence where there is such a row, else towards others, where a token reads at least six
-tenths of what the concept's mean does. Else its latents, turned to -2 of themselves
-wherever they fire; ``--random`` takes as many others.
+tenths of what the concept's mean does (``--absence``, ``--others``, ``--gate``).
+Else its latents, turned to -2 of themselves wherever they fire; ``--random`` takes as
+many others.
 """
 
 import argparse
@@ -16,19 +17,26 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.learning.selection.selection_file import SelectedConcept, SelectionFile
 
-SHARES = {"row:absence": 1.25, "row:others": 1.5}
-"""Of what a row reads, taken away."""
-GATE = 0.6
+KINDS = ("row:absence", "row:others")
 GAMMA = -2.0
 
 
-def edit_of(concept: SelectedConcept) -> SiteEdit:
-    """Return the edit of a concept's row, or of its latents."""
+def edit_of(
+    concept: SelectedConcept,
+    absence: float = 1.25,
+    others: float = 1.5,
+    gate: float = 0.6,
+) -> SiteEdit:
+    """Return the edit of a concept's row, or of its latents.
+
+    ``absence`` and ``others``: of what a row of that kind reads, taken away.
+    """
     rows = {next(iter(row.scores)): row for row in concept.rows}
     if not rows:
         return SiteEdit.uniform([one.latent for one in concept.latents], gamma=GAMMA)
-    kind = next(kind for kind in SHARES if kind in rows)
-    return SiteEdit.uniform([rows[kind].latent], gamma=1 - SHARES[kind], gate=GATE)
+    kind = next(kind for kind in KINDS if kind in rows)
+    share = absence if kind == KINDS[0] else others
+    return SiteEdit.uniform([rows[kind].latent], gamma=1 - share, gate=gate)
 
 
 def at_random(name: str, edit: SiteEdit, d_sae: int) -> SiteEdit:
@@ -42,12 +50,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("bundle", "selection", "out"):
         parser.add_argument(name, type=Path)
+    for name in ("absence", "others", "gate"):
+        parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--random", action="store_true")
     arguments = parser.parse_args()
+    told = {name: getattr(arguments, name) for name in ("absence", "others", "gate")}
+    setting = {name: value for name, value in told.items() if value is not None}
     bundle = Bundle.load(arguments.bundle)
     sae, concepts = bundle.sites[VISION].weights, []
     for name, one in SelectionFile.read(arguments.selection).concepts.items():
-        edit = edit_of(one)
+        edit = edit_of(one, **setting)
         if arguments.random:
             edit = at_random(name, edit, sae.d_sae)
         concepts.append(Concept(name=name, domain=one.domain, edits={VISION: edit}))

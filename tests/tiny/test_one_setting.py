@@ -34,6 +34,13 @@ def test_a_row_leads_to_absence_where_it_can():
     )
 
 
+def test_a_setting_may_be_another():
+    edit = edit_of(selected(others=8, absence=9), absence=1.0, gate=0.7)
+    assert edit == SiteEdit.uniform([9], gamma=0.0, gate=0.7)
+    edit = edit_of(selected(others=8), absence=1.0, others=1.25)
+    assert edit == SiteEdit.uniform([8], gamma=-0.25, gate=0.6)
+
+
 def test_without_a_row_all_latents_are_turned_over():
     edit = edit_of(selected([5, 2]))
     assert edit == SiteEdit.uniform([5, 2], gamma=-2.0)
