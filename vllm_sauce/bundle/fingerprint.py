@@ -32,7 +32,7 @@ def fingerprint_model(
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise ConfigError(f"{folder / 'config.json'} names no architecture")
-    _weights_files(folder)
+    weights_files(folder)
     try:
         return ModelFingerprint(
             architecture=architectures[0],
@@ -67,7 +67,7 @@ def weights_sha256(model_dir: str | Path) -> str | None:
 
     Raises: ConfigError if a file is missing or only a pointer to it
     """
-    files = _weights_files(Path(model_dir))
+    files = weights_files(Path(model_dir))
     if not files:
         return None
     # hashlib lets go of the GIL: shards are hashed side by side.
@@ -77,7 +77,11 @@ def weights_sha256(model_dir: str | Path) -> str | None:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _weights_files(folder: Path) -> list[Path]:
+def weights_files(folder: Path) -> list[Path]:
+    """Return the files that are hashed, by name.
+
+    Raises: ConfigError if a file is missing or only a pointer to it
+    """
     index = folder / INDEX_FILE
     if index.exists():
         weight_map = _read_config(index).get("weight_map")
