@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.places import TINY, TINY_MODEL
+from vllm_sauce.bundle import Bundle
 from vllm_sauce.bundle.fingerprint import INDEX_FILE, weights_files
-from vllm_sauce.errors import UnsupportedFeatureError
+from vllm_sauce.errors import BundleMismatchError, UnsupportedFeatureError
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import weights
 from vllm_sauce.plugin.startup.weights import refuse_strays, unhashed
@@ -192,3 +194,24 @@ def test_an_engine_does_not_start_with_other_weights(tmp_path: Path) -> None:
     for load_format in ("pt", "dummy"):
         with pytest.raises(UnsupportedFeatureError, match=f"format {load_format}"):
             LLM(str(TINY_MODEL), load_format=load_format, **options)
+
+
+@pytest.mark.engine
+def test_an_engine_does_not_start_with_another_config(tmp_path: Path) -> None:
+    """Beside the same weights, with the site at another layer of the tower."""
+    from vllm import LLM
+
+    from vllm_sauce.plugin import register
+
+    register()
+    Bundle.load(TINY / "latents").stamped(TINY_MODEL).save(tmp_path / "bundle")
+    shutil.copytree(TINY_MODEL, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    told = {**json.loads(file.read_text()), "vision_feature_layer": -3}
+    file.write_text(json.dumps(told))
+    with pytest.raises(BundleMismatchError, match="vision_feature_layer: -2, not -3"):
+        LLM(
+            str(tmp_path / "model"),
+            dtype="float32",
+            additional_config={"sauce": {"bundle": str(tmp_path / "bundle")}},
+        )

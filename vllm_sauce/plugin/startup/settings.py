@@ -266,6 +266,13 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
         else "one at a time alone",
         ", ".join(config.forget) or "none",
     )
+    if bundle.fingerprint.config is None:
+        logger.warning(
+            "sauce: this bundle does not say what its model's config.json was, and "
+            "another may lie beside equal weights, where nothing is forgotten; if you "
+            "know the model's to be that, let the bundle say it: sauce stamp %s MODEL",
+            config.bundle,
+        )
     if weak := bundle.catalogue.weak():
         refused = set(weak) - set(config.allow_weak)
         logger.warning(
