@@ -80,6 +80,8 @@ SERVED = (
     ("plugin/startup/flags.py", "nargs=\"+\", action=\"extend\"", "action=\"append\"", "a list of the YAML loses its second concept", _FLAGS),
     ("plugin/startup/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", "tests/plugin/startup/test_settings.py -k service"),
     ("plugin/startup/features.py", "    if compat.rust_frontend():", "    if False:", "the Rust front end", "tests/plugin/startup/test_features.py"),
+    ("plugin/startup/settings.py", "    if len(lists) == 2 and", "    if False and", "a flag takes back a variable's concepts", "tests/plugin/startup/test_settings.py -m 'not engine'"),
+    ("plugin/startup/settings.py", "    if not all(names):", "    if False:", "a blank list of concepts", "tests/plugin/startup/test_settings.py -m 'not engine'"),
     ("bundle/fingerprint.py", "\"config\": read_configs(folder),", "", "a config that moves a site", _CONFIG),
     ("bundle/model_config.py", "if name == FILES[0] or (folder / name).exists():", "if name == FILES[0]:", "pictures made into others", _CONFIG),
     ("bundle/schema.py", "(key in before) != (key in after) or before[key] != after[key]", "key in before and key in after and before[key] != after[key]", "a key that is left out", _CONFIG),

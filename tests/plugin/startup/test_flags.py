@@ -100,6 +100,18 @@ def test_variables_and_json_reach_the_parsed_arguments(
     assert by_json["sauce"] == by_variables["sauce"] == by_flags["sauce"]
 
 
+def test_flags_variables_and_json_make_mandatory_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever wants fewer says so where the others are asked for."""
+    monkeypatch.setenv("VLLM_SAUCE_FORGET", "dog")
+    section = json.dumps({"sauce": {"forget": ["blue"]}})
+    told = ("--sauce-forget", "cat", "--additional-config", section)
+    assert forgotten(parse_model(*SAUCE, *told)) == ["cat", "blue", "dog"]
+    monkeypatch.setenv("VLLM_SAUCE_FORGET", "")
+    assert "where one is blank" in refusal(capsys, str(TINY / "model"), *SAUCE)
+
+
 def test_without_the_flag_nothing_changes() -> None:
     """Installed but not asked for."""
     assert parse().additional_config == {"kept": 1}
@@ -310,10 +322,8 @@ def test_a_bundle_that_does_not_know_its_models_config_is_named_at_the_start(
 ) -> None:
     shipped = Bundle.load(SHIPPED)
     mine = shipped.fingerprint
-    without, known = (
-        replace(shipped, fingerprint=mine.model_copy(update={"config": config}))
-        for config in (None, {"config.json": {}})
-    )
+    known = replace(shipped, fingerprint=mine.model_copy(update={"config": {}}))
+    without = replace(shipped, fingerprint=mine.model_copy(update={"config": None}))
     settings._say_what_runs(engine_config(), known)
     assert not any("config.json" in text for text in warned)
     settings._say_what_runs(engine_config(), without)

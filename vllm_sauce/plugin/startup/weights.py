@@ -37,8 +37,12 @@ def unhashed(vllm_config: Any) -> list[str]:
     model = getattr(vllm_config.model_config, "model", None)
     revision = getattr(vllm_config.model_config, "revision", None)
     folder = compat.local_model_dir(str(model), revision) if model else None
-    # What is not on the disk yet is looked at when it has been loaded.
-    return found if folder is None else [*found, *_beside(vllm_config, folder)]
+    # What is not on the disk yet, or in part, is looked at when it has been loaded.
+    if folder is None or not (
+        Path(str(model)).is_dir() or any(folder.glob("*.safetensors"))
+    ):
+        return found
+    return [*found, *_beside(vllm_config, folder)]
 
 
 def refuse_strays(vllm_config: Any, folder: Path) -> None:
