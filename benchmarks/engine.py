@@ -78,8 +78,10 @@ def start(arguments: argparse.Namespace, bundle: Path | None) -> Any:
     from vllm.platforms import current_platform
 
     import vllm_sauce.plugin
+    from vllm_sauce.plugin.startup import weights
 
     options: dict[str, Any] = {"load_format": "dummy"} if arguments.dummy else {}
+    weights.random_allowed = arguments.dummy
     most = max(arguments.batches)
     if not current_platform.is_cpu():
         # Fewer graphs than by default, in both engines, for a shorter start, but as

@@ -18,6 +18,8 @@ _RAW = (
 )
 _CANARY = "tests/plugin/worker/test_canary.py"
 _V2 = "tests/plugin/worker/test_runner_v2.py"
+_CONFIG = "tests/bundle/test_model_config.py"
+_WEIGHTS = "tests/plugin/startup/test_weights.py -m 'not engine'"
 _FLAGS = "tests/plugin/startup/test_flags.py"
 _RECORD = "tests/measuring/test_record.py"
 _SITE = "tests/plugin/worker/test_decoder_site.py tests/unlearning/test_slots.py"
@@ -83,6 +85,16 @@ SERVED = (
     ("plugin/startup/flags.py", "nargs=\"+\", action=\"extend\"", "action=\"append\"", "a list of the YAML loses its second concept", _FLAGS),
     ("plugin/startup/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", "tests/plugin/startup/test_settings.py -k service"),
     ("plugin/startup/features.py", "    if compat.rust_frontend():", "    if False:", "the Rust front end", "tests/plugin/startup/test_features.py"),
+    ("plugin/startup/settings.py", "    if len(lists) == 2 and", "    if False and", "a flag takes back a variable's concepts", "tests/plugin/startup/test_settings.py -m 'not engine'"),
+    ("plugin/startup/settings.py", "    if not all(names):", "    if False:", "a blank list of concepts", "tests/plugin/startup/test_settings.py -m 'not engine'"),
+    ("bundle/fingerprint.py", "\"config\": read_configs(folder),", "", "a config that moves a site", _CONFIG),
+    ("bundle/model_config.py", "if name == FILES[0] or (folder / name).exists():", "if name == FILES[0]:", "pictures made into others", _CONFIG),
+    ("bundle/schema.py", "(key in before) != (key in after) or before[key] != after[key]", "key in before and key in after and before[key] != after[key]", "a key that is left out", _CONFIG),
+    ("plugin/startup/features.py", "    found += weights.unhashed(vllm_config)", "", "weights that nobody hashed", _WEIGHTS),
+    ("plugin/startup/weights.py", "if name not in HASHED and", "if False and", "a load format that reads other files", _WEIGHTS),
+    ("plugin/startup/weights.py", "    if not hashed:", "    if False:", "weights that are no safetensors", _WEIGHTS),
+    ("plugin/startup/weights.py", "and preferred != hashed:", "and False:", "a consolidated file that vLLM prefers", _WEIGHTS),
+    ("plugin/startup/weights.py", "if elsewhere := getattr(load, \"download_dir\", None):", "if elsewhere := None:", "another cache than is hashed", _WEIGHTS),
     ("data/pictures.py", "image = ImageOps.exif_transpose(image)", "pass", "pictures lie on their side", "tests/data/test_pictures.py"),
     ("data/pictures.py", "shown = Image.new(\"RGB\", image.size, _WHITE)", "shown = Image.new(\"RGB\", image.size)", "what is transparent is black", "tests/data/test_pictures.py"),
     ("files.py", ".split(\"\\n\")", ".splitlines()", "lines are cut at U+2028", "tests/test_files.py"),

@@ -82,6 +82,16 @@ def edit_json(folder, change):
     path.write_text(json.dumps(data))
 
 
+def as_version(number):
+    """Return the change that makes a bundle one of before version 3."""
+
+    def change(data):
+        data["version"] = number
+        del data["fingerprint"]["config"]
+
+    return change
+
+
 def rehash(folder):
     digest = hashlib.sha256((folder / SAE_FILE).read_bytes()).hexdigest()
     edit_json(folder, lambda data: data["sites"]["vision"].update(sha256=digest))
@@ -154,8 +164,8 @@ def test_content_that_breaks_the_format_is_refused(bundle_dir, change):
 
 
 def test_another_version_is_named(bundle_dir):
-    edit_json(bundle_dir, lambda data: data.update(version=3))
-    with pytest.raises(BundleCorruptError, match=r"versions \(1, 2\), got 3"):
+    edit_json(bundle_dir, lambda data: data.update(version=4))
+    with pytest.raises(BundleCorruptError, match=r"versions \(1, 2, 3\), got 4"):
         Bundle.load(bundle_dir)
 
 
@@ -171,9 +181,9 @@ def test_a_bundle_of_version_1_edits_every_token(bundle_dir):
     assert {e.tokens for c in new.values() for e in c.edits.values()} == {SPARING}
     assert new.editing_sink() == ()
     edit_json(bundle_dir, without_tokens)
-    with pytest.raises(BundleCorruptError, match="version 2 names the tokens"):
+    with pytest.raises(BundleCorruptError, match="version 3 names the tokens"):
         Bundle.load(bundle_dir, weights=False)
-    edit_json(bundle_dir, lambda data: data.update(version=1))
+    edit_json(bundle_dir, as_version(1))
     old = Bundle.load(bundle_dir, weights=False).catalogue
     assert {e.tokens for c in old.values() for e in c.edits.values()} == {TOKENS}
     assert old.editing_sink() == tuple(s for s in old.sites() if s != "vision") != ()

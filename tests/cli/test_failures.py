@@ -51,6 +51,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
         *("--sae", BUNDLE, "--site", "vision", "--harvest", "HARVEST"),
         *("--concepts", CONCEPTS),
     ),
+    "stamp": ("BUNDLE", MODEL),
     "train": ("HARVEST", "--site", "vision", "--out", "out"),
 }
 

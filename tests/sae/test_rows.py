@@ -109,7 +109,7 @@ def test_a_bundle_keeps_how_rows_were_fitted(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (('"version": 2', '"version": 1'), "version 1"),
+        (('"version": 3', '"version": 1'), "version 1"),
         (('"kind": "others"', '"kind": "elsewhere"'), "kind"),
         (('"k": null', '"k": 4'), "rows stand beside no topk SAE"),
     ],

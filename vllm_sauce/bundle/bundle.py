@@ -131,13 +131,31 @@ class Bundle:
         It edits as before; its digest is another, and its version the newest. Raises:
         BundleError if the bundle was loaded without weights
         """
+        return self._again(self.fingerprint, catalogue, together)
+
+    def stamped(self, model_dir: str | Path) -> Bundle:
+        """Return the bundle with all that its model is told by, config.json too.
+
+        For bundles that were made before version 3; it is as ``with_figures`` says.
+
+        Raises: BundleMismatchError, ConfigError, BundleError
+        """
+        self.check_model(model_dir)
+        return self._again(fingerprint_model(model_dir), self.catalogue, self.together)
+
+    def _again(
+        self,
+        fingerprint: ModelFingerprint,
+        catalogue: Catalogue,
+        together: Mapping[int, Mapping[str, float]],
+    ) -> Bundle:
         before, after = (
             {name: one.edits for name, one in each.items()}
             for each in (self.catalogue, catalogue)
         )
         assert before == after
         return self.build(
-            self.fingerprint,
+            fingerprint,
             {name: site.weights for name, site in self.sites.items()},
             catalogue,
             {name: site.entry.activation for name, site in self.sites.items()},

@@ -12,7 +12,10 @@ from vllm_sauce.concepts import Concept
 def differences(old: Bundle, new: Bundle) -> tuple[str, ...]:
     """Return one line for each change from one bundle to another; none if equal."""
     model = new.fingerprint.differences(old.fingerprint)
-    lines = (f"model: {line}" for line in model)
+    lines = [f"model: {line}" for line in model]
+    if (old.fingerprint.config is None) != (new.fingerprint.config is None):
+        known = new.fingerprint.config is not None
+        lines.append(f"model: config.json is {'compared now' if known else 'not kept'}")
     return (*lines, *_sites(old, new), *_concepts(old, new))
 
 

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from vllm_sauce.bundle.model_config import read_config, read_configs
 from vllm_sauce.bundle.schema import ModelFingerprint, TextModel, VisionModel
 from vllm_sauce.errors import ConfigError
-from vllm_sauce.files import file_sha256, read_object, refuse_pointer
+from vllm_sauce.files import file_sha256, refuse_pointer
 
 _Sizes = TypeVar("_Sizes", TextModel, VisionModel)
 
@@ -26,19 +27,22 @@ def fingerprint_model(
     Raises: ConfigError if there is no readable config.json, or no whole weights
     """
     folder = Path(model_dir)
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     text = config.get("text_config", config)
     vision = config.get("vision_config")
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise ConfigError(f"{folder / 'config.json'} names no architecture")
-    _weights_files(folder)
+    weights_files(folder)
     try:
-        return ModelFingerprint(
-            architecture=architectures[0],
-            text=_sizes(TextModel, text),
-            vision=_sizes(VisionModel, vision) if vision else None,
-            weights_sha256=weights_sha256(folder) if weights else None,
+        return ModelFingerprint.model_validate(
+            {
+                "architecture": architectures[0],
+                "text": _sizes(TextModel, text),
+                "vision": _sizes(VisionModel, vision) if vision else None,
+                "weights_sha256": weights_sha256(folder) if weights else None,
+                "config": read_configs(folder),
+            }
         )
     except ValueError as error:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from error
@@ -50,7 +54,7 @@ def is_quantized(model_dir: str | Path) -> bool:
     Raises: ConfigError if there is no readable config.json
     """
     folder = Path(model_dir)
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     parts = config, config.get("text_config")
     return (folder / "hf_quant_config.json").exists() or any(
         isinstance(part, dict) and part.get(name)
@@ -67,7 +71,7 @@ def weights_sha256(model_dir: str | Path) -> str | None:
 
     Raises: ConfigError if a file is missing or only a pointer to it
     """
-    files = _weights_files(Path(model_dir))
+    files = weights_files(Path(model_dir))
     if not files:
         return None
     # hashlib lets go of the GIL: shards are hashed side by side.
@@ -77,10 +81,14 @@ def weights_sha256(model_dir: str | Path) -> str | None:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _weights_files(folder: Path) -> list[Path]:
+def weights_files(folder: Path) -> list[Path]:
+    """Return the files that are hashed, by name.
+
+    Raises: ConfigError if a file is missing or only a pointer to it
+    """
     index = folder / INDEX_FILE
     if index.exists():
-        weight_map = _read_config(index).get("weight_map")
+        weight_map = read_config(index).get("weight_map")
         named = weight_map.values() if isinstance(weight_map, dict) else (None,)
         if not all(isinstance(name, str) for name in named):
             raise ConfigError(f"{index} must say in which file each weight lies")
@@ -92,13 +100,6 @@ def _weights_files(folder: Path) -> list[Path]:
             raise ConfigError(f"{index} names {file.name}, which is missing")
         refuse_pointer(file, ConfigError)
     return sorted(files, key=lambda file: file.name)
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    try:
-        return read_object(path, ConfigError)
-    except OSError as error:
-        raise ConfigError(f"no model here, cannot read {path}: {error}") from error
 
 
 def _sizes(model: type[_Sizes], config: object) -> _Sizes:

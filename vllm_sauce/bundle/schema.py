@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -11,14 +12,20 @@ from vllm_sauce.concepts import TOKENS, Concept, SiteEdit
 from vllm_sauce.errors import ConfigError
 
 FORMAT: Final = "vllm-sauce-bundle"
-VERSION: Final = 2
-VERSIONS: Final = (1, VERSION)
+VERSION: Final = 3
+VERSIONS: Final = (1, 2, VERSION)
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Index = Annotated[int, Field(ge=0)]
 _Size = Annotated[int, Field(ge=1)]
 _Count = Annotated[str, Field(pattern=r"^([2-9]|[1-9]\d+)$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+ConfigFile = Literal["config.json", "preprocessor_config.json", "processor_config.json"]
+"""A file beside a model's weights that says what is made of them."""
+
+_MOST_KEYS = 12
+"""Of a configuration, named where they differ: all of another model's do."""
 
 
 class _Strict(BaseModel):
@@ -49,15 +56,21 @@ class ModelFingerprint(_Strict):
     text: TextModel
     vision: VisionModel | None = None
     weights_sha256: _Sha256 | None = None
+    config: dict[ConfigFile, dict[str, JsonValue]] | None = None
+    """What the model's files say, by dotted keys; since version 3. None: not known."""
 
     def differences(self, other: ModelFingerprint) -> tuple[str, ...]:
-        """Return one line for each field that differs: mine, then the other's."""
-        mine, theirs = _flat(self), _flat(other)
-        return tuple(
-            f"{name}: {mine.get(name)!r}, not {theirs.get(name)!r}"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
-        )
+        """Return one line for each field that differs: mine, then the other's.
+
+        Of configurations only where both are known.
+        """
+        lines = _lines(_flat(self), _flat(other))
+        if self.config is None or other.config is None:
+            return tuple(lines)
+        found = list(_config_lines(self.config, other.config))
+        more = len(found) - _MOST_KEYS
+        told = [f"and {more} more keys"] if more > 0 else []
+        return (*lines, *found[:_MOST_KEYS], *told)
 
 
 class RowFile(_Strict):
@@ -167,7 +180,7 @@ class BundleFile(_Strict):
     """All of bundle.json."""
 
     format: Literal["vllm-sauce-bundle"] = FORMAT
-    version: Literal[1, 2] = VERSION
+    version: Literal[1, 2, 3] = VERSION
     fingerprint: ModelFingerprint
     sites: Annotated[dict[str, SiteFile], Field(min_length=1)]
     concepts: dict[str, ConceptFile]
@@ -181,10 +194,12 @@ class BundleFile(_Strict):
             raise ValueError("version 1 knows no rows")
         if self.version < 2 and self.together:
             raise ValueError("version 1 knows no figures of several concepts at once")
+        if self.version < 3 and self.fingerprint.config is not None:
+            raise ValueError(f"version {self.version} knows no config of the model")
         for name, concept in self.concepts.items():
             for site, edit in concept.edits.items():
-                if (edit.tokens is None) == (self.version == 2):
-                    wanted = "names" if self.version == 2 else "does not name"
+                if (edit.tokens is None) == (self.version >= 2):
+                    wanted = "names" if self.version >= 2 else "does not name"
                     raise ValueError(
                         f"concept {name!r} at {site}: version {self.version} {wanted} "
                         "the tokens of an edit"
@@ -194,9 +209,41 @@ class BundleFile(_Strict):
 
 def _flat(fingerprint: ModelFingerprint) -> dict[str, object]:
     flat: dict[str, object] = {}
-    for name, value in fingerprint.model_dump().items():
+    for name, value in fingerprint.model_dump(exclude={"config"}).items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[name] = value
     return flat
+
+
+def _lines(mine: Mapping[str, object], theirs: Mapping[str, object]) -> Iterator[str]:
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            yield f"{name}: {mine.get(name)!r}, not {theirs.get(name)!r}"
+
+
+def _config_lines(
+    mine: Mapping[ConfigFile, Mapping[str, object]],
+    theirs: Mapping[ConfigFile, Mapping[str, object]],
+) -> Iterator[str]:
+    for file in sorted(mine.keys() | theirs.keys()):
+        if file not in mine or file not in theirs:
+            is_mine, is_theirs = (
+                "there" if file in files else "missing" for files in (mine, theirs)
+            )
+            yield f"{file}: {is_mine}, not {is_theirs}"
+            continue
+        before, after = mine[file], theirs[file]
+        for key in sorted(before.keys() | after.keys()):
+            was, found = (_shown(files, key) for files in (before, after))
+            # A key that is left out has its default, which need not be null.
+            if (key in before) != (key in after) or before[key] != after[key]:
+                yield f"{file} {key}: {was}, not {found}"
+
+
+def _shown(config: Mapping[str, object], key: str) -> str:
+    if key not in config:
+        return "left out"
+    text = repr(config[key])
+    return text if len(text) <= 60 else f"{text[:60]}…"

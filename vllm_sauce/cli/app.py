@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, tuple[Callable[..., int | None], tuple[str, ...]]]] = 
     "pull": (bundles.pull, ("torch",)),
     "push": (bundles.push, ("torch",)),
     "select": (stages.select, ("torch",)),
+    "stamp": (bundles.stamp, ("torch",)),
     "train": (stages.train, ("sae_lens",)),
 }
 """Functions by command, with what each cannot do without and pip may not have brought:

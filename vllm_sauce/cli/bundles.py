@@ -49,6 +49,25 @@ def pull(name: str, *, out: Path | None = None, model: Path | None = None) -> No
     _say(folder)
 
 
+def stamp(folder: Path, model: Path, *, out: Path | None = None) -> None:
+    """Add to a bundle what its model's config.json says, so that a start compares it.
+
+    Parameters
+    ----------
+    folder
+        A bundle that was made before bundles held it.
+    model
+        The folder of the model that it was made for, as it was then.
+    out
+        A new folder. Default: the bundle is replaced.
+    """
+    from vllm_sauce.bundle import Bundle
+
+    bundle = Bundle.load(folder).stamped(model)
+    bundle.save(out or folder)
+    _say(bundle.digest)
+
+
 def diff(old: str, new: str) -> int:
     """Say what changed between two bundles; exit status 1 if anything did.
 

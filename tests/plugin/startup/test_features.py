@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +93,7 @@ def test_nothing_on_is_accepted() -> None:
             "adaptive verification",
         ),
         ("kv_transfer_config", object(), "KV transfer"),
+        ("weight_transfer_config", object(), "--weight-transfer-config"),
         (
             "cache_config",
             SimpleNamespace(kv_sharing_fast_prefill=True),
@@ -238,45 +238,6 @@ def test_a_vision_site_needs_pictures(options: dict[str, Any], site: str) -> Non
     refuse_unproven(without, sites=("decoder.1",))
     one = MultiModalConfig(limit_per_prompt={"image": 1})
     refuse_unproven(config(model_config__multimodal_config=one), sites=(site,))
-
-
-@pytest.mark.parametrize("load_format", ["auto", "mistral", "safetensors"])
-@pytest.mark.parametrize("indexed", [True, False])
-def test_weights_that_vllm_prefers_to_the_hashed_ones_are_refused(
-    tmp_path: Path, indexed: bool, load_format: str
-) -> None:
-    """Without an index every file is hashed."""
-    (tmp_path / "consolidated.safetensors").touch()
-    if indexed:
-        (tmp_path / "model.safetensors.index.json").touch()
-    found = unproven(
-        config(
-            model_config__model=str(tmp_path),
-            load_config=SimpleNamespace(load_format=load_format),
-        )
-    )
-    refused = indexed and load_format != "safetensors"
-    assert ["consolidated.safetensors in" in one for one in found] == [True] * refused
-
-
-def test_vllm_does_prefer_a_consolidated_file(tmp_path: Path) -> None:
-    """What the refusal rests on; without it the fingerprint would do."""
-    from vllm.config import LoadConfig
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-
-    shard, other = "model-1-of-1.safetensors", "consolidated.safetensors"
-    for name in (shard, other):
-        (tmp_path / name).touch()
-    index = {"weight_map": {"weight": shard}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    def read(load_format: str) -> list[str]:
-        loader: Any = DefaultModelLoader(LoadConfig(load_format=load_format))
-        found = loader._prepare_weights(str(tmp_path), None, None, True, None)
-        return [Path(path).name for path in found[1]]
-
-    assert read("auto") == [other]
-    assert read("safetensors") == [shard]
 
 
 def test_every_watched_switch_exists_in_this_vllm() -> None:

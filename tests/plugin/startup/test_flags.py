@@ -100,6 +100,18 @@ def test_variables_and_json_reach_the_parsed_arguments(
     assert by_json["sauce"] == by_variables["sauce"] == by_flags["sauce"]
 
 
+def test_flags_variables_and_json_make_mandatory_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever wants fewer says so where the others are asked for."""
+    monkeypatch.setenv("VLLM_SAUCE_FORGET", "dog")
+    section = json.dumps({"sauce": {"forget": ["blue"]}})
+    told = ("--sauce-forget", "cat", "--additional-config", section)
+    assert forgotten(parse_model(*SAUCE, *told)) == ["cat", "blue", "dog"]
+    monkeypatch.setenv("VLLM_SAUCE_FORGET", "")
+    assert "where one is blank" in refusal(capsys, str(TINY / "model"), *SAUCE)
+
+
 def test_without_the_flag_nothing_changes() -> None:
     """Installed but not asked for."""
     assert parse().additional_config == {"kept": 1}
@@ -254,7 +266,7 @@ def test_concepts_forgotten_in_pictures_only_are_named_at_the_start(
     for forget in (["dog", name], ["dog"]):
         settings._say_what_runs(engine_config("--sauce-forget", *forget), bundle)
     # The latents' edits are those of version 1, which do not spare the sink.
-    (line,) = (text for text in warned if "sink" not in text)
+    (line,) = (t for t in warned if "sink" not in t and "config.json" not in t)
     assert f"decoder: {name}; a question without a picture" in line
 
 
@@ -303,6 +315,20 @@ def test_a_bundle_that_was_measured_otherwise_is_named_at_the_start(
     (line,) = (text for text in warned if "measured in" in text)
     assert "served in float32, eager, quantization awq, kv_cache fp8:" in line
     assert any("served quantised (awq)" in text for text in warned)
+
+
+def test_a_bundle_that_does_not_know_its_models_config_is_named_at_the_start(
+    warned: list[str],
+) -> None:
+    shipped = Bundle.load(SHIPPED)
+    mine = shipped.fingerprint
+    known = replace(shipped, fingerprint=mine.model_copy(update={"config": {}}))
+    without = replace(shipped, fingerprint=mine.model_copy(update={"config": None}))
+    settings._say_what_runs(engine_config(), known)
+    assert not any("config.json" in text for text in warned)
+    settings._say_what_runs(engine_config(), without)
+    (line,) = (text for text in warned if "config.json" in text)
+    assert line.endswith(f"sauce stamp {SHIPPED} MODEL")
 
 
 def test_adapters_are_not_what_a_bundle_was_measured_with(warned: list[str]) -> None:

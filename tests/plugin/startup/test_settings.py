@@ -183,6 +183,33 @@ def test_a_flag_wins_over_a_variable() -> None:
     assert settings.requested(SimpleNamespace(additional_config={}), {}) is None
 
 
+def test_what_any_source_makes_mandatory_is_forgotten() -> None:
+    """No source takes back another's; a child process finds the same again."""
+    environ = {"VLLM_SAUCE_FORGET": "dog, red"}
+    given = {"bundle": "b", "forget": ["cat", "red"]}
+    merged = settings.requested(
+        SimpleNamespace(additional_config={"sauce": given}), environ
+    )
+    assert merged == {"bundle": "b", "forget": ["cat", "red", "dog"]}
+    again = SimpleNamespace(additional_config={"sauce": merged})
+    assert settings.requested(again, environ) == merged
+    none = SimpleNamespace(additional_config={"sauce": {"bundle": "b", "forget": []}})
+    assert settings.requested(none, environ) == {
+        "bundle": "b",
+        "forget": ["dog", "red"],
+    }
+    wrong = SimpleNamespace(additional_config={"sauce": {"forget": "cat"}})
+    assert settings.requested(wrong, environ) == {"forget": "cat"}  # refused later
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", "dog,", "dog, ,red"])
+def test_a_blank_name_in_the_variable_is_refused(text: str) -> None:
+    """As of a shell's variable that is not set: it asked, and nothing was forgotten."""
+    plain = SimpleNamespace(additional_config={})
+    with pytest.raises(ConfigError, match="VLLM_SAUCE_FORGET must be names of conc"):
+        settings.requested(plain, {"VLLM_SAUCE_FORGET": text})
+
+
 def test_the_bundle_beside_the_weights_is_found(tmp_path: Path) -> None:
     """Without --sauce-bundle, the model folder's sauce/ is used, else an error."""
     with pytest.raises(BundleNotFoundError, match="--sauce-bundle"):

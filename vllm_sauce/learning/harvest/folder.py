@@ -214,7 +214,7 @@ def _done(request: HarvestRequest, header: HarvestFile) -> set[int]:
         "samples": found.samples_sha256 == header.samples_sha256,
         "sites": set(found.sites) == set(request.sites),
         "max_tokens": found.max_tokens == header.max_tokens,
-        "model": found.fingerprint == header.fingerprint,
+        "model": not found.fingerprint.differences(header.fingerprint),
     }
     if different := [name for name in same if not same[name]]:
         raise ActivationsError(

@@ -21,6 +21,7 @@ from vllm_sauce.plugin.compat.frontend import (
     route_path,
     rust_frontend,
     takes_pictures,
+    uses_modelscope,
     with_extra_args,
     wrap_batch_lines,
 )

@@ -22,6 +22,16 @@ def rust_frontend() -> bool:
     return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
 
 
+def uses_modelscope() -> bool:
+    """Tell whether vLLM fetches a model that is named from ModelScope's hub.
+
+    Why: it keeps another cache than the one that we look in.
+    """
+    from vllm import envs
+
+    return bool(getattr(envs, "VLLM_USE_MODELSCOPE", False))
+
+
 async def call_workers(async_llm: Any, method: str) -> list[list[Any]]:
     """Return what the workers of each engine answer to a call.
 

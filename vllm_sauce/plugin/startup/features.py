@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vllm_sauce.bundle.fingerprint import INDEX_FILE, is_quantized
+from vllm_sauce.bundle.fingerprint import is_quantized
 from vllm_sauce.concepts import is_vision
 from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.plugin import compat
+from vllm_sauce.plugin.startup import weights
 
 
 def _get(config: Any, path: str) -> Any:
@@ -30,6 +31,11 @@ _SWITCHES = (
         "ec_transfer_config",
         "a remote encoder",
         "whose pictures it edits is not told there",
+    ),
+    (
+        "weight_transfer_config",
+        "transfer of weights (--weight-transfer-config)",
+        "no bundle was made for those that come",
     ),
     (
         "cache_config.kv_sharing_fast_prefill",
@@ -164,15 +170,6 @@ def _parallel(vllm_config: Any) -> list[str]:
     return found
 
 
-def _other_weights(vllm_config: Any) -> list[str]:
-    """Return the weights that vLLM prefers to those that the fingerprint is of."""
-    folder = Path(str(_get(vllm_config, "model_config.model")))
-    load_format = _get(vllm_config, "load_config.load_format")
-    if load_format not in ("auto", "mistral") or not (folder / INDEX_FILE).exists():
-        return []
-    return sorted(path.name for path in folder.glob("consolidated*.safetensors"))
-
-
 def unproven(vllm_config: Any) -> list[str]:
     """Return the features in use that nobody has proven correct under an edit."""
     found = _parallel(vllm_config)
@@ -182,11 +179,7 @@ def unproven(vllm_config: Any) -> list[str]:
         found.append(
             "the Rust front end (VLLM_USE_RUST_FRONTEND: it passes no admission)"
         )
-    if names := _other_weights(vllm_config):
-        found.append(
-            f"{', '.join(names)} in the model's folder, which vLLM reads instead of "
-            "the weights that were hashed (remove it, or set --load-format safetensors)"
-        )
+    found += weights.unhashed(vllm_config)
     runner = _get(vllm_config, "model_config.runner_type")
     if runner not in (None, "generate"):
         found.append(f"the {runner} runner (what it answers is not edited)")

@@ -168,7 +168,8 @@ def _fold(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--additional-config wants an object for 'sauce', got {section!r}"
         )
-    args.additional_config = {**additional, "sauce": {**(section or {}), **given}}
+    merged = settings.united(section or {}, given)
+    args.additional_config = {**additional, "sauce": merged}
 
 
 def _refuse_no_model(args: argparse.Namespace, argv: Sequence[str]) -> None:

@@ -31,7 +31,8 @@ ENVIRONMENT = {
     "VLLM_SAUCE_POOL_DTYPE": "pool_dtype",
     "VLLM_SAUCE_APPROXIMATE": "approximate",
 }
-"""``VLLM_SAUCE_FORGET`` holds names with commas between. A flag wins over these.
+"""``VLLM_SAUCE_FORGET`` holds names with commas between, to which those of a flag are
+added. Any other flag wins over its variable.
 
 Each of them asks for sauce, as ``--plugin sauce`` does: none that is set is ignored.
 """
@@ -83,7 +84,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             )
         value: Any = environ[name]
         if name == "VLLM_SAUCE_FORGET":
-            value = [part.strip() for part in value.split(",") if part.strip()]
+            value = _names(name, value)
         elif name == "VLLM_SAUCE_MAX_LATENTS":
             try:
                 value = int(value)
@@ -145,7 +146,32 @@ def requested(args: Any, environ: Mapping[str, str]) -> dict[str, Any] | None:
             f"additional_config['sauce'] must be an object, got {section!r}"
         )
     given = {k: v for k, v in (section or {}).items() if k not in _DERIVED}
-    return {**from_environment(environ), **given}
+    return united(from_environment(environ), given)
+
+
+def united(far: Mapping[str, Any], near: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of two sources: the near one's, and what either makes mandatory.
+
+    To forget more is the safe side: no source takes back what another asks for.
+    """
+    merged = {**far, **near}
+    lists = [source["forget"] for source in (near, far) if "forget" in source]
+    # Another type is refused where settings are checked, with what was wanted.
+    if len(lists) == 2 and all(isinstance(one, list | tuple) for one in lists):
+        merged["forget"] = [*lists[0]]
+        merged["forget"] += [name for name in lists[1] if name not in lists[0]]
+    return merged
+
+
+def _names(variable: str, text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    # As of "$CONCEPTS,$MORE" where one is not set: fewer would be forgotten than asked.
+    if not all(names):
+        raise ConfigError(
+            f"{variable} must be names of concepts with commas between, got {text!r}, "
+            "where one is blank; name at least one, or leave the variable unset"
+        )
+    return names
 
 
 def locate_bundle(given: dict[str, Any], model_dir: Path | None) -> str:
@@ -266,6 +292,13 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
         else "one at a time alone",
         ", ".join(config.forget) or "none",
     )
+    if bundle.fingerprint.config is None:
+        logger.warning(
+            "sauce: this bundle does not say what its model's config.json was, and "
+            "another may lie beside equal weights, where nothing is forgotten; if you "
+            "know the model's to be that, let the bundle say it: sauce stamp %s MODEL",
+            config.bundle,
+        )
     if weak := bundle.catalogue.weak():
         refused = set(weak) - set(config.allow_weak)
         logger.warning(

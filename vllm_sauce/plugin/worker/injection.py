@@ -23,6 +23,7 @@ from vllm_sauce.plugin.sites import encoder_batches, swap
 from vllm_sauce.plugin.sites.action import ATTRIBUTE, SiteAction
 from vllm_sauce.plugin.sites.modules import form_of, modules_at
 from vllm_sauce.plugin.startup import settings
+from vllm_sauce.plugin.startup.weights import refuse_strays
 from vllm_sauce.plugin.worker import runner_v1, runner_v2, weights
 from vllm_sauce.plugin.worker.runtime import SauceRuntime
 from vllm_sauce.unlearning.slots import SiteTable
@@ -133,7 +134,7 @@ def check_files(bundle: Bundle, vllm_config: Any) -> str | None:
 
     Returns the hash of weights that are not the bundle's, by the operator's leave.
 
-    Raises: BundleMismatchError.
+    Raises: BundleMismatchError, UnsupportedFeatureError.
     """
     model_config = vllm_config.model_config
     folder = compat.local_model_dir(model_config.model, model_config.revision)
@@ -142,6 +143,8 @@ def check_files(bundle: Bundle, vllm_config: Any) -> str | None:
             f"cannot find the files of {model_config.model} to check that the bundle "
             "belongs to them; give a local folder as the model"
         )
+    # Of a name, what is read is known only now: it was not on the disk before.
+    refuse_strays(vllm_config, folder)
     other = settings.may_have_other_weights(vllm_config)
     bundle.check_model(folder, allow_quantized=other)
     return weights_sha256(folder) if other else None
