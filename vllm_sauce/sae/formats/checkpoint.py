@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +204,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that a large one is read once; files of before 2020 cannot be.
+        mapped = zipfile.is_zipfile(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         # torch's message tells the reader how to run the code: not repeated here.
         named = re.search(r"GLOBAL (\S+)", str(error))
