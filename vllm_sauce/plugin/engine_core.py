@@ -21,7 +21,11 @@ from vllm_sauce.plugin.frontend.admission import (
     acts_of,
     admission_for,
 )
-from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
+from vllm_sauce.plugin.sites.encoder_batches import (
+    refuse_embeddings,
+    refuse_other_kinds,
+    refuse_unseen,
+)
 from vllm_sauce.plugin.startup import features
 from vllm_sauce.plugin.startup.ranks import CALL
 from vllm_sauce.plugin.startup.ranks import check as check_ranks
@@ -49,6 +53,7 @@ def _initialize(
     self._sauce_admission = admission_for(vllm_config)
     result = original(self, vllm_config, *args, **kwargs)  # with the warm-up
     if self._sauce_admission is not None:
+        self._sauce_modalities = compat.modalities(vllm_config)
         check_ranks(vllm_config, self.model_executor.collective_rpc(CALL))
         self._sauce_proven = True
     return result
@@ -107,6 +112,8 @@ def _check(core: Any, request: Any) -> None:
             )
         return
     mask = check(core._sauce_admission, request)
+    if mask is not None:
+        refuse_other_kinds(request.mm_features or (), core._sauce_modalities)
     if mask is not None and not core._sauce_proven:
         raise InvalidRequestError(
             "nothing can be forgotten now: the engine sleeps, its weights are not "
@@ -139,9 +146,11 @@ def check(admission: Admission, request: Any) -> Mask | None:
     features = request.mm_features or ()
     for feature in features:
         key = feature.identifier
-        _check_key(key, mask if acts.in_tower else None, "picture's identifier")
+        _check_key(key, mask if acts.on_pixels else None, "picture's identifier")
     if acts.in_tower:
         refuse_unseen(features)
+    elif acts.on_pixels:
+        refuse_embeddings(features)
     return mask
 
 

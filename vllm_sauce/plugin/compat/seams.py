@@ -82,6 +82,8 @@ _states = partial(Seam, "v2", STATES)
 _state = partial(Seam, "v2", f"{STATES}.interface")
 _default = partial(Seam, "v2", f"{STATES}.default")
 _inputs = partial(Seam, "all", "vllm.multimodal.inputs")
+_registry = partial(Seam, "all", "vllm.multimodal.registry")
+_info = partial(Seam, "all", "vllm.multimodal.processing.context")
 
 _ENCODED = "self scheduled_encoder_inputs"
 _EMBED = f"{_ENCODED} input_batch req_states"
@@ -111,6 +113,9 @@ SEAMS = (
         has="request_id mm_features sampling_params cache_salt resumable",
     ),
     Seam("all", "vllm.sampling_params", "SamplingParams", has="extra_args"),
+    # What the model takes beside words, which a request with its own data says itself.
+    _registry("MultiModalRegistry.create_processor", leads="self model_config"),
+    _info("BaseProcessingInfo", has="allowed_mm_limits"),
     _inputs(
         "MultiModalFeatureSpec", has="data modality identifier mm_position mm_hash"
     ),
@@ -221,12 +226,6 @@ SEAMS = (
         "Attention.forward",
         leads="self query key value",
         takes="output_shape",
-    ),
-    Seam(
-        "worker",
-        "vllm.multimodal.registry",
-        "MultiModalRegistry.create_processor",
-        leads="self model_config",
     ),
     Seam(
         "worker",

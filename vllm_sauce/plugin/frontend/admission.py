@@ -103,8 +103,9 @@ class Admission:
     def identify(self, request: Any, mask: Mask | None) -> None:
         """Give the request's KV blocks and images an identity of their mask.
 
-        A decoder mask salts the first block and so the whole chain; a vision mask
-        renames the images, which keys the encoder cache and the blocks behind it.
+        A decoder mask salts the first block and so the whole chain. One that needs
+        pictures encoded of pixels, under itself, renames them, which keys the encoder
+        cache and the blocks behind it.
         """
         features = request.mm_features or ()
         refuse_forged_keys(request.cache_salt, (f.identifier for f in features))
@@ -115,6 +116,7 @@ class Admission:
             request.cache_salt = salted(request.cache_salt, mask)
         if acts.in_tower:
             refuse_unseen(features)
+        if acts.on_pixels:
             for feature in features:
                 feature.identifier = renamed(feature.identifier, mask)
 
@@ -125,6 +127,9 @@ class Acts:
 
     in_decoder: bool = False
     in_tower: bool = False
+    on_pixels: bool = False
+    """Whether pictures must be encoded under it, of pixels: it edits them in the tower,
+    or prompts otherwise than pictures, which embeddings of words would pass for."""
     tells_turns_apart: bool = False
     """Whether it edits prompts and answers otherwise."""
 
@@ -141,8 +146,12 @@ def acts_of(admission: Admission, mask: Mask | None) -> Acts:
     check_size(names, catalogue, admission.config)
     refuse_weak(names, catalogue, admission.config)
     in_tower = [is_vision(site) for site in mask.sites(catalogue)]
-    apart = mask.tells_turns_apart(catalogue)
-    return Acts(not all(in_tower), any(in_tower), apart)
+    return Acts(
+        in_decoder=not all(in_tower),
+        in_tower=any(in_tower),
+        on_pixels=any(in_tower) or mask.tells_pictures_apart(catalogue),
+        tells_turns_apart=mask.tells_turns_apart(catalogue),
+    )
 
 
 _opened = functools.cache(Admission.open)
