@@ -9,6 +9,7 @@ _TOKENS = "tests/plugin/test_tokens.py"
 _WIRE = "tests/test_client.py"
 _CORE = "tests/plugin/test_engine_core.py"
 _KINDS = "tests/plugin/test_kinds_of_input.py"
+_ONE = "tests/plugin/test_one_token.py"
 _ENGINE = "tests/plugin/test_engine.py -k 'leak or mixed or image or chunked'"
 _OP = "tests/plugin/worker/test_op_check.py"
 _LIFE = "tests/plugin/test_lifecycle.py"
@@ -75,6 +76,9 @@ SERVED = (
     ("plugin/frontend/raw_body.py", "        if count > 1:", "        if False:", "the last of two equal keys", _RAW),
     ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),
     ("plugin/startup/ranks.py", "if one[\"settings\"] != mine:", "if False:", "processes that disagree serve", "tests/plugin/frontend/test_agreement.py"),
+    ("plugin/engine_core.py", "        refuse_unwritten(request.sampling_params)", "        pass", "the core takes a single token under edits of answers", _ONE),
+    ("plugin/frontend/admission.py", "if params.max_tokens == 1 or params.prompt_logprobs is not None:", "if params.prompt_logprobs is not None:", "a single token under edits of answers", _ONE),
+    ("plugin/frontend/admission.py", "acts_of(admission, mask).tells_turns_apart:", "False:", "beams under edits of prompts", _ONE),
     ("plugin/engine_core.py", "        refuse_other_kinds(request", "        len(request", "what is no picture of the model's", _KINDS),
     ("plugin/engine_core.py", "        refuse_embeddings(features)", "        pass", "words come as a picture's embeddings", _KINDS),
     ("unlearning/mask.py", "return self._tells_apart(catalogue, PROMPT, IMAGE)", "return False", "a plain request's embeddings stand for words", _KINDS),

@@ -18,11 +18,10 @@ import torch
 
 from tests.engines import starts_engine
 from tests.plugin.conftest import engine
-from tests.plugin.random_bundle import random_sae
-from tests.plugin.support import LAYER, LONG, Ask, Reply, cold, reply_of, run
+from tests.plugin.random_bundle import write_decoder_bundle
+from tests.plugin.support import LONG, Ask, Reply, cold, reply_of, run
 from tests.soak.inputs import embeds_item
-from vllm_sauce.bundle import Bundle, fingerprint_model
-from vllm_sauce.concepts import SPARING, Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts import SPARING, SiteEdit
 from vllm_sauce.errors import InvalidRequestError
 from vllm_sauce.plugin.sites.encoder_batches import (
     refuse_embeddings,
@@ -37,15 +36,9 @@ TOKENS = {"pictures": ("image",), "words": ("prompt", "generated"), "all": SPARI
 @starts_engine
 def llm(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """An engine whose concepts edit pictures, words, and both."""
-    fingerprint = fingerprint_model(model_dir)
-    assert fingerprint.text.hidden_size is not None
-    catalogue = Catalogue(
-        Concept(name=name, domain="random", edits={LAYER: replace(EDIT, tokens=tokens)})
-        for name, tokens in TOKENS.items()
-    )
+    edits = {name: replace(EDIT, tokens=tokens) for name, tokens in TOKENS.items()}
     path = tmp_path_factory.mktemp("kinds") / "b"
-    sites = {LAYER: random_sae(2, fingerprint.text.hidden_size)}
-    Bundle.build(fingerprint, sites, catalogue).save(path)
+    write_decoder_bundle(path, model_dir, edits)
     yield engine(model_dir, {"bundle": str(path)}, mm_processor_cache_gb=0)
 
 

@@ -185,3 +185,5 @@ def test_masks_that_edit_prompts_and_something_else_otherwise(
     mask = Mask.of([("c", 1.0)], DIGEST)
     assert mask.tells_turns_apart(one) is apart
     assert mask.tells_pictures_apart(one) is pictures
+    spares = site != "vision" and "generated" in kinds and "prompt" not in kinds
+    assert mask.spares_prompts(one) is spares

@@ -20,6 +20,7 @@ from vllm_sauce.plugin.frontend.admission import (
     Admission,
     acts_of,
     admission_for,
+    refuse_unwritten,
 )
 from vllm_sauce.plugin.sites.encoder_batches import (
     refuse_embeddings,
@@ -147,6 +148,8 @@ def check(admission: Admission, request: Any) -> Mask | None:
     for feature in features:
         key = feature.identifier
         _check_key(key, mask if acts.on_pixels else None, "picture's identifier")
+    if acts.spares_prompts:
+        refuse_unwritten(request.sampling_params)
     if acts.in_tower:
         refuse_unseen(features)
     elif acts.on_pixels:

@@ -82,12 +82,27 @@ class Mask:
         return self._tells_apart(catalogue, PROMPT, IMAGE)
 
     def _tells_apart(self, catalogue: Catalogue, one: str, other: str) -> bool:
-        return any(
-            (one in edit.tokens) != (other in edit.tokens)
+        kinds = self._decoder_tokens(catalogue)
+        return any((one in tokens) != (other in tokens) for tokens in kinds)
+
+    def spares_prompts(self, catalogue: Catalogue) -> bool:
+        """Say whether a decoder site edits answers and no prompts.
+
+        What is read off the prompt's last token, as the first of an answer is, is then
+        not edited.
+
+        Raises: UnknownConceptError
+        """
+        kinds = self._decoder_tokens(catalogue)
+        return any(GENERATED in tokens and PROMPT not in tokens for tokens in kinds)
+
+    def _decoder_tokens(self, catalogue: Catalogue) -> list[tuple[str, ...]]:
+        return [
+            edit.tokens
             for name in self.names()
             for site, edit in catalogue.concept(name).edits.items()
             if not is_vision(site)
-        )
+        ]
 
     def at_tokens(self, catalogue: Catalogue, site: str, kind: str) -> Mask | None:
         """Return the part of this mask that acts on tokens of a kind, None for none.
