@@ -10,6 +10,7 @@ _WIRE = "tests/test_client.py"
 _CORE = "tests/plugin/test_engine_core.py"
 _KINDS = "tests/plugin/test_kinds_of_input.py"
 _ONE = "tests/plugin/test_one_token.py"
+_MERGE = "tests/unlearning/test_merging.py tests/plugin/frontend/test_admission.py"
 _ENGINE = "tests/plugin/test_engine.py -k 'leak or mixed or image or chunked'"
 _OP = "tests/plugin/worker/test_op_check.py"
 _LIFE = "tests/plugin/test_lifecycle.py"
@@ -76,6 +77,9 @@ SERVED = (
     ("plugin/frontend/raw_body.py", "        if count > 1:", "        if False:", "the last of two equal keys", _RAW),
     ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),
     ("plugin/startup/ranks.py", "if one[\"settings\"] != mine:", "if False:", "processes that disagree serve", "tests/plugin/frontend/test_agreement.py"),
+    ("unlearning/merging.py", "strongest = max if way == 1 else min", "strongest = min", "an edit upwards is taken away", _MERGE),
+    ("unlearning/merging.py", "    if len(ways) > 1:", "    if False:", "concepts against each other are served", _MERGE),
+    ("plugin/frontend/admission.py", "    check_agreement(mask, catalogue)", "    pass", "who contradicts ends the worker", _MERGE),
     ("plugin/engine_core.py", "        refuse_unwritten(request.sampling_params)", "        pass", "the core takes a single token under edits of answers", _ONE),
     ("plugin/frontend/admission.py", "if params.max_tokens == 1 or params.prompt_logprobs is not None:", "if params.prompt_logprobs is not None:", "a single token under edits of answers", _ONE),
     ("plugin/frontend/admission.py", "acts_of(admission, mask).tells_turns_apart:", "False:", "beams under edits of prompts", _ONE),

@@ -30,6 +30,7 @@ from vllm_sauce.unlearning.mask import (
     salted,
     without_decoder,
 )
+from vllm_sauce.unlearning.merging import check_agreement
 
 POOLING = (
     "sauce edits generation only; pooling requests are refused because they would be "
@@ -153,6 +154,7 @@ def acts_of(admission: Admission, mask: Mask | None) -> Acts:
     names, catalogue = mask.names(), admission.bundle.catalogue
     check_size(names, catalogue, admission.config)
     refuse_weak(names, catalogue, admission.config)
+    check_agreement(mask, catalogue)
     in_tower = [is_vision(site) for site in mask.sites(catalogue)]
     return Acts(
         in_decoder=not all(in_tower),
