@@ -77,6 +77,7 @@ SERVED = (
     ("plugin/frontend/raw_body.py", "        if count > 1:", "        if False:", "the last of two equal keys", _RAW),
     ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),
     ("plugin/startup/ranks.py", "if one[\"settings\"] != mine:", "if False:", "processes that disagree serve", "tests/plugin/frontend/test_agreement.py"),
+    ("plugin/engine_core.py", "    elif living.sampling_params.extra_args[KEY].mask != mask:", "    elif False:", "a masked chunk joins a plain session", _CORE),
     ("unlearning/merging.py", "strongest = max if way == 1 else min", "strongest = min", "an edit upwards is taken away", _MERGE),
     ("unlearning/merging.py", "    if len(ways) > 1:", "    if False:", "concepts against each other are served", _MERGE),
     ("plugin/frontend/admission.py", "    check_agreement(mask, catalogue)", "    pass", "who contradicts ends the worker", _MERGE),

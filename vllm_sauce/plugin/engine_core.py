@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from vllm_sauce.client import KEY, has_sauce_keys
 from vllm_sauce.errors import InvalidRequestError, RequestError
@@ -52,6 +53,7 @@ def _initialize(
 ) -> Any:
     # In a process of its own the core's __init__ has begun when it loads plugins.
     self._sauce_admission = admission_for(vllm_config)
+    self._sauce_sessions = WeakValueDictionary()
     result = original(self, vllm_config, *args, **kwargs)  # with the warm-up
     if self._sauce_admission is not None:
         self._sauce_modalities = compat.modalities(vllm_config)
@@ -128,9 +130,23 @@ def _check(core: Any, request: Any) -> None:
                 "one becomes the other; send each turn as a request of its own"
             )
         compat.read_no_prefix(request)
+    if getattr(request, "resumable", False):
+        _refuse_other_session(core, request, mask)
     request.sampling_params = compat.with_extra_args(
         params, marked(params.extra_args, Checked(mask))
     )
+
+
+def _refuse_other_session(core: Any, request: Any, mask: Mask | None) -> None:
+    # vLLM joins it to a living request of its id, which keeps its own cache's salt.
+    living = core._sauce_sessions.get(request.request_id)
+    if living is None or living.is_finished():
+        core._sauce_sessions[request.request_id] = request
+    elif living.sampling_params.extra_args[KEY].mask != mask:
+        raise InvalidRequestError(
+            f"a session {request.request_id[:64]!r} is open that forgets other "
+            "concepts; give this one another id, or end that one first"
+        )
 
 
 def check(admission: Admission, request: Any) -> Mask | None:

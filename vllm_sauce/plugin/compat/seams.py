@@ -181,7 +181,7 @@ SEAMS = (
         "all",
         "vllm.v1.request",
         "Request",
-        has="sampling_params cache_salt mm_features",
+        has="request_id sampling_params cache_salt mm_features is_finished",
     ),
     # It notes a request before the core has taken it: one that is refused there would
     # be waited for, for ever.
