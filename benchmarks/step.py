@@ -77,7 +77,11 @@ class Host:
         weights = bundle.sites[SITE].weights
         table = SiteTable(weights, bundle.catalogue, SITE, requests, latents)
         self.admission, self.names = admission, bundle.catalogue.names()
-        self.core: Any = SimpleNamespace(_sauce_admission=admission, _sauce_proven=True)
+        self.core: Any = SimpleNamespace(
+            _sauce_admission=admission,
+            _sauce_proven=True,
+            _sauce_modalities=frozenset(("image",)),
+        )
         self.runtime = SauceRuntime(bundle, {SITE: table}, MAX_TOKENS)
         self.runtime.proven = True
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)

@@ -8,6 +8,9 @@ _BATCHES = "tests/plugin/sites/test_encoder_batches.py"
 _TOKENS = "tests/plugin/test_tokens.py"
 _WIRE = "tests/test_client.py"
 _CORE = "tests/plugin/test_engine_core.py"
+_KINDS = "tests/plugin/test_kinds_of_input.py"
+_ONE = "tests/plugin/test_one_token.py"
+_MERGE = "tests/unlearning/test_merging.py tests/plugin/frontend/test_admission.py"
 _ENGINE = "tests/plugin/test_engine.py -k 'leak or mixed or image or chunked'"
 _OP = "tests/plugin/worker/test_op_check.py"
 _LIFE = "tests/plugin/test_lifecycle.py"
@@ -50,7 +53,7 @@ SERVED = (
     ("plugin/frontend/admission.py", "feature.identifier = renamed(feature.identifier, mask)", "pass", "pictures share an encoding across masks", _ENGINE),
     ("plugin/frontend/admission.py", "request.cache_salt = salted(request.cache_salt, mask)", "pass", "blocks are shared across masks", _ENGINE),
     ("plugin/engine_core.py", "    _check_key(request.cache_salt or \"\", salted, \"cache_salt\")", "", "the core takes a masked request with a plain salt", _CORE),
-    ("plugin/engine_core.py", "_check_key(key, mask if acts.in_tower else None, \"picture's identifier\")", "pass", "the core takes a masked picture under a plain name", _CORE),
+    ("plugin/engine_core.py", "_check_key(key, mask if acts.on_pixels else None, \"picture's identifier\")", "pass", "the core takes a masked picture under a plain name", _CORE),
     ("plugin/frontend/admission.py", "if wanted != got:", "if False:", "a session changes its mask", "tests/plugin/test_sessions.py"),
     ("plugin/engine_core.py", "mask = check(core._sauce_admission, request)", "mask = None", "the core looks at nothing", _CORE),
     ("plugin/engine_core.py", "self.output_processor.abort_requests([noted], internal=True)", "pass", "a refused request is waited for", _CORE),
@@ -81,6 +84,17 @@ SERVED = (
     ("plugin/frontend/raw_body.py", "        if count > 1:", "        if False:", "the last of two equal keys", _RAW),
     ("plugin/frontend/raw_body.py", "if dict(members).get(\"use_beam_search\") not in (None, False):", "if False:", "beam search drops the wish", _RAW),
     ("plugin/startup/ranks.py", "if one[\"settings\"] != mine:", "if False:", "processes that disagree serve", "tests/plugin/frontend/test_agreement.py"),
+    ("plugin/engine_core.py", "    elif living.sampling_params.extra_args[KEY].mask != mask:", "    elif False:", "a masked chunk joins a plain session", _CORE),
+    ("unlearning/merging.py", "strongest = max if way == 1 else min", "strongest = min", "an edit upwards is taken away", _MERGE),
+    ("unlearning/merging.py", "    if len(ways) > 1:", "    if False:", "concepts against each other are served", _MERGE),
+    ("plugin/frontend/admission.py", "    check_agreement(mask, catalogue)", "    pass", "who contradicts ends the worker", _MERGE),
+    ("plugin/engine_core.py", "        refuse_unwritten(request.sampling_params)", "        pass", "the core takes a single token under edits of answers", _ONE),
+    ("plugin/frontend/admission.py", "if params.max_tokens == 1 or params.prompt_logprobs is not None:", "if params.prompt_logprobs is not None:", "a single token under edits of answers", _ONE),
+    ("plugin/frontend/admission.py", "acts_of(admission, mask).tells_turns_apart:", "False:", "beams under edits of prompts", _ONE),
+    ("plugin/engine_core.py", "        refuse_other_kinds(request", "        len(request", "what is no picture of the model's", _KINDS),
+    ("plugin/engine_core.py", "        refuse_embeddings(features)", "        pass", "words come as a picture's embeddings", _KINDS),
+    ("unlearning/mask.py", "return self._tells_apart(catalogue, PROMPT, IMAGE)", "return False", "a plain request's embeddings stand for words", _KINDS),
+    ("plugin/sites/tokens.py", "map(PictureSpan.of, new_request.mm_features)", "map(PictureSpan.of, (f for f in new_request.mm_features if f.modality == \"image\"))", "a picture of another name is words", "tests/plugin/sites/test_tokens.py"),
     ("plugin/engine_core.py", "        compat.read_no_prefix(request)", "        pass", "a mask reads what it wrote as an answer", "tests/plugin/test_tokens.py -k next_turn"),
     ("plugin/startup/flags.py", "nargs=\"+\", action=\"extend\"", "action=\"append\"", "a list of the YAML loses its second concept", _FLAGS),
     ("plugin/startup/settings.py", " or _SERVICE_LINK.fullmatch(name)", "", "a Kubernetes Service of our name", "tests/plugin/startup/test_settings.py -k service"),

@@ -61,3 +61,18 @@ def write_random_bundle(
         sites[layer] = random_sae(seed, width, **decoder_kind)
     Bundle.build(fingerprint, sites, Catalogue(concepts)).save(path)
     return path
+
+
+def write_decoder_bundle(
+    path: Path, model_dir: Path, edits: Mapping[str, SiteEdit], site: str = "decoder.1"
+) -> Path:
+    """Write a bundle whose concepts, by name, are edited behind one layer alone."""
+    fingerprint = fingerprint_model(model_dir)
+    assert fingerprint.text.hidden_size is not None
+    catalogue = Catalogue(
+        Concept(name=name, domain="random", edits={site: edit})
+        for name, edit in edits.items()
+    )
+    sites = {site: random_sae(2, fingerprint.text.hidden_size)}
+    Bundle.build(fingerprint, sites, catalogue).save(path)
+    return path

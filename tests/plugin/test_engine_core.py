@@ -165,6 +165,38 @@ def test_what_is_let_in_bears_the_cores_mark(sauced: Any) -> None:
         assert request.sampling_params.extra_args == before
 
 
+def chunk(llm: Any, ask: Ask, name: str) -> Any:
+    """Return a chunk of a session as its front sends it."""
+    request = processed(llm, ask, name)
+    request.resumable = True
+    return request
+
+
+def test_a_chunk_of_another_mask_joins_no_living_session(sauced: Any) -> None:
+    """vLLM joins by the id alone, and the session's blocks keep its first salt."""
+    core = sauced.llm_engine.engine_core.engine_core
+    asks = [
+        Ask(None, WHAT),
+        Ask(None, WHAT, ("read",)),
+        Ask(None, WHAT, ("read",), 2.0),
+    ]
+    for first in asks:
+        # Alive from here on, wherever the scheduler has it.
+        session, _ = core.preprocess_add_request(chunk(sauced, first, "s"))
+        for ask in asks:
+            if ask == first:
+                core.preprocess_add_request(chunk(sauced, ask, "s"))
+                continue
+            with pytest.raises(InvalidRequestError, match="session 's' is open"):
+                core.preprocess_add_request(chunk(sauced, ask, "s"))
+            core.preprocess_add_request(chunk(sauced, ask, "another"))
+            # What is no chunk ends the session, and joins nothing.
+            core.preprocess_add_request(processed(sauced, ask, "s"))
+        session.status = type(session.status).FINISHED_ABORTED
+    session, _ = core.preprocess_add_request(chunk(sauced, asks[0], "s"))
+    assert core._sauce_sessions["s"] is session
+
+
 class Core:
     """What of an engine core is looked at around a call to its ranks."""
 

@@ -166,16 +166,24 @@ def test_concepts_that_no_decoder_site_edits():
 
 
 @pytest.mark.parametrize(
-    ("site", "kinds", "apart"),
+    ("site", "kinds", "apart", "pictures"),
     [
-        ("decoder.1", SPARING, False),
-        ("decoder.1", ("image",), False),
-        ("decoder.1", ("prompt",), True),
-        ("decoder.1", ("image", "generated"), True),
-        ("vision", ("image", "prompt"), False),
+        ("decoder.1", SPARING, False, False),
+        ("decoder.1", ("image",), False, True),
+        ("decoder.1", ("prompt",), True, True),
+        ("decoder.1", ("image", "generated"), True, True),
+        ("decoder.1", ("generated",), True, False),
+        ("vision", ("image", "prompt"), False, False),
+        ("vision", ("image",), False, False),
     ],
 )
-def test_masks_that_edit_answers_and_prompts_otherwise(site, kinds, apart):
+def test_masks_that_edit_prompts_and_something_else_otherwise(
+    site, kinds, apart, pictures
+):
     edit = replace(SiteEdit.uniform([1]), tokens=kinds)
     one = Catalogue([Concept(name="c", domain="d", edits={site: edit})])
-    assert Mask.of([("c", 1.0)], DIGEST).tells_turns_apart(one) is apart
+    mask = Mask.of([("c", 1.0)], DIGEST)
+    assert mask.tells_turns_apart(one) is apart
+    assert mask.tells_pictures_apart(one) is pictures
+    spares = site != "vision" and "generated" in kinds and "prompt" not in kinds
+    assert mask.spares_prompts(one) is spares

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
+from weakref import WeakValueDictionary
 
 from vllm_sauce.client import KEY, has_sauce_keys
 from vllm_sauce.errors import InvalidRequestError, RequestError
@@ -21,8 +22,13 @@ from vllm_sauce.plugin.frontend.admission import (
     Admission,
     acts_of,
     admission_for,
+    refuse_unwritten,
 )
-from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
+from vllm_sauce.plugin.sites.encoder_batches import (
+    refuse_embeddings,
+    refuse_other_kinds,
+    refuse_unseen,
+)
 from vllm_sauce.plugin.startup import features
 from vllm_sauce.plugin.startup.ranks import CALL, LOOK
 from vllm_sauce.plugin.startup.ranks import check as check_ranks
@@ -49,8 +55,10 @@ def _initialize(
 ) -> Any:
     # In a process of its own the core's __init__ has begun when it loads plugins.
     self._sauce_admission = admission_for(vllm_config)
+    self._sauce_sessions = WeakValueDictionary()
     result = original(self, vllm_config, *args, **kwargs)  # with the warm-up
     if self._sauce_admission is not None:
+        self._sauce_modalities = compat.modalities(vllm_config)
         check_ranks(vllm_config, self.model_executor.collective_rpc(CALL))
         self._sauce_proven = True
     return result
@@ -158,6 +166,8 @@ def _check(core: Any, request: Any) -> None:
             )
         return
     mask = check(core._sauce_admission, request)
+    if mask is not None:
+        refuse_other_kinds(request.mm_features or (), core._sauce_modalities)
     if mask is not None and not core._sauce_proven:
         raise InvalidRequestError(
             "nothing can be forgotten now: the engine sleeps, its weights are not "
@@ -171,9 +181,23 @@ def _check(core: Any, request: Any) -> None:
                 "one becomes the other; send each turn as a request of its own"
             )
         compat.read_no_prefix(request)
+    if getattr(request, "resumable", False):
+        _refuse_other_session(core, request, mask)
     request.sampling_params = compat.with_extra_args(
         params, marked(params.extra_args, Checked(mask))
     )
+
+
+def _refuse_other_session(core: Any, request: Any, mask: Mask | None) -> None:
+    # vLLM joins it to a living request of its id, which keeps its own cache's salt.
+    living = core._sauce_sessions.get(request.request_id)
+    if living is None or living.is_finished():
+        core._sauce_sessions[request.request_id] = request
+    elif living.sampling_params.extra_args[KEY].mask != mask:
+        raise InvalidRequestError(
+            f"a session {request.request_id[:64]!r} is open that forgets other "
+            "concepts; give this one another id, or end that one first"
+        )
 
 
 def check(admission: Admission, request: Any) -> Mask | None:
@@ -190,9 +214,13 @@ def check(admission: Admission, request: Any) -> Mask | None:
     features = request.mm_features or ()
     for feature in features:
         key = feature.identifier
-        _check_key(key, mask if acts.in_tower else None, "picture's identifier")
+        _check_key(key, mask if acts.on_pixels else None, "picture's identifier")
+    if acts.spares_prompts:
+        refuse_unwritten(request.sampling_params)
     if acts.in_tower:
         refuse_unseen(features)
+    elif acts.on_pixels:
+        refuse_embeddings(features)
     return mask
 
 

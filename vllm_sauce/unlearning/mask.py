@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm_sauce.client import KEY, MAX_STRENGTH, ForgetRequest, means_us
 from vllm_sauce.concepts import Catalogue, Concept, is_vision
-from vllm_sauce.concepts.site import GENERATED, PROMPT
+from vllm_sauce.concepts.site import GENERATED, IMAGE, PROMPT
 from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import (
     ConfigError,
@@ -70,13 +70,39 @@ class Mask:
 
         Raises: UnknownConceptError
         """
-        edits = [
-            edit
+        return self._tells_apart(catalogue, PROMPT, GENERATED)
+
+    def tells_pictures_apart(self, catalogue: Catalogue) -> bool:
+        """Say whether a decoder site edits prompts and pictures otherwise.
+
+        What passes for a picture is then not edited as the prompt is.
+
+        Raises: UnknownConceptError
+        """
+        return self._tells_apart(catalogue, PROMPT, IMAGE)
+
+    def _tells_apart(self, catalogue: Catalogue, one: str, other: str) -> bool:
+        kinds = self._decoder_tokens(catalogue)
+        return any((one in tokens) != (other in tokens) for tokens in kinds)
+
+    def spares_prompts(self, catalogue: Catalogue) -> bool:
+        """Say whether a decoder site edits answers and no prompts.
+
+        What is read off the prompt's last token, as the first of an answer is, is then
+        not edited.
+
+        Raises: UnknownConceptError
+        """
+        kinds = self._decoder_tokens(catalogue)
+        return any(GENERATED in tokens and PROMPT not in tokens for tokens in kinds)
+
+    def _decoder_tokens(self, catalogue: Catalogue) -> list[tuple[str, ...]]:
+        return [
+            edit.tokens
             for name in self.names()
             for site, edit in catalogue.concept(name).edits.items()
             if not is_vision(site)
         ]
-        return any((PROMPT in e.tokens) != (GENERATED in e.tokens) for e in edits)
 
     def at_tokens(self, catalogue: Catalogue, site: str, kind: str) -> Mask | None:
         """Return the part of this mask that acts on tokens of a kind, None for none.

@@ -17,6 +17,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.sae import NORMALIZATIONS, SAEWeights, fold_b_dec
 from vllm_sauce.unlearning.fp8 import check_device, quantize_rows
 from vllm_sauce.unlearning.mask import Mask
+from vllm_sauce.unlearning.merging import rows_at
 
 OP_TENSORS = (
     "mask_latents",
@@ -55,22 +56,9 @@ class MaskRows:
 def site_rows(mask: Mask, catalogue: Catalogue, site: str) -> MaskRows:
     """Return a mask's rows at a site; no rows if it edits nothing there.
 
-    Where concepts share a latent the strongest edit wins: the smallest scale, shift
-    and gate. Adding them up would overshoot what either was calibrated for.
-
-    Raises: UnknownConceptError
+    Raises: UnknownConceptError, InvalidRequestError for concepts that contradict
     """
-    rows: dict[int, tuple[float, ...]] = {}
-    for name, strength in mask.concepts:
-        edit = catalogue.concept(name).edits.get(site)
-        if edit is None:
-            continue
-        for latent, gamma, shift, gate in zip(
-            edit.latents, edit.gamma, edit.shift, edit.gate, strict=True
-        ):
-            row = (strength * (gamma - 1.0), strength * shift, gate)
-            seen = rows.get(latent, row)
-            rows[latent] = tuple(map(min, row, seen))
+    rows = rows_at(mask, catalogue, site)
     latents = tuple(sorted(rows))
     columns = zip(*(rows[latent] for latent in latents), strict=True)
     return MaskRows(latents, *columns) if latents else MaskRows()

@@ -125,7 +125,7 @@ def test_each_mask_is_tried_before_anything_is_measured(
         run(stub.url, Asking((("cat",), ("dgo",)), READ), extra_headers={"x-mine": "1"})
     asked = [body["vllm_xargs"]["sauce_forget"] for body in stub.bodies]
     assert asked[0] == [NOBODY] and sorted(asked[1:]) == [["cat"], ["dgo"]]
-    assert {(b["model"], b["max_tokens"]) for b in stub.bodies} == {("tiny", 1)}
+    assert {(b["model"], b["max_tokens"]) for b in stub.bodies} == {("tiny", 2)}
     assert stub.headers[0]["authorization"] == "Bearer secret"
     assert stub.headers[0]["x-mine"] == "1"
 

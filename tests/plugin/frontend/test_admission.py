@@ -13,7 +13,7 @@ import pytest
 from vllm import PoolingParams, SamplingParams
 
 import vllm_sauce
-from vllm_sauce.concepts import Catalogue
+from vllm_sauce.concepts import Catalogue, SiteEdit
 from vllm_sauce.errors import (
     BundleMismatchError,
     InvalidRequestError,
@@ -23,7 +23,7 @@ from vllm_sauce.errors import (
 from vllm_sauce.plugin import engine_core
 from vllm_sauce.plugin.frontend import admission as module
 from vllm_sauce.plugin.frontend.admission import Admission
-from vllm_sauce.unlearning.mask import mask_id_of
+from vllm_sauce.unlearning.mask import Mask, mask_id_of
 
 
 def picture(identifier: str = "p", **data: Any) -> Any:
@@ -207,3 +207,26 @@ def test_what_is_not_forgotten_is_not_served_as_if_it_were(
     assert engine_core.check(allowed, made) is not None
     with pytest.raises(InvalidRequestError, match="allow-weak read"):
         engine_core.check(weak, made)
+
+
+def test_concepts_that_contradict_are_refused_on_both_sides(
+    admission: Admission,
+) -> None:
+    """The request alone: where the rows are made it would end the worker."""
+    read = admission.bundle.catalogue.concept("read")
+    up = {site: SiteEdit.uniform(range(7, 40), 3.0) for site in read.edits}
+    concepts = [
+        *admission.bundle.catalogue.values(),
+        replace(read, name="up", edits=up),
+    ]
+    bundle = replace(admission.bundle, catalogue=Catalogue(concepts))
+    contrary = replace(admission, bundle=bundle)
+    assert contrary.resolve(vllm_sauce.forget("up")) is not None
+    asked = vllm_sauce.forget("read", "up")
+    with pytest.raises(InvalidRequestError, match="read, up move latent 7"):
+        contrary.resolve(asked)
+    mask = Mask.of([("read", 1.0), ("up", 1.0)], bundle.digest)
+    params = SamplingParams(extra_args={"sauce": {"mask": mask.to_wire()}})
+    made = SimpleNamespace(sampling_params=params, cache_salt=None, mm_features=())
+    with pytest.raises(InvalidRequestError, match="read, up move latent 7"):
+        engine_core.check(contrary, made)

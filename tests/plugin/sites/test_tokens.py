@@ -50,6 +50,16 @@ def test_a_picture_that_is_attended_to_is_one_token() -> None:
     assert kinds_of(prompt, 0, 5) == wanted
 
 
+@pytest.mark.parametrize("name", ["image", "video", "vision_chunk", "audio", "x"])
+def test_what_is_not_words_is_a_picture(name: str) -> None:
+    """Whatever the request calls it: vLLM merges it there by any name."""
+    place = SimpleNamespace(offset=1, length=3, is_embed=MARKS[:3])
+    feature = SimpleNamespace(identifier="a", modality=name, mm_position=place)
+    new = SimpleNamespace(prompt_token_ids=[1, 4, 9, 9, 5], mm_features=[feature])
+    wanted = ["sink", "prompt", "image", "image", "prompt", "generated"]
+    assert kinds_of(PromptTokens.of(new), 0, 6) == wanted
+
+
 @given(st.integers(0, 20), st.integers(0, 20))
 def test_chunks_are_parts_of_the_whole(start: int, count: int) -> None:
     """Wherever a chunk begins, and however far after the prompt."""

@@ -27,12 +27,13 @@ from vllm_sauce.unlearning.mask import without_decoder
 _SHORT: dict[str, dict[str, Any]] = {
     "/chat/completions": {
         "messages": [{"role": "user", "content": "a"}],
-        "max_tokens": 1,
+        "max_tokens": 2,
     },
-    "/completions": {"prompt": "a", "max_tokens": 1},
-    "/responses": {"input": "a", "max_output_tokens": 1},
+    "/completions": {"prompt": "a", "max_tokens": 2},
+    "/responses": {"input": "a", "max_output_tokens": 2},
 }
-"""The shortest request of each route that the client's backends ask, by its end."""
+"""The shortest request of each route that the client's backends ask, by its end; of one
+token none is taken where answers alone are edited."""
 NOBODY = "vllm-sauce-bench-asks-whether-this-is-refused"
 
 

@@ -16,6 +16,7 @@ from vllm_sauce.plugin.compat.frontend import (
     call_workers,
     is_sampling_params,
     messages_carry,
+    modalities,
     read_no_prefix,
     resend_images,
     route_path,

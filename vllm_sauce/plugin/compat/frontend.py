@@ -53,6 +53,23 @@ def takes_pictures(vllm_config: Any) -> bool:
     return multimodal is None or multimodal.get_limit_per_prompt("image") > 0
 
 
+def modalities(vllm_config: Any) -> frozenset[str]:
+    """Return what the served model takes beside words, as vLLM names it.
+
+    Why: vLLM compares no request that comes with its data (``/inference/v1/generate``)
+    with it.
+    """
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    model_config = vllm_config.model_config
+    if model_config.multimodal_config is None:
+        return frozenset()
+    # vLLM makes one in the same process, to know how much the encoder holds.
+    info = MULTIMODAL_REGISTRY.create_processor(model_config).info
+    limits = info.allowed_mm_limits.items()
+    return frozenset(modality for modality, limit in limits if limit)
+
+
 def is_sampling_params(params: Any) -> bool:
     """Tell generation requests from pooling ones."""
     from vllm import SamplingParams

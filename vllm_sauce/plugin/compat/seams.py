@@ -82,6 +82,12 @@ _states = partial(Seam, "v2", STATES)
 _state = partial(Seam, "v2", f"{STATES}.interface")
 _default = partial(Seam, "v2", f"{STATES}.default")
 _inputs = partial(Seam, "all", "vllm.multimodal.inputs")
+_registry = partial(Seam, "all", "vllm.multimodal.registry")
+_info = partial(Seam, "all", "vllm.multimodal.processing.context")
+_size = partial(
+    Seam, "offline", name="MultiModalCache.get_item_size", leads="cls value"
+)
+BEAMS = "vllm.entrypoints.generate.beam_search"
 
 _ENCODED = "self scheduled_encoder_inputs"
 _EMBED = f"{_ENCODED} input_batch req_states"
@@ -110,10 +116,16 @@ SEAMS = (
         has="request_id mm_features sampling_params cache_salt resumable",
     ),
     Seam("all", "vllm.sampling_params", "SamplingParams", has="extra_args"),
+    # What the model takes beside words, which a request with its own data says itself.
+    _registry("MultiModalRegistry.create_processor", leads="self model_config"),
+    _info("BaseProcessingInfo", has="allowed_mm_limits"),
     _inputs(
         "MultiModalFeatureSpec", has="data modality identifier mm_position mm_hash"
     ),
     _inputs("PlaceholderRange", has="offset length is_embed"),
+    # Beam search, which asks for each token as a prompt of its own.
+    Seam("all", f"{BEAMS}.online", "BeamSearchOnlineMixin.beam_search", leads="self"),
+    Seam("all", f"{BEAMS}.offline", "BeamSearchOfflineMixin.beam_search", leads="self"),
     # A body's way in: what a server builds (``--middleware`` would be outermost, before
     # authentication), and a file's lines.
     _args("EngineArgs.create_model_config", leads="self"),
@@ -169,7 +181,7 @@ SEAMS = (
         "all",
         "vllm.v1.request",
         "Request",
-        has="sampling_params cache_salt mm_features",
+        has="request_id sampling_params cache_salt mm_features is_finished",
     ),
     # It notes a request before the core has taken it: one that is refused there would
     # be waited for, for ever.
@@ -221,12 +233,6 @@ SEAMS = (
         "Attention.forward",
         leads="self query key value",
         takes="output_shape",
-    ),
-    Seam(
-        "worker",
-        "vllm.multimodal.registry",
-        "MultiModalRegistry.create_processor",
-        leads="self model_config",
     ),
     Seam(
         "worker",
@@ -361,20 +367,8 @@ SEAMS = (
         versions=">=0.29",
     ),
     # Asking offline.
-    Seam(
-        "offline",
-        "vllm.multimodal.cache",
-        "MultiModalCache.get_item_size",
-        leads="cls value",
-        versions="<0.31",
-    ),
-    Seam(
-        "offline",
-        "vllm.multimodal.cache.base",
-        "MultiModalCache.get_item_size",
-        leads="cls value",
-        versions=">=0.31",
-    ),
+    _size(module="vllm.multimodal.cache", versions="<0.31"),
+    _size(module="vllm.multimodal.cache.base", versions=">=0.31"),
     Seam("offline", "vllm.v1.engine.exceptions", "EngineDeadError"),
     # vLLM's benchmarks, which import these by name where they parse arguments.
     *(

@@ -16,7 +16,7 @@ from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, RequestE
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.counters import count_admitted, count_refused
 from vllm_sauce.plugin.frontend.promises import Promise, refuse_broken
-from vllm_sauce.plugin.sites.encoder_batches import refuse_unseen
+from vllm_sauce.plugin.sites.encoder_batches import refuse_embeddings, refuse_unseen
 from vllm_sauce.plugin.startup import settings
 from vllm_sauce.unlearning.mask import (
     KEPT_MASKS,
@@ -30,6 +30,7 @@ from vllm_sauce.unlearning.mask import (
     salted,
     without_decoder,
 )
+from vllm_sauce.unlearning.merging import check_agreement
 
 POOLING = (
     "sauce edits generation only; pooling requests are refused because they would be "
@@ -42,6 +43,8 @@ def install() -> None:
     compat.hook("all", "InputProcessor.__init__", _processor_init)
     compat.hook("all", "InputProcessor.process_inputs", _process_inputs)
     compat.hook("all", "AsyncLLM._add_streaming_input_request", _add_session)
+    compat.hook("all", "BeamSearchOnlineMixin.beam_search", _beam_search)
+    compat.hook("all", "BeamSearchOfflineMixin.beam_search", _beam_search)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,8 +106,9 @@ class Admission:
     def identify(self, request: Any, mask: Mask | None) -> None:
         """Give the request's KV blocks and images an identity of their mask.
 
-        A decoder mask salts the first block and so the whole chain; a vision mask
-        renames the images, which keys the encoder cache and the blocks behind it.
+        A decoder mask salts the first block and so the whole chain. One that needs
+        pictures encoded of pixels, under itself, renames them, which keys the encoder
+        cache and the blocks behind it.
         """
         features = request.mm_features or ()
         refuse_forged_keys(request.cache_salt, (f.identifier for f in features))
@@ -113,8 +117,13 @@ class Admission:
         acts = acts_of(self, mask)
         if acts.in_decoder:
             request.cache_salt = salted(request.cache_salt, mask)
+        if acts.spares_prompts:
+            refuse_unwritten(request.sampling_params)
         if acts.in_tower:
             refuse_unseen(features)
+        elif acts.on_pixels:
+            refuse_embeddings(features)
+        if acts.on_pixels:
             for feature in features:
                 feature.identifier = renamed(feature.identifier, mask)
 
@@ -125,8 +134,13 @@ class Acts:
 
     in_decoder: bool = False
     in_tower: bool = False
+    on_pixels: bool = False
+    """Whether pictures must be encoded under it, of pixels: it edits them in the tower,
+    or prompts otherwise than pictures, which embeddings of words would pass for."""
     tells_turns_apart: bool = False
     """Whether it edits prompts and answers otherwise."""
+    spares_prompts: bool = False
+    """Whether a concept of it is edited in answers and not in prompts."""
 
 
 @functools.lru_cache(maxsize=KEPT_MASKS)
@@ -140,9 +154,30 @@ def acts_of(admission: Admission, mask: Mask | None) -> Acts:
     names, catalogue = mask.names(), admission.bundle.catalogue
     check_size(names, catalogue, admission.config)
     refuse_weak(names, catalogue, admission.config)
+    check_agreement(mask, catalogue)
     in_tower = [is_vision(site) for site in mask.sites(catalogue)]
-    apart = mask.tells_turns_apart(catalogue)
-    return Acts(not all(in_tower), any(in_tower), apart)
+    return Acts(
+        in_decoder=not all(in_tower),
+        in_tower=any(in_tower),
+        on_pixels=any(in_tower) or mask.tells_pictures_apart(catalogue),
+        tells_turns_apart=mask.tells_turns_apart(catalogue),
+        spares_prompts=mask.spares_prompts(catalogue),
+    )
+
+
+def refuse_unwritten(params: Any) -> None:
+    """Refuse what is read off a prompt alone, where answers alone are edited.
+
+    Raises: InvalidRequestError.
+    """
+    # The first token of an answer, and what is known of a prompt's, come of the prompt.
+    if params.max_tokens == 1 or params.prompt_logprobs is not None:
+        asked = "prompt_logprobs" if params.max_tokens != 1 else "a single token"
+        raise InvalidRequestError(
+            "the concepts to forget are edited in answers and not in prompts, so "
+            f"{asked} would be answered unedited; ask for two tokens or more (beam "
+            "search and scoring ask for one), without prompt_logprobs"
+        )
 
 
 _opened = functools.cache(Admission.open)
@@ -256,3 +291,27 @@ async def _one_mask(
                     )
                 )
         yield chunk
+
+
+def _beam_search(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    engine = self.llm_engine if hasattr(self, "llm_engine") else self.engine_client
+    try:
+        _refuse_beams(admission_of(engine.input_processor))
+    except RequestError as error:
+        count_refused(error)
+        raise compat.as_client_error(error) from None
+    return original(self, *args, **kwargs)
+
+
+def _refuse_beams(admission: Admission | None) -> None:
+    # A wish of its own a beam search cannot carry: what is mandatory is all there is.
+    mask = None if admission is None else admission.resolve(None)
+    if admission is not None and acts_of(admission, mask).tells_turns_apart:
+        raise InvalidRequestError(
+            "beam search asks for each token as a prompt of its own, and "
+            f"{', '.join(admission.config.forget)}, which every request must forget "
+            "here, is edited otherwise in prompts than in answers; ask without beam "
+            "search"
+        )

@@ -131,6 +131,37 @@ def refuse_unseen(features: Iterable[Any]) -> None:
             )
 
 
+def refuse_embeddings(features: Iterable[Any]) -> None:
+    """Refuse what no encoder of the model makes: it may be words, and pass for none.
+
+    Raises: InvalidRequestError.
+    """
+    for feature in features:
+        if keys := [key for key in feature.data or () if "embed" in key]:
+            raise InvalidRequestError(
+                "the concepts to forget are edited in words and not in pictures, so "
+                f"nothing may come as embeddings; got {', '.join(sorted(keys))}; send "
+                "the picture itself"
+            )
+
+
+def refuse_other_kinds(features: Iterable[Any], kinds: Collection[str]) -> None:
+    """Refuse what the served model has no such input for.
+
+    vLLM looks at no name: it encodes what the data's own keys say, takes embeddings
+    for the prompt's tokens, or drops the data and reads the tokens as words.
+
+    Raises: InvalidRequestError.
+    """
+    for feature in features:
+        if feature.modality not in kinds:
+            raise InvalidRequestError(
+                f"a request to forget brings {feature.modality[:64]!r}, which the "
+                "served model does not take, so what of it is to be edited is not "
+                f"known; it takes {', '.join(sorted(kinds)) or 'text alone'}"
+            )
+
+
 def install() -> None:
     """Cut the batches of both runners."""
     for runner in ("v1", "v2"):

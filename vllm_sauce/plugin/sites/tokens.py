@@ -69,8 +69,8 @@ class PromptTokens:
         if word is not None:
             ids = enumerate(new_request.prompt_token_ids or ())
             return cls(length, [PictureSpan("", i, 1) for i, t in ids if t == word])
-        seen = (f for f in new_request.mm_features if f.modality in ("image", "video"))
-        return cls(length, map(PictureSpan.of, seen))
+        # Whatever a client calls it: what an encoder made is no token of the prompt's.
+        return cls(length, map(PictureSpan.of, new_request.mm_features))
 
     def spans(self, start: int, count: int) -> Iterator[tuple[str, int]]:
         """Yield the kinds of ``count`` tokens from a position on, in runs."""
