@@ -87,8 +87,8 @@ left to right there, transformers both ways (compared with transformers told to 
 same); LFM2's rotation is wrong with more than one head (compared with one); Aria attends
 to the padding of pictures that are not square (compared with square ones); GLM-4.7-Flash's
 layers answer otherwise when compiled, without any edit (by 2.1: "not run"); Llama 3.2 Vision runs
-past what was compiled in a step that encodes a picture ("not run"; the steps after it are
-compared with the uncompiled ones in `test_mllama.py`); a compiled SmolLM2
+past what was compiled in a step that encodes a picture ("not run"; `test_mllama.py` has the steps
+after it, beside transformers); a compiled SmolLM2
 in half precision makes NaN on V2, whose kernels run in Triton's interpreter there, without
 sauce, too; Cohere 2 differs by 1e-3 on prompts longer than its
 layers' window, without any edit (compared with shorter ones).
