@@ -17,6 +17,8 @@ import pytest
 
 from tests.places import TINY
 from vllm_sauce.bundle import Bundle
+from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.config import SauceConfig
 from vllm_sauce.errors import BundleCorruptError, BundleNotFoundError, ConfigError
 from vllm_sauce.plugin.startup import settings
 
@@ -231,3 +233,16 @@ def test_a_bundle_may_be_named_on_the_hub(
     (kept / "bundle.json").write_text("{}")
     with pytest.raises(BundleCorruptError):
         settings.locate_bundle(given, None)
+
+
+def test_mandatory_concepts_that_contradict_end_the_start() -> None:
+    """Every request would be refused, each for itself."""
+    edits = {"up": SiteEdit.uniform((1, 5), 3.0), "down": SiteEdit.uniform((5, 9), 0.0)}
+    catalogue = Catalogue(
+        [Concept(name=n, domain="d", edits={"decoder.1": e}) for n, e in edits.items()]
+    )
+    settings._check_concepts(SauceConfig(bundle="b", forget=("up",)), catalogue)
+    with pytest.raises(ConfigError, match="mandatory concepts: down, up move latent 5"):
+        settings._check_concepts(
+            SauceConfig(bundle="b", forget=("up", "down")), catalogue
+        )

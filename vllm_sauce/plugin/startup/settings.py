@@ -18,11 +18,13 @@ from vllm_sauce.errors import (
     BundleMismatchError,
     BundleNotFoundError,
     ConfigError,
+    RequestError,
     UnknownConceptError,
 )
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.startup import features
-from vllm_sauce.unlearning.mask import check_mandatory, without_decoder
+from vllm_sauce.unlearning.mask import Mask, check_mandatory, without_decoder
+from vllm_sauce.unlearning.merging import check_agreement
 
 ENVIRONMENT = {
     "VLLM_SAUCE_BUNDLE": "bundle",
@@ -241,6 +243,10 @@ def _check_concepts(config: SauceConfig, catalogue: Catalogue) -> None:
     except UnknownConceptError as error:
         raise ConfigError(f"--sauce-allow-weak: {error}") from error
     check_mandatory(catalogue, config)
+    try:
+        check_agreement(Mask.of([(name, 1.0) for name in config.forget], ""), catalogue)
+    except RequestError as error:
+        raise ConfigError(f"mandatory concepts: {error}") from error
     names = without_decoder(config.forget, catalogue)
     if names and config.require_decoder:
         raise ConfigError(
