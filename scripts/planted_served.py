@@ -104,7 +104,7 @@ SERVED = (
     ("bundle/fingerprint.py", "\"config\": read_configs(folder),", "", "a config that moves a site", _CONFIG),
     ("bundle/model_config.py", "if name == FILES[0] or (folder / name).exists():", "if name == FILES[0]:", "pictures made into others", _CONFIG),
     ("bundle/schema.py", "(key in before) != (key in after) or before[key] != after[key]", "key in before and key in after and before[key] != after[key]", "a key that is left out", _CONFIG),
-    ("plugin/startup/features.py", "    found += weights.unhashed(vllm_config)", "", "weights that nobody hashed", _WEIGHTS),
+    ("plugin/startup/features.py", "    found += weights.unhashed(vllm_config)", "", "weights that nobody hashed", "tests/plugin/startup/test_features.py"),
     ("plugin/startup/weights.py", "if name not in HASHED and", "if False and", "a load format that reads other files", _WEIGHTS),
     ("plugin/startup/weights.py", "    if not hashed:", "    if False:", "weights that are no safetensors", _WEIGHTS),
     ("plugin/startup/weights.py", "and preferred != hashed:", "and False:", "a consolidated file that vLLM prefers", _WEIGHTS),

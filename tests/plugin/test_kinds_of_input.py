@@ -23,6 +23,7 @@ from tests.plugin.support import LONG, Ask, Reply, cold, reply_of, run
 from tests.soak.inputs import embeds_item
 from vllm_sauce.concepts import SPARING, SiteEdit
 from vllm_sauce.errors import InvalidRequestError
+from vllm_sauce.plugin.frontend import admission
 from vllm_sauce.plugin.sites.encoder_batches import (
     refuse_embeddings,
     refuse_other_kinds,
@@ -107,7 +108,9 @@ def test_a_picture_of_another_name_is_edited_as_one(
     assert answered(llm, named(llm, ask, "audio"), ask).close(want)
 
 
-def test_words_do_not_come_as_a_picture(llm: Any) -> None:
+def test_words_do_not_come_as_a_picture(
+    llm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As its embeddings: neither in a request, nor left by a plain one of its name."""
     ask = Ask(1, LONG, ("words",))
     plain, both = replace(ask, forget=()), replace(ask, forget=("all",))
@@ -118,9 +121,12 @@ def test_words_do_not_come_as_a_picture(llm: Any) -> None:
     cold(llm)
     (want,) = run(llm, [ask])
     cold(llm)
-    with pytest.raises(InvalidRequestError, match="nothing may come as embeddings"):
+    for where in (None, admission):  # the engine core refuses it by itself, too
+        if where is not None:
+            monkeypatch.setattr(where, "refuse_embeddings", lambda features: None)
         words = named(llm, ask, "image", rows)
-        llm.llm_engine.add_request("bad", words, ask.params())
+        with pytest.raises(InvalidRequestError, match="nothing may come as embeddings"):
+            llm.llm_engine.add_request("bad", words, ask.params())
     # Where all are edited alike it is the model's own business.
     assert answered(llm, named(llm, both, "image", rows), both).tokens
     assert answered(llm, named(llm, plain, "image", rows), plain).tokens

@@ -93,6 +93,8 @@ def test_nothing_on_is_accepted() -> None:
             "adaptive verification",
         ),
         ("kv_transfer_config", object(), "KV transfer"),
+        ("load_config", SimpleNamespace(load_format="pt"), "--load-format pt"),
+        ("model_config__config_format", "mistral", "--config-format mistral"),
         ("weight_transfer_config", object(), "--weight-transfer-config"),
         (
             "cache_config",
