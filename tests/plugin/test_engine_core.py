@@ -295,6 +295,15 @@ def test_weights_are_looked_at_around_what_may_do_anything(method: Any) -> None:
     assert core.looks == 4
 
 
+def test_what_vllm_calls_while_it_starts_is_not_looked_at() -> None:
+    """There is no scheduler yet, nor anything that was proven: ``update_max_model_len``
+    comes before both."""
+    core = Core(NOT)
+    del core._sauce_proven
+    assert _collective_rpc(lambda *_: "done", core, "update_max_model_len") == "done"
+    assert core.looks == 0 and not hasattr(core, "_sauce_proven")
+
+
 def test_what_is_known_costs_no_look() -> None:
     core = Core(PROVEN)
     assert _collective_rpc(lambda *_: "done", core, "profile") == "done"

@@ -170,7 +170,8 @@ class Questions(_Strict):
         wordings = self.exists if text is None else self.exists_in_text or []
         article = "an" if word[:1].lower() in "aeiou" else "a"
         asked = wordings[wording].replace("{a concept}", f"{article} {word}")
-        return asked.replace("{concept}", word).replace("{text}", text or "{text}")
+        asked = asked.replace("{concept}", word)
+        return asked if text is None else asked.replace("{text}", text)
 
 
 class ConceptEntry(_Strict):

@@ -80,7 +80,9 @@ _KNOWN = frozenset(
 def _collective_rpc(
     original: Callable[..., Any], self: Any, method: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    if self._sauce_admission is None or method == CALL:  # which only asks
+    begun = getattr(self, "_sauce_proven", None) is not None
+    # What vLLM calls before is proven with all else; CALL only asks.
+    if self._sauce_admission is None or not begun or method == CALL:
         return original(self, method, *args, **kwargs)
     if method in features.FOREIGN:
         features.refuse_foreign(method)

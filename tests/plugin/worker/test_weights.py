@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -59,3 +61,26 @@ def test_the_same_numbers_elsewhere_tell(
     data = model.get_parameter(name).data
     data.copy_(data.clone().flip(0))
     assert checksum(model) != before
+
+
+def test_sleeping_weights_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no memory: a GPU would end the process."""
+    worker = SimpleNamespace(
+        vllm_config=SimpleNamespace(additional_config={"sauce": {}}),
+        model_runner=SimpleNamespace(model=None),
+        _sauce_asleep={"weights", "kv_cache"},
+    )
+    runtime = SimpleNamespace(weights_seen="as before")
+    read: list[object] = []
+
+    def noted(model: object) -> str:
+        read.append(model)
+        return "as before"
+
+    monkeypatch.setattr(weights, "runtime_of", lambda model: runtime)
+    monkeypatch.setattr(weights, "checksum", noted)
+    weights.look(worker)
+    assert not read
+    worker._sauce_asleep = {"kv_cache"}
+    weights.look(worker)
+    assert len(read) == 1

@@ -35,7 +35,9 @@ def watch(model: Any, runtime: SauceRuntime) -> None:
 
 def look(worker: Any) -> None:
     """Take the proof back if the weights are others than at the last look."""
-    if settings.section_of(worker.vllm_config) is None:
+    asleep = "weights" in getattr(worker, "_sauce_asleep", ())
+    # Asleep they have no memory to be read, or changed; nothing is proven then.
+    if asleep or settings.section_of(worker.vllm_config) is None:
         return
     model = worker.model_runner.model
     runtime = runtime_of(model)
