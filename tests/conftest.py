@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import sys
 from typing import Any
 
@@ -17,7 +16,9 @@ from tests.inspection.browser import NO_BROWSER
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Guard())
     # See tests/startup. Triton's bindings would end a run by calling this a leak.
-    atexit.unregister(gc.freeze)
+    if hasattr(startup := sys.modules.get("sitecustomize"), "leave_out"):
+        atexit.unregister(startup.leave_out)
+        atexit.register(startup.take_in)
 
 
 @pytest.hookimpl(tryfirst=True)
