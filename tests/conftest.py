@@ -16,7 +16,8 @@ from tests.inspection.browser import NO_BROWSER
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Guard())
     # See tests/startup. Triton's bindings would end a run by calling this a leak.
-    if hasattr(startup := sys.modules.get("sitecustomize"), "leave_out"):
+    startup: Any = sys.modules.get("sitecustomize")
+    if hasattr(startup, "leave_out"):
         atexit.unregister(startup.leave_out)
         atexit.register(startup.take_in)
 

@@ -99,8 +99,32 @@ class LoadedModel:
         return {
             name: x.to(self.device, dtype if x.is_floating_point() else x.dtype)
             for name, x in batch.items()
-            if torch.is_tensor(x)
+            # PaliGemma's gives what it would be trained to say, too.
+            if torch.is_tensor(x) and name != "labels"
         }
+
+    def continued(
+        self, batch: Mapping[str, Tensor], given: Tensor
+    ) -> dict[str, Tensor]:
+        """Return a batch whose prompts are followed by what is given of their answers.
+
+        What a processor says of each token it says of those, too: they are text, and
+        see of pictures what the prompt's last does (Mllama's ``cross_attention_mask``).
+
+        Shapes: given [rows, num_given]
+        """
+        shape, number = batch["input_ids"].shape, given.shape[1]
+        found = dict(batch)
+        for name, x in batch.items():
+            if x.shape[:2] != shape or x.is_floating_point():
+                continue
+            more = x[:, -1:].repeat_interleave(number, dim=1)
+            if name == "input_ids":
+                more = given.to(x)
+            elif x.ndim == 2:
+                more = torch.full_like(more, int(name == "attention_mask"))
+            found[name] = torch.cat([x, more], dim=1)
+        return found
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return what each token reads, with blanks and line ends visible."""

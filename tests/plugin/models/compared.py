@@ -246,17 +246,18 @@ class Reference:
         self, asked: Asked, sites: Sequence[str]
     ) -> dict[str, torch.Tensor]:
         """Return what passes sites. Shapes: -> [num_tokens, d_model] by site"""
-        found: dict[str, torch.Tensor] = {}
+        found: dict[str, list[torch.Tensor]] = {}
 
         def keep(site: str, x: torch.Tensor) -> torch.Tensor:
-            found[site] = x.flatten(0, -2).clone()
+            # Of some towers a tile at a time.
+            found.setdefault(site, []).append(x.flatten(0, -2).clone())
             return x
 
         with ExitStack() as hooks:
             for site in sites:
                 hooks.enter_context(site_hook(self.model, site, partial(keep, site)))
             self.model(**self.inputs(asked), use_cache=False)
-        return found
+        return {site: torch.cat(parts) for site, parts in found.items()}
 
     def answer(self, asked: Asked, tokens: int) -> tuple[list[int], torch.Tensor]:
         """Return what is written greedily, and the log-probabilities of each step.

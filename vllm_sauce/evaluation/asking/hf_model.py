@@ -120,14 +120,8 @@ class PlainPrompts:
         samples = [Sample(key="", prompt=q.prompt, picture=q.picture) for q in asked]
         # All of a batch is under the same edits, whoever its rows belong to.
         inputs = self.loaded.inputs(samples, tiled=True)
-        shape = inputs["input_ids"].shape
         given = torch.tensor([line for _, line in rows]).long()
-        for name, x in inputs.items():
-            if x.shape == shape:
-                fill = torch.full_like(given, int(name == "attention_mask"))
-                more = given if name == "input_ids" else fill
-                inputs[name] = torch.cat([x, more.to(x)], dim=1)
-        return inputs
+        return self.loaded.continued(inputs, given)
 
     @torch.inference_mode()
     def _logprobs(

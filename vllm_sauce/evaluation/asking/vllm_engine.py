@@ -66,7 +66,6 @@ class EngineAsker:
 
         arguments: dict[str, Any] = {
             "enforce_eager": True,
-            "enable_prefix_caching": True,
             # Prompts are prepared once here; vLLM would do it for every mask.
             "mm_processor_cache_gb": 0,
             **(engine_args or {}),

@@ -48,6 +48,8 @@ from vllm_sauce.learning.selection.latent_statistics import (
 from vllm_sauce.sae import Row, SAEWeights, with_rows, without_rows
 
 ROWS_AT_ONCE = 16_384
+SAME = 1e-6
+"""Two means are the same that differ by a smaller share of one: by rounding."""
 
 
 def fit_rows(
@@ -70,6 +72,7 @@ def fit_rows(
         if request.baseline and kind.kind != OTHERS:
             continue
         found = moments.all()
+        _refuse_blind(request.site, kind, found)
         if kind.kind == ABSENCE:
             mine = [n for n, c in enumerate(concepts) if c.name in kind.concepts]
             one = leading(fitted[0], mine, found, kind.pairs)
@@ -94,6 +97,18 @@ def fit_rows(
     bundle = Bundle.build(fingerprint, {request.site: merged}, catalogue)
     bundle.save(request.out)
     return merged
+
+
+def _refuse_blind(site: str, kind: Group, found: GroupMoments) -> None:
+    """Raise ConfigError where a concept's tokens are as those without it."""
+    has, lacks = (list(side) for side in zip(*kind.pairs, strict=True))
+    apart = (found.means[has] - found.means[lacks]).norm(dim=1)
+    blind = apart <= SAME * found.means[lacks].norm(dim=1)
+    if names := [name for name, one in zip(kind.concepts, blind, strict=True) if one]:
+        raise ConfigError(
+            f"activations at {site} are the same with {', '.join(names)} and without: "
+            "what is shown does not reach it; take a later layer"
+        )
 
 
 def _refit(fitted: Fitted, kind: Group, found: GroupMoments, chunks: Chunks) -> Fitted:

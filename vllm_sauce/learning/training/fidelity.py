@@ -97,8 +97,12 @@ def measure_fidelity(
         if is_vision(site) and sample.picture is None:
             continue
         prompt = loaded.inputs([sample], tiled=True)
+        # Read again, it would want a picture.
+        mark = (
+            {"suppress_tokens": [word]} if (word := loaded.image_token_id) >= 0 else {}
+        )
         tokens = loaded.model.generate(
-            **prompt, max_new_tokens=max_tokens, do_sample=False
+            **prompt, max_new_tokens=max_tokens, do_sample=False, **mark
         )
         rows = replaced_rows(loaded, site, prompt, tokens, choice or RowChoice())
         logits = []
@@ -123,15 +127,10 @@ def _answer_logits(
 
     Shapes: tokens [1, num_tokens] -> [num_answer_tokens, vocabulary] float32
     """
-    inputs = {name: value for name, value in prompt.items() if "mask" not in name}
-    inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    # A processor may mark tokens by kind; those that were written are plain text.
-    if (kinds := prompt.get("token_type_ids")) is not None:
-        written = tokens.shape[1] - kinds.shape[1]
-        inputs["token_type_ids"] = torch.nn.functional.pad(kinds, (0, written))
+    length = prompt["input_ids"].shape[1]
+    inputs = loaded.continued(prompt, tokens[:, length:])
     logits = loaded.model(**inputs, use_cache=False).logits
-    first = prompt["input_ids"].shape[1] - 1
-    scored: Tensor = logits[0, first:-1].float()
+    scored: Tensor = logits[0, length - 1 : -1].float()
     return scored
 
 
