@@ -156,16 +156,21 @@ def _k_of(cfg: Mapping[str, object], source: object) -> int:
     return k
 
 
+def has_factor(cfg: Mapping[str, object]) -> bool:
+    """Return whether its trainer scaled inputs by a factor that no file holds."""
+    # True was the only normalisation there was when it was a flag.
+    return cfg.get("normalize_activations") in (True, "expected_average_only_in")
+
+
 def _normalization(cfg: Mapping[str, object], source: object) -> str:
     name = cfg.get("normalize_activations") or "none"
-    # True was the only normalisation there was when it was a flag.
-    if name in (True, "expected_average_only_in"):
+    if has_factor(cfg):
         raise UnsupportedSAEError(
             f"{source}: normalize_activations is 'expected_average_only_in', a factor "
             "that no file holds. SAELens folds it into the weights when training ends, "
-            "and its version 3 wrote this all the same: for such a folder (SAE-V's, "
-            "any final_*) write 'none' there, and an import measures whether it is "
-            "so. For a checkpoint of before, fold_activation_norm_scaling_factor first"
+            "and its version 3 wrote this all the same: import such a folder (SAE-V's, "
+            "any final_*) with --factor-folded. For a checkpoint of before, "
+            "fold_activation_norm_scaling_factor first"
         )
     return check_normalization(str(name))
 

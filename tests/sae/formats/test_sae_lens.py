@@ -15,7 +15,7 @@ from tests.sae.formats.oracle import (
     numbers,
 )
 from vllm_sauce.errors import UnsupportedSAEError
-from vllm_sauce.sae.formats import load_foreign
+from vllm_sauce.sae.formats import LoadOptions, load_foreign
 
 pytest.importorskip("sae_lens")
 
@@ -112,5 +112,15 @@ def test_sae_v(tmp_path):
     # What its trainer writes, whether or not the factor is in the weights by then.
     config["normalize_activations"] = "expected_average_only_in"
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedSAEError, match="SAE-V's, any final_"):
+    with pytest.raises(UnsupportedSAEError, match="--factor-folded"):
         load_foreign(tmp_path)
+    told = load_foreign(tmp_path, options=LoadOptions(factor_folded=True))
+    assert told.folded == ("the input's factor, as --factor-folded says",)
+    for name, tensor in loaded.weights.tensors().items():
+        torch.testing.assert_close(told.weights.tensors()[name], tensor, rtol=0, atol=0)
+
+
+def test_a_factor_is_folded_only_where_there_is_one(tmp_path):
+    save(tmp_path, "Standard")
+    with pytest.raises(UnsupportedSAEError, match="leave out --factor-folded"):
+        load_foreign(tmp_path, options=LoadOptions(factor_folded=True))

@@ -133,7 +133,10 @@ def _foreign(request: ImportRequest, report: Callable[[str], None]) -> ForeignSA
     path = sources.sae_path(request.source, request.subfolder)
     report("reading the SAE")
     options = LoadOptions(
-        k=request.k, dict_class=request.dict_class, name=request.source
+        k=request.k,
+        dict_class=request.dict_class,
+        name=request.source,
+        factor_folded=request.factor_folded,
     )
     return load_foreign(path, format=request.format, options=options)
 

@@ -61,6 +61,10 @@ class ImportRequest:
     dict_class: str | None = None
     """dictionary_learning's class, where no file says it."""
 
+    factor_folded: Annotated[bool, Parameter(negative="")] = False
+    """SAELens' `expected_average_only_in` is in the weights already, as in SAE-V's and
+    in any `final_*` folder of SAELens 3."""
+
     min_explained_variance: float = MIN_EXPLAINED_VARIANCE
     """Share of the variance it must explain."""
 

@@ -31,6 +31,9 @@ class LoadOptions:
     name: str = ""
     """What the user called the source; some names carry k."""
 
+    factor_folded: bool = False
+    """SAELens' factor of the input is in the weights, whatever its file says."""
+
 
 Loaded = tuple[SAEWeights, tuple[str, ...]]
 """An SAE equal to the foreign one, and in words what was moved into its weights."""

@@ -72,8 +72,10 @@ def load_foreign(
         raise ConfigError(f"a format is one of {', '.join(FORMATS)}, got {format!r}")
     checkpoint = read_checkpoint(path)
     check_numbers(checkpoint)
-    name = format or format_of(checkpoint)
-    weights, folded = FORMATS[name].load(checkpoint, options or LoadOptions())
+    name, options = format or format_of(checkpoint), options or LoadOptions()
+    if options.factor_folded and FORMATS[name] is not sae_lens:
+        raise ConfigError(f"--factor-folded is of SAELens' files, this is {name}'s")
+    weights, folded = FORMATS[name].load(checkpoint, options)
     if not weights.finite():
         raise BundleCorruptError(
             f"{checkpoint.path}: folding gave NaN or infinity; the numbers are damaged"

@@ -10,6 +10,7 @@ from vllm_sauce.errors import UnsupportedSAEError
 from vllm_sauce.sae.formats.checkpoint import Checkpoint
 from vllm_sauce.sae.formats.conversion import Loaded, LoadOptions, plain
 from vllm_sauce.sae.sae_lens import CONFIG_FILE, WEIGHTS_FILE, folded_sae
+from vllm_sauce.sae.sae_lens_config import has_factor
 
 LAYOUT = f"{CONFIG_FILE} with d_in, d_sae; {WEIGHTS_FILE} with W_enc, W_dec, b_dec"
 
@@ -30,7 +31,15 @@ def load(checkpoint: Checkpoint, options: LoadOptions) -> Loaded:
         raise UnsupportedSAEError(
             f"SAELens calls the file {WEIGHTS_FILE}, got {checkpoint.path.name}"
         )
-    sae, folded = folded_sae(
-        checkpoint.config, checkpoint.config_path, dict(checkpoint.tensors)
-    )
+    cfg = dict(checkpoint.config)
+    if options.factor_folded:
+        if not has_factor(cfg):
+            raise UnsupportedSAEError(
+                f"{checkpoint.config_path} says of no factor that it could be folded: "
+                "leave out --factor-folded"
+            )
+        cfg["normalize_activations"] = "none"
+    sae, folded = folded_sae(cfg, checkpoint.config_path, dict(checkpoint.tensors))
+    if options.factor_folded:
+        folded += ("the input's factor, as --factor-folded says",)
     return plain(sae), folded
