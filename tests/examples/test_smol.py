@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+import vllm_sauce
 from smol.assemble import LEARNT
 from smol.evaluate import messages
+from tests.places import ROOT
 from tests.plugin.models.compared import (
     Asked,
     Reference,
@@ -30,6 +32,7 @@ from tiny.questions import mentions
 from tiny.world import Picture
 from vllm_sauce.bundle import Bundle, fingerprint_model
 from vllm_sauce.concepts import Catalogue, Concept, SiteEdit
+from vllm_sauce.errors import SauceError
 
 LAYERS = {"vision": 256, "decoder.12": 576, "decoder.24": 576}
 """Sites that are edited here, and their widths."""
@@ -40,6 +43,9 @@ QUESTIONS = (
     "Is there a dog in the picture?",
 )
 CAPITAL = "What is the capital of France?"
+SHIPPED = ROOT / "examples" / "smol" / "bundle"
+SEEN = ("car", "cat", "dog", "guitar", "umbrella")
+"""Concepts of the shipped bundle, of which pictures are shipped."""
 
 
 def test_what_was_learnt_is_small() -> None:
@@ -167,3 +173,43 @@ def test_what_is_written_under_an_edit_is_as_in_transformers(
         assert tokens == right
         assert max(map(largest, steps, told)) < 1e-3
     assert found[0][0] != found[1][0]
+
+
+@pytest.mark.engine
+def test_the_shipped_bundle_forgets_as_served(caplog: pytest.LogCaptureFixture) -> None:
+    """Calibrated, not random, on pictures that it was neither fitted nor chosen on.
+
+    Named in at most a fifth of them, which is the bundle's floor.
+    """
+    from vllm import SamplingParams
+
+    llm = start(smol(), SHIPPED, dtype="bfloat16", max_model_len=256, max_num_seqs=32)
+    assert "config" not in caplog.text and "stamp" not in caplog.text
+    mine = [p for p in shipped_pictures() if p.foreground in SEEN]
+    asked = [(QUESTIONS[0], drawn(p)) for p in mine]
+
+    def says(forget: list[str]) -> list[bool]:
+        params = [
+            SamplingParams(temperature=0, max_tokens=14, extra_args=forgetting(name))
+            for name in forget
+        ]
+        outputs = llm.chat([messages(*one) for one in asked], params, use_tqdm=False)
+        return [
+            mentions(output.outputs[0].text, p.foreground)
+            for output, p in zip(outputs, mine, strict=True)
+        ]
+
+    def forgetting(name: str) -> dict[str, Any] | None:
+        return vllm_sauce.forget(name) if name else None
+
+    plain = says([""] * len(mine))
+    gone = says([p.foreground for p in mine])
+    other = [SEEN[(SEEN.index(p.foreground) + 1) % len(SEEN)] for p in mine]
+    kept = says(other)
+    few = 0.1 * len(mine)
+    assert len(mine) >= 45
+    assert sum(plain) >= len(mine) - few
+    assert sum(gone) <= 2 * few
+    assert sum(p and not k for p, k in zip(plain, kept, strict=True)) <= few
+    with pytest.raises(SauceError, match="bicycle"):
+        says(["bicycle"] * len(mine))
