@@ -86,6 +86,27 @@ def test_limits_count_the_union_at_each_site():
         resolve("dog", mandatory=("cat",), max_concepts=1)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "evaded"),
+    [
+        (("generated",), True),
+        (("image", "generated"), True),
+        (("prompt",), False),
+        (("prompt", "generated"), False),
+    ],
+)
+def test_what_a_client_evades_token_by_token_is_not_mandatory(kinds, evaded):
+    """The first token of each answer is unedited: sent back, the next is, too."""
+    edit = replace(SiteEdit.uniform([1]), tokens=kinds)
+    catalogue = Catalogue([Concept(name="dog", domain="o", edits={"decoder.1": edit})])
+    if evaded:
+        with pytest.raises(ConfigError, match="'dog' is edited in answers and not"):
+            check_mandatory(catalogue, config("dog"))
+        check_mandatory(catalogue, config("dog", allow_weak=("dog",)))
+    else:
+        check_mandatory(catalogue, config("dog"))
+
+
 def test_mandatory_concepts_are_checked_at_start():
     check_mandatory(CATALOGUE, config("dog"))
     with pytest.raises(ConfigError, match="did you mean 'dog'"):

@@ -200,7 +200,7 @@ def resolve_mask(
 
 
 def check_mandatory(catalogue: Catalogue, config: SauceConfig) -> None:
-    """Refuse mandatory concepts that a request could not ask for.
+    """Refuse mandatory concepts that no request could ask for, or any could evade.
 
     Raises: ConfigError
     """
@@ -211,6 +211,15 @@ def check_mandatory(catalogue: Catalogue, config: SauceConfig) -> None:
         refuse_weak(config.forget, catalogue, config)
     except RequestError as error:
         raise ConfigError(f"mandatory concepts: {error}") from error
+    for name in sorted(set(config.forget) - set(config.allow_weak)):
+        if Mask.of([(name, 1.0)], "").spares_prompts(catalogue):
+            raise ConfigError(
+                f"mandatory concepts: {name!r} is edited in answers and not in "
+                "prompts: an answer's first token is the unedited model's, and who "
+                "sends it back as a prompt, again and again, reads all of it so; let "
+                "the bundle edit prompts too (tokens), or allow it: "
+                f"--sauce-allow-weak {name}"
+            )
 
 
 def without_decoder(names: Iterable[str], catalogue: Catalogue) -> tuple[str, ...]:

@@ -320,17 +320,7 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
             "; ".join(others),
             shown(served),
         )
-    if may_have_other_weights(vllm_config):
-        logger.warning(
-            "sauce: the model is served quantised (%s), and what this bundle forgets "
-            "was measured on its own weights: measure it so, with sauce eval --url",
-            vllm_config.model_config.quantization,
-        )
-    if vllm_config.lora_config is not None:
-        logger.warning(
-            "sauce: what this bundle forgets was measured without adapters; measure it "
-            "under each that is served, with sauce eval --url and the adapter's name"
-        )
+    _say_what_was_not_measured(vllm_config)
     if sites := bundle.catalogue.editing_sink():
         logger.warning(
             "sauce: at %s this bundle edits position 0, too, where language models put "
@@ -342,4 +332,27 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
         logger.warning(
             "sauce: %s; --sauce-require-decoder refuses such concepts",
             _NO_DECODER.format(", ".join(names)),
+        )
+
+
+def _say_what_was_not_measured(vllm_config: Any) -> None:
+    logger = compat.logger(__name__)
+    if may_have_other_weights(vllm_config):
+        logger.warning(
+            "sauce: the model is served quantised (%s), and what this bundle forgets "
+            "was measured on its own weights: measure it so, with sauce eval --url",
+            vllm_config.model_config.quantization,
+        )
+    pictures = vllm_config.model_config.multimodal_config
+    if told := getattr(pictures, "mm_processor_kwargs", None):
+        logger.warning(
+            "sauce: pictures are prepared with --mm-processor-kwargs %s, and what this "
+            "bundle forgets was measured with the model's own preprocessing: measure "
+            "it so, with sauce eval --url",
+            told,
+        )
+    if vllm_config.lora_config is not None:
+        logger.warning(
+            "sauce: what this bundle forgets was measured without adapters; measure it "
+            "under each that is served, with sauce eval --url and the adapter's name"
         )
