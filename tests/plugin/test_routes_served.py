@@ -17,7 +17,13 @@ from tests.plugin.conftest import RUNNER
 from tests.plugin.deaf_routes import DECIDED
 from tests.plugin.misplaced import BODIES, contents
 from tests.plugin.support import Ask, ReferenceModel, scale_out
-from tests.plugin.test_server import ONE_PROCESS, free_port, serve, wait_until_healthy
+from tests.plugin.test_server import (
+    ONE_PROCESS,
+    data_url,
+    free_port,
+    serve,
+    wait_until_healthy,
+)
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.plugin.frontend.routes import ROUTES, place_of
 from vllm_sauce.unlearning.mask import Mask
@@ -258,6 +264,23 @@ def test_streams_are_handed_on_piece_by_piece(
         assert (reply.headers[SAYS[0]], reply.headers[SAYS[1]]) == wanted[1]
         events = [line for line in reply.iter_lines() if line]
     assert len(events) > 3 and events[-1] == "data: [DONE]"
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_a_picture_by_another_name_is_the_clients_fault(
+    client: httpx.Client, kind: str
+) -> None:
+    """The name of data that a request brings itself; the server goes on."""
+    picture = {"type": "image_url", "image_url": {"url": data_url(7)}}
+    content = [picture, {"type": "text", "text": QUESTION}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
+    made = post(client, "/v1/chat/completions/render", body)
+    for name, told in made["features"].items():
+        if told:
+            made["features"][name] = {kind: told["image"]}
+    reply = client.post("/inference/v1/generate", json=made)
+    assert reply.status_code == (200 if kind == "image" else 400), reply.text[:500]
+    assert (kind == "image") == ("which the served model does not" not in reply.text)
 
 
 def test_what_was_let_in_is_counted(client: httpx.Client) -> None:

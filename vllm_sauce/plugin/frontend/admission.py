@@ -16,7 +16,11 @@ from vllm_sauce.errors import BundleMismatchError, InvalidRequestError, RequestE
 from vllm_sauce.plugin import compat
 from vllm_sauce.plugin.frontend.counters import count_admitted, count_refused
 from vllm_sauce.plugin.frontend.promises import Promise, refuse_broken
-from vllm_sauce.plugin.sites.encoder_batches import refuse_embeddings, refuse_unseen
+from vllm_sauce.plugin.sites.encoder_batches import (
+    refuse_embeddings,
+    refuse_other_kinds,
+    refuse_unseen,
+)
 from vllm_sauce.plugin.startup import settings
 from vllm_sauce.unlearning.mask import (
     KEPT_MASKS,
@@ -198,7 +202,8 @@ def _processor_init(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> None:
     original(self, vllm_config, *args, **kwargs)
-    admission_of(self)
+    if admission_of(self) is not None:
+        self._sauce_modalities = compat.modalities(vllm_config)
 
 
 def admission_of(processor: Any) -> Admission | None:
@@ -224,6 +229,9 @@ def _process_inputs(
         params, promise = _admit(admission, params)
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if admission is not None:
+            if promise.mask is not None:
+                # So does the engine core, whose word is no client's fault to a server.
+                refuse_other_kinds(request.mm_features or (), self._sauce_modalities)
             admission.identify(request, promise.mask)
             count_admitted(promise)
     except RequestError as error:
