@@ -284,11 +284,12 @@ def test_a_start_says_with_how_many_concepts_at_once_a_bundle_was_measured(
     monkeypatch.setattr(compat, "logger", lambda _: logger)
     bundle = Bundle.load(SHIPPED)
     for counts in ((), (9, 30, 12)):
-        together = {n: {"kept name": 1.0} for n in counts}
+        together = {n: {"kept name": 1 - n / 100} for n in counts}
         told = bundle.with_figures(bundle.catalogue, together)
         settings._say_what_runs(engine_config(), told)
     assert "measured one at a time alone, mandatory" in said[0]
-    assert "measured with up to 30 at once, mandatory" in said[1]
+    kept = "kept of all else: 0.91 with 9, 0.88 with 12, 0.70 with 30"
+    assert f"measured with up to 30 at once ({kept}), mandatory" in said[1]
 
 
 def test_a_bundle_that_was_measured_otherwise_is_named_at_the_start(

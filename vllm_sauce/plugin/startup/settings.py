@@ -293,9 +293,7 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
         bundle.digest[:12],
         ", ".join(sorted(bundle.sites)),
         len(bundle.catalogue),
-        f"with up to {max(bundle.together)} at once"
-        if bundle.together
-        else "one at a time alone",
+        _measured(bundle.together),
         ", ".join(config.forget) or "none",
     )
     if bundle.fingerprint.config is None:
@@ -333,6 +331,20 @@ def _say_what_runs(vllm_config: Any, bundle: Bundle) -> None:
             "sauce: %s; --sauce-require-decoder refuses such concepts",
             _NO_DECODER.format(", ".join(names)),
         )
+
+
+def _measured(together: Mapping[int, Mapping[str, float]]) -> str:
+    """Return with how many concepts at once, and what of all else was kept then."""
+    if not together:
+        return "one at a time alone"
+    kept = [
+        f"{figures[name]:.2f} with {count}"
+        for count, figures in sorted(together.items())
+        for name in ("kept name", "kept texts")
+        if name in figures
+    ]
+    told = f" (kept of all else: {', '.join(kept)})" if kept else ""
+    return f"with up to {max(together)} at once{told}"
 
 
 def _say_what_was_not_measured(vllm_config: Any) -> None:
