@@ -2,9 +2,10 @@
 """Write a bundle in which every concept has the same setting: no calibration.
 
 ``PYTHONPATH=examples python -m smol.one_setting LEARNT OUT``, of the folder
-``bundle.learn`` that ``sauce learn`` left. At the tower and behind layer 12 what a row
-reads is taken away twice, from half of the concept's mean on: towards pictures without
-anything of its domain where there are such, else towards others.
+``bundle.learn`` that ``sauce learn`` left. ``--vision`` and ``--layer`` are shares of
+what a row reads that are taken away at the tower and behind layer 12, from half of the
+concept's mean on; 0 leaves a site alone. Towards pictures without anything of its
+domain where there are such, else towards others.
 """
 
 import argparse
@@ -14,16 +15,16 @@ from vllm_sauce.bundle import Bundle
 from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.learning.selection.selection_file import SelectedConcept, SelectionFile
 
-SITES = (VISION, "decoder.12")
+LAYER = "decoder.12"
 KINDS = ("row:absence", "row:others")
-SHARE, GATE = 2.0, 0.5
+GATE = 0.5
 
 
-def edit_of(concept: SelectedConcept) -> SiteEdit:
-    """Return the edit of a concept's row at a site."""
+def edit_of(concept: SelectedConcept, share: float) -> SiteEdit:
+    """Return the edit that takes a share of a concept's row away."""
     rows = {next(iter(row.scores)): row for row in concept.rows}
     kind = next(kind for kind in KINDS if kind in rows)
-    return SiteEdit.uniform([rows[kind].latent], gamma=1 - SHARE, gate=GATE)
+    return SiteEdit.uniform([rows[kind].latent], gamma=1 - share, gate=GATE)
 
 
 def main() -> None:
@@ -31,9 +32,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("learnt", "out"):
         parser.add_argument(name, type=Path)
+    for name in ("--vision", "--layer"):
+        parser.add_argument(name, type=float, default=2.0)
     arguments = parser.parse_args()
+    told = {VISION: arguments.vision, LAYER: arguments.layer}
+    shares = {site: share for site, share in told.items() if share}
     rows, edits = {}, {}
-    for site in SITES:
+    for site in shares:
         rows[site] = Bundle.load(arguments.learnt / f"rows-{site}")
         path = arguments.learnt / f"selection-{site}.json"
         edits[site] = SelectionFile.read(path).concepts
@@ -41,12 +46,12 @@ def main() -> None:
         Concept(
             name=name,
             domain=one.domain,
-            edits={site: edit_of(edits[site][name]) for site in SITES},
+            edits={s: edit_of(edits[s][name], share) for s, share in shares.items()},
         )
-        for name, one in edits[VISION].items()
+        for name, one in next(iter(edits.values())).items()
     ]
     saes = {site: bundle.sites[site].weights for site, bundle in rows.items()}
-    fingerprint = rows[VISION].fingerprint
+    fingerprint = next(iter(rows.values())).fingerprint
     Bundle.build(fingerprint, saes, Catalogue(concepts)).save(arguments.out)
 
 
