@@ -8,8 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.places import TINY_MODEL, TINY_PICTURES
-from vllm_sauce.data.samples import PictureFile, Sample
+from vllm_sauce.data.samples import Sample
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.models.families import connector, decoder_layers
 from vllm_sauce.models.loaded_model import LoadedModel
@@ -64,21 +63,6 @@ def test_a_model_of_text_alone_is_loaded_and_read_at_a_site(llama):
     assert loaded.image_token_id == -1
     with pytest.raises(ConfigError, match="LlamaForCausalLM has no vision site"):
         connector(loaded.model)
-
-
-def test_a_picture_is_cut_into_tiles_only_for_who_can_do_with_them(monkeypatch):
-    loaded = LoadedModel.load(TINY_MODEL, "cpu")
-    sample = Sample(
-        key="s", prompt="dog ?", picture=PictureFile(TINY_PICTURES / "000.png")
-    )
-    whole = loaded.inputs([sample])
-    tiles = {**whole, "pixel_values": whole["pixel_values"][None]}
-    monkeypatch.setattr(
-        "vllm_sauce.models.loaded_model.chat_inputs", lambda *_: dict(tiles)
-    )
-    with pytest.raises(ConfigError, match="must be one tensor"):
-        loaded.inputs([sample])
-    assert loaded.inputs([sample], tiled=True)["pixel_values"].ndim == 5
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"model_type": "nothing-known"}'])

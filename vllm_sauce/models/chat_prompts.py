@@ -37,18 +37,58 @@ def chat_texts(
     processor: Any, prompts: Sequence[str], *, picture: bool = False
 ) -> list[str]:
     """Return prompts in the model's chat template. Raises: ConfigError"""
-    images = [{"type": "image"}] * picture
-    # A model of text alone has a template that knows no parts.
-    in_parts = hasattr(processor, "image_processor")
-    texts = []
-    for prompt in prompts:
-        content = [*images, {"type": "text", "text": prompt}] if in_parts else prompt
-        chat = [{"role": "user", "content": content}]
-        try:
-            text = processor.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=False
-            )
-        except ValueError as error:
-            raise ConfigError(f"the model cannot chat: {error}") from error
-        texts.append(text)
-    return texts
+    wrap = _in_parts if _takes_parts(processor) else _in_words
+    return [
+        _rendered(processor, wrap(processor, prompt, picture)) for prompt in prompts
+    ]
+
+
+def _takes_parts(processor: Any) -> bool:
+    """Say whether a template goes through a message's parts, as vLLM finds it to.
+
+    What knows words alone fails at a list, or writes it as Python would.
+    """
+    probe = "sauce"
+    try:
+        text = _rendered(processor, [{"type": "text", "text": probe}])
+    except (ConfigError, TypeError):
+        return False
+    return probe in text and "'type'" not in text
+
+
+def _in_parts(processor: Any, prompt: str, picture: bool) -> Any:
+    return [*[{"type": "image"}] * picture, {"type": "text", "text": prompt}]
+
+
+def _in_words(processor: Any, prompt: str, picture: bool) -> Any:
+    if not picture:
+        return prompt
+    if (mark := getattr(processor, "image_token", None)) is None:
+        raise ConfigError("the model's chat template takes words and no pictures")
+    return f"{mark}\n{prompt}"
+
+
+def _rendered(processor: Any, content: Any) -> str:
+    chat = [{"role": "user", "content": content}]
+    try:
+        text: str = processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False
+        )
+    except ValueError as error:
+        raise ConfigError(f"the model cannot chat: {error}") from error
+    return text
+
+
+def fallback_template(model_type: str, folder: str) -> str | None:
+    """Return the template that vLLM takes where a model has none; None for none.
+
+    Source: vLLM 0.32, transformers_utils/chat_templates/registry.py
+    """
+    try:
+        from vllm.transformers_utils.chat_templates import (
+            get_chat_template_fallback_path,
+        )
+    except ImportError:
+        return None
+    path = get_chat_template_fallback_path(model_type, folder)
+    return None if path is None else path.read_text()

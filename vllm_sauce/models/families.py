@@ -59,6 +59,19 @@ def image_token_id(config: Any) -> int:
     return int(getattr(config, "image_token_id", -1))
 
 
+def counts_positions(config: Any) -> bool:
+    """Say whether a model counts positions from the first column, padding too."""
+    return config.model_type in ("gpt2", "gpt_bigcode")
+
+
+def kind_of_answers(config: Any) -> int:
+    """Return what ``token_type_ids`` say of written tokens.
+
+    To PaliGemma 0 is a prompt, whose tokens see later ones.
+    """
+    return int(config.model_type == "paligemma")
+
+
 def picture_encoder(model: Any) -> Callable[..., Any]:
     """Return what runs a model's tower and connector on what a processor made."""
     if hasattr(model, "get_image_features"):

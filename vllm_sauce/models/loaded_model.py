@@ -14,7 +14,7 @@ from torch import Tensor
 from vllm_sauce.data.samples import Sample, open_picture
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.models import families
-from vllm_sauce.models.chat_prompts import chat_inputs
+from vllm_sauce.models.chat_prompts import chat_inputs, fallback_template
 
 _SHOWN = {"▁": " ", "Ġ": " ", "Ċ": "⏎", "<0x0A>": "⏎", "\n": "⏎"}
 """What tokenizers write for blanks and line ends, and what is shown of it."""
@@ -41,21 +41,29 @@ class LoadedModel:
         here: dict[str, Any] = {"local_files_only": Path(folder).is_dir()}
         try:
             config = transformers.AutoConfig.from_pretrained(folder, **here)
-            auto = (
-                transformers.AutoModelForImageTextToText
-                if hasattr(config, "vision_config")
-                else transformers.AutoModelForCausalLM
-            )
+            if hasattr(config, "vision_config"):
+                auto = transformers.AutoModelForImageTextToText
+                reader = transformers.AutoProcessor
+            else:
+                # A tokenizer's files may name a processor that this model has not.
+                auto = transformers.AutoModelForCausalLM
+                reader = transformers.AutoTokenizer
             model = auto.from_pretrained(folder, dtype="auto", **here)
-            processor = transformers.AutoProcessor.from_pretrained(folder, **here)
+            processor = reader.from_pretrained(folder, **here)
         # Which errors transformers raises, changes from release to release.
         except Exception as error:
             raise ConfigError(
                 f"transformers cannot load the model {folder}: {error}"
             ) from error
+        if getattr(processor, "chat_template", None) is None:
+            told = fallback_template(config.model_type, str(folder))
+            processor.chat_template = told
         loaded = cls(model.to(device).eval(), processor)
         # The last token of every prompt must stand in the last column.
         loaded.tokenizer.padding_side = "left"
+        if loaded.tokenizer.pad_token_id is None:
+            # Nothing attends to it, so any will do.
+            loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
         return loaded
 
     @property
@@ -73,25 +81,21 @@ class LoadedModel:
         """Where the model computes."""
         return self.model.device
 
-    def inputs(
-        self, samples: Sequence[Sample], *, tiled: bool = False
-    ) -> dict[str, Tensor]:
+    def inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return a batch, padded on the left, on the model's device.
 
-        All samples have a picture, or none has. ``tiled``: a picture may be cut into
-        several, whose rows then are not one picture's.
+        All samples have a picture, or none has. What is not whole (``is_whole``) mixes
+        the rows of several pictures.
 
         Raises: ConfigError, ActivationsError
         """
         pictures = [open_picture(s.picture) for s in samples if s.picture is not None]
         prompts = [sample.prompt for sample in samples]
         batch = chat_inputs(self.processor, prompts, pictures)
-        if not tiled and not is_whole(batch, len(samples)):
-            raise ConfigError(
-                "a picture must be one tensor [3, height, width] for this model, got "
-                f"{list(batch['pixel_values'].shape)} for {len(samples)}"
-            )
-        return self.placed(batch)
+        inputs = self.placed(batch)
+        if families.counts_positions(self.model.config):
+            inputs["position_ids"] = _positions(inputs["attention_mask"])
+        return inputs
 
     def placed(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return a processor's tensors on the model's device, numbers in its dtype."""
@@ -121,9 +125,14 @@ class LoadedModel:
             more = x[:, -1:].repeat_interleave(number, dim=1)
             if name == "input_ids":
                 more = given.to(x)
+            elif name == "token_type_ids":
+                kind = families.kind_of_answers(self.model.config)
+                more = torch.full_like(more, kind)
             elif x.ndim == 2:
                 more = torch.full_like(more, int(name == "attention_mask"))
             found[name] = torch.cat([x, more], dim=1)
+        if "position_ids" in found:
+            found["position_ids"] = _positions(found["attention_mask"])
         return found
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
@@ -149,6 +158,11 @@ class LoadedModel:
         if not getattr(images, "do_rescale", True):
             x = x / 255
         return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Count what is no padding. Shapes: mask [rows, num_tokens], same out"""
+    return (mask.long().cumsum(1) - 1).clamp_min(0)
 
 
 def is_whole(batch: Mapping[str, Any], count: int) -> bool:

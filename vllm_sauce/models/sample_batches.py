@@ -63,7 +63,7 @@ def _runs(
     loaded: LoadedModel, samples: Sequence[Sample], rows: list[int], sites: list[str]
 ) -> Iterator[SampleBatch]:
     """Run samples together, or one by one where their pictures' rows would mix."""
-    inputs = loaded.inputs([samples[row] for row in rows], tiled=True)
+    inputs = loaded.inputs([samples[row] for row in rows])
     if len(rows) > 1 and not is_whole(inputs, len(rows)):
         for row in rows:
             yield from _runs(loaded, samples, [row], sites)

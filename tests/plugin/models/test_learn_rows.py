@@ -28,6 +28,7 @@ from vllm_sauce.learning.calibration.config import CalibrationConfig
 from vllm_sauce.learning.learn import learn
 from vllm_sauce.learning.plan import planned
 from vllm_sauce.learning.request import LearnRequest
+from vllm_sauce.learning.selection.settings import SelectSettings
 from vllm_sauce.learning.stages import stages
 from vllm_sauce.learning.training.settings import SAETraining
 
@@ -59,6 +60,8 @@ QUICK: dict[str, Any] = {
 }
 LARGE = {"aria"}
 """Its processor makes every picture 490 wide: a report of it takes a minute."""
+BY_SLOPE = {"qwen2_vl", "llava_next", "idefics3", "lfm2_vl", "gemma3", "paligemma"}
+"""Latents are ranked by attribution, which reads a picture's pieces."""
 LAYER = {"mllama": 4}
 """Behind which sites are, where the first sees no pictures."""
 TRAINED: dict[str, Any] = {"d_sae": 64, "training_tokens": 2048, "batch_tokens": 32}
@@ -113,6 +116,10 @@ def request_of(name: str, model: Path, tmp_path: Path, layer: int) -> LearnReque
         fidelity_samples=2,
         report=name not in LARGE,
         training=SAETraining(**TRAINED),
+        selection=SelectSettings(
+            score="attribution" if name in BY_SLOPE else "share",
+            attribution_examples=2,
+        ),
         calibration=CalibrationConfig(**QUICK),
         engine_args={
             "dtype": told.dtype,

@@ -59,7 +59,7 @@ def rows_alone(loaded: LoadedModel, sample: Sample, site: str) -> torch.Tensor:
         return x
 
     with site_hook(loaded.model, site, keep):
-        loaded.model(**loaded.inputs([sample], tiled=True))
+        loaded.model(**loaded.inputs([sample]))
     return torch.cat(seen)
 
 

@@ -34,7 +34,7 @@ class ModelAsker:
         catalogue: Catalogue | None = None,
         saes: Mapping[str, SAEWeights] | None = None,
     ) -> None:
-        self.loaded, self.tokenizer = loaded, loaded.processor.tokenizer
+        self.loaded, self.tokenizer = loaded, loaded.tokenizer
         self.catalogue, self.saes = catalogue or Catalogue(), saes or {}
         self._texts: dict[Tokens, str] = {}
         self.prompts = PlainPrompts(loaded)
@@ -119,7 +119,7 @@ class PlainPrompts:
         asked = [ask.question for ask, _ in rows]
         samples = [Sample(key="", prompt=q.prompt, picture=q.picture) for q in asked]
         # All of a batch is under the same edits, whoever its rows belong to.
-        inputs = self.loaded.inputs(samples, tiled=True)
+        inputs = self.loaded.inputs(samples)
         given = torch.tensor([line for _, line in rows]).long()
         return self.loaded.continued(inputs, given)
 

@@ -17,6 +17,7 @@ from vllm_sauce.concepts import VISION, decoder_layer_idx
 from vllm_sauce.data.samples import Picture, Sample, picture_digest
 from vllm_sauce.evaluation.asking.asker import Ask, Place
 from vllm_sauce.models.answer_tokens import Tokens
+from vllm_sauce.models.chat_prompts import chat_texts
 from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.shared_prefix import SharedPrefix, Sheet
 from vllm_sauce.models.site_edits import SiteAction, sparing_sink
@@ -36,10 +37,15 @@ def shares_pictures(loaded: LoadedModel) -> bool:
     if config.model_type != "llava" or config.text_config.model_type != "llama":
         return False
     # Pixtral's tower hands on pictures of any size in one list of rows.
-    return config.vision_config.model_type in (
+    if config.vision_config.model_type not in (
         "clip_vision_model",
         "siglip_vision_model",
-    )
+    ):
+        return False
+    # What is behind a picture must be all that questions differ in.
+    texts = chat_texts(loaded.processor, ("one", "two"), picture=True)
+    before = {text.rpartition(loaded.processor.image_token)[0] for text in texts}
+    return len(before) == 1
 
 
 @dataclass(slots=True)
@@ -238,7 +244,7 @@ class SharedPictures:
 
     def _sheet(self, rows: Sequence[Mapping[Key, Sequence[int]]], reads: int) -> Sheet:
         tokens = {key: self._tokens(key) for mine in rows for key in mine}
-        pad = int(self.loaded.processor.tokenizer.pad_token_id or 0)
+        pad = int(self.loaded.tokenizer.pad_token_id or 0)
         most = max(map(len, rows))
         ids = torch.full((len(rows), most, max(map(len, tokens.values()))), pad)
         read_at = torch.zeros(len(rows), most, reads, dtype=torch.long)

@@ -159,6 +159,11 @@ class HarvestFolder:
             path.unlink(missing_ok=True)
         tokens = Counter(dict.fromkeys(self.request.sites, 0))
         entries = read_index(self.request.out)
+        if failed and not entries:
+            key, reason = next(iter(failed.items()))
+            raise ActivationsError(
+                f"no sample could be taken, all {len(failed)} failed; {key}: {reason}"
+            )
         for entry in entries:
             tokens.update(entry.tokens)
         num_samples = sum(len(entry.samples) for entry in entries)

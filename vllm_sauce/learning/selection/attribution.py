@@ -27,7 +27,7 @@ from vllm_sauce.evaluation.questions import Kind, Question
 from vllm_sauce.learning.selection.ranking import Ranking
 from vllm_sauce.learning.selection.settings import ATTRIBUTION
 from vllm_sauce.models.answer_tokens import beginnings
-from vllm_sauce.models.loaded_model import LoadedModel
+from vllm_sauce.models.loaded_model import LoadedModel, is_whole
 from vllm_sauce.models.site_hooks import site_hook
 from vllm_sauce.sae import SAEWeights
 
@@ -153,7 +153,7 @@ def attribution_scores(
         totals[row[name], kind] += effects
         counts[row[name], kind] += 1
 
-    tokenizer = loaded.processor.tokenizer
+    tokenizer = loaded.tokenizer
     tokens = {
         words: [token for (token,) in beginnings(tokenizer, words)] if words else []
         for words in {words for one in questions for words in (one.words, one.rivals)}
@@ -198,9 +198,12 @@ def _effects(
 
     Shapes: -> [d_sae] a question
     """
-    inputs = loaded.inputs(
-        [Sample(key="", prompt=one.prompt, picture=one.picture) for one in part]
-    )
+    samples = [Sample(key="", prompt=one.prompt, picture=one.picture) for one in part]
+    inputs = loaded.inputs(samples)
+    if len(part) > 1 and not is_whole(inputs, len(part)):
+        # Rows of several pictures would mix.
+        alone = (_effects(loaded, sae, site, [one], tokens) for one in part)
+        return [effects for (effects,) in alone]
     held: list[Tensor] = []
     pairs = [(tokens[one.words], tokens[one.rivals]) for one in part]
 
@@ -215,17 +218,35 @@ def _effects(
         )
         if not held:  # text alone does not pass the tower
             return [torch.zeros(sae.d_sae)] * len(part)
-        (gradient,) = torch.autograd.grad(margins.sum(), held)
+        # Some towers take a picture's tiles one by one.
+        gradients = torch.autograd.grad(margins.sum(), held)
     if not is_vision(site):
         # No edit acts on the sink.
         first = inputs["attention_mask"].argmax(1)
-        gradient[torch.arange(len(part)), first] = 0
+        gradients[0][torch.arange(len(part)), first] = 0
+    return [
+        sum(
+            (
+                _effect(sae, x.detach(), gradient, row, len(part))
+                for x, gradient in zip(held, gradients, strict=True)
+            ),
+            torch.zeros(sae.d_sae),
+        )
+        for row in range(len(part))
+    ]
+
+
+@torch.no_grad()
+def _effect(
+    sae: SAEWeights, x: Tensor, gradient: Tensor, row: int, rows: int
+) -> Tensor:
+    """Return the effects over a question's tokens. Shapes: -> [d_sae]"""
     # Nothing attends to padding, so its gradient is nought.
-    with torch.no_grad():
-        return [
-            (sae.encode(x.float().cpu()) * (g.float().cpu() @ sae.W_dec.T)).sum(-2)
-            for x, g in zip(held[0].detach(), gradient, strict=True)
-        ]
+    x, gradient = (
+        one.reshape(rows, -1, sae.d_model)[row].float().cpu() for one in (x, gradient)
+    )
+    effects: Tensor = (sae.encode(x) * (gradient @ sae.W_dec.T)).sum(0)
+    return effects
 
 
 def _margin(logits: Tensor, right: Sequence[int], rivals: Sequence[int]) -> Tensor:

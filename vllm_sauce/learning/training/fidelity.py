@@ -96,7 +96,7 @@ def measure_fidelity(
     for sample in samples:
         if is_vision(site) and sample.picture is None:
             continue
-        prompt = loaded.inputs([sample], tiled=True)
+        prompt = loaded.inputs([sample])
         # Read again, it would want a picture.
         mark = (
             {"suppress_tokens": [word]} if (word := loaded.image_token_id) >= 0 else {}
