@@ -59,7 +59,8 @@ a vision site its architecture in the first. The refusal names the class; add a 
 have `vision.1`, `vision.2`, …: a concept edits all of these or none, unless calibration
 measured a part. Videos are refused where a concept is edited at the tower; decoder sites take them.
 Each of these is learnt from, too: planned, harvested, an SAE trained and rows fitted, latents selected,
-calibrated and shown, at all its sites and behind a layer (`tests/plugin/models/test_learn_rows.py`).
+calibrated and shown, at all its sites and behind a layer (`tests/plugin/models/test_learn_rows.py`). SmolVLM's own processor
+wants the package `num2words`, for vLLM as for us.
 """
 LAYERS_HEAD = """
 ## Decoder layers

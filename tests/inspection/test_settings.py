@@ -6,13 +6,10 @@ import pytest
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.inspection.questions import Wording
 from vllm_sauce.inspection.settings import InspectSettings
-from vllm_sauce.models.loaded_model import patch_grid
 
 
 def test_wrong_settings_are_refused():
     with pytest.raises(ConfigError, match="latents"):
         InspectSettings(latents=0)
-    with pytest.raises(ConfigError, match="square"):
-        patch_grid(50)
     with pytest.raises(ConfigError, match="concept"):
         Wording.of_options("Is it there?", [])

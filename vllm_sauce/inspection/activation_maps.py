@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vllm_sauce.concepts import is_vision
 from vllm_sauce.data.samples import Sample
-from vllm_sauce.models.loaded_model import LoadedModel, patch_grid
+from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.models.sample_batches import SampleBatch, sample_batches
 from vllm_sauce.models.site_edits import ENCODED_ROWS
 from vllm_sauce.sae import SAEWeights
@@ -250,4 +251,9 @@ def _image_grid(batch: SampleBatch, acts: Tensor) -> Tensor:
 
     Shapes: acts [rows] -> [height, width]
     """
-    return acts.view(patch_grid(len(acts))) if batch.whole else acts.amax()[None, None]
+    if batch.whole:
+        for first in (0, 1):  # behind a class token, of models that keep it
+            side = math.isqrt(len(acts) - first)
+            if side * side == len(acts) - first:
+                return acts[first:].view(side, side)
+    return acts.amax()[None, None]

@@ -8,6 +8,9 @@ from typing import Any
 
 from vllm_sauce.errors import ConfigError
 
+_PUTS_FIRST = {"PaliGemmaProcessor"}
+"""Processors that put pictures before all words, whatever a prompt says."""
+
 
 def chat_inputs(
     processor: Any, prompts: Sequence[str], pictures: Sequence[Any] = ()
@@ -23,6 +26,8 @@ def chat_inputs(
     texts = chat_texts(processor, prompts, picture=bool(pictures))
     # One list a prompt: what Gemma 3 wants, and LLaVA takes.
     shown = {"images": [[picture] for picture in pictures]} if pictures else {}
+    if not shown and type(processor).__name__ in _PUTS_FIRST:
+        processor = processor.tokenizer  # it reads no words without a picture
     return processor(
         text=texts,
         **shown,
@@ -61,7 +66,7 @@ def _in_parts(processor: Any, prompt: str, picture: bool) -> Any:
 
 
 def _in_words(processor: Any, prompt: str, picture: bool) -> Any:
-    if not picture:
+    if not picture or type(processor).__name__ in _PUTS_FIRST:
         return prompt
     if (mark := getattr(processor, "image_token", None)) is None:
         raise ConfigError("the model's chat template takes words and no pictures")

@@ -111,16 +111,26 @@ def layer_parameters(config: Any, layers: int, *, gated: int = 2) -> int:
         each = config.per_layer_config
         return sum(layer_parameters(each[i], 1, gated=gated) for i in range(layers))
     d_model = _of(config, "embed_dim", "hidden_size")
+    if config.model_type == "mamba2":  # two matrices in, one out, no attention
+        return int(layers * 3 * config.expand * d_model**2)
     heads = _of(config, "num_attention_heads", "num_heads")
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or d_model // heads
     attention = 2 * d_model * head_dim * (heads + kv_heads)
-    inner = getattr(config, "intermediate_size", None) or d_model * config.mlp_ratio
+    inner = _inner_width(config, d_model)
     if routed := getattr(config, "num_experts_per_tok", None):
         # What a token passes, not what there is.
         inner = routed * getattr(config, "moe_intermediate_size", inner)
     own_input = getattr(config, "hidden_size_per_layer_input", None) or 0  # Gemma's
     return int(layers * (attention + gated * d_model * inner + 2 * d_model * own_input))
+
+
+def _inner_width(config: Any, d_model: int) -> int:
+    """Return the width of a feed-forward part; 4 d_model where a config says none."""
+    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    return int(d_model * getattr(config, "mlp_ratio", 4))
 
 
 def _of(config: Any, *names: str) -> int:

@@ -174,16 +174,3 @@ def is_whole(batch: Mapping[str, Any], count: int) -> bool:
     if pixels is None:
         return True
     return pixels.ndim == 4 and len(pixels) == count and "image_sizes" not in batch
-
-
-def patch_grid(patches: int) -> tuple[int, int]:
-    """Return height and width of a picture's square grid of patches.
-
-    Raises: ConfigError
-    """
-    side = round(patches**0.5)
-    if side * side != patches:
-        raise ConfigError(
-            f"a picture's patches must form a square, got {patches} of them"
-        )
-    return side, side

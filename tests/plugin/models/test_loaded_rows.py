@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,34 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.plugin.conftest import engine
 from tests.plugin.models.compared import picture, write_template
-from tests.plugin.models.text_models import write_text_model
+from tests.plugin.models.text_models import TEXT_MODELS, write_text_model
 from tests.plugin.models.vision_models import VISION_MODELS, write_vision_model
-from vllm_sauce.data.samples import PictureFile, Sample
+from vllm_sauce.data.samples import PictureFile, Sample, open_picture
+from vllm_sauce.measuring.endpoint import picture_part
+from vllm_sauce.models.architectures import VISION_ROWS
 from vllm_sauce.models.loaded_model import LoadedModel
+from vllm_sauce.models.model_size import ModelSize
 
 TEXTS = ("gpt2", "gpt_bigcode", "opt", "bloom", "llama", "mamba2", "falcon")
 """Positions that are learnt, turned, sloped, and none."""
+ARCHITECTURES = {row.architecture for row in TEXT_MODELS.values()} | set(VISION_ROWS)
 PROMPTS = ("a dog", "is there a dog ? what is its colour ?", "is there a cat ?")
 SIZES = ((112, 84), (56, 112), (112, 112))
 CLOSE = 1e-3
+
+
+WORDS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %} it :"
+CARELESS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %} it :"
+PARTS = (
+    "user : {% for message in messages %}{% for part in message.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+LAST = (
+    "{% for message in messages %}{% for part in message.content %}"
+    "{{ part.text if part.type == 'text' }}{% endfor %}<image>{% endfor %}"
+)
 
 
 def load(name: str, folder: Path, tokenizer: Path) -> tuple[LoadedModel, list[Sample]]:
@@ -87,3 +106,57 @@ def test_a_text_model_needs_no_padding_token_and_no_processor(
     bare = LoadedModel.load(file.parent, "cpu")
     got = logprobs(bare, samples, [[20]] * len(samples))
     torch.testing.assert_close(got, want, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("name", "template", "shown"),
+    [
+        ("llava", WORDS, True),
+        ("llava", WORDS, False),
+        ("llava", CARELESS, True),
+        ("llava", LAST, True),
+        ("llama", WORDS, False),
+        ("llama", CARELESS, False),
+        ("llama", PARTS, False),
+        ("paligemma", None, True),
+        ("paligemma", None, False),
+    ],
+    ids=lambda value: str(value)[-30:],
+)
+def test_a_prompt_is_what_vllm_makes_of_it(
+    name: str, template: str | None, shown: bool, tmp_path: Path, model_dir: Path
+) -> None:
+    """Templates that know parts, words alone, and none: a stage and a server alike."""
+    from vllm import SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    loaded, samples = load(name, tmp_path, model_dir)
+    file = next(tmp_path.rglob("chat_template.jinja"))
+    if template is None:
+        file.unlink()
+    else:
+        file.write_text(template)
+    loaded = LoadedModel.load(file.parent, "cpu")
+    sample = samples[0] if shown else replace(samples[0], picture=None)
+    image = [picture_part(open_picture(sample.picture))] if sample.picture else []
+    content = [*image, {"type": "text", "text": sample.prompt}]
+    cleanup_dist_env_and_memory()
+    limits = {"limit_mm_per_prompt": VISION_MODELS[name].limits} if shown else {}
+    llm = engine(file.parent, None, **limits)
+    chat = [{"role": "user", "content": content}]
+    (output,) = llm.chat([chat], SamplingParams(max_tokens=1), use_tqdm=False)
+    assert loaded.inputs([sample])["input_ids"][0].tolist() == output.prompt_token_ids
+    del llm
+    gc.collect()
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_plan_knows_each_ones_size(architecture: str, tmp_path: Path) -> None:
+    """By its own default configuration: what public ones leave out, ours may not."""
+    import transformers
+
+    config = getattr(transformers, architecture).config_class()
+    config.architectures = [architecture]
+    config.save_pretrained(tmp_path)
+    assert ModelSize.read(tmp_path).parameters > 10_000

@@ -109,6 +109,11 @@ def test_nothing_on_is_accepted() -> None:
         ("model_config__enable_prompt_embeds", True, "prompt embeddings"),
         ("model_config__multimodal_config__enable_mm_embeds", True, "image embeddings"),
         ("model_config__multimodal_config__mm_encoder_only", True, "without its model"),
+        (
+            "model_config__multimodal_config__mm_processor_cache_type",
+            "shm",
+            "pictures come to the engine as addresses",
+        ),
         ("model_config__runner_type", "pooling", "pooling"),
         (
             "model_config__hf_overrides",
@@ -124,6 +129,11 @@ def test_each_unproven_feature_is_refused(change: str, value: Any, says: str) ->
     with pytest.raises(UnsupportedFeatureError, match=says) as caught:
         refuse_unproven(config(**{change: value}), sites=("vision",))
     assert "switch these off" in str(caught.value)
+
+
+def test_a_shared_cache_of_pictures_is_of_no_account_behind_the_tower() -> None:
+    shared = {"model_config__multimodal_config__mm_processor_cache_type": "shm"}
+    refuse_unproven(config(**shared), sites=("decoder.1",))
 
 
 def test_several_devices_are_accepted() -> None:
@@ -275,7 +285,8 @@ def test_every_watched_switch_exists_in_this_vllm() -> None:
         *("data_parallel_backend", "nnodes"),
     ):
         assert name in ParallelConfig.__dataclass_fields__, name
-    assert "mm_encoder_tp_mode" in MultiModalConfig.__dataclass_fields__
+    for name in ("mm_encoder_tp_mode", "mm_processor_cache_type"):
+        assert name in MultiModalConfig.__dataclass_fields__
     assert hasattr(ModelConfig, "is_moe")
     for name in ("method", "rejection_sample_method", "enable_adaptive_verification"):
         assert name in SpeculativeConfig.__dataclass_fields__, name

@@ -120,7 +120,10 @@ def _sampled(
                 kept[f"{VISION} (tower layer {layer})"] = [kept[VISION].pop()]
         else:
             _read(loaded, texts or TEXTS, pictures or ())
-    return {name: _whole(torch.cat(parts), name) for name, parts in kept.items()}
+    if not kept[site]:
+        raise ConfigError(f"texts alone do not reach {site}; show pictures, too")
+    # Of Llama 3.2 Vision layers that attend to pictures read nothing without any.
+    return {n: _whole(torch.cat(parts), n) for n, parts in kept.items() if parts}
 
 
 def sites_compared(site: str, num_layers: int) -> tuple[str, ...]:

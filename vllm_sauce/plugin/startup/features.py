@@ -232,6 +232,13 @@ def refuse_unproven(vllm_config: Any, *, sites: tuple[str, ...]) -> None:
         found.append(
             "--mm-encoder-tp-mode data (a rank edits its own pictures; untried)"
         )
+    if any(map(is_vision, sites)) and (
+        getattr(multimodal, "mm_processor_cache_type", None) == "shm"
+    ):
+        found.append(
+            "--mm-processor-cache-type shm (pictures come to the engine as addresses, "
+            "so whether they are pixels is not known)"
+        )
     if found:
         raise UnsupportedFeatureError(
             f"sauce is not proven correct with: {'; '.join(found)} (sites "
