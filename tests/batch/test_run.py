@@ -7,6 +7,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,25 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "connected", refuse)
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[None]:
+    """A local Ray: its start is most of what a run on it takes here."""
+    with cluster.connected(Resources(gpus_per_actor=0)):
+        yield
+
+
+@pytest.fixture
+def ray(started: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run on the one that is there."""
+    import ray
+
+    @contextmanager
+    def connected(resources: Resources) -> Iterator[Resources]:
+        yield cluster.placed(resources, ray.cluster_resources())
+
+    monkeypatch.setattr(run, "connected", connected)
+
+
 def test_one_process_answers_without_ray(tmp_path: Path, no_ray: None) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
     told: list[tuple[int, int, int]] = []
@@ -109,23 +130,6 @@ def test_an_engine_that_cannot_start_here_says_why(
     assert not out.exists()
 
 
-def test_an_actor_is_killed(tmp_path: Path) -> None:
-    source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
-    told: list[tuple[int, int, int]] = []
-    killer = KillsOneActor(lambda: len(parts(out)) > 2)
-    done = run.run(
-        stand_in.JOB,
-        stand_in.request(source, out, resources=TWO),
-        progress=lambda *counts: told.append(counts),
-        start=stand_in.start_echo,
-    )
-    assert killer.killed is not None
-    check(out, 61)
-    assert (done.rows, done.failed, done.resumed) == (61, 19, 0)
-    assert (told[0], told[-1]) == ((0, 61, 0), (61, 61, 19))
-    assert "19 failed" in done.line()
-
-
 def test_the_driver_is_killed_and_run_again(tmp_path: Path) -> None:
     """No engine of it keeps running; what was finished is not done again."""
     source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
@@ -159,7 +163,24 @@ def test_the_driver_is_killed_and_run_again(tmp_path: Path) -> None:
     assert done.resumed in (2 * len(before), 2 * len(before) - 1)
 
 
-def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_an_actor_is_killed(tmp_path: Path, ray: None) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", 61), tmp_path / "out.parquet"
+    told: list[tuple[int, int, int]] = []
+    killer = KillsOneActor(lambda: len(parts(out)) > 2)
+    done = run.run(
+        stand_in.JOB,
+        stand_in.request(source, out, resources=TWO),
+        progress=lambda *counts: told.append(counts),
+        start=stand_in.start_echo,
+    )
+    assert killer.killed is not None
+    check(out, 61)
+    assert (done.rows, done.failed, done.resumed) == (61, 19, 0)
+    assert (told[0], told[-1]) == ((0, 61, 0), (61, 61, 19))
+    assert "19 failed" in done.line()
+
+
+def test_an_actor_that_cannot_start_says_why(tmp_path: Path, ray: None) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 4), tmp_path / "out.parquet"
     with pytest.raises(BatchError, match="BundleMismatchError: another bundle"):
         run.run(
@@ -171,7 +192,7 @@ def test_an_actor_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 def test_a_chunk_that_always_kills_its_actor_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "RETRIES", 0)  # Each takes a new process.
     source, out = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out.parquet"

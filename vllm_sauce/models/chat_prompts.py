@@ -11,6 +11,14 @@ from vllm_sauce.errors import ConfigError
 _PUTS_FIRST = {"PaliGemmaProcessor"}
 """Processors that put pictures before all words, whatever a prompt says."""
 
+FALLBACKS = {
+    "paligemma": "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+}
+"""Templates that vLLM takes where a model of the table has none, by its type.
+
+Source: vLLM 0.32, transformers_utils/chat_templates/registry.py
+"""
+
 
 def chat_inputs(
     processor: Any, prompts: Sequence[str], pictures: Sequence[Any] = ()
@@ -82,18 +90,3 @@ def _rendered(processor: Any, content: Any) -> str:
     except ValueError as error:
         raise ConfigError(f"the model cannot chat: {error}") from error
     return text
-
-
-def fallback_template(model_type: str, folder: str) -> str | None:
-    """Return the template that vLLM takes where a model has none; None for none.
-
-    Source: vLLM 0.32, transformers_utils/chat_templates/registry.py
-    """
-    try:
-        from vllm.transformers_utils.chat_templates import (
-            get_chat_template_fallback_path,
-        )
-    except ImportError:
-        return None
-    path = get_chat_template_fallback_path(model_type, folder)
-    return None if path is None else path.read_text()

@@ -14,7 +14,7 @@ from torch import Tensor
 from vllm_sauce.data.samples import Sample, open_picture
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.models import families
-from vllm_sauce.models.chat_prompts import chat_inputs, fallback_template
+from vllm_sauce.models.chat_prompts import FALLBACKS, chat_inputs
 
 _SHOWN = {"▁": " ", "Ġ": " ", "Ċ": "⏎", "<0x0A>": "⏎", "\n": "⏎"}
 """What tokenizers write for blanks and line ends, and what is shown of it."""
@@ -56,8 +56,7 @@ class LoadedModel:
                 f"transformers cannot load the model {folder}: {error}"
             ) from error
         if getattr(processor, "chat_template", None) is None:
-            told = fallback_template(config.model_type, str(folder))
-            processor.chat_template = told
+            processor.chat_template = FALLBACKS.get(config.model_type)
         loaded = cls(model.to(device).eval(), processor)
         # The last token of every prompt must stand in the last column.
         loaded.tokenizer.padding_side = "left"

@@ -50,7 +50,9 @@ def admit(admission: Admission | None, params: Any, *features: Any) -> Any:
         return request(*features)
 
     processor = SimpleNamespace(
-        _sauce_admission=admission, renderer=SimpleNamespace(mm_processor_cache=None)
+        _sauce_admission=admission,
+        _sauce_modalities={"image", "video"},
+        renderer=SimpleNamespace(mm_processor_cache=None),
     )
     made = module._process_inputs(original, processor, "x", "words", params)
     return seen[0], made

@@ -41,7 +41,9 @@ def server(
     for its pictures.
     """
     processor = SimpleNamespace(
-        _sauce_admission=admission, renderer=SimpleNamespace(mm_processor_cache=None)
+        _sauce_admission=admission,
+        _sauce_modalities={"image", "video"},
+        renderer=SimpleNamespace(mm_processor_cache=None),
     )
 
     def original(self: Any, name: str, prompt: Any, params: Any) -> Any:

@@ -159,7 +159,7 @@ class HarvestFolder:
             path.unlink(missing_ok=True)
         tokens = Counter(dict.fromkeys(self.request.sites, 0))
         entries = read_index(self.request.out)
-        if failed and not entries:
+        if failed and len(failed) == self.num_samples:
             key, reason = next(iter(failed.items()))
             raise ActivationsError(
                 f"no sample could be taken, all {len(failed)} failed; {key}: {reason}"
