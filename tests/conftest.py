@@ -12,6 +12,14 @@ import pytest
 from tests.engines import SHARE_AN_ENGINE, Guard, file_of, mark_by_fixtures
 from tests.inspection.browser import NO_BROWSER
 
+LONG = (
+    "tests/batch/test_run.py",
+    "tests/kernels/test_native_build.py",
+    "tests/plugin/models/test_looking.py",
+    "tests/tiny/test_model.py",
+)
+"""Files without an engine that would keep one process busy while the other is done."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Guard())
@@ -41,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         key=lambda item: (
             file_of(item.nodeid) not in SHARE_AN_ENGINE,
             item.path not in starting,
+            file_of(item.nodeid) not in LONG,
         )
     )
 
