@@ -11,6 +11,7 @@ test starts. To import vLLM, or to parse its arguments, does not count.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.abc
 import importlib.util
 import inspect
@@ -136,6 +137,9 @@ class Guard:
             def watched(*args: Any, _start: Any = call, **kwargs: Any) -> Any:
                 if self.watches:
                     pytest.fail(f"this test {UNMARKED}")
+                # An engine of a test before takes the process's groups with it when it
+                # is collected: now, and not while this one stands on them.
+                gc.collect()
                 return _start(*args, **kwargs)
 
             is_static = isinstance(start, staticmethod)

@@ -184,7 +184,7 @@ def test_the_shipped_bundle_forgets_as_served(caplog: pytest.LogCaptureFixture) 
     from vllm import SamplingParams
 
     llm = start(smol(), SHIPPED, dtype="bfloat16", max_model_len=256, max_num_seqs=32)
-    assert "config" not in caplog.text and "stamp" not in caplog.text
+    assert "sauce stamp" not in caplog.text
     mine = [p for p in shipped_pictures() if p.foreground in SEEN]
     asked = [(QUESTIONS[0], drawn(p)) for p in mine]
 

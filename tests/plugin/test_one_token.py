@@ -139,7 +139,9 @@ def test_a_server_refuses_them(model_dir: Path, folder: Path, tmp_path: Path) ->
     process = serve(
         str(model_dir),
         *("--plugin", "sauce", "--sauce-bundle", str(folder)),
-        *("--sauce-forget", "answers", "--enforce-eager", "--dtype", "float32"),
+        # No server has it as its policy unless it is told twice.
+        *("--sauce-forget", "answers", "--sauce-allow-weak", "answers"),
+        *("--enforce-eager", "--dtype", "float32"),
         *("--max-model-len", "512", "--max-num-seqs", "8"),
         *("--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"),
         log=log,
