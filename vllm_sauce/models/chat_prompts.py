@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,14 +60,16 @@ def chat_texts(
 def _takes_parts(processor: Any) -> bool:
     """Say whether a template goes through a message's parts, as vLLM finds it to.
 
-    What knows words alone fails at a list, or writes it as Python would.
+    What knows words alone fails at a list, or writes it as Python or JSON has it.
     """
     probe = "sauce"
+    parts = _in_parts(processor, probe, False)
     try:
-        text = _rendered(processor, [{"type": "text", "text": probe}])
-    except (ConfigError, TypeError):
+        text = _rendered(processor, parts)
+    except ConfigError:
         return False
-    return probe in text and "'type'" not in text
+    whole = (str(parts), json.dumps(parts))
+    return probe in text and not any(one in text for one in whole)
 
 
 def _in_parts(processor: Any, prompt: str, picture: bool) -> Any:
@@ -82,11 +85,14 @@ def _in_words(processor: Any, prompt: str, picture: bool) -> Any:
 
 
 def _rendered(processor: Any, content: Any) -> str:
+    from jinja2 import TemplateError
+
     chat = [{"role": "user", "content": content}]
     try:
         text: str = processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=False
         )
-    except ValueError as error:
+    # A template calls what it likes on what it is given.
+    except (ValueError, TypeError, TemplateError) as error:
         raise ConfigError(f"the model cannot chat: {error}") from error
     return text

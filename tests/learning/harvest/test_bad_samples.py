@@ -207,6 +207,17 @@ def test_whatever_vllm_raises_for_a_sample_fails_it_alone(tmp_path):
     assert len(lines) == len(ERRORS)
 
 
+def test_a_harvest_of_which_all_fails_says_why(tmp_path):
+    """As of a model without a chat template: nothing could be learnt from it."""
+    file = tmp_path / "t.txt"
+    file.write_text("\n".join(ERRORS))
+    request = requested(tuple(find_samples(texts=file)), tmp_path / "h")
+    engine = harvest_engine(Refusing(ERRORS), ("vision",))
+    first = type(next(iter(ERRORS.values()))).__name__
+    with pytest.raises(ActivationsError, match=f"all {len(ERRORS)} failed.*: {first}"):
+        harvesting.harvest(*request, engine=engine)
+
+
 def test_a_dead_engine_is_no_samples_fault(tmp_path):
     from vllm.v1.engine.exceptions import EngineDeadError
 

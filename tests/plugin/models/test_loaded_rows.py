@@ -18,6 +18,7 @@ from tests.plugin.models.compared import picture, write_template
 from tests.plugin.models.text_models import TEXT_MODELS, write_text_model
 from tests.plugin.models.vision_models import VISION_MODELS, write_vision_model
 from vllm_sauce.data.samples import PictureFile, Sample, open_picture
+from vllm_sauce.evaluation.asking.shared_pictures import shares_pictures
 from vllm_sauce.measuring.endpoint import picture_part
 from vllm_sauce.models.architectures import VISION_ROWS
 from vllm_sauce.models.loaded_model import LoadedModel
@@ -35,6 +36,11 @@ CLOSE = 1e-3
 
 WORDS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %} it :"
 CARELESS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %} it :"
+STRIPS = "{{ messages[0]['content'].strip() }} it :"
+REFUSES = (
+    "{% if messages[0]['content'] is not string %}{{ raise_exception('words') }}"
+    "{% endif %}{{ messages[0]['content'] }} it :"
+)
 PARTS = (
     "user : {% for message in messages %}{% for part in message.content %}"
     "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
@@ -121,6 +127,9 @@ def test_a_text_model_needs_no_padding_token_and_no_processor(
         ("llama", WORDS, False),
         ("llama", CARELESS, False),
         ("llama", PARTS, False),
+        ("llama", STRIPS, False),
+        ("llama", REFUSES, False),
+        ("llava", STRIPS, True),
         ("paligemma", None, True),
         ("paligemma", None, False),
     ],
@@ -151,6 +160,16 @@ def test_a_prompt_is_what_vllm_makes_of_it(
     assert loaded.inputs([sample])["input_ids"][0].tolist() == output.prompt_token_ids
     del llm
     gc.collect()
+
+
+def test_questions_share_what_stands_before_them_alone(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    """Where a picture comes last, each question's beginning is its own."""
+    loaded, _ = load("llava", tmp_path, model_dir)
+    assert shares_pictures(loaded)
+    loaded.processor.chat_template = LAST
+    assert not shares_pictures(loaded)
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))

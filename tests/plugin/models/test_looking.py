@@ -16,6 +16,7 @@ from tests.plugin.models.vision_models import VISION_MODELS, write_vision_model
 from tests.plugin.random_bundle import random_sae
 from vllm_sauce.concepts import is_vision
 from vllm_sauce.data.samples import PictureFile, Sample
+from vllm_sauce.errors import ConfigError
 from vllm_sauce.inspection.activation_maps import activation_maps, latent_peaks
 from vllm_sauce.learning.importing.site_samples import sample_activations
 from vllm_sauce.models.loaded_model import LoadedModel
@@ -101,6 +102,16 @@ def test_an_import_samples_the_vision_site(name: str, folder: Path) -> None:
     for site in filter(is_vision, wide):
         found = sample_activations(model, site, pictures=shown)[site]
         assert found.shape[1] == wide[site] and len(found) >= 12
+
+
+def test_layers_that_attend_to_pictures_read_nothing_of_texts(folder: Path) -> None:
+    """Two of six; the others are compared without them."""
+    model, texts = _written("mllama", folder), ["is there a dog ?"] * 20
+    found = sample_activations(model, "decoder.1", texts=texts)
+    assert {"decoder.1", "decoder.3"} <= set(found)
+    assert not {"decoder.2", "decoder.4"} & set(found)
+    with pytest.raises(ConfigError, match="texts alone do not reach decoder.2"):
+        sample_activations(model, "decoder.2", texts=texts)
 
 
 @pytest.mark.parametrize("name", VISION_MODELS)

@@ -121,6 +121,11 @@ def test_nothing_on_is_accepted() -> None:
             "--hf-overrides",
         ),
         ("model_config__hf_overrides", lambda config: config, "--hf-overrides"),
+        (
+            "model_config__multimodal_config__mm_processor_kwargs",
+            {"do_normalize": False},
+            "--mm-processor-kwargs",
+        ),
         ("model_config__hf_config_path", "another/model", "--hf-config-path"),
     ],
 )

@@ -254,7 +254,6 @@ def engine_config(
         dtype=f"torch.{dtype}",
         enforce_eager=True,
         quantization=quantization,
-        multimodal_config=None,
     )
     args.cache_config = SimpleNamespace(cache_dtype=cache_dtype)
     args.lora_config = None
@@ -342,19 +341,6 @@ def test_adapters_are_not_what_a_bundle_was_measured_with(warned: list[str]) -> 
     config.lora_config = object()
     settings._say_what_runs(config, bundle)
     assert any("measured without adapters" in text for text in warned)
-
-
-def test_pictures_that_are_prepared_otherwise_were_not_measured(
-    warned: list[str],
-) -> None:
-    bundle, config = Bundle.load(SHIPPED, weights=False), engine_config()
-    config.model_config.multimodal_config = SimpleNamespace(mm_processor_kwargs=None)
-    settings._say_what_runs(config, bundle)
-    assert not any("mm-processor-kwargs" in text for text in warned)
-    told = {"do_normalize": False}
-    config.model_config.multimodal_config.mm_processor_kwargs = told
-    settings._say_what_runs(config, bundle)
-    assert any(f"--mm-processor-kwargs {told}, and" in text for text in warned)
 
 
 @pytest.mark.parametrize("value", ["soss", "sauce,soss", ",", ""])

@@ -71,6 +71,12 @@ _SWITCHES = (
     ("model_config.hf_overrides", "--hf-overrides", "changes the model's config"),
     ("model_config.hf_config_path", "--hf-config-path", "another model's config"),
     (
+        "model_config.multimodal_config.mm_processor_kwargs",
+        "--mm-processor-kwargs",
+        "pictures are prepared otherwise than in the files that the bundle is "
+        "compared with; write it there, and learn or stamp the bundle so",
+    ),
+    (
         "model_config.multimodal_config.enable_mm_embeds",
         "image embeddings as input",
         "they go around the tower",

@@ -355,14 +355,6 @@ def _say_what_was_not_measured(vllm_config: Any) -> None:
             "was measured on its own weights: measure it so, with sauce eval --url",
             vllm_config.model_config.quantization,
         )
-    pictures = vllm_config.model_config.multimodal_config
-    if told := getattr(pictures, "mm_processor_kwargs", None):
-        logger.warning(
-            "sauce: pictures are prepared with --mm-processor-kwargs %s, and what this "
-            "bundle forgets was measured with the model's own preprocessing: measure "
-            "it so, with sauce eval --url",
-            told,
-        )
     if vllm_config.lora_config is not None:
         logger.warning(
             "sauce: what this bundle forgets was measured without adapters; measure it "
