@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keep the results of ``scripts/versions``, and write them into docs/compatibility.md.
 
-scripts/compatibility.py record RESULTS REPORT.xml "VERSION RUNNER TREE"
+scripts/compatibility.py record RESULTS "VERSION RUNNER TREE" REPORT.xml...
 scripts/compatibility.py page RESULTS TREE
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import sys
@@ -26,12 +27,13 @@ COUNTS = ("passed", "failed", "skipped")
 HEAD = ("vLLM", "runner", *COUNTS, "Python", "torch", "transformers", "date")
 
 
-def counted(report: Path) -> dict[str, Any]:
+def counted(reports: Sequence[Path]) -> dict[str, Any]:
     """Return how many tests passed, failed and were skipped, by feature, too."""
     counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
     failures = []
     features: dict[str, dict[str, int]] = {}
-    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+    trees = map(xml.etree.ElementTree.parse, reports)
+    for case in itertools.chain.from_iterable(t.iter("testcase") for t in trees):
         outcome = "passed"
         if case.find("failure") is not None or case.find("error") is not None:
             outcome = "failed"
@@ -46,11 +48,11 @@ def counted(report: Path) -> dict[str, Any]:
     return {**counts, "failures": failures, "features": features}
 
 
-def record(results: Path, report: Path, run: str) -> None:
+def record(results: Path, reports: Sequence[Path], run: str) -> None:
     """Add one run: a line of JSON. Must run in the environment that was tested."""
     line = {
         "run": run,
-        **counted(report),
+        **counted(reports),
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
         "transformers": metadata.version("transformers"),
@@ -120,8 +122,8 @@ def write_between(begin: str, end: str, text: str) -> None:
 def main(arguments: list[str]) -> int:
     """Do one of the two; of a page, return 1 unless all it tells of passed."""
     match arguments:
-        case ["record", results, report, run]:
-            record(Path(results), Path(report), run)
+        case ["record", results, run, *reports]:
+            record(Path(results), list(map(Path, reports)), run)
         case ["page", results, tree]:
             runs = latest_runs(Path(results), tree)
             write_between(BEGIN, END, runs_table(runs))

@@ -6,8 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
+from tests.plugin.conftest import RUNNER
 from tests.plugin.support import LONG, Ask, cold, reply_of, run
+from vllm_sauce.plugin.compat import vllm_version
 
 MASKS: tuple[tuple[str, ...], ...] = ((), ("seen",), ("read",), ("both",))
 TOLERANCE = 1e-3
@@ -73,6 +76,8 @@ def test_a_prompts_own_probabilities_are_of_the_edited_model(sauced: Any) -> Non
 @pytest.mark.feature("structured output")
 def test_a_choice_is_made_by_the_edited_model(sauced: Any) -> None:
     """Of two words that are allowed, as much likelier as it finds each by itself."""
+    if RUNNER == "v2" and Version(vllm_version()) < Version("0.28"):
+        pytest.skip("vLLM 0.27's V2 pins memory for a grammar, which a CPU has not")
     from vllm.sampling_params import StructuredOutputsParams
 
     words = ("yes", "no")

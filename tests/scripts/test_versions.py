@@ -15,6 +15,8 @@ import pytest
 from tests.places import ROOT
 from vllm_sauce.plugin.compat import SUPPORTED_VLLM
 
+PARTS = "engines", "servers"
+"""A process each; a run counts what both say."""
 NEWEST = ["0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0"]
 
 # Passes for a Python with venv, and as each environment's own: notes what it is asked
@@ -149,14 +151,19 @@ def test_every_version_runs_on_both_runners_and_is_written_down(
 ) -> None:
     done = checkout.run()
     assert done.returncode == 0, done.stderr
-    wanted = [f"{r} {v}-{r}.xml" for v in NEWEST for r in ("v1", "v2")]
+    wanted = [
+        f"{runner} {version}-{runner}.{part}.xml"
+        for version in NEWEST
+        for runner in ("v1", "v2")
+        for part in PARTS
+    ]
     assert checkout.ran() == wanted
     assert [row[:2] for row in checkout.rows()] == [
         [version, runner] for version in NEWEST for runner in ("v1", "v2")
     ]
-    assert {tuple(row[2:5]) for row in checkout.rows()} == {("1", "0", "1")}
+    assert {tuple(row[2:5]) for row in checkout.rows()} == {("2", "0", "2")}
     count = len(checkout.rows())
-    assert checkout.rows("adapters") == [["adapters", *["1 passed"] * count]]
+    assert checkout.rows("adapters") == [["adapters", *["2 passed"] * count]]
     assert checkout.rows("drafts") == [["drafts", *["-"] * count]]
     # Those that break on transformers 5.17 do not get it.
     bound = ["<5.17" in line for line in checkout.installed()]
@@ -171,7 +178,7 @@ def test_what_was_done_on_this_tree_is_not_done_again_unless_asked(
     assert checkout.ran() == []
     assert len(checkout.rows()) == 2, "the table is kept"
     assert checkout.run("--again", "0.30.0").returncode == 0
-    assert len(checkout.ran()) == 2
+    assert len(checkout.ran()) == 2 * len(PARTS)
     assert checkout.installed() == [], "the environment is there"
     assert len(checkout.rows()) == 2, "the latest run counts"
 
@@ -180,7 +187,7 @@ def test_another_tree_has_no_results_yet(checkout: Checkout) -> None:
     assert checkout.run("0.30.0", "0.31.0").returncode == 0
     checkout.code.write_text("second")
     assert checkout.run("0.31.0").returncode == 0
-    assert len(checkout.ran()) == 2
+    assert len(checkout.ran()) == 2 * len(PARTS)
     assert [row[0] for row in checkout.rows()] == ["0.31.0", "0.31.0"]
 
 
@@ -189,11 +196,11 @@ def test_failing_tests_are_a_result_and_a_failure(checkout: Checkout) -> None:
     done = checkout.run("0.32.0")
     assert done.returncode == 1
     assert done.stderr.startswith("versions: see the table for what failed, and the ")
-    assert [row[2:5] for row in checkout.rows()] == [["1", "1", "1"]] * 2
-    failed = ["1 passed, **1 failed**"] * 2
+    assert [row[2:5] for row in checkout.rows()] == [["2", "2", "2"]] * 2
+    failed = ["2 passed, **2 failed**"] * 2
     assert checkout.rows("adapters") == [["adapters", *failed]]
     last = json.loads(checkout.results.read_text().splitlines()[-1])
-    assert last["failures"] == ["t.two"]
+    assert last["failures"] == ["t.two"] * len(PARTS)
     checkout.passing()
     done = checkout.run("0.32.0")
     assert done.returncode == 1, "the table still says that some failed"
@@ -202,7 +209,7 @@ def test_failing_tests_are_a_result_and_a_failure(checkout: Checkout) -> None:
 def test_tests_that_are_all_skipped_prove_nothing(checkout: Checkout) -> None:
     checkout.skipping()
     assert checkout.run("0.32.0").returncode == 1
-    assert [row[2:5] for row in checkout.rows()] == [["0", "0", "1"]] * 2
+    assert [row[2:5] for row in checkout.rows()] == [["0", "0", "2"]] * 2
 
 
 def test_a_run_that_dies_is_named_and_the_others_go_on(checkout: Checkout) -> None:
@@ -211,7 +218,7 @@ def test_a_run_that_dies_is_named_and_the_others_go_on(checkout: Checkout) -> No
     assert done.returncode == 1
     assert "versions: pytest died without a report; see " in done.stderr
     assert "0.31.0-v1.log" in done.stderr and "0.32.0-v2.log" in done.stderr
-    assert len(checkout.ran()) == 4
+    assert len(checkout.ran()) == 4 * len(PARTS)
     assert checkout.rows() == []
 
 
@@ -224,7 +231,7 @@ def test_an_environment_that_was_not_finished_is_made_anew(checkout: Checkout) -
     checkout.python()
     assert checkout.run("0.31.0").returncode == 0
     assert len(checkout.installed()) == 1
-    assert len(checkout.ran()) == 2
+    assert len(checkout.ran()) == 2 * len(PARTS)
 
 
 def test_other_dependencies_are_installed_into_what_is_there(
