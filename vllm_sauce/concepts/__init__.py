@@ -9,6 +9,8 @@ from vllm_sauce.concepts.catalogue import (
     SiteEdit,
 )
 from vllm_sauce.concepts.site import (
+    IMAGE,
+    OF_TEXT,
     SINK,
     SPARING,
     TOKENS,
@@ -20,6 +22,8 @@ from vllm_sauce.concepts.site import (
 
 __all__ = [
     "FORGET_FLOOR",
+    "IMAGE",
+    "OF_TEXT",
     "SINK",
     "SPARING",
     "TOKENS",

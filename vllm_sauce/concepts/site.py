@@ -17,6 +17,7 @@ SINK, IMAGE, PROMPT, GENERATED = TOKENS = ("sink", "image", "prompt", "generated
 to go: its norm dwarfs all others, and whoever edits it changes every answer."""
 SPARING = (IMAGE, PROMPT, GENERATED)
 """What an edit acts on unless it says otherwise."""
+OF_TEXT = (PROMPT, GENERATED)
 
 _BRANCH = re.compile(rf"{VISION}(\.[1-9][0-9]{{0,2}})?")
 _DECODER = re.compile(r"decoder\.(0|[1-9][0-9]{0,5})")

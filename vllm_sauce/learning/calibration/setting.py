@@ -104,6 +104,7 @@ class SiteSetting:
                 self.gate if is_row else _gate(one, self.gate)
                 for one in latents
             ),
+            tokens=latents[0].tokens,
         )
 
 
