@@ -12,7 +12,7 @@ from vllm_sauce.activations.shards import Rows, SiteFormat
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.data.drawn_questions import drawn_samples
+from vllm_sauce.data.drawn_questions import drawn_samples, which_are_drawn
 from vllm_sauce.data.samples import distinct
 from vllm_sauce.learning.rows.settings import BASELINES
 from vllm_sauce.learning.selection.latent_statistics import sample_groups
@@ -246,6 +246,10 @@ def test_rows_of_text_read_what_is_shown_and_not_what_is_asked(
         assert others[2:].abs().max() < 0.3
         assert sae.rows[found[name, "text"]].tokens == ("prompt", "generated")
         assert sae.rows[found[name, "others"]].tokens == ("image",)
+        told = which_are_drawn([s.to_json() for s in samples], file, "selection")
+        having = [name in s.concepts for s, at in zip(samples, told, strict=True) if at]
+        counted = sum(having), len(having) - sum(having)
+        assert sae.rows[found[name, "text"]].num_samples == counted
     store = ActivationStore.open(harvest, "decoder.1")
     number, _, role = store.labels()
     z = sae.encode(store.rows(torch.arange(len(store))))

@@ -57,16 +57,20 @@ def groups_of_samples(
     split: str,
     site: str,
     enough: int,
+    only: Tensor | None = None,
 ) -> Groups:
     """Return groups of samples with and without each concept.
 
     Behind the columns of ``sample_groups`` is one for each domain: samples that lack
     every concept of it and show as little else as ``enough`` of them do, so that
-    nothing stands in its place.
+    nothing stands in its place. ``only``: those that may be in a group.
 
-    Shapes: -> [num_samples, 2 * num_concepts + num_domains] bool
+    Shapes: only [num_samples] bool
+        -> [num_samples, 2 * num_concepts + num_domains] bool
     """
     groups = sample_groups(samples, concepts, split, site)
+    if only is not None:
+        groups &= only[:, None]
     names = tuple(one.name for one in concepts)
     domains: dict[str, list[int]] = {}
     for number, one in enumerate(concepts):
@@ -107,7 +111,7 @@ def groups_of_text(
     if not is_vision(site):
         here = which_are_drawn(samples, file, split)
     drawn = torch.tensor(here, dtype=torch.bool)
-    asked = [samples[number] for number in drawn.nonzero()[:, 0].tolist()]
+    asked = (samples[number] for number in drawn.nonzero()[:, 0].tolist())
     met = {name for one in asked for name in one["concepts"]}
     concepts = [
         one
@@ -116,9 +120,8 @@ def groups_of_text(
     ]
     if not concepts:
         return Groups(torch.zeros(len(samples), 0, dtype=torch.bool), [])
-    mine, kinds = groups_of_samples(asked, concepts, split, VISION, enough)
-    groups = torch.zeros(len(samples), mine.shape[1], dtype=torch.bool)
-    groups[drawn] = mine
+    # By their pictures, as at the tower: a drawn question is no example's own.
+    groups, kinds = groups_of_samples(samples, concepts, split, VISION, enough, drawn)
     leads = {
         name: pair for kind in kinds for name, pair in zip(*kind[1:3], strict=True)
     }
