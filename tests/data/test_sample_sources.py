@@ -65,7 +65,7 @@ def test_questions_are_drawn_behind_a_files_own():
     assert more[: len(own)] == own
     drawn = more[len(own) :]
     assert len({sample.key for sample in more}) == len(more)
-    assert len(drawn) == 2 * len({sample.picture.name for sample in own})
+    assert len(drawn) == 2 * len({s.picture.name for s in own if s.picture})
     assert find_samples(pictures=TINY / "pictures", questions=2) == find_samples(
         pictures=TINY / "pictures"
     )

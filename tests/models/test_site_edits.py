@@ -84,9 +84,28 @@ def test_the_sink_is_spared_where_prompts_begin():
     assert sparing_sink(action, first) is action
 
 
+@pytest.mark.parametrize("tokens", [("image",), ("prompt", "generated")])
+def test_pictures_and_text_are_edited_alone(tokens):
+    """The sink is neither's."""
+    sae, edit = build_sae(), replace(EDIT, tokens=tokens)
+    (action,) = site_actions({"decoder.0": sae}, {"decoder.0": edit}, 1.0).values()
+    x = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(2))
+    image = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0]]).bool()
+    whole, edited = action(x), sparing_sink(action, None, image)(x)
+    mine = image if tokens == ("image",) else ~image
+    mine[:, 0] = False
+    changed = (whole != x).any(-1)
+    assert (changed & mine).any()
+    assert (changed & ~mine).any()
+    assert torch.equal(edited[mine], whole[mine])
+    assert torch.equal(edited[~mine], x[~mine])
+    with pytest.raises(AssertionError, match="not known"):
+        sparing_sink(action)
+
+
 def test_edits_of_some_tokens_are_vllms_to_tell():
-    edits = {"decoder.0": replace(EDIT, tokens=("image",))}
-    with pytest.raises(UnsupportedFeatureError, match="of image: ask vLLM"):
+    edits = {"decoder.0": replace(EDIT, tokens=("generated",))}
+    with pytest.raises(UnsupportedFeatureError, match="of generated: ask vLLM"):
         site_actions({"decoder.0": build_sae()}, edits, 1.0)
 
 

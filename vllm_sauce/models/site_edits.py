@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import SINK, SPARING, TOKENS, SiteEdit, is_vision
+from vllm_sauce.concepts import (
+    IMAGE,
+    OF_TEXT,
+    SINK,
+    SPARING,
+    TOKENS,
+    SiteEdit,
+    is_vision,
+)
 from vllm_sauce.errors import UnsupportedFeatureError, UnsupportedSAEError
 from vllm_sauce.models.site_hooks import SiteFn
 from vllm_sauce.sae import SAEWeights, fold_b_dec, reconstruct
@@ -34,6 +42,8 @@ class EditTensors:
     """max(SAE's threshold, edit's gate), [k]"""
     sparing: bool = False
     """Whether position 0 is left alone; ``sparing_sink`` does it."""
+    only: tuple[str, ...] = ()
+    """Kinds of tokens, if not all but the sink are edited; ``sparing_sink`` does it."""
 
     @classmethod
     def build(
@@ -84,6 +94,7 @@ class EditTensors:
         return (x.float() + change @ self.W_dec).to(x.dtype)
 
 
+_ALL = (TOKENS, SPARING)
 ENCODED_ROWS = 1024
 """Tokens that are encoded whole at once, for SAEs that need it."""
 
@@ -95,7 +106,8 @@ class WholeEdit:
     sae: SAEWeights
     edit: SiteEdit
     sparing: bool = False
-    """As ``EditTensors.sparing``."""
+    only: tuple[str, ...] = ()
+    """As those of ``EditTensors``."""
 
     def fires(self, x: Tensor) -> Tensor:
         """Say of every token that it may change.
@@ -124,19 +136,27 @@ def at_strength(edit: SiteEdit, strength: float) -> SiteEdit:
     )
 
 
-def sparing_sink(action: SiteAction, first: Tensor | None = None) -> SiteFn:
-    """Return an action that leaves position 0 alone if its edit spares it.
+def sparing_sink(
+    action: SiteAction, first: Tensor | None = None, image: Tensor | None = None
+) -> SiteFn:
+    """Return an action that leaves alone what its edit spares: position 0, kinds.
 
     ``first``: where each prompt begins in a batch padded on the left; default: at 0. A
-    pass of one token is a step after the prompt.
+    pass of one token is a step after the prompt. ``image``: which tokens are a
+    picture's, for an edit of those, or of the others, alone.
 
-    Shapes: first [batch]; the function takes x [batch, T, d_model]
+    Shapes: first [batch], image [batch, T] bool; the function takes x [batch, T,
+        d_model]
     """
     if not action.sparing:
         return action
+    assert image is not None or not action.only, "whose tokens are not known"
 
     def edit(x: Tensor) -> Tensor:
         edited = action(x)
+        if action.only and image is not None:
+            mine = image if action.only == (IMAGE,) else ~image
+            edited = torch.where(mine.to(x.device)[..., None], edited, x)
         if x.shape[1] == 1:
             return edited
         rows = torch.arange(len(x), device=x.device)
@@ -156,23 +176,25 @@ def site_actions(
 ) -> dict[str, SiteAction]:
     """Return what edits do at each site; nothing at strength 0.
 
-    Raises: UnsupportedFeatureError for an edit of other tokens than all, or all but
-        the sink
+    Raises: UnsupportedFeatureError for an edit of other tokens than all, all but the
+        sink, a picture's or those of text
     """
     device = device or torch.device("cpu")
     found: dict[str, SiteAction] = {}
     for site, edit in edits.items() if strength else ():
         sae = saes[site]
         sparing = not is_vision(site) and SINK not in edit.tokens
-        if not is_vision(site) and edit.tokens not in (TOKENS, SPARING):
+        kinds = () if is_vision(site) or edit.tokens in _ALL else edit.tokens
+        if kinds not in ((), (IMAGE,), OF_TEXT):
             raise UnsupportedFeatureError(
-                f"transformers is asked about edits of all tokens, or of all but the "
-                f"sink; the edit at {site} is of {', '.join(edit.tokens)}: ask vLLM"
+                "transformers is asked about edits of all tokens, of all but the sink, "
+                f"of a picture's or of text; the edit at {site} is of "
+                f"{', '.join(edit.tokens)}: ask vLLM"
             )
         action: SiteAction = (
             EditTensors.build(sae, edit, strength).to(device)
             if sae.k is None and sae.normalize_activations == "none"
             else WholeEdit(sae.to(device), at_strength(edit, strength))
         )
-        found[site] = replace(action, sparing=sparing)
+        found[site] = replace(action, sparing=sparing, only=kinds)
     return found

@@ -60,7 +60,10 @@ class ModelAsker:
         for edit, numbers in groups.items():
             pictured = [n for n in numbers if asks[n].question.picture is not None]
             plain = [n for n in numbers if asks[n].question.picture is None]
-            ways = (self.pictures, pictured), (self.prompts, plain)
+            # A shared picture's tokens and those of text are not in one pass.
+            kinds = any(action.only for action in edits[edit].values())
+            shown = self.prompts if kinds else self.pictures
+            ways = (shown, pictured), (self.prompts, plain)
             for way, mine in ways:
                 part = [asks[n] for n in mine]
                 places = way.read(part, edits[edit]) if part else []
@@ -132,9 +135,10 @@ class PlainPrompts:
         Shapes: -> [rows, keep, vocab]
         """
         first = inputs["attention_mask"].argmax(1)
+        image = inputs["input_ids"] == self.loaded.image_token_id
         with ExitStack() as hooks:
             for site, edit in edits.items():
-                fn = sparing_sink(edit, first)
+                fn = sparing_sink(edit, first, image)
                 hooks.enter_context(site_hook(self.loaded.model, site, fn))
             logits = self.loaded.model(**inputs, logits_to_keep=keep).logits
         return logits.float().cpu().log_softmax(-1)

@@ -196,10 +196,14 @@ def _warn_of_questions(named: Mapping[str, tuple[float, float]]) -> None:
 
 
 def _are_pictures(store: ActivationStore, groups: Tensor) -> bool:
-    """Say whether all samples in a group have a picture, and tokens of it."""
+    """Say whether all samples in a group have a picture, and tokens of it.
+
+    A decoder that reads pictures across has one token for each, which sees none.
+    """
     samples = store.samples()
     shown = all(samples[n]["picture"] for n in groups.any(1).nonzero()[:, 0].tolist())
-    return shown and bool((store.labels()[2] == int(Role.IMAGE)).any())
+    tokens = int((store.labels()[2] == int(Role.IMAGE)).sum())
+    return shown and tokens > len(samples)
 
 
 def _tokens_of(site: str, roles: Collection[Role]) -> tuple[str, ...]:
