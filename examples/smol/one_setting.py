@@ -3,13 +3,12 @@
 
 ``PYTHONPATH=examples python -m smol.one_setting LEARNT OUT``, of the folder
 ``bundle.learn`` that ``sauce learn`` left. ``--vision`` and ``--layer`` are shares of
-what a row reads that are taken away at the tower and, of text, behind layer 24, from
-half of the concept's mean on; 0 leaves a site alone. Towards pictures without anything
-of its domain where there are such, else towards others.
+what a row reads that are taken away at the tower and behind layer 24, from half of the
+concept's mean on; 0 leaves a site alone. Towards pictures without anything of its
+domain where there are such, else towards others.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from vllm_sauce.bundle import Bundle
@@ -17,16 +16,15 @@ from vllm_sauce.concepts import VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.learning.selection.selection_file import SelectedConcept, SelectionFile
 
 LAYER = "decoder.24"
-KINDS = ("row:text", "row:absence", "row:others")
+KINDS = ("row:absence", "row:others")
 GATE = 0.5
 
 
 def edit_of(concept: SelectedConcept, share: float) -> SiteEdit:
     """Return the edit that takes a share of a concept's row away."""
     rows = {next(iter(row.scores)): row for row in concept.rows}
-    row = next(rows[kind] for kind in KINDS if kind in rows)
-    edit = SiteEdit.uniform([row.latent], gamma=1 - share, gate=GATE)
-    return replace(edit, tokens=row.tokens)
+    kind = next(kind for kind in KINDS if kind in rows)
+    return SiteEdit.uniform([rows[kind].latent], gamma=1 - share, gate=GATE)
 
 
 def main() -> None:
@@ -35,7 +33,7 @@ def main() -> None:
     for name in ("learnt", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--vision", type=float, default=1.5)
-    parser.add_argument("--layer", type=float, default=4.0)
+    parser.add_argument("--layer", type=float, default=2.0)
     arguments = parser.parse_args()
     told = {VISION: arguments.vision, LAYER: arguments.layer}
     shares = {site: share for site, share in told.items() if share}

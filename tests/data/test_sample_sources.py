@@ -58,19 +58,6 @@ def test_a_concepts_file_brings_its_splits():
         find_samples(concepts=file, prompts=("a",))
 
 
-def test_questions_are_drawn_behind_a_files_own():
-    file = TINY / "concepts.yaml"
-    own = find_samples(concepts=file, split="scoring")
-    more = find_samples(concepts=file, split="scoring", questions=2)
-    assert more[: len(own)] == own
-    drawn = more[len(own) :]
-    assert len({sample.key for sample in more}) == len(more)
-    assert len(drawn) == 2 * len({s.picture.name for s in own if s.picture})
-    assert find_samples(pictures=TINY / "pictures", questions=2) == find_samples(
-        pictures=TINY / "pictures"
-    )
-
-
 def test_equal_samples_are_one(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "b.png").write_bytes(b"x")

@@ -272,7 +272,6 @@ def test_single_samples_may_fail(request_):
         ({"calibration": CalibrationConfig(watched=1)}, "calibration.watched"),
         ({"selection": SelectSettings(score="rate")}, "selection.score"),
         ({"harvest": HarvestSettings(max_tokens=1)}, "harvest.max_tokens"),
-        ({"harvest": HarvestSettings(questions=2)}, "harvest.questions"),
         ({"sites": ("decoder.1",)}, "sites"),
         ({"latents": 3}, "latents"),
         ({"saes": {}}, "saes"),

@@ -237,21 +237,6 @@ def test_what_must_be_known_is_said(paper):
     assert "a plan only: the vision site of MolmoForCausalLM is not proven" in told
 
 
-@pytest.mark.parametrize("site", ["vision", "decoder.1"])
-def test_drawn_questions_are_counted_where_they_are_asked(paper, site):
-    tiny = replace(
-        paper,
-        model=str(TINY / "model"),
-        sites=(site,),
-        concepts=TINY / "concepts.yaml",
-    )
-    before = count(tiny)
-    asked = count(replace(tiny, harvest=HarvestSettings(questions=3)))
-    more = 3 * before.pictures if site == "decoder.1" else 0
-    assert (asked.samples, asked.shown) == (before.samples + more, before.shown + more)
-    assert asked.pictures == before.pictures
-
-
 def test_texts_to_train_on_are_counted_as_the_model_reads_them(paper, tmp_path):
     """With what it writes after each."""
     texts = tmp_path / "texts.txt"

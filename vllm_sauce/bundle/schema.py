@@ -82,7 +82,6 @@ class RowFile(_Strict):
         "absence",
         "words",
         "saying",
-        "text",
         "before",
         "difference",
         "leace",
@@ -91,9 +90,6 @@ class RowFile(_Strict):
     shrinkage: Annotated[float, Field(ge=0, le=1)]
     num_samples: tuple[_Index, _Index]
     d_prime: _Number
-    tokens: tuple[Literal["image", "prompt", "generated"], ...] = (
-        *("image", "prompt", "generated"),
-    )
 
 
 class SiteFile(_Strict):

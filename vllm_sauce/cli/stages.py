@@ -32,9 +32,7 @@ def harvest(request: HarvestRequest) -> int:
     from vllm_sauce.learning.harvest.actors import harvest_anywhere
 
     where = actors_wanted(request.resources)
-    questions = request.harvest.questions_at(request.sites)
-    found = find_samples(**asdict(request.shown), questions=questions)
-    samples, repeated = distinct(found)
+    samples, repeated = distinct(find_samples(**asdict(request.shown)))
     with progress_bar("samples") as progress:
         report = harvest_anywhere(request, samples, where, progress)
     Console().print(report.as_table(request.out, len(repeated)))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.data.drawn_questions import drawn_samples
 from vllm_sauce.data.example_sources import RawExample, read_source
 from vllm_sauce.data.samples import PROMPT, Sample, samples_of
 from vllm_sauce.data.schema import Source
@@ -25,11 +24,8 @@ def find_samples(
     prompt_column: str | None = None,
     prompts: Sequence[str] = (),
     texts: Path | None = None,
-    questions: int = 0,
 ) -> list[Sample]:
     """Return the samples of the one source that is given.
-
-    ``questions``: so many are drawn about each picture of concepts.
 
     Raises: ConfigError, ActivationsError
     """
@@ -49,7 +45,7 @@ def find_samples(
             raise ConfigError("concepts.yaml says what is asked; leave --prompt out")
         file = ConceptFile.read(concepts)
         bad = [_bad(key, reason) for key, reason in file.failed.items()]
-        return file.samples(split) + drawn_samples(file, split, questions) + bad
+        return file.samples(split) + bad
     if texts is not None:
         return text_samples(texts)
     asked = tuple(prompts) or (PROMPT,)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.data.drawn_questions import drawn_samples
 from vllm_sauce.data.sample_sources import find_samples
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.evaluation.questionnaire import Questionnaire, share_of
@@ -61,9 +60,7 @@ def count(request: LearnRequest) -> Counts:
     Raises: ConfigError, ActivationsError
     """
     file = ConceptFile.read(request.concepts)
-    questions = request.harvest.questions_at(request.sites)
     samples = file.samples("selection")
-    samples += drawn_samples(file, "selection", questions)
     shown = [s.picture.name for s in samples if s.picture is not None]
     return Counts(
         samples=len(samples),

@@ -29,10 +29,9 @@ class Row:
     samples with the concept from those without it; "absence": the same, and leads to
     those without any of its domain. "words": the tokens of its words from tokens of
     samples without it; "saying": the tokens after which the model wrote one of them,
-    from the same. "text": tokens behind pictures with the concept, of questions drawn
-    whatever these show, from those behind others; it leads as "absence" does. "before"
-    is of older versions: a word's tokens and the one before. "difference", "leace",
-    "random": one side of a simple edit that others are compared with."""
+    from the same. "before" is of older versions: a word's tokens and the one before.
+    "difference", "leace", "random": one side of a simple edit that others are compared
+    with."""
 
     shrinkage: float
     """Share of the covariance's diagonal alone that its inverse was taken with."""
@@ -43,9 +42,6 @@ class Row:
     d_prime: float
     """How far apart the two are on samples it was not fitted on, in deviations, by the
     discriminant that its read began as."""
-
-    tokens: tuple[str, ...] = ("image", "prompt", "generated")
-    """Kinds of tokens that it was fitted on, and that an edit of it acts on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

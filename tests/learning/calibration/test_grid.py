@@ -69,17 +69,8 @@ def test_rows_have_a_grid_of_their_own():
     # What a row reads has a scale; a latent's gate is a share of tokens.
     edit = replace(grid.start(), ranking="row:others").edit_of(found.rows[:1])
     assert edit.gate == (0.5,)
-    assert edit.tokens == ("image", "prompt", "generated")
     (gate,) = grid_of(found).start().edit_of(found.latents[:1]).gate
     assert gate == pytest.approx(1.01 * found.latents[0].quiet["0.99"])
-
-
-def test_a_row_acts_on_the_tokens_that_it_was_fitted_on():
-    (row,) = with_rows("text").rows
-    row = row.model_copy(update={"tokens": ("prompt", "generated")})
-    grid = SiteGrid.of_rows("decoder.1", with_rows("text"), CalibrationConfig())
-    assert grid.rankings == ("row:text",)
-    assert grid.start().edit_of([row]).tokens == ("prompt", "generated")
 
 
 def test_gates_of_rows_that_make_no_sense():

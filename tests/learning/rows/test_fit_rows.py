@@ -4,16 +4,13 @@
 import pytest
 import torch
 
-from tests.activations.harvests import begin_harvest, harvest_pictures
+from tests.activations.harvests import harvest_pictures
 from tests.cli.sauce import sauce
 from tests.places import TINY
-from vllm_sauce.activations.shard_writer import ShardWriter
-from vllm_sauce.activations.shards import Rows, SiteFormat
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import Bundle
 from vllm_sauce.data.concepts_yaml import ConceptFile
-from vllm_sauce.data.drawn_questions import drawn_samples, which_are_drawn
-from vllm_sauce.data.samples import distinct
+from vllm_sauce.learning.rows.fit_rows import halves_of
 from vllm_sauce.learning.rows.settings import BASELINES
 from vllm_sauce.learning.selection.latent_statistics import sample_groups
 from vllm_sauce.learning.selection.selection_file import SelectionFile
@@ -160,6 +157,18 @@ def test_a_simple_edit_is_a_bundle_that_no_server_offers_unasked(
         assert [(row.kind, row.concept) for row in rows] == [(kind, concept.name)] * 2
 
 
+def test_a_picture_is_in_one_half_and_a_text_in_another_or_the_same():
+    """Whatever is asked about it: what is tried on one half was not fitted on it."""
+    asked = [
+        {"key": f"{n}~{q}", "picture": f"{n}"} for n in range(40) for q in range(3)
+    ]
+    half = halves_of(asked).view(40, 3)
+    assert (half == half[:, :1]).all()
+    assert 10 < int(half[:, 0].sum()) < 30
+    texts = [{"key": f"{n}", "picture": None} for n in range(40)]
+    assert torch.equal(halves_of(texts), half[:, 0])
+
+
 def test_a_baseline_stands_alone(harvested, tmp_path):
     more = ("--baseline", "leace", "--sae", TINY / "latents", "--out", tmp_path / "out")
     done = run("fit", harvested, *more)
@@ -170,116 +179,3 @@ def test_a_folder_that_is_there_is_not_replaced_unasked(fitted, harvested):
     done = run("fit", harvested, "--out", fitted)
     assert done.exit_code == 2
     assert "--overwrite" in done.output
-
-
-SEEN, ASKED = {"dog": 2, "cat": 3}, {"dog": 4, "cat": 5}
-"""Which feature of text tells what the picture shows, and what the question says."""
-
-
-def write_confounded(folder, file, samples):
-    """Write samples whose questions say more of their text than what is shown does."""
-    lines = [sample.to_json() for sample in samples]
-    begin_harvest(
-        folder,
-        lines,
-        {"decoder.1": SiteFormat(d_model=192, dtype="float32")},
-        weights=True,
-    )
-    writer = ShardWriter.open(folder, "w0")
-    draw = torch.Generator().manual_seed(0)
-    role = torch.tensor([1] + [0] * 6 + [1] * 6 + [2] * 2, dtype=torch.uint8)
-    for number, sample in enumerate(samples):
-        x = 0.3 * torch.randn(len(role), 192, generator=draw)
-        for place, name in enumerate(("dog", "cat")):
-            if name in sample.concepts:
-                x[role == 0, place] += 5
-                x[role > 0, SEEN[name]] += 1
-            if f" {name} " in sample.prompt:
-                x[role > 0, ASKED[name]] += 4
-        at = torch.arange(len(role), dtype=torch.int32)
-        rows = Rows(x, torch.full_like(at, number), at, role, at + 100 * number)
-        writer.add(number, {"decoder.1": rows})
-    writer.flush()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def asked_of_own(tmp_path_factory):
-    """Every dog is asked for a dog, every cat for a cat; others are of neither."""
-    path = tmp_path_factory.mktemp("asked") / "concepts.yaml"
-    own = "domain: objects, prompts: ['Is there a {0} in the picture?']"
-    entries = (f"  {name}: {{{own.format(name)}}}" for name in ("dog", "cat"))
-    table = (TINY / "pictures" / "labels.jsonl").resolve()
-    head = f"version: 1\nminimum: 1\npictures: {{jsonl: {table}, image: file, "
-    path.write_text(
-        "\n".join((f"{head}concepts: concepts}}", "concepts:", *entries)) + "\n"
-    )
-    return path
-
-
-def decoder_rows(path, harvest, out):
-    """Fit; return the SAE and its rows by concept and kind."""
-    site = ("--site", "decoder.1", "--harvest", harvest, "--concepts", path)
-    done = sauce("fit", *site, "--out", out)
-    assert done.exit_code == 0, done.output
-    sae = Bundle.load(out).sites["decoder.1"].weights
-    return sae, {(row.concept, row.kind): n for n, row in enumerate(sae.rows)}
-
-
-def test_rows_of_text_read_what_is_shown_and_not_what_is_asked(
-    asked_of_own, tmp_path, caplog
-):
-    """Of questions that are drawn; others are then of what is shown alone."""
-    file = ConceptFile.read(asked_of_own)
-    own, drawn = file.samples("selection"), drawn_samples(file, "selection", 3)
-    samples, _ = distinct(own + drawn)
-    harvest = write_confounded(tmp_path / "harvest", file, samples)
-    sae, found = decoder_rows(asked_of_own, harvest, tmp_path / "rows")
-    assert {kind for _, kind in found} == {"others", "absence", "text"}
-    assert "questions about pictures" not in caplog.text
-    for name, seen in SEEN.items():
-        text, others = (sae.W_dec[found[name, kind]] for kind in ("text", "others"))
-        assert abs(text[seen] - 1) < 0.1
-        assert text[:2].abs().max() < 0.1
-        # Of some dozens of questions some are drawn for one more than for the other.
-        assert text[4:6].abs().max() < 0.9
-        assert others[2:].abs().max() < 0.3
-        assert sae.rows[found[name, "text"]].tokens == ("prompt", "generated")
-        assert sae.rows[found[name, "others"]].tokens == ("image",)
-        told = which_are_drawn([s.to_json() for s in samples], file, "selection")
-        having = [name in s.concepts for s, at in zip(samples, told, strict=True) if at]
-        counted = sum(having), len(having) - sum(having)
-        assert sae.rows[found[name, "text"]].num_samples == counted
-    store = ActivationStore.open(harvest, "decoder.1")
-    number, _, role = store.labels()
-    z = sae.encode(store.rows(torch.arange(len(store))))
-    for name in SEEN:
-        shown = torch.tensor([name in s.concepts for s in samples])[number.long()]
-        fires = z[:, found[name, "text"]] > 0.5
-        assert fires[shown & (role > 0)].float().mean() > 0.9
-        assert fires[~shown & (role > 0)].float().mean() < 0.1
-    chosen = tmp_path / "selection.json"
-    given = ("--site", "decoder.1", "--harvest", harvest, "--concepts", asked_of_own)
-    done = sauce("select", *given, "--sae", tmp_path / "rows", "--out", chosen)
-    assert done.exit_code == 0, done.output
-    rows = SelectionFile.read(chosen).concepts["dog"].rows
-    kinds = {next(iter(row.scores)): row.tokens for row in rows}
-    assert kinds["row:text"] == ("prompt", "generated")
-    assert kinds["row:others"] == kinds["row:absence"] == ("image",)
-
-
-def test_no_row_of_text_where_nothing_was_drawn(asked_of_own, tmp_path, caplog):
-    """And it is said that what is asked is read."""
-    file = ConceptFile.read(asked_of_own)
-    harvest = write_confounded(tmp_path / "h", file, file.samples("selection"))
-    sae, found = decoder_rows(asked_of_own, harvest, tmp_path / "rows")
-    assert {kind for _, kind in found} == {"others", "absence"}
-    assert (
-        "name 2 concepts that they show, 'dog' for one in 100% of its own and 0%"
-        in (caplog.text)
-    )
-    for name, asked in ASKED.items():
-        number = found[name, "others"]
-        # That is why: what is asked tells them apart.
-        assert sae.W_dec[number, asked] > 1.5
-        assert sae.rows[number].tokens == ("image", "prompt", "generated")

@@ -14,7 +14,7 @@ from vllm_sauce.errors import ConfigError
 from vllm_sauce.options import EngineArgs, SitePaths, check_at_least
 from vllm_sauce.scale.cluster import Resources
 
-ROW_KINDS = ("others", "absence", "words", "saying", "text")
+ROW_KINDS = ("others", "absence", "words", "saying")
 """See ``sae.weights.Row``."""
 
 

@@ -104,7 +104,6 @@ class SiteSetting:
                 self.gate if is_row else _gate(one, self.gate)
                 for one in latents
             ),
-            tokens=latents[0].tokens,
         )
 
 

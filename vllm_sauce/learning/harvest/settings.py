@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from vllm_sauce.concepts import check_site, is_vision
+from vllm_sauce.concepts import check_site
 from vllm_sauce.errors import ConfigError
 from vllm_sauce.options import EngineArgs, Sites, check_at_least, check_choice
 from vllm_sauce.scale.cluster import Resources
@@ -32,11 +32,6 @@ class HarvestSettings:
     max_tokens: int = 0
     """Tokens the model may write for each sample; their activations are taken too."""
 
-    questions: int = 0
-    """Questions about each picture besides its prompts, where a decoder site is taken:
-    drawn from all that concepts.yaml asks, whatever the picture shows. Rows of the text
-    behind pictures are fitted on them."""
-
     dtype: Annotated[str | None, Parameter(choices=DTYPES)] = None
     """How rows are stored; default: the model's own."""
 
@@ -49,17 +44,12 @@ class HarvestSettings:
     def __post_init__(self) -> None:
         if self.dtype is not None:
             check_choice(self, "dtype", DTYPES)
-        check_at_least(self, 0, "max_tokens", "questions")
+        check_at_least(self, 0, "max_tokens")
         check_at_least(self, 1, "shard_tokens", "in_flight")
-
-    def questions_at(self, sites: tuple[str, ...]) -> int:
-        """Return how many are drawn: what is asked changes nothing at a tower."""
-        return 0 if all(map(is_vision, sites)) else self.questions
 
     def to_json(self) -> dict[str, Any]:
         """Return what changes the result; how it is cut into shards does not."""
-        told = {"max_tokens": self.max_tokens, "dtype": self.dtype}
-        return told | ({"questions": self.questions} if self.questions else {})
+        return {"max_tokens": self.max_tokens, "dtype": self.dtype}
 
 
 @Parameter(name="*", group="What the model is shown")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from vllm_sauce.activations.shards import Role
 from vllm_sauce.activations.store import ActivationStore
 from vllm_sauce.bundle import Bundle, check_replaceable
 from vllm_sauce.bundle.served_sae import read_sae
-from vllm_sauce.concepts import SPARING, Catalogue, is_vision
+from vllm_sauce.concepts import Catalogue, is_vision
 from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
 from vllm_sauce.errors import ConfigError, warn
 from vllm_sauce.evaluation.asking.asker import Progress
@@ -34,13 +34,9 @@ from vllm_sauce.learning.rows.fit import (
 from vllm_sauce.learning.rows.groups import (
     ABSENCE,
     OTHERS,
-    TEXT,
     Group,
-    Groups,
     WordGroups,
     groups_of_samples,
-    groups_of_text,
-    named_in_questions,
 )
 from vllm_sauce.learning.rows.hardest import sharpen
 from vllm_sauce.learning.rows.logistic import told_by_logits
@@ -69,11 +65,10 @@ def fit_rows(
     store = ActivationStore.open(request.harvest, request.site)
     fingerprint = store.harvest.fingerprint
     sae = read_sae(request.sae, request.site, fingerprint) if request.sae else None
-    file = ConceptFile.read(request.concepts)
-    concepts = tuple(file.concepts.values())
+    concepts = tuple(ConceptFile.read(request.concepts).concepts.values())
     fitted: list[Fitted] = []
     rows, catalogue, settings = [], Catalogue(), request.fit
-    for moments, kind, chunks in _told_apart(request, store, file, progress):
+    for moments, kind, chunks in _told_apart(request, store, concepts, progress):
         if request.baseline and kind.kind != OTHERS:
             continue
         found = moments.all()
@@ -85,8 +80,6 @@ def fit_rows(
             one = fit(moments, kind.pairs, settings.shrinkages)
             if not request.baseline:
                 one = _refit(one, kind, found, chunks)
-            if kind.leads:
-                one = leading(one, range(len(kind.leads)), found, kind.leads)
         if request.baseline:
             one = baseline(request.baseline, one, found, kind)
             catalogue = two_sided(request.site, concepts)
@@ -120,7 +113,7 @@ def _refuse_blind(site: str, kind: Group, found: GroupMoments) -> None:
 
 def _refit(fitted: Fitted, kind: Group, found: GroupMoments, chunks: Chunks) -> Fitted:
     whole = shrunk(found.covariance, fitted.shrinkage)
-    if kind.kind in (OTHERS, TEXT):
+    if kind.kind == OTHERS:
         return told_by_logits(fitted, kind.pairs, found, whole, chunks)
     return sharpen(fitted, kind.pairs, whole, chunks)
 
@@ -128,32 +121,25 @@ def _refit(fitted: Fitted, kind: Group, found: GroupMoments, chunks: Chunks) -> 
 def _told_apart(
     request: FitRequest,
     store: ActivationStore,
-    file: ConceptFile,
+    concepts: Sequence[ConceptExamples],
     progress: Progress,
 ) -> Iterator[tuple[Moments, Group, Chunks]]:
     """Read the harvest; yield what rows tell apart, what is known of it, and what
     reads it again.
     """
     samples = store.samples()
-    concepts = tuple(file.concepts.values())
     site, settings = request.site, request.fit
     groups, kinds = groups_of_samples(
         samples, concepts, request.split, site, settings.few
     )
-    roles, words = parse_roles(request.roles), None
-    of_text = groups_of_text(samples, file, request.split, site, settings.few)
-    if of_text.kinds and Role.IMAGE in roles and _are_pictures(store, groups):
-        # Text has rows of its own, and what its samples ask is not left to chance.
-        roles = frozenset([Role.IMAGE])
-    elif not is_vision(site) and roles - {Role.IMAGE}:
-        _warn_of_questions(named_in_questions(samples, concepts, groups))
+    words = None
     if not is_vision(site) and settings.words:
         words = _word_groups(store, samples, concepts, groups)
     found = Moments(groups.shape[1], store.d_model)
     told = Moments(words.num_groups, store.d_model) if words else None
-    half = _halves(samples)
+    half = halves_of(samples)
     position = store.labels()[1]
-    index, sample = counted_rows(store, groups, roles)
+    index, sample = counted_rows(store, groups, parse_roles(request.roles))
     spans = list(whole_samples(sample, ROWS_AT_ONCE))
     for start, stop in spans:
         mine = sample[start:stop]
@@ -174,66 +160,10 @@ def _told_apart(
             yield at, store.rows(at), groups_of(sample[start:stop], position[at])
 
     whole = partial(again, lambda mine, _: groups[mine])
-    tokens_read = _tokens_of(site, roles)
-    for kind in kinds:
-        yield found, kind._replace(tokens=tokens_read), whole
+    yield from ((found, kind, whole) for kind in kinds)
     if words and told:
         tokens = partial(again, words.of)
         yield from ((told, kind, tokens) for kind in words.kinds(told.all().samples))
-    if of_text.kinds:
-        yield from _text_told_apart(request, store, of_text, half)
-
-
-def _warn_of_questions(named: Mapping[str, tuple[float, float]]) -> None:
-    if named:
-        name, (own, others) = next(iter(named.items()))
-        warn(
-            f"questions about pictures name {len(named)} concepts that they show, "
-            f"{name!r} for one in {own:.0%} of its own and {others:.0%} of others': "
-            "behind pictures their rows read what is asked; sauce harvest --questions "
-            "asks whatever a picture shows, and gives text rows of its own"
-        )
-
-
-def _are_pictures(store: ActivationStore, groups: Tensor) -> bool:
-    """Say whether all samples in a group have a picture, and tokens of it.
-
-    A decoder that reads pictures across has one token for each, which sees none.
-    """
-    samples = store.samples()
-    shown = all(samples[n]["picture"] for n in groups.any(1).nonzero()[:, 0].tolist())
-    tokens = int((store.labels()[2] == int(Role.IMAGE)).sum())
-    return shown and tokens > len(samples)
-
-
-def _tokens_of(site: str, roles: Collection[Role]) -> tuple[str, ...]:
-    """Return what a row acts on that was fitted on tokens of some roles."""
-    kinds = zip((Role.IMAGE, Role.TEXT, Role.GENERATED), SPARING, strict=True)
-    return tuple(kind for role, kind in kinds if is_vision(site) or role in roles)
-
-
-def _text_told_apart(
-    request: FitRequest, store: ActivationStore, told: Groups, half: Tensor
-) -> Iterator[tuple[Moments, Group, Chunks]]:
-    """Yield the same of tokens behind pictures, where questions were drawn."""
-    groups, kinds = told
-    roles = parse_roles(request.roles) - {Role.IMAGE}
-    index, sample = counted_rows(store, groups, roles)
-    spans = list(whole_samples(sample, ROWS_AT_ONCE))
-    found = Moments(groups.shape[1], store.d_model)
-
-    def chunks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for start, stop in spans:
-            at = index[start:stop]
-            yield at, store.rows(at), groups[sample[start:stop]]
-
-    for start, stop in spans:
-        numbers, inverse = torch.unique(sample[start:stop], return_inverse=True)
-        x = store.rows(index[start:stop])
-        found.add(x, inverse, groups[numbers], half[numbers])
-    tokens = _tokens_of(request.site, roles)
-    for kind in kinds:
-        yield found, kind._replace(tokens=tokens), chunks
 
 
 def _word_groups(
@@ -271,7 +201,7 @@ def _word_groups(
     return WordGroups(tokenizer, tokens, prompts, concepts, groups)
 
 
-def _halves(samples: Sequence[Mapping[str, Any]]) -> Tensor:
+def halves_of(samples: Sequence[Mapping[str, Any]]) -> Tensor:
     """Return the half that each sample is in, as if by chance; a picture is in one.
 
     Shapes: [num_samples]
@@ -289,7 +219,6 @@ def _described(kind: Group, fitted: Fitted, count: Tensor) -> list[Row]:
             shrinkage=fitted.shrinkage,
             num_samples=(int(count[a]), int(count[b])),
             d_prime=round(float(d_prime), 3),
-            tokens=kind.tokens,
         )
         for name, (a, b), d_prime in zip(
             kind.concepts, kind.pairs, fitted.d_prime, strict=True

@@ -12,19 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_sauce.concepts import SPARING, VISION, is_vision
-from vllm_sauce.data.concepts_yaml import ConceptExamples, ConceptFile
-from vllm_sauce.data.drawn_questions import which_are_drawn
+from vllm_sauce.data.concepts_yaml import ConceptExamples
 from vllm_sauce.evaluation.questions import word_pattern
 from vllm_sauce.learning.selection.latent_statistics import sample_groups
 
-OTHERS, ABSENCE, WORDS, SAYING, TEXT = (
-    *("others", "absence", "words", "saying", "text"),
-)
-
-
-TELLS = 0.1
-"""A concept's word is in so many more of the questions about pictures that have it."""
+OTHERS, ABSENCE, WORDS, SAYING = ("others", "absence", "words", "saying")
 
 
 class Group(NamedTuple):
@@ -35,21 +27,6 @@ class Group(NamedTuple):
     pairs: tuple[tuple[int, int], ...]
     """Columns of the groups: with the concept, and without."""
 
-    leads: tuple[tuple[int, int], ...] = ()
-    """The same of what its rows lead from and to, if those are others."""
-
-    tokens: tuple[str, ...] = SPARING
-    """What its rows are fitted on."""
-
-
-class Groups(NamedTuple):
-    """Which sample is in which group, and the groups that rows tell apart."""
-
-    groups: Tensor
-    """[num_samples, num_groups] bool"""
-
-    kinds: list[Group]
-
 
 def groups_of_samples(
     samples: Sequence[Mapping[str, Any]],
@@ -57,20 +34,16 @@ def groups_of_samples(
     split: str,
     site: str,
     enough: int,
-    only: Tensor | None = None,
-) -> Groups:
-    """Return groups of samples with and without each concept.
+) -> tuple[Tensor, list[Group]]:
+    """Return which sample is in which group, and the groups that rows tell apart.
 
     Behind the columns of ``sample_groups`` is one for each domain: samples that lack
     every concept of it and show as little else as ``enough`` of them do, so that
-    nothing stands in its place. ``only``: those that may be in a group.
+    nothing stands in its place.
 
-    Shapes: only [num_samples] bool
-        -> [num_samples, 2 * num_concepts + num_domains] bool
+    Shapes: -> [num_samples, 2 * num_concepts + num_domains] bool
     """
     groups = sample_groups(samples, concepts, split, site)
-    if only is not None:
-        groups &= only[:, None]
     names = tuple(one.name for one in concepts)
     domains: dict[str, list[int]] = {}
     for number, one in enumerate(concepts):
@@ -90,69 +63,7 @@ def groups_of_samples(
         mine = [one for one, c in enumerate(concepts) if c.domain in absent]
         pairs = tuple((2 * one, absent[concepts[one].domain]) for one in mine)
         kinds.append(Group(ABSENCE, tuple(names[one] for one in mine), pairs))
-    return Groups(torch.cat(columns, 1), kinds)
-
-
-def groups_of_text(
-    samples: Sequence[Mapping[str, Any]],
-    file: ConceptFile,
-    split: str,
-    site: str,
-    enough: int,
-) -> Groups:
-    """Return the same of samples whose question was drawn, by what their pictures show.
-
-    All kinds are one: told from those without the concept, it leads to those without
-    anything of its domain where there are such. None, where nothing was drawn.
-
-    Shapes: -> [num_samples, num_groups] bool
-    """
-    here = [False] * len(samples)
-    if not is_vision(site):
-        here = which_are_drawn(samples, file, split)
-    drawn = torch.tensor(here, dtype=torch.bool)
-    asked = (samples[number] for number in drawn.nonzero()[:, 0].tolist())
-    met = {name for one in asked for name in one["concepts"]}
-    concepts = [
-        one
-        for one in file.concepts.values()
-        if one.name in met and any(e.picture for e in one.examples(False, split))
-    ]
-    if not concepts:
-        return Groups(torch.zeros(len(samples), 0, dtype=torch.bool), [])
-    # By their pictures, as at the tower: a drawn question is no example's own.
-    groups, kinds = groups_of_samples(samples, concepts, split, VISION, enough, drawn)
-    leads = {
-        name: pair for kind in kinds for name, pair in zip(*kind[1:3], strict=True)
-    }
-    names, pairs = kinds[0].concepts, kinds[0].pairs
-    led = tuple(leads[name] for name in names)
-    return Groups(groups, [Group(TEXT, names, pairs, led)])
-
-
-def named_in_questions(
-    samples: Sequence[Mapping[str, Any]],
-    concepts: Sequence[ConceptExamples],
-    groups: Tensor,
-) -> dict[str, tuple[float, float]]:
-    """Return how often questions say a concept, about pictures with and without it.
-
-    Of the concepts where the two are far apart: what is asked tells it, then.
-
-    Shapes: groups [num_samples, at least 2 * num_concepts] bool
-    """
-    shown = torch.tensor([one["picture"] is not None for one in samples])
-    found = {}
-    for number, concept in enumerate(concepts):
-        pattern = word_pattern(concept.answers)
-        said = torch.tensor([bool(pattern.search(one["prompt"])) for one in samples])
-        shares = []
-        for column in (2 * number, 2 * number + 1):
-            here = groups[:, column] & shown
-            shares.append(float(said[here].float().mean()) if here.any() else 0.0)
-        if shares[0] - shares[1] > TELLS:
-            found[concept.name] = (shares[0], shares[1])
-    return found
+    return torch.cat(columns, 1), kinds
 
 
 def _emptiest(lacking: Tensor, shown: Tensor, enough: int) -> Tensor:

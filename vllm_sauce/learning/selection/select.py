@@ -34,7 +34,7 @@ from vllm_sauce.learning.selection.selection_file import (
     row_ranking,
 )
 from vllm_sauce.learning.selection.settings import MODEL_SCORES, SelectRequest
-from vllm_sauce.sae import Row, SAEWeights
+from vllm_sauce.sae import SAEWeights
 
 
 def select(
@@ -87,11 +87,11 @@ def select(
     )
 
 
-def _rows_of(sae: SAEWeights, concept: str) -> dict[int, Row]:
-    """Return the rows of a concept among an SAE's latents."""
+def _rows_of(sae: SAEWeights, concept: str) -> dict[int, str]:
+    """Return the rows of a concept among an SAE's latents, and how each ranks."""
     first = sae.d_sae - len(sae.rows)
     return {
-        first + number: row
+        first + number: row_ranking(row.kind)
         for number, row in enumerate(sae.rows)
         if row.concept == concept
     }
@@ -122,7 +122,7 @@ def _scored(
 
 
 def _selected(
-    one: Scored, chosen: Sequence[int], rows: Mapping[int, Row], quiet: Tensor
+    one: Scored, chosen: Sequence[int], rows: Mapping[int, str], quiet: Tensor
 ) -> SelectedConcept:
     """Shapes: quiet [num_shares, num_latents + num_rows]"""
     levels = dict(zip((*chosen, *rows), quiet.T.tolist(), strict=True))
@@ -131,10 +131,8 @@ def _selected(
         num_samples=(one.pos.num_samples, one.neg.num_samples),
         latents=[_latent(one, latent, levels[latent]) for latent in chosen],
         rows=[
-            _latent(one, latent, levels[latent]).model_copy(
-                update={"scores": {row_ranking(row.kind): 1.0}, "tokens": row.tokens}
-            )
-            for latent, row in rows.items()
+            _latent(one, row, levels[row]).model_copy(update={"scores": {ranking: 1.0}})
+            for row, ranking in rows.items()
         ],
     )
 

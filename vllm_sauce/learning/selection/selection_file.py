@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_sauce.bundle.schema import ModelFingerprint
-from vllm_sauce.concepts import SPARING
 from vllm_sauce.errors import ConfigError, LearnError
 from vllm_sauce.files import write_whole
 
@@ -69,8 +68,6 @@ class RankedLatent(_Strict):
     quiet: dict[str, _Number] = {}
     """By share, as ``level_name`` writes it: the activation that so many of the tokens
     without the concept stay at or below."""
-    tokens: tuple[str, ...] = SPARING
-    """What an edit of it acts on: of a row, what it was fitted on."""
 
 
 class SelectedConcept(_Strict):
