@@ -12,9 +12,9 @@ import torch
 from tests.inspection.world import NAMES, WORDING, grid_of
 from tests.tiny_world import draw, random_sae, sample_of
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.concepts import SPARING, VISION, Catalogue, Concept, SiteEdit
+from vllm_sauce.concepts import OF_TEXT, SPARING, VISION, Catalogue, Concept, SiteEdit
 from vllm_sauce.data.samples import Sample
-from vllm_sauce.errors import UnknownConceptError
+from vllm_sauce.errors import UnknownConceptError, UnsupportedFeatureError
 from vllm_sauce.evaluation.asking.asker import Ask
 from vllm_sauce.evaluation.asking.hf_model import ModelAsker
 from vllm_sauce.evaluation.asking.shared_pictures import SharedPictures
@@ -220,6 +220,22 @@ def test_shared_pictures_answer_as_plain_prompts(
             assert after == pytest.approx(other.probability([tokens]), abs=1e-4)
             changed = max(changed, abs(after - before.probability([tokens])))
     assert (changed > 0.5) is (strength > 0)
+
+
+def test_kinds_of_tokens_are_told_or_refused(
+    loaded, bundle, saes, samples, monkeypatch
+):
+    """An edit of text alone, of a model whose prompts do not say where pictures are."""
+    catalogue = small_catalogue(bundle)
+    text = {"decoder.1": replace(SiteEdit.uniform(range(9)), tokens=OF_TEXT)}
+    clock = replace(catalogue["clock"], edits=text)
+    asker = ModelAsker(loaded, Catalogue([clock]), saes)
+    question = choose_questions(samples, catalogue, WORDING, 1)[0]
+    ask = Ask(question=question, forget=("clock",))
+    assert asker.ask([ask])[0].said
+    monkeypatch.setattr(type(loaded), "image_token_id", -1)
+    with pytest.raises(UnsupportedFeatureError, match="which those are: ask vLLM"):
+        asker.ask([ask])
 
 
 def test_answers_are_read_as_transformers_writes_them(loaded, bundle, saes, samples):

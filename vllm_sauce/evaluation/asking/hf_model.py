@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vllm_sauce.concepts import Catalogue
 from vllm_sauce.data.samples import Sample
+from vllm_sauce.errors import UnsupportedFeatureError
 from vllm_sauce.evaluation.asking.asker import Answer, Ask, Place, Progress
 from vllm_sauce.evaluation.asking.shared_pictures import SharedPictures, shares_pictures
 from vllm_sauce.models.answer_tokens import Tokens
@@ -133,9 +134,18 @@ class PlainPrompts:
         """Return log-probabilities of what follows the last tokens.
 
         Shapes: -> [rows, keep, vocab]
+        Raises: UnsupportedFeatureError for an edit of some kinds of tokens where a
+            picture's cannot be told
         """
         first = inputs["attention_mask"].argmax(1)
         image = inputs["input_ids"] == self.loaded.image_token_id
+        kinds = any(edit.only for edit in edits.values())
+        pictured = any(name.startswith("pixel") for name in inputs)
+        if kinds and pictured and not image.any():
+            raise UnsupportedFeatureError(
+                "an edit is of a picture's tokens or of text alone, and this model's "
+                "prompts do not say which those are: ask vLLM"
+            )
         with ExitStack() as hooks:
             for site, edit in edits.items():
                 fn = sparing_sink(edit, first, image)
