@@ -124,5 +124,11 @@ SERVED = (
     ("plugin/worker/decoder_site.py", "        if self._generation != table.generation:\n            self._forget_slots()\n", "", "slots that were others' since are believed", "tests/plugin/worker/test_decoding.py"),
     ("plugin/worker/decoder_site.py", "-1 if part is None else _UNKNOWN", "self._slots[index] if part is None else _UNKNOWN", "an index that comes again keeps its slot", _SITE),
     ("plugin/worker/runtime.py", "if not index and req_id in self.live:", "if False:", "a request that began badly is taken for a dummy", "tests/plugin/worker/test_runtime.py"),
+    ("unlearning/mask.py", "        if Mask.of([(name, 1.0)], \"\").spares_prompts(catalogue):", "        if False:", "a mandatory concept that is evaded token by token", "tests/unlearning/test_mask.py tests/plugin/frontend/test_admission.py -m 'not engine'"),
+    ("plugin/startup/features.py", "\"model_config.multimodal_config.mm_processor_kwargs\"", "\"model_config.multimodal_config.no_such_thing\"", "pictures prepared otherwise", "tests/plugin/startup/test_features.py"),
+    ("plugin/startup/features.py", "\"mm_processor_cache_type\", None) == \"shm\"", "\"mm_processor_cache_type\", None) == \"no\"", "pictures that come as addresses", "tests/plugin/startup/test_features.py"),
+    ("evaluation/asking/hf_model.py", "shown = self.prompts if kinds else self.pictures", "shown = self.pictures", "transformers edits text in a pass of pictures", "tests/learning/selection/test_causal.py tests/inspection/test_figures.py -k kinds"),
+    ("evaluation/asking/hf_model.py", "if kinds and pictured and not image.any():", "if False:", "transformers edits nothing where pictures are not told", "tests/inspection/test_figures.py -k kinds"),
+    ("models/site_edits.py", "mine = image if action.only == (IMAGE,) else ~image", "mine = image", "text is not edited but its picture", "tests/models/test_site_edits.py"),
 )  # fmt: skip
 """What was broken once, to see its test fail."""
