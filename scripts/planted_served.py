@@ -127,7 +127,7 @@ SERVED = (
     ("unlearning/mask.py", "        if Mask.of([(name, 1.0)], \"\").spares_prompts(catalogue):", "        if False:", "a mandatory concept that is evaded token by token", "tests/unlearning/test_mask.py tests/plugin/frontend/test_admission.py -m 'not engine'"),
     ("plugin/startup/features.py", "\"model_config.multimodal_config.mm_processor_kwargs\"", "\"model_config.multimodal_config.no_such_thing\"", "pictures prepared otherwise", "tests/plugin/startup/test_features.py"),
     ("plugin/startup/features.py", "\"mm_processor_cache_type\", None) == \"shm\"", "\"mm_processor_cache_type\", None) == \"no\"", "pictures that come as addresses", "tests/plugin/startup/test_features.py"),
-    ("evaluation/asking/hf_model.py", "shown = self.prompts if kinds else self.pictures", "shown = self.pictures", "transformers edits text in a pass of pictures", "tests/learning/selection/test_causal.py tests/inspection/test_figures.py -k kinds"),
+    ("evaluation/asking/hf_model.py", "shown = self.prompts if kinds else self.pictures", "shown = self.pictures", "transformers edits text in a pass of pictures", "tests/evaluation/asking/test_hf_model.py"),
     ("evaluation/asking/hf_model.py", "if kinds and pictured and not image.any():", "if False:", "transformers edits nothing where pictures are not told", "tests/inspection/test_figures.py -k kinds"),
     ("models/site_edits.py", "mine = image if action.only == (IMAGE,) else ~image", "mine = image", "text is not edited but its picture", "tests/models/test_site_edits.py"),
 )  # fmt: skip

@@ -18,6 +18,7 @@ to go: its norm dwarfs all others, and whoever edits it changes every answer."""
 SPARING = (IMAGE, PROMPT, GENERATED)
 """What an edit acts on unless it says otherwise."""
 OF_TEXT = (PROMPT, GENERATED)
+"""What is no picture's, and not the sink."""
 
 _BRANCH = re.compile(rf"{VISION}(\.[1-9][0-9]{{0,2}})?")
 _DECODER = re.compile(r"decoder\.(0|[1-9][0-9]{0,5})")

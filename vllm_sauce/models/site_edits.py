@@ -94,7 +94,6 @@ class EditTensors:
         return (x.float() + change @ self.W_dec).to(x.dtype)
 
 
-_ALL = (TOKENS, SPARING)
 ENCODED_ROWS = 1024
 """Tokens that are encoded whole at once, for SAEs that need it."""
 
@@ -184,7 +183,8 @@ def site_actions(
     for site, edit in edits.items() if strength else ():
         sae = saes[site]
         sparing = not is_vision(site) and SINK not in edit.tokens
-        kinds = () if is_vision(site) or edit.tokens in _ALL else edit.tokens
+        everywhere = is_vision(site) or edit.tokens in (TOKENS, SPARING)
+        kinds = () if everywhere else edit.tokens
         if kinds not in ((), (IMAGE,), OF_TEXT):
             raise UnsupportedFeatureError(
                 "transformers is asked about edits of all tokens, of all but the sink, "

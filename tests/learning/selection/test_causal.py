@@ -19,7 +19,7 @@ from tests.engines import starts_engine
 from tests.plugin import support
 from tests.plugin.support import MODEL, ReferenceModel, picture
 from vllm_sauce.bundle import Bundle
-from vllm_sauce.concepts import IMAGE, OF_TEXT, SiteEdit
+from vllm_sauce.concepts import SiteEdit
 from vllm_sauce.data.concepts_yaml import ConceptFile
 from vllm_sauce.data.samples import PictureFile
 from vllm_sauce.errors import (
@@ -30,7 +30,6 @@ from vllm_sauce.errors import (
 )
 from vllm_sauce.evaluation.asking import vllm_engine
 from vllm_sauce.evaluation.asking.asker import Ask
-from vllm_sauce.evaluation.asking.hf_model import ModelAsker
 from vllm_sauce.evaluation.asking.rendered_prompts import RenderedPrompts
 from vllm_sauce.evaluation.asking.vllm_engine import EngineAsker
 from vllm_sauce.evaluation.questions import Kind, Question
@@ -43,7 +42,6 @@ from vllm_sauce.learning.selection.causal import (
 from vllm_sauce.learning.selection.select import select
 from vllm_sauce.learning.selection.settings import SelectRequest
 from vllm_sauce.models.answer_tokens import beginnings
-from vllm_sauce.models.loaded_model import LoadedModel
 from vllm_sauce.plugin import compat
 
 TINY = MODEL.parent
@@ -56,8 +54,6 @@ ENGINE = {
     "seed": 0,
 }
 QUESTION = "What object is in the picture?"
-KINDS = {"of text": OF_TEXT, "of pictures": (IMAGE,)}
-"""Edits of some kinds of tokens."""
 DEAD = 2047
 """A latent that is tried beside dog's own."""
 
@@ -126,8 +122,6 @@ def engine(bundle, dog, request_):
     everywhere = SiteEdit.uniform(range(0, 2048, 4), gamma=-1.0)
     candidates["wide"] = {"decoder.1": everywhere}
     candidates["both"] = {"vision": everywhere, "decoder.1": everywhere}
-    for name, tokens in KINDS.items():
-        candidates[name] = {"decoder.1": replace(everywhere, tokens=tokens)}
     saes = {site: entry.weights for site, entry in bundle.sites.items()}
     for number, stop in enumerate((1024, 2048)):
         part = SiteEdit.uniform(range(1024 * number, stop, 4), gamma=-1.0)
@@ -168,8 +162,7 @@ def dogs(count, present=True):
 def test_every_candidate_answers_as_transformers_does(engine):
     """Masks of one and two sites, other strengths and none, mixed in one batch."""
     reference = ReferenceModel(MODEL, Bundle.load(engine.bundle))
-    first = "wide", "both"
-    names = [None, *first, *sorted(engine.names - {*first, *KINDS})]
+    names = [None, "wide", "both", *sorted(engine.names - {"wide", "both"})]
     cases = [(name, seed) for seed in (1, 2) for name in names]
     asks = [
         Ask(
@@ -197,28 +190,6 @@ def test_every_candidate_answers_as_transformers_does(engine):
         assert len(close) >= 3 and all(close)
         firsts.add(round(answer.logprobs[50,], 5))
     assert len(firsts) >= 6  # two pictures, unedited and under both wide edits
-
-
-def test_transformers_edits_the_kinds_of_tokens_that_vllm_does(engine):
-    """A picture's alone, and those of text alone."""
-    served = Bundle.load(engine.bundle)
-    saes = {site: entry.weights for site, entry in served.sites.items()}
-    asker = ModelAsker(LoadedModel.load(MODEL, "cpu"), served.catalogue, saes)
-    names = [(), ("wide",), *((kind,) for kind in KINDS)]
-    asks = [
-        Ask(question=about(seed), forget=forget, wanted=SOME)
-        for seed in (1, 2)
-        for forget in names
-    ]
-    firsts = set()
-    for ask, one, other in zip(asks, engine.ask(asks), asker.ask(asks), strict=True):
-        assert one.said == other.said
-        for tokens in SOME:
-            assert one.logprobs[tokens] == pytest.approx(
-                other.logprobs[tokens], abs=3e-4
-            ), ask
-        firsts.add(round(one.logprobs[50,], 3))
-    assert len(firsts) == len(asks)
 
 
 def test_a_plain_question_is_answered_the_same_in_any_company(engine):
